@@ -1,0 +1,49 @@
+"""What can go wrong before or around a run.
+
+LoadgenError            one line for the user, exit code 1
+├── UsageError          a bad option or combination, exit code 2
+├── TraceError          a bad trace: path, line, reason; exit code 2
+├── PlanError           a plan that cannot be made or read, exit code 2
+└── StackError          a child process or the target did not come up
+
+A failing server during the run is not an exception: it is data in the record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LoadgenError(Exception):
+    """A failure worth one clear line to the user."""
+
+    exit_code = 1
+
+
+class UsageError(LoadgenError):
+    """A bad option or combination of options."""
+
+    exit_code = 2
+
+
+class TraceError(LoadgenError):
+    """A trace that cannot be read: names the file, the line and the reason."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path | str, line_number: int | None, reason: str) -> None:
+        where = f"{path}, line {line_number}" if line_number is not None else f"{path}"
+        super().__init__(f"{where}: {reason}")
+        self.path = str(path)
+        self.line_number = line_number
+        self.reason = reason
+
+
+class PlanError(LoadgenError):
+    """A plan that cannot be made or read."""
+
+    exit_code = 2
+
+
+class StackError(LoadgenError):
+    """A child process or the target did not come up, or went away."""

@@ -1,0 +1,53 @@
+"""The record of one request: what was asked, stamped and received.
+
+Instants are seconds from the run's zero on one monotonic clock. None means "it
+did not happen" or "not known", never 0. One record is one line of
+`requests.jsonl`, appended as requests finish.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EnergyPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proxy says the request cost; joined by request id, never by time."""
+
+    prefill_joules: float | None
+    decode_joules: float | None
+    idle_share_joules: float | None
+    energy_joules: float | None
+    policy: str
+    quality: str
+    policy_joules: dict[str, float] = {}
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished request, whatever its outcome."""
+
+    request_id: str
+    session_id: str
+    turn: int
+    kind: str
+    planned_seconds: float
+    """Intended start: the plan's, or the previous turn's end + think time."""
+    sent_seconds: float | None
+    first_token_seconds: float | None = None
+    first_visible_seconds: float | None = None
+    last_token_seconds: float | None = None
+    finished_seconds: float
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    requested_input_tokens: int | None = None
+    requested_output_tokens: int | None = None
+    chunk_seconds: list[float] = []
+    """Stamp of every read that bore tokens."""
+    chunk_tokens: list[int] = []
+    """Tokens of that read, summing to `output_tokens` where usage is known."""
+    outcome: str
+    """`ok`, `error`, `timeout`, `aborted` (we stopped) or `dropped` (never sent)."""
+    status: int | None = None
+    error: str | None = None
+    connection_reused: bool | None = None
+    energy: EnergyPart | None = None

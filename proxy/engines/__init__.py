@@ -1,0 +1,1 @@
+"""The wire dialects: `ENGINES` maps `--engine` names to them."""

@@ -1,0 +1,31 @@
+"""What can go wrong in the proxy.
+
+ProxyError              one line for the user, exit code 1
+├── ConfigError         a bad option or combination, exit code 2
+├── SensorError         a power source cannot be read (now, or at all)
+└── SseError            a stream that is not SSE, or an event beyond the bound
+
+The proxy fails open: after start, none of these stops a request.
+"""
+
+from __future__ import annotations
+
+
+class ProxyError(Exception):
+    """A failure worth one clear line to the user."""
+
+    exit_code = 1
+
+
+class ConfigError(ProxyError):
+    """A bad option or combination of options."""
+
+    exit_code = 2
+
+
+class SensorError(ProxyError):
+    """A power source cannot be read; while it lasts, energy is unknown, not zero."""
+
+
+class SseError(ProxyError):
+    """A stream that is not SSE, or an event larger than the buffer's bound."""

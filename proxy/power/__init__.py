@@ -1,0 +1,1 @@
+"""The power sources: `SOURCES` maps `--power` names to factories."""

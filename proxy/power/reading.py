@@ -1,0 +1,43 @@
+"""What every power source gives: one reading per device, taken now.
+
+A source only reads; it does no arithmetic beyond its unit conversion. The
+sampler stamps, `proxy.energy` integrates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One device, one moment. A missing figure is None, never 0."""
+
+    device: str
+    joules: float | None = None
+    """Cumulative counter since an arbitrary start; a fall means a reset."""
+    watts: float | None = None
+
+
+class EnergySource(Protocol):
+    """One sensor family; see `SOURCES` for those known."""
+
+    @property
+    def name(self) -> str:
+        """As in `--power`."""
+
+    @property
+    def boundary(self) -> str:
+        """What is inside its joules: `gpu`, `host` or `node`."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """True when the joules come from a model, not from a device."""
+
+    def read(self) -> Sequence[Reading]:
+        """All devices, back to back. Raises SensorError when they cannot be read."""
+
+    def close(self) -> None:
+        """Release the sensor; a second call does nothing."""
