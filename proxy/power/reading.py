@@ -21,6 +21,15 @@ class Reading:
     watts: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the user said about a source: `--power NAME=argument` and `--gpus`."""
+
+    argument: str | None = None
+    gpus: tuple[str, ...] = ()
+    """Indices or UUIDs; empty means every visible device."""
+
+
 class EnergySource(Protocol):
     """One sensor family; see `SOURCES` for those known."""
 
