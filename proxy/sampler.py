@@ -1,0 +1,142 @@
+"""One thread per power source, reading on a fixed grid and handing samples on.
+
+The event loop never calls a sensor. A source that fails to open or to read is
+tried again, ever more slowly, and each failure is handed on as a gap; grid
+slots that a slow read overran are counted as missed, never caught up on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from proxy.errors import ProxyError, SensorError
+from proxy.power.reading import EnergySource, Reading
+
+log = logging.getLogger("servewatt.sampler")
+
+RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0)
+"""Pauses after the first, second, ... failure in a row; the last one repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One successful read, stamped at the middle of the call."""
+
+    at_seconds: float
+    readings: Sequence[Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One failed read or open; until the next `Sampled` nothing is known."""
+
+    at_seconds: float
+    reason: str
+
+
+@dataclass(slots=True)
+class SamplerStats:
+    """Counts since start; written by the thread, read by anyone."""
+
+    samples: int = 0
+    missed: int = 0
+    errors: int = 0
+    last_error: str | None = None
+    is_up: bool = False
+    is_simulated: bool = False
+    boundary: str = "unknown"
+    read_seconds: float = 0.0
+    """Time spent inside the source, in total."""
+
+
+class Sampler:
+    """Reads `open_source()` every `interval_seconds` until stopped.
+
+    `deliver` is called on the sampler's thread; the app wraps it so that
+    samples arrive on the event loop.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[], EnergySource],
+        interval_seconds: float,
+        deliver: Callable[[Sampled | Failed], None],
+    ) -> None:
+        self.interval_seconds = interval_seconds
+        self.stats = SamplerStats()
+        self._open_source = open_source
+        self._deliver = deliver
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """End the thread and close the source; waits for a read in progress."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            source: EnergySource | None = None
+            before = self.stats.samples
+            try:
+                source = self._open_source()
+                self._read_on_grid(source)
+            except ProxyError as error:
+                failures = 0 if self.stats.samples > before else failures
+                self._failed(str(error))
+            finally:
+                if source is not None:
+                    source.close()
+            pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+            failures += 1
+            self._stop.wait(pause)
+
+    def _read_on_grid(self, source: EnergySource) -> None:
+        """Read until stopped; returns or raises SensorError."""
+        due = time.monotonic()
+        while not self._stop.is_set():
+            begin = time.monotonic()
+            readings = source.read()
+            end = time.monotonic()
+            stats = self.stats
+            stats.samples += 1
+            stats.read_seconds += end - begin
+            stats.is_up = True
+            stats.is_simulated = source.is_simulated
+            stats.boundary = source.boundary
+            self._deliver(Sampled((begin + end) / 2, readings))
+            due += self.interval_seconds
+            overrun = int((end - due) / self.interval_seconds) if end > due else 0
+            stats.missed += overrun
+            due += overrun * self.interval_seconds
+            self._stop.wait(max(0.0, due - time.monotonic()))
+
+    def _failed(self, reason: str) -> None:
+        if self.stats.is_up or self.stats.last_error != reason:
+            log.warning("power source: %s; energy is unknown until it answers", reason)
+        self.stats.errors += 1
+        self.stats.last_error = reason
+        self.stats.is_up = False
+        self._deliver(Failed(time.monotonic(), reason))
+
+
+def read_once(open_source: Callable[[], EnergySource]) -> Sequence[Reading]:
+    """Open, read and close: does this source work here? Raises ProxyError."""
+    source = open_source()
+    try:
+        readings = source.read()
+    finally:
+        source.close()
+    if not readings:
+        raise SensorError(f"{source.name} shows no device")
+    return readings

@@ -1,0 +1,106 @@
+"""The sampling thread: stamps, retries, gaps and misses, with events for waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from proxy.errors import SensorError
+from proxy.power.none import NoSource
+from proxy.power.reading import Reading
+from proxy.sampler import Failed, Sampled, Sampler, read_once
+
+PATIENCE_SECONDS = 20
+
+
+class ScriptedSource:
+    """Gives the script's joules one by one; an exception in it is raised."""
+
+    name = "scripted"
+    boundary = "gpu"
+    is_simulated = True
+
+    def __init__(self, script: list[float | SensorError]) -> None:
+        self.script = script
+        self.closed = 0
+
+    def read(self) -> Sequence[Reading]:
+        step = self.script.pop(0) if self.script else 0.0
+        if isinstance(step, SensorError):
+            raise step
+        return [Reading("gpu0", joules=step)]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def collect(
+    source: ScriptedSource, count: int
+) -> tuple[list[Sampled | Failed], Sampler]:
+    """Run a sampler until `count` events were handed on."""
+    events: list[Sampled | Failed] = []
+    enough = threading.Event()
+
+    def deliver(event: Sampled | Failed) -> None:
+        events.append(event)
+        if len(events) >= count:
+            enough.set()
+
+    sampler = Sampler(lambda: source, 0.001, deliver)
+    sampler.start()
+    assert enough.wait(PATIENCE_SECONDS)
+    sampler.stop()
+    return events[:count], sampler
+
+
+def test_samples_come_in_order_with_rising_stamps() -> None:
+    events, sampler = collect(ScriptedSource([1.0, 2.0, 3.0]), 3)
+    samples = [event for event in events if isinstance(event, Sampled)]
+    assert [sample.readings[0].joules for sample in samples] == [1.0, 2.0, 3.0]
+    stamps = [sample.at_seconds for sample in samples]
+    assert stamps == sorted(stamps)
+    assert sampler.stats.boundary == "gpu"
+    assert sampler.stats.is_simulated
+
+
+def test_a_failure_is_handed_on_and_the_source_opened_again() -> None:
+    source = ScriptedSource([1.0, SensorError("GPU is lost"), 2.0])
+    events, sampler = collect(source, 3)
+    assert isinstance(events[0], Sampled)
+    assert isinstance(events[1], Failed)
+    assert events[1].reason == "GPU is lost"
+    assert isinstance(events[2], Sampled)
+    assert sampler.stats.errors == 1
+    assert sampler.stats.last_error == "GPU is lost"
+    assert source.closed == 2
+
+
+def test_a_source_that_cannot_open_is_a_failure_and_not_the_end() -> None:
+    opened = 0
+    failed = threading.Event()
+
+    def open_source() -> ScriptedSource:
+        nonlocal opened
+        opened += 1
+        raise SensorError("no driver")
+
+    def deliver(event: Sampled | Failed) -> None:
+        if opened >= 2:
+            failed.set()
+
+    sampler = Sampler(open_source, 0.001, deliver)
+    sampler.start()
+    assert failed.wait(PATIENCE_SECONDS)
+    sampler.stop()
+    assert not sampler.stats.is_up
+    assert sampler.stats.samples == 0
+
+
+def test_one_read_says_whether_a_source_works() -> None:
+    source = ScriptedSource([7.0])
+    assert read_once(lambda: source)[0].joules == 7.0
+    assert source.closed == 1
+    with pytest.raises(SensorError, match="none shows no device"):
+        read_once(NoSource)
