@@ -26,7 +26,7 @@ PURE = {
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "power", "meter", "sampler", "metrics", "relay", "admin", "app", "cli",
+    "power", "meter", "sampler", "store", "relay", "metrics", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 
