@@ -1,0 +1,122 @@
+"""GPUs and models the simulator knows: published figures, and stated assumptions.
+
+Published: dense peak, memory bandwidth and size, board power, model shape. Each
+is the vendor's data sheet figure for bf16 *without* structured sparsity (data
+sheets print the doubled figure first: 312 of 624 TFLOPS for the A100, 989 of 1,979
+for the H100 and H200, 154.8 of 309.7 for the RTX A6000). Assumed, because no
+data sheet has them: the reachable fractions of the peaks, the idle watts with
+weights resident, and the energy per operation. The last is not set by hand but
+follows from two load points, see `Gpu.joules_per_flop` and `joules_per_byte`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator board. Rates are per second, dense bf16."""
+
+    name: str
+    """As the vendor's tools print it; everything shown puts SIMULATED before it."""
+    peak_flops: float
+    memory_bytes_per_second: float
+    memory_bytes: float
+    tdp_watts: float
+    """Board power limit; also the default power cap."""
+    idle_watts: float
+    """Assumed: weights resident, clocks up, nothing running (loaded idle)."""
+    compute_efficiency: float = 0.55
+    """Assumed reachable part of the peak in large matrix products (MFU)."""
+    memory_efficiency: float = 0.80
+    """Assumed reachable part of the memory bandwidth (MBU)."""
+    active_fraction: float = 0.12
+    """Assumed extra watts while any kernel runs, whatever it does, as part of TDP."""
+    memory_bound_fraction: float = 0.63
+    """Assumed board power while only memory is busy, as part of TDP: V100 boards
+    (300 W) were reported at 180-200 W in decode, 270-300 W in prefill
+    (1CatAI/1Cat-vLLM issue 535)."""
+
+    @property
+    def active_watts(self) -> float:
+        """Power that any running kernel adds to idle, before it does any work."""
+        return self.active_fraction * self.tdp_watts
+
+    @property
+    def joules_per_flop(self) -> float:
+        """Such that a purely compute-bound load draws exactly the TDP."""
+        budget_watts = self.tdp_watts - self.idle_watts - self.active_watts
+        return budget_watts / (self.peak_flops * self.compute_efficiency)
+
+    @property
+    def joules_per_byte(self) -> float:
+        """Such that a purely memory-bound load draws `memory_bound_fraction` of it."""
+        load_watts = self.memory_bound_fraction * self.tdp_watts
+        budget_watts = load_watts - self.idle_watts - self.active_watts
+        return budget_watts / (self.memory_bytes_per_second * self.memory_efficiency)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A dense decoder-only transformer in bf16, as far as its cost goes."""
+
+    name: str
+    parameters: float
+    layers: int
+    hidden_size: int
+    """Query heads times head size."""
+    kv_heads: int
+    head_size: int
+    context_tokens: int
+    bytes_per_value: int = 2
+
+    @property
+    def weight_bytes(self) -> float:
+        """Read once per step, whatever the batch."""
+        return self.parameters * self.bytes_per_value
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * self.bytes_per_value
+
+    @property
+    def flops_per_token(self) -> float:
+        """A multiplication and an addition per parameter; attention comes on top."""
+        return 2 * self.parameters
+
+    @property
+    def attention_flops_per_pair(self) -> float:
+        """For one query against one key: the score and the weighted sum."""
+        return 4.0 * self.layers * self.hidden_size
+
+
+GPUS: dict[str, Gpu] = {
+    # NVIDIA A100 80GB data sheet: 312 TFLOPS, 2,039 / 1,935 GB/s, 400 / 300 W.
+    "a100-sxm": Gpu("NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 80e9, 400, 65),
+    "a100-pcie": Gpu("NVIDIA A100 80GB PCIe", 312e12, 1935e9, 80e9, 300, 60),
+    # NVIDIA H100 data sheet, SXM column: 1,979 sparse, 3.35 TB/s, up to 700 W.
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 989.4e12, 3350e9, 80e9, 700, 110),
+    # NVIDIA H200 data sheet, SXM column: the H100's die, 4.8 TB/s and 141 GB.
+    "h200": Gpu("NVIDIA H200", 989.4e12, 4800e9, 141e9, 700, 120),
+    # NVIDIA RTX A6000 data sheet and GA102 white paper: 154.8 dense, GDDR6.
+    "a6000": Gpu("NVIDIA RTX A6000", 154.8e12, 768e9, 48e9, 300, 40),
+}
+
+MODELS: dict[str, Model] = {
+    # meta-llama model cards and config.json; parameters counted from the shapes.
+    "llama-3.1-8b": Model("llama-3.1-8b", 8.03e9, 32, 4096, 8, 128, 131_072),
+    "llama-3.1-70b": Model("llama-3.1-70b", 70.6e9, 80, 8192, 8, 128, 131_072),
+}
+
+PRESETS: dict[str, tuple[str, str, int]] = {
+    "a6000-8b": ("a6000", "llama-3.1-8b", 1),
+    "a100-8b": ("a100-sxm", "llama-3.1-8b", 1),
+    "h100-8b": ("h100", "llama-3.1-8b", 1),
+    "h200-8b": ("h200", "llama-3.1-8b", 1),
+    "a100-70b": ("a100-sxm", "llama-3.1-70b", 4),
+    "h100-70b": ("h100", "llama-3.1-70b", 4),
+    "h200-70b": ("h200", "llama-3.1-70b", 2),
+}
+"""Combinations that fit: GPU, model, number of GPUs."""
