@@ -1,0 +1,202 @@
+"""The OpenAI-style dialect: vLLM, `transformers serve`, and who speaks like them.
+
+What differs between servers is a `Flavour`, plain data. Facts and captures:
+tests/proxy/captures, vLLM 0.32 and transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from proxy.engines.dialect import RequestFacts, Update, Usage
+from proxy.engines.wire import (
+    ERROR_CHARACTERS,
+    UNREADABLE,
+    Body,
+    Choice,
+    RequestBody,
+    as_count,
+    count_prompts,
+    error_in,
+    error_text,
+    with_true,
+)
+
+ROUTES = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+
+DONE = Update(is_end=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flavour:
+    """How one OpenAI-style server departs from the others on the wire."""
+
+    name: str
+    empty_text_is_token: bool = False
+    """vLLM sends an event only when there was a token, even one that decoded to
+    nothing; others send bare events too."""
+    sends_done: bool = True
+    """Streams end with `[DONE]`; else with the event that has usage."""
+    usage_on_request: bool = True
+    """Streams have usage only where `stream_options.include_usage` asks for it."""
+    requires_end: bool = False
+
+
+VLLM = Flavour(name="vllm", empty_text_is_token=True, requires_end=True)
+OPENAI = Flavour(name="openai")
+TRANSFORMERS = Flavour(name="transformers", sends_done=False, usage_on_request=False)
+
+
+class OpenAIEngine:
+    """Chat and completions, streamed or not, in one flavour."""
+
+    def __init__(self, flavour: Flavour) -> None:
+        self._flavour = flavour
+
+    @property
+    def name(self) -> str:
+        """The flavour's name."""
+        return self._flavour.name
+
+    @property
+    def requires_end(self) -> bool:
+        """True for servers known to always say when they are done."""
+        return self._flavour.requires_end
+
+    def read_request(self, method: str, path: str, body: bytes) -> RequestFacts | None:
+        """Facts of a chat or completions request, None for any other route."""
+        route = ROUTES.get(path) if method == "POST" else None
+        return None if route is None else read_openai_request(route, body)
+
+    def with_usage(self, body: bytes) -> bytes:
+        """The body with `stream_options.include_usage`; every other value kept."""
+        if not self._flavour.usage_on_request:
+            return body
+        return with_true(body, "stream_options", "include_usage")
+
+    def read_event(self, data: bytes) -> Update:
+        """What one event's data says; strange JSON says nothing."""
+        if data == b"[DONE]":
+            return DONE
+        try:
+            event = _decode_body(data)
+        except UNREADABLE:
+            return Update(error=error_in(data))
+        return update_of_event(event, self._flavour)
+
+    def read_reply(
+        self, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Update:
+        """What a whole reply says: usage, text and phases, or the error."""
+        return read_openai_reply(status, body)
+
+
+_decode_body = msgspec.json.Decoder(Body).decode
+_decode_request = msgspec.json.Decoder(RequestBody).decode
+
+
+def read_openai_request(route: str, body: bytes) -> RequestFacts:
+    """Facts of a body sent to `route`; of a broken one, only that."""
+    try:
+        request = _decode_request(body)
+    except UNREADABLE:
+        return RequestFacts(route)
+    options = request.stream_options
+    options = options if isinstance(options, dict) else {}
+    wants_usage = options.get("include_usage") is True
+    copies = max(as_count(request.n) or 1, as_count(request.best_of) or 1)
+    limit = as_count(request.max_completion_tokens)
+    return RequestFacts(
+        route=route,
+        model=request.model if isinstance(request.model, str) else None,
+        is_stream=request.stream is True,
+        sequences=copies * count_prompts(request.prompt),
+        max_output_tokens=as_count(request.max_tokens) if limit is None else limit,
+        wants_usage=wants_usage,
+        has_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
+    )
+
+
+def update_of_event(event: Body, flavour: Flavour) -> Update:
+    """What a stream event says in this flavour."""
+    if event.error is not None:
+        return Update(error=error_text(event.error))
+    usage = None if event.usage is None else event.usage.read()
+    phases = None if event.metrics is None else event.metrics.read()
+    if not event.choices:
+        is_usage_only = usage is not None and event.choices is not None
+        return Update(usage=usage, phases=phases, is_usage_only=is_usage_only)
+    text = ""
+    is_visible = False
+    tokens: int | None = None
+    finish_reason: str | None = None
+    for choice in event.choices:
+        part = visible_text(choice)
+        if part:
+            is_visible = True
+            text += part if choice.index == 0 else ""
+        if choice.token_ids is not None:
+            tokens = (tokens or 0) + len(choice.token_ids)
+        finish_reason = choice.finish_reason or finish_reason
+    if tokens is None:
+        carries_token = is_visible or has_token(event.choices, usage, flavour)
+    else:
+        carries_token = tokens > 0
+    is_last = finish_reason is not None and usage is not None
+    return Update(
+        carries_token,
+        is_visible,
+        tokens,
+        usage,
+        phases,
+        finish_reason,
+        is_end=is_last and not flavour.sends_done,
+        text=text,
+    )
+
+
+def has_token(choices: list[Choice], usage: Usage | None, flavour: Flavour) -> bool:
+    """Whether choices without visible text stand for a token all the same."""
+    deltas = [choice.delta for choice in choices if choice.delta is not None]
+    if any(delta.has_hidden() for delta in deltas):
+        return True
+    if not flavour.empty_text_is_token:
+        return False
+    if usage is not None and usage.output_tokens is not None:
+        return usage.output_tokens > 0  # running usage: 0 on the role event only
+    return not any(delta.role is not None for delta in deltas)
+
+
+def visible_text(choice: Choice) -> str:
+    """The text a person would see; empty for reasoning and tool calls."""
+    part = choice.delta or choice.message
+    return (choice.text if part is None else part.content) or ""
+
+
+def read_openai_reply(status: int, body: bytes) -> Update:
+    """What a whole reply says; a status other than 2xx is always an error."""
+    if not 200 <= status < 300:
+        text = " ".join(body[:ERROR_CHARACTERS].decode(errors="replace").split())
+        return Update(error=error_in(body) or text or f"status {status}", is_end=True)
+    try:
+        reply = _decode_body(body)
+    except UNREADABLE:
+        return Update(error=error_in(body), is_end=True)
+    if reply.error is not None:
+        return Update(error=error_text(reply.error), is_end=True)
+    usage = None if reply.usage is None else reply.usage.read()
+    choices = reply.choices or []
+    # A conversation goes on with choice 0; so does the text of stream events.
+    text = "".join(visible_text(part) for part in choices if part.index == 0)
+    return Update(
+        carries_token=bool(text or (usage is not None and usage.output_tokens)),
+        is_visible=bool(text),
+        usage=usage,
+        phases=None if reply.metrics is None else reply.metrics.read(),
+        finish_reason=choices[0].finish_reason if choices else None,
+        is_end=True,
+        text=text,
+    )

@@ -1,0 +1,185 @@
+"""Bodies of the OpenAI-style wire, decoded by msgspec; unknown fields are skipped.
+
+Only what the meter needs is named. A value whose type varies between servers is
+`Any`, or `Raw` (kept as bytes) where it may be large: it never fails the decoding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from proxy.engines.dialect import PhaseSeconds, Usage
+
+ERROR_CHARACTERS = 300
+"""An engine may echo a whole prompt in its message; a record needs its gist."""
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding strange bytes may raise: not JSON, not UTF-8, nested too deep."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class PromptDetails(msgspec.Struct):
+    """Part of usage; vLLM sends it with `--enable-prompt-tokens-details`."""
+
+    cached_tokens: Count | None = None
+
+
+class UsageBody(msgspec.Struct):
+    """`usage`, cumulative over all choices."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    def read(self) -> Usage:
+        """The same counts in the dialect's words."""
+        details = self.prompt_tokens_details
+        return Usage(
+            self.prompt_tokens,
+            self.completion_tokens,
+            None if details is None else details.cached_tokens,
+        )
+
+
+class MetricsBody(msgspec.Struct):
+    """vLLM's `metrics` (`--enable-per-request-metrics`), in milliseconds."""
+
+    queue_time_ms: float | None = None
+    time_to_first_token_ms: float | None = None
+    """From scheduled, not from arrival: the prefill."""
+    generation_time_ms: float | None = None
+
+    def read(self) -> PhaseSeconds:
+        """The same durations in seconds."""
+        return PhaseSeconds(
+            queue_seconds=seconds(self.queue_time_ms),
+            prefill_seconds=seconds(self.time_to_first_token_ms),
+            decode_seconds=seconds(self.generation_time_ms),
+        )
+
+
+class Delta(msgspec.Struct):
+    """What one chat event adds, also the `message` of a whole reply."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+    def has_hidden(self) -> bool:
+        """Tokens that are not the answer's text: reasoning, tool calls, refusal."""
+        return bool(
+            self.reasoning
+            or self.reasoning_content
+            or self.tool_calls
+            or self.function_call
+            or self.refusal
+        )
+
+
+class Choice(msgspec.Struct):
+    """One choice of one event or reply; chat has delta or message, the rest text."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Body(msgspec.Struct):
+    """A stream event or a whole reply."""
+
+    choices: list[Choice] | None = None
+    usage: UsageBody | None = None
+    metrics: MetricsBody | None = None
+    error: Any = None
+
+
+class RequestBody(msgspec.Struct):
+    """A request; any type anywhere, the engine is the one to refuse it."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = None
+    n: Any = None
+    best_of: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+def seconds(milliseconds: float | None) -> float | None:
+    """Milliseconds in seconds; nothing stays nothing."""
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def as_count(value: object) -> int | None:
+    """A non-negative integer, None for everything else (also for True)."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if isinstance(value, int) and is_count else None
+
+
+def count_prompts(prompt: msgspec.Raw) -> int:
+    """How many prompts a completions request has: text, token ids, or lists of them."""
+    if bytes(memoryview(prompt)[:1]) != b"[":
+        return 1
+    try:
+        prompts = msgspec.json.decode(prompt, type=list[msgspec.Raw])
+    except UNREADABLE:
+        return 1
+    is_token_ids = bool(prompts) and bytes(prompts[0])[:1] not in (b'"', b"[")
+    return 1 if is_token_ids else max(1, len(prompts))
+
+
+def with_true(body: bytes, section: str, field: str) -> bytes:
+    """`body` with `section.field` set to true, or as it is where that has no place.
+
+    Every other value keeps its very bytes: numbers are not read and rewritten.
+    """
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        old = fields.get(section)
+        if old is None or bytes(old) == b"null":
+            inner: dict[str, msgspec.Raw] = {}
+        else:
+            inner = msgspec.json.decode(old, type=dict[str, msgspec.Raw])
+    except UNREADABLE:
+        return body
+    inner[field] = msgspec.Raw(b"true")
+    fields[section] = msgspec.Raw(msgspec.json.encode(inner))
+    return msgspec.json.encode(fields)
+
+
+def error_in(body: bytes) -> str | None:
+    """The text of the `error` (or `detail`) of any JSON object, None without one."""
+    try:
+        fields = msgspec.json.decode(body)
+    except UNREADABLE:
+        return None
+    if not isinstance(fields, dict):
+        return None
+    found = fields.get("error")
+    return error_text(fields.get("detail") if found is None else found)
+
+
+def error_text(found: object) -> str | None:
+    """One line of at most 300 characters from an error of whatever shape."""
+    if found is None or found is False:
+        return None
+    if isinstance(found, dict):
+        for name in ("message", "msg", "type", "code"):
+            if found.get(name):
+                found = found[name]
+                break
+    elif isinstance(found, list) and found:
+        return error_text(found[0])
+    text = found if isinstance(found, str) else msgspec.json.encode(found).decode()
+    return " ".join(text.split())[:ERROR_CHARACTERS] or "error without a message"
