@@ -1,0 +1,84 @@
+"""How figures are written for people: three digits and a unit, never a bare number."""
+
+from __future__ import annotations
+
+MISSING = "–"
+ROUGH = "~"
+"""Before a percentile that rests on a handful of values."""
+
+_JOULES = ((1e6, "MJ"), (1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_WATTS = ((1e6, "MW"), (1e3, "kW"), (1.0, "W"), (1e-3, "mW"))
+ENOUGH = {50: 1, 90: 100, 95: 200, 99: 1000}
+"""Values that a percentile needs: ten beyond it."""
+
+
+def digits(value: float) -> str:
+    """Three significant digits without an exponent: 0.0123, 1.23, 12.3, 1,234."""
+    size = abs(value)
+    if size >= 100 or value == 0:
+        return f"{value:,.0f}"
+    decimals = 1 if size >= 10 else 2 if size >= 1 else 3
+    if size < 0.1:
+        decimals = 4
+    return f"{value:.{decimals}f}"
+
+
+def joules(value: float | None) -> str:
+    """Energy, such as `1.23 kJ` or `45.6 mJ`."""
+    return _scaled(value, _JOULES)
+
+
+def seconds(value: float | None) -> str:
+    """A duration, such as `45.6 ms` or `1.23 s`."""
+    return _scaled(value, _SECONDS)
+
+
+def watts(value: float | None) -> str:
+    """Power, such as `312 W`."""
+    return _scaled(value, _WATTS)
+
+
+def rate(value: float | None, unit: str) -> str:
+    """So many per second, such as `4.02 requests/s`."""
+    return MISSING if value is None else f"{digits(value)} {unit}"
+
+
+def percent(fraction: float | None) -> str:
+    """A part of a whole, such as `12.3 %`."""
+    return MISSING if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def count(value: float | None) -> str:
+    """A number of things, such as `1,234`."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """By the unit of a measure: `s` or `J`."""
+    return {"s": seconds, "J": joules}[unit](value)
+
+
+def percentile(value: float, unit: str, percent: int, n: int) -> str:
+    """Marked rough, or left out, when too few values stand behind it.
+
+    A tail of fewer than ten values is rough; below one value in the tail the
+    percentile would only be another name for the maximum.
+    """
+    if n < ENOUGH[percent] / 10:
+        return MISSING
+    text = quantity(value, unit)
+    return text if n >= ENOUGH[percent] else f"{ROUGH}{text}"
+
+
+def _scaled(value: float | None, scale: tuple[tuple[float, str], ...]) -> str:
+    if value is None:
+        return MISSING
+    if value == 0:
+        return f"0 {next(unit for size, unit in scale if size == 1)}"
+    for size, unit in scale:
+        # 0.9995: what rounds to 1,000 of a unit is 1 of the next
+        if abs(value) >= size * 0.9995:
+            return f"{digits(value / size)} {unit}"
+    size, unit = scale[-1]
+    return f"{digits(value / size)} {unit}"

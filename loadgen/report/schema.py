@@ -1,0 +1,223 @@
+"""The shape of `summary.json`.
+
+The flat keys of `Summary` are those that scripts for `vllm bench serve` parse,
+with vLLM's meaning (milliseconds, answered requests, per second of the window).
+Everything else is in base units. Null means "not known" or "did not happen".
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loadgen.report.distribution import Stats
+from loadgen.verdict import Verdict
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """What requests cost beyond keeping the engine loaded."""
+
+    prefill: float
+    decode: float
+
+
+class PerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Distribution of the joules of single requests."""
+
+    n: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean watts by account in consecutive bins, from books at the bins' edges."""
+
+    edges_seconds: list[float]
+    """From the run's zero; one more than there are bins."""
+    prefill_watts: list[float]
+    decode_watts: list[float]
+    idle_share_watts: list[float]
+    idle_watts: list[float]
+    unattributed_watts: list[float]
+
+
+class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """`energy` of `summary.json`; null where nothing is known, and then why."""
+
+    boundary: str | None = None
+    source: str | None = None
+    policy: str | None = None
+    simulated: bool = False
+    sample_interval_seconds: float | None = None
+    window_seconds: float | None = None
+    measured_joules: float | None = None
+    attributed_joules: Phases | None = None
+    idle_share_joules: float | None = None
+    idle_joules: float | None = None
+    unattributed_joules: dict[str, float] | None = None
+    residual_joules: float | None = None
+    joules_per_request: PerRequest | None = None
+    joules_per_output_token: float | None = None
+    joules_per_total_token: float | None = None
+    measured_joules_per_output_token: float | None = None
+    failed_request_joules: float | None = None
+    mean_watts: float | None = None
+    joined_joules: float | None = None
+    """Sum over this run's requests; less than the books when others were served."""
+    requests_with_energy: int = 0
+    requests_without_energy: int = 0
+    policy_joules: dict[str, dict[str, float]] = {}
+    """Active joules by policy, then kind of request."""
+    quality: dict[str, int] = {}
+    loaded_idle_watts: float | None = None
+    idle_source: str | None = None
+    samples: int | None = None
+    gaps: int | None = None
+    counter_period_seconds: float | None = None
+    counter_power_ratio: float | None = None
+    settled: bool | None = None
+    """False when the books were read before the window's end was final."""
+    power: PowerSeries | None = None
+    reason: str | None = None
+    """Why joules are null."""
+    definitions: dict[str, str] = {}
+
+
+class Lag(msgspec.Struct, frozen=True, kw_only=True):
+    """Schedule lag in milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """Was the plan kept? Rates in requests per second."""
+
+    planned: int
+    sent: int
+    dropped: int
+    offered_per_second: float | None
+    achieved_per_second: float | None
+    lag_ms: Lag | None
+    gap_p50_ms: float | None
+    loop_lag_p99_ms: float | None
+    mean_concurrency: float | None
+    peak_concurrency: int | None
+
+
+class WindowBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of the run every figure is about."""
+
+    start_seconds: float
+    end_seconds: float
+    warmup_seconds: float
+    cooldown_seconds: float
+    requests: int
+    requests_outside: int
+    run_seconds: float
+    """Zero to the last request's end, warm-up and cool-down included."""
+    started_unix_seconds: float | None
+
+
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one kind or one turn; latencies in seconds, medians."""
+
+    requests: int
+    completed: int
+    mean_prompt_tokens: float | None
+    mean_output_tokens: float | None
+    p50_ttft_seconds: float | None
+    p50_tpot_seconds: float | None
+    p50_e2el_seconds: float | None
+    mean_joules: float | None
+    p50_joules: float | None
+    p90_joules: float | None
+    joules_per_output_token: float | None
+
+
+class LengthBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Asked against served tokens of answered requests."""
+
+    requests: int
+    asked_tokens: int
+    served_tokens: int
+    served_over_asked: float | None
+    exact_fraction: float | None
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that met every limit; failures are misses."""
+
+    limits: dict[str, float]
+    """Base units: seconds, joules."""
+    good: int
+    fraction_of_attempted: float | None
+
+
+class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One failure text and how often it came."""
+
+    error: str
+    count: int
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of `summary.json`."""
+
+    servewatt: str = "summary/1"
+    simulated: bool
+    verdict: Verdict
+    trace: str | None
+    trace_format: str | None
+    arrival: str | None
+    seed: int | None
+    backend: str | None
+    model: str | None
+    plan_sha256: str | None
+    duration: float
+    completed: int
+    failed: int
+    total_input_tokens: int
+    total_output_tokens: int
+    request_throughput: float | None
+    output_throughput: float | None
+    total_token_throughput: float | None
+    request_goodput: float | None
+    mean_ttft_ms: float | None
+    median_ttft_ms: float | None
+    std_ttft_ms: float | None
+    p99_ttft_ms: float | None
+    mean_tpot_ms: float | None
+    median_tpot_ms: float | None
+    std_tpot_ms: float | None
+    p99_tpot_ms: float | None
+    mean_itl_ms: float | None
+    median_itl_ms: float | None
+    std_itl_ms: float | None
+    p99_itl_ms: float | None
+    mean_e2el_ms: float | None
+    median_e2el_ms: float | None
+    std_e2el_ms: float | None
+    p99_e2el_ms: float | None
+    request_rate: float | str | None
+    """As planned; "inf" for all at once, null for the trace's own."""
+    burstiness: float | None
+    max_concurrency: int | None
+    schedule: Schedule
+    energy: EnergyBlock
+    measures: dict[str, Stats | None]
+    window: WindowBlock
+    goodput: Goodput | None
+    outcomes: dict[str, int]
+    errors: list[ErrorRow]
+    by_kind: dict[str, GroupRow]
+    by_turn: dict[str, GroupRow]
+    cached_tokens: int
+    input_lengths: LengthBlock
+    output_lengths: LengthBlock
+    environment: dict[str, str | int | None]
+    metadata: dict[str, str]

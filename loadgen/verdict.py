@@ -1,0 +1,251 @@
+"""Is this run worth reading? valid, degraded or invalid, with the reasons.
+
+`invalid`: the load was not the one planned, or the books do not close; do not
+use the figures. `degraded`: usable with the stated reservation. Every reason is
+one sentence with the figure and the threshold it broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+VALID, DEGRADED, INVALID = "valid", "degraded", "invalid"
+EXIT_CODES: dict[str, int] = {VALID: 0, DEGRADED: 0, INVALID: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Where a figure stops being good enough, each with its reason."""
+
+    lag_degraded_seconds: float = 0.010
+    """An engine's step takes 10 ms and more: below it, a late request still joins
+    the step it was meant for."""
+    lag_gap_fraction: float = 0.5
+    """Late by half the median planned gap, requests begin to swap places. (5 % of
+    the gap would be under a millisecond from 35 requests/s on, finer than an
+    event loop's timer, so every client would fail it.)"""
+    lag_floor_seconds: float = 0.005
+    """What this client is built to hold at 200 requests/s; the gap rule stops here."""
+    lag_invalid_seconds: float = 0.100
+    """Ten steps: bursts arrive as another pattern than the one planned."""
+    loop_lag_degraded_seconds: float = 0.010
+    """A busy event loop stamps first tokens late by as much."""
+    loop_lag_invalid_seconds: float = 0.100
+    error_invalid_fraction: float = 0.05
+    """The load on the server is lighter than the plan's by about this much."""
+    residual_joules: float = 0.001
+    """The finest step of the sensors: more than this is a defect of the books."""
+    residual_fraction: float = 1e-9
+    """Float64 cannot hold a millijoule beside a counter of terajoules."""
+    unattributed_fraction: float = 0.05
+    unknown_energy_fraction: float = 0.01
+    """Requests without joules: above it, J/request describes another population."""
+    missed_reading_fraction: float = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyFacts:
+    """What the verdict needs of the energy block; None is not known."""
+
+    unknown_reason: str | None = None
+    """Why there are no joules at all."""
+    measured_joules: float | None = None
+    residual_joules: float | None = None
+    unattributed_joules: Mapping[str, float] = field(default_factory=dict)
+    requests_with: int = 0
+    requests_without: int = 0
+    samples: int | None = None
+    gaps: int | None = None
+    is_settled: bool = True
+    """False when the books were read before their end was final."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What the verdict needs of a run; counts are of the whole run."""
+
+    attempted: int
+    completed: int
+    errors: Mapping[str, int]
+    """Failures by outcome: `error`, `timeout`."""
+    dropped: int = 0
+    lag_p99_seconds: float | None = None
+    gap_p50_seconds: float | None = None
+    """Median planned gap; None or 0 where requests are planned together."""
+    is_paced: bool = True
+    """False at rate inf: the plan is "as fast as it goes", nothing can be late."""
+    max_concurrency: int | None = None
+    loop_lag_p99_seconds: float | None = None
+    interrupted: bool = False
+    energy: EnergyFacts | None = None
+    """None when no metering was asked for."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The judgement as it stands in `summary.json`."""
+
+    status: str
+    reasons: list[str]
+
+
+Finding = tuple[str, str]
+"""Status and the sentence that explains it."""
+
+DEFAULT = Thresholds()
+
+
+def judge(facts: RunFacts, limits: Thresholds = DEFAULT) -> Verdict:
+    """The worst of all findings, and all reasons, worst first."""
+    findings = [
+        *_of_completion(facts, limits),
+        *_of_schedule(facts, limits),
+        *_of_client(facts, limits),
+    ]
+    if facts.energy is not None:
+        findings += _of_energy(facts.energy, limits)
+    order = (INVALID, DEGRADED)
+    findings.sort(key=lambda finding: order.index(finding[0]))
+    status = findings[0][0] if findings else VALID
+    return Verdict(status=status, reasons=[reason for _, reason in findings])
+
+
+def lag_limit_seconds(gap_p50_seconds: float | None, limits: Thresholds) -> float:
+    """Schedule lag above which a run is degraded, for this median planned gap."""
+    if not gap_p50_seconds:
+        return limits.lag_degraded_seconds
+    by_gap = max(limits.lag_gap_fraction * gap_p50_seconds, limits.lag_floor_seconds)
+    return min(by_gap, limits.lag_degraded_seconds)
+
+
+def _of_completion(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    if facts.interrupted:
+        yield (
+            DEGRADED,
+            f"the run was interrupted after {facts.attempted} requests; figures cover "
+            "what was done until then",
+        )
+    if not facts.completed:
+        yield INVALID, f"none of {facts.attempted} requests was answered"
+        return
+    failed = sum(facts.errors.values())
+    if not failed:
+        return
+    share = failed / facts.attempted
+    kinds = ", ".join(f"{count} {name}" for name, count in facts.errors.items())
+    limit = limits.error_invalid_fraction
+    yield (
+        INVALID if share > limit else DEGRADED,
+        f"{failed} of {facts.attempted} requests failed ({kinds}): {share:.1%}, "
+        f"degraded above 0, invalid above {limit:.0%}",
+    )
+
+
+def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    if facts.dropped and facts.is_paced:
+        yield (
+            DEGRADED if facts.interrupted else INVALID,
+            f"{facts.dropped} planned requests were never sent; the limit is 0",
+        )
+    lag = facts.lag_p99_seconds
+    if lag is None or not facts.is_paced:
+        return
+    limit = lag_limit_seconds(facts.gap_p50_seconds, limits)
+    if lag <= limit:
+        return
+    if facts.max_concurrency is not None:
+        yield (
+            DEGRADED,
+            f"--max-concurrency {facts.max_concurrency} held requests back: schedule "
+            f"lag p99 {_ms(lag)} (limit {_ms(limit)}); read the latencies from the "
+            "intended start",
+        )
+        return
+    is_invalid = lag > limits.lag_invalid_seconds
+    threshold = limits.lag_invalid_seconds if is_invalid else limit
+    yield (
+        INVALID if is_invalid else DEGRADED,
+        f"requests left late: schedule lag p99 {_ms(lag)}, limit {_ms(threshold)}",
+    )
+
+
+def _of_client(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    lag = facts.loop_lag_p99_seconds
+    if lag is None or lag <= limits.loop_lag_degraded_seconds:
+        return
+    is_invalid = lag > limits.loop_lag_invalid_seconds
+    threshold = (
+        limits.loop_lag_invalid_seconds
+        if is_invalid
+        else limits.loop_lag_degraded_seconds
+    )
+    yield (
+        INVALID if is_invalid else DEGRADED,
+        f"this client was too busy to stamp on time: event loop lag p99 {_ms(lag)}, "
+        f"limit {_ms(threshold)}",
+    )
+
+
+def _of_energy(energy: EnergyFacts, limits: Thresholds) -> Iterator[Finding]:
+    if energy.measured_joules is None:
+        reason = energy.unknown_reason or "no reading"
+        yield DEGRADED, f"energy was asked for and is unknown: {reason}"
+        return
+    measured = energy.measured_joules
+    yield from _of_books(energy, measured, limits)
+    unattributed = sum(energy.unattributed_joules.values())
+    limit = limits.unattributed_fraction
+    if measured > 0 and unattributed / measured > limit:
+        why = ", ".join(
+            f"{joules:.1f} J {reason}"
+            for reason, joules in energy.unattributed_joules.items()
+            if joules
+        )
+        yield (
+            DEGRADED,
+            f"{unattributed / measured:.1%} of the energy belongs to no request "
+            f"({why}), limit {limit:.0%}",
+        )
+    known = energy.requests_with + energy.requests_without
+    limit = limits.unknown_energy_fraction
+    if known and energy.requests_without / known > limit:
+        yield (
+            DEGRADED,
+            f"{energy.requests_without} of {known} requests have no joules: "
+            f"{energy.requests_without / known:.1%}, limit {limit:.0%}",
+        )
+
+
+def _of_books(
+    energy: EnergyFacts, measured: float, limits: Thresholds
+) -> Iterator[Finding]:
+    residual = abs(energy.residual_joules or 0.0)
+    limit = max(limits.residual_joules, limits.residual_fraction * measured)
+    if residual > limit:
+        yield (
+            INVALID,
+            f"the books do not close: {residual * 1000:.1f} mJ of {measured:.1f} J are "
+            f"in no account, limit {limit * 1000:.0f} mJ",
+        )
+    if not energy.is_settled:
+        yield DEGRADED, "the last part of the run's energy was not final when read"
+    if energy.gaps and energy.samples:
+        missed = energy.gaps / (energy.samples + energy.gaps)
+        if missed > limits.missed_reading_fraction:
+            yield (
+                DEGRADED,
+                f"the power sensor missed {energy.gaps} of "
+                f"{energy.samples + energy.gaps} readings: {missed:.1%}, limit "
+                f"{limits.missed_reading_fraction:.0%}",
+            )
+    elif energy.gaps:
+        yield (
+            DEGRADED,
+            f"the power sensor had {energy.gaps} gaps and no reading between",
+        )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"

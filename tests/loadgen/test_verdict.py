@@ -1,0 +1,139 @@
+"""What makes a run unfit to be read, and how that is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.verdict import (
+    DEFAULT,
+    EXIT_CODES,
+    EnergyFacts,
+    RunFacts,
+    judge,
+    lag_limit_seconds,
+)
+
+GOOD_ENERGY: dict[str, Any] = {
+    "measured_joules": 1000.0,
+    "residual_joules": 1e-10,
+    "unattributed_joules": {"sensor_gap": 2.0},
+    "requests_with": 100,
+    "samples": 1000,
+    "gaps": 0,
+}
+GOOD: dict[str, Any] = {
+    "attempted": 100,
+    "completed": 100,
+    "errors": {},
+    "lag_p99_seconds": 0.002,
+    "gap_p50_seconds": 0.2,
+    "loop_lag_p99_seconds": 0.001,
+}
+
+
+def facts(energy: dict[str, Any] | None = None, **changes: Any) -> RunFacts:
+    part = EnergyFacts(**(GOOD_ENERGY | (energy or {})))
+    return RunFacts(**(GOOD | {"energy": part} | changes))
+
+
+def test_a_clean_run_is_valid_and_needs_no_reason() -> None:
+    verdict = judge(facts())
+    assert (verdict.status, verdict.reasons) == ("valid", [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "word"),
+    [
+        ({"lag_p99_seconds": 0.011}, "degraded", "11.0 ms"),
+        ({"lag_p99_seconds": 0.150}, "invalid", "150.0 ms"),
+        ({"lag_p99_seconds": 0.007, "gap_p50_seconds": 0.003}, "degraded", "5.0 ms"),
+        ({"lag_p99_seconds": 0.150, "max_concurrency": 8}, "degraded", "concurrency 8"),
+        ({"dropped": 1}, "invalid", "1 planned"),
+        ({"dropped": 9, "interrupted": True}, "degraded", "interrupted"),
+        ({"errors": {"error": 5}, "completed": 95}, "degraded", "5.0%"),
+        ({"errors": {"timeout": 6}, "completed": 94}, "invalid", "6 timeout"),
+        ({"errors": {"error": 100}, "completed": 0}, "invalid", "none of 100"),
+        ({"attempted": 0, "completed": 0}, "invalid", "none of 0"),
+        ({"loop_lag_p99_seconds": 0.02}, "degraded", "20.0 ms"),
+        ({"loop_lag_p99_seconds": 0.2}, "invalid", "200.0 ms"),
+        ({"interrupted": True}, "degraded", "interrupted"),
+    ],
+)
+def test_each_fault_of_a_run_has_its_verdict(
+    changes: dict[str, Any], status: str, word: str
+) -> None:
+    verdict = judge(facts(**changes))
+    assert verdict.status == status
+    assert any(word in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("energy", "status", "word"),
+    [
+        ({"residual_joules": 0.0011}, "invalid", "1.1 mJ"),
+        ({"residual_joules": -0.0011}, "invalid", "1.1 mJ"),
+        ({"unattributed_joules": {"bypass": 51.0}}, "degraded", "51.0 J bypass"),
+        ({"requests_without": 2}, "degraded", "2 of 102"),
+        ({"gaps": 20}, "degraded", "20 of 1020"),
+        ({"gaps": 1, "samples": 0}, "degraded", "1 gaps"),
+        ({"is_settled": False}, "degraded", "not final"),
+        (
+            {"measured_joules": None, "unknown_reason": "connection refused"},
+            "degraded",
+            "connection refused",
+        ),
+    ],
+)
+def test_each_fault_of_the_books_has_its_verdict(
+    energy: dict[str, Any], status: str, word: str
+) -> None:
+    verdict = judge(facts(energy))
+    assert verdict.status == status
+    assert any(word in reason for reason in verdict.reasons)
+
+
+def test_a_run_without_metering_is_not_blamed_for_it() -> None:
+    assert judge(RunFacts(**GOOD)).status == "valid"
+
+
+def test_at_rate_inf_nothing_can_be_late() -> None:
+    assert judge(facts(is_paced=False, lag_p99_seconds=30.0)).status == "valid"
+
+
+def test_the_worst_reason_comes_first() -> None:
+    verdict = judge(facts(interrupted=True, lag_p99_seconds=1.0))
+    assert verdict.status == "invalid"
+    assert "late" in verdict.reasons[0]
+    assert len(verdict.reasons) == 2
+
+
+def test_only_an_invalid_run_fails_the_command() -> None:
+    assert EXIT_CODES == {"valid": 0, "degraded": 0, "invalid": 3}
+
+
+@given(st.floats(0, 1e4))
+def test_the_lag_limit_stays_between_what_is_held_and_a_step(gap: float) -> None:
+    limit = lag_limit_seconds(gap, DEFAULT)
+    assert DEFAULT.lag_floor_seconds <= limit <= DEFAULT.lag_degraded_seconds
+
+
+@given(
+    lag=st.floats(0, 1), more=st.floats(0, 1), errors=st.integers(0, 100),
+    dropped=st.integers(0, 3),
+)  # fmt: skip
+def test_more_lag_never_makes_a_run_better(
+    lag: float, more: float, errors: int, dropped: int
+) -> None:
+    order = ["valid", "degraded", "invalid"]
+    counts = {
+        "errors": {"error": errors},
+        "completed": 100 - errors,
+        "dropped": dropped,
+    }
+    sooner = judge(facts(lag_p99_seconds=lag, **counts))
+    later = judge(facts(lag_p99_seconds=lag + more, **counts))
+    assert order.index(later.status) >= order.index(sooner.status)
