@@ -60,9 +60,17 @@ class TraceInfo:
 
     name: str
     format: str
+    path: str = ""
+    """File it is read from, for messages."""
+    kind: str = "other"
+    """What its rows are when they do not say so themselves."""
+    header: Mapping[str, Any] = field(default_factory=dict)
+    """The `loadtrace/1` header, from the file or its sidecar."""
     hash_block_size: int | None = None
     synthetic: bool = False
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows left out, by stated reason; rows read = kept + dropped."""
+    shortened: dict[str, int] = field(default_factory=dict)
+    """Rows kept in part (a conversation up to a turn that does not fit)."""
     warnings: list[str] = field(default_factory=list)
