@@ -6,8 +6,16 @@ settled interval; `residual_joules` is what the books miss, and is exported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +77,179 @@ class Books:
     """By reason; never silently spread over requests."""
     residual_joules: float
     """measured minus all accounts; not 0 means a defect."""
+
+
+HISTORY_WINDOWS = 200_000
+"""About a day of half-second windows can be asked for, in 20 MB."""
+
+CLASSES = 200
+"""Distinct label sets kept; more share the last one, so memory stays bounded."""
+
+UNATTRIBUTED_REASONS = ("sensor_gap", "counter_reset", "external", "shared_gpu")
+_ACCOUNTS = 5 + len(UNATTRIBUTED_REASONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """One window, fully divided: what `Ledger.close` posts."""
+
+    end_seconds: float
+    measured_joules: float
+    """Cumulative at the window's end, read from the sensor's curve."""
+    idle_joules: float = 0.0
+    unattributed_joules: float = 0.0
+    unattributed_reason: str = "sensor_gap"
+    slots: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Entries of the requests, each at most once, shape (requests,)."""
+    idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
+    policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
+    """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""
+
+
+class Ledger:
+    """Entries of requests in flight, totals by account, class and policy."""
+
+    def __init__(self, policies: Sequence[str], headline: str) -> None:
+        self.policies = tuple(policies)
+        self.headline = headline
+        self._head = self.policies.index(headline)
+        self._entries = np.zeros((64, len(self.policies), 2))
+        self._idle_shares = np.zeros(64)
+        self._classes = np.zeros(64, np.int64)
+        self._free = list(range(63, -1, -1))
+        self._class_ids: dict[tuple[str, ...], int] = {}
+        self._class_joules = np.zeros((CLASSES, 3))
+        self._class_tokens = np.zeros((CLASSES, 3), np.int64)
+        self._policy_totals = np.zeros((len(self.policies), 2))
+        self._totals = np.zeros(_ACCOUNTS)
+        self._history = [array("d") for _ in range(1 + _ACCOUNTS)]
+
+    def open(self, labels: tuple[str, ...]) -> int:
+        """A new entry, all zero; `labels` is the class it is summed under."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._entries[slot] = 0.0
+        self._idle_shares[slot] = 0.0
+        known = len(self._class_ids)
+        if known >= CLASSES - 1 and labels not in self._class_ids:
+            labels = ("other",) * len(labels)
+        self._classes[slot] = self._class_ids.setdefault(labels, known)
+        return slot
+
+    def entry(self, slot: int) -> tuple[FloatArray, float]:
+        """Joules so far, shape (policies, 2), and the idle share."""
+        return self._entries[slot].copy(), float(self._idle_shares[slot])
+
+    def count_tokens(self, slot: int, tokens: Sequence[int | None]) -> None:
+        """Prompt, cached and output tokens of a finished request; None adds none."""
+        self._class_tokens[self._classes[slot]] += [count or 0 for count in tokens]
+
+    def release(self, slot: int) -> None:
+        """The entry's record is written; its slot may be used again."""
+        self._free.append(slot)
+
+    def begin(self, at_seconds: float) -> None:
+        """The books open here, all accounts at zero."""
+        if not self._history[0]:
+            self._remember(at_seconds)
+
+    def close(self, closing: Closing) -> None:
+        """Post one window: the only way a joule gets into any account.
+
+        Totals are summed from what was posted to the entries, and the measured
+        total comes from the sensor, so a joule lost in between shows as residual.
+        """
+        slots = closing.slots
+        if len(slots):
+            self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
+            self._idle_shares[slots] += closing.idle_share_joules
+            head = closing.policy_joules[self._head]
+            posted = np.column_stack((head, closing.idle_share_joules))
+            np.add.at(self._class_joules, self._classes[slots], posted)
+            self._policy_totals += closing.policy_joules.sum(axis=1)
+            self._totals[1:4] += posted.sum(axis=0)
+        self._totals[0] = closing.measured_joules
+        self._totals[4] += closing.idle_joules
+        reason = UNATTRIBUTED_REASONS.index(closing.unattributed_reason)
+        self._totals[5 + reason] += closing.unattributed_joules
+        self._remember(closing.end_seconds)
+
+    def books_at(self, at_seconds: float | None = None) -> Books | None:
+        """The accounts at an instant; None before the books opened.
+
+        Within a window they are interpolated in proportion to time. After the
+        last one, and before the oldest kept, they are those of its end.
+        """
+        ends = self._history[0]
+        if not ends:
+            return None
+        if at_seconds is None or at_seconds >= ends[-1]:
+            return self._books(ends[-1], self._row(len(ends) - 1))
+        after = bisect_left(ends, at_seconds)
+        if after == 0:
+            return self._books(ends[0], self._row(0))
+        part = (at_seconds - ends[after - 1]) / (ends[after] - ends[after - 1])
+        row = (1 - part) * self._row(after - 1) + part * self._row(after)
+        return self._books(at_seconds, row)
+
+    @property
+    def class_joules(self) -> dict[tuple[str, ...], tuple[float, float, float]]:
+        """Prefill, decode and idle share joules by class, headline policy."""
+        return {
+            labels: (float(row[0]), float(row[1]), float(row[2]))
+            for labels, number in self._class_ids.items()
+            for row in (self._class_joules[number],)
+        }
+
+    @property
+    def class_tokens(self) -> dict[tuple[str, ...], tuple[int, int, int]]:
+        """Prompt, cached and output tokens of finished requests, by class."""
+        return {
+            labels: (int(row[0]), int(row[1]), int(row[2]))
+            for labels, number in self._class_ids.items()
+            for row in (self._class_tokens[number],)
+        }
+
+    @property
+    def policy_joules(self) -> dict[str, tuple[float, float]]:
+        """Prefill and decode joules of all requests, by policy."""
+        return {
+            name: (float(row[0]), float(row[1]))
+            for name, row in zip(self.policies, self._policy_totals, strict=True)
+        }
+
+    def _grow(self) -> None:
+        size = len(self._entries)
+        self._entries = np.concatenate((self._entries, np.zeros_like(self._entries)))
+        self._idle_shares = np.concatenate((self._idle_shares, np.zeros(size)))
+        self._classes = np.concatenate((self._classes, np.zeros(size, np.int64)))
+        self._free = list(range(2 * size - 1, size - 1, -1))
+
+    def _remember(self, at_seconds: float) -> None:
+        for column, value in zip(
+            self._history, (at_seconds, *self._totals.tolist()), strict=True
+        ):
+            column.append(value)
+            if len(column) > HISTORY_WINDOWS:
+                del column[: HISTORY_WINDOWS // 10]
+
+    def _row(self, index: int) -> FloatArray:
+        return np.array([column[index] for column in self._history[1:]])
+
+    def _books(self, at_seconds: float, row: FloatArray) -> Books:
+        measured, prefill, decode, idle_share, idle = (float(v) for v in row[:5])
+        return Books(
+            settled_seconds=at_seconds,
+            measured_joules=measured,
+            prefill_joules=prefill,
+            decode_joules=decode,
+            idle_share_joules=idle_share,
+            idle_joules=idle,
+            unattributed_joules={
+                reason: float(joules)
+                for reason, joules in zip(UNATTRIBUTED_REASONS, row[5:], strict=True)
+                if joules > 0
+            },
+            residual_joules=measured - float(row[1:].sum()),
+        )

@@ -7,22 +7,22 @@ from one thread (the event loop's); instants are monotonic seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.attribution import POLICIES, Policy
+from proxy.energy import GAP_REASONS, SENSOR_GAP
 from proxy.engines.dialect import RequestFacts, Update
-from proxy.ledger import Books, RequestRecord
+from proxy.errors import ConfigError
+from proxy.ledger import Books, Ledger, RequestRecord
 from proxy.power.reading import Reading
+from proxy.settlement.records import Labels, Request, is_settled, record_of
+from proxy.settlement.windows import Entry, Settlement
+from proxy.timeline.request import RequestTimeline, TokenLog
 
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Bounded labels of a request, for books by class and for metrics."""
-
-    model: str = "unknown"
-    kind: str = "other"
-    tenant: str = "none"
+__all__ = ["Labels", "Meter", "MeterConfig", "MeterProtocol", "MeterState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,19 @@ class MeterState:
     samples_total: int
     gaps_total: int
     policy: str
+    class_joules: Mapping[Labels, tuple[float, float, float]] = field(
+        default_factory=dict
+    )
+    """Settled prefill, decode and idle share joules, headline policy, by class."""
+    class_tokens: Mapping[Labels, tuple[int, int, int]] = field(default_factory=dict)
+    """Prompt, cached and output tokens of settled requests, by class."""
+    policy_joules: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Settled prefill and decode joules of all requests, under every policy."""
+    quality_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by quality."""
+    late_reads_total: int = 0
+    """Reads with tokens that came for time already settled; counted as later."""
+    counter_resets_total: int = 0
 
 
 class MeterProtocol(Protocol):
@@ -88,3 +101,222 @@ class MeterProtocol(Protocol):
 
     def state(self) -> MeterState:
         """One consistent picture; no side effects."""
+
+
+NO_BOOKS = Books(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+"""Before the first edge."""
+
+REFUSALS = frozenset(range(400, 500)) | {503}
+"""The engine turned the request away: it never computed anything for it."""
+
+GRACE_SECONDS = 5.0
+GRACE_PERIODS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class MeterConfig:
+    """How the meter settles. Raises ConfigError for an unknown policy."""
+
+    policy: str = "phase"
+    """The headline; all of `policies` run side by side."""
+    policies: Mapping[str, Policy] = field(default_factory=lambda: dict(POLICIES))
+    idle_watts: float | None = None
+    """Loaded idle of the whole group; None: measured whenever nothing runs."""
+    has_sensor: bool = True
+    """False: no energy will ever be known, and records do not wait for it."""
+    window_seconds: float = 0.5
+    """Five updates of a 100 ms counter, some twenty steps of an 8B model: shorter
+    windows charge the counter's and the stamps' jitter to requests."""
+    wait_seconds: float = 10.0
+    """How long a window waits for the facts of its requests."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in self.policies:
+            known = ", ".join(sorted(self.policies))
+            raise ConfigError(f"unknown policy {self.policy!r}; known: {known}")
+
+
+class Meter:
+    """The meter of one engine. See `MeterProtocol` for what each call means."""
+
+    def __init__(self, config: MeterConfig | None = None) -> None:
+        self.config = config or MeterConfig()
+        self._ledger = Ledger(list(self.config.policies), self.config.policy)
+        self._settlement = Settlement(
+            self._ledger,
+            self.config.policies,
+            idle_watts=self.config.idle_watts,
+            window_seconds=self.config.window_seconds,
+            wait_seconds=self.config.wait_seconds,
+        )
+        self._log = TokenLog()
+        self._open: dict[int, RequestTimeline] = {}
+        self._requests: dict[int, Request] = {}
+        self._serials = 0
+        self._sequence = 0
+        self._samples_total = 0
+        self._gaps_total = 0
+        self._late_reads_total = 0
+        self._settled_seconds = float("-inf")
+        self._newest_seconds: float | None = None
+        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+
+    def opened(
+        self,
+        key: int,
+        request_id: str,
+        at_seconds: float,
+        facts: RequestFacts,
+        labels: Labels,
+    ) -> None:
+        """A metered request was forwarded upstream."""
+        self._serials += 1
+        timeline = RequestTimeline(self._serials, at_seconds, facts)
+        slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
+        entry = Entry(timeline, slot)
+        self._requests[timeline.serial] = Request(
+            entry, request_id, facts.route, labels
+        )
+        self._open[key] = timeline
+
+    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
+        """Events of one read (one stamp) of the request's reply, in order."""
+        timeline = self._open.get(key)
+        if timeline is None:
+            return
+        if at_seconds <= self._settled_seconds:
+            self._late_reads_total += 1
+            at_seconds = math.nextafter(self._settled_seconds, math.inf)
+        timeline.receive(at_seconds, updates, self._log)
+
+    def closed(
+        self,
+        key: int,
+        at_seconds: float,
+        outcome: str,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """No more bytes will come; what it consumed stays its own."""
+        timeline = self._open.pop(key, None)
+        if timeline is None:
+            return
+        request = self._requests[timeline.serial]
+        request.outcome, request.status, request.error = outcome, status, error
+        timeline.close(at_seconds, is_refused=status in REFUSALS)
+        if not timeline.is_streamed:
+            self._settlement.spread(timeline, self._log)
+        if timeline.has_late_facts:
+            self._settlement.engine_tells_late = True
+
+    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
+        """All devices of the group, read at one moment."""
+        self._samples_total += 1
+        self._newest_seconds = at_seconds
+        self._settlement.curve.observe(
+            at_seconds,
+            [(reading.device, reading.joules, reading.watts) for reading in readings],
+        )
+
+    def sensor_gap(self, at_seconds: float, reason: str) -> None:
+        """A read failed: energy until the next reading is unattributed or unknown."""
+        self._gaps_total += 1
+        self._settlement.curve.interrupt(
+            reason if reason in GAP_REASONS else SENSOR_GAP
+        )
+
+    def settle(self, now_seconds: float) -> list[RequestRecord]:
+        """Close every interval whose facts are known; the records now final."""
+        settlement = self._settlement
+        if self.config.has_sensor:
+            entries = (request.entry for request in self._requests.values())
+            settlement.advance(entries, self._log, now_seconds)
+            if settlement.settled_seconds is not None:
+                self._settled_seconds = settlement.settled_seconds
+        else:
+            self._log.clear()
+        done = [
+            request
+            for request in self._requests.values()
+            if request.entry.timeline.closed_seconds is not None
+            and self._is_done(request, now_seconds)
+        ]
+        done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
+        return [self._finish(request) for request in done]
+
+    def books_at(self, at_seconds: float | None = None) -> Books:
+        """Accounts up to an instant (None: all that is settled); no side effects."""
+        return self._ledger.books_at(at_seconds) or NO_BOOKS
+
+    def state(self) -> MeterState:
+        """One consistent picture; no side effects."""
+        curve = self._settlement.curve
+        devices = curve.devices
+        newest = self._newest_seconds
+        lag = 0.0
+        if newest is not None and self._settled_seconds > float("-inf"):
+            lag = max(newest - float(self._settled_seconds), 0.0)
+        return MeterState(
+            books=self.books_at(),
+            idle_watts=self._settlement.idle.watts,
+            idle_source=self._settlement.idle.source,
+            open_requests=len(self._open),
+            unsettled_seconds=lag,
+            device_joules={name: d.total_joules for name, d in devices.items()},
+            device_watts={
+                name: d.watts for name, d in devices.items() if d.watts is not None
+            },
+            counter_period_seconds=curve.period_seconds,
+            counter_power_ratio=curve.counter_power_ratio,
+            samples_total=self._samples_total,
+            gaps_total=self._gaps_total + curve.resets,
+            policy=self.config.policy,
+            class_joules={
+                Labels(*labels): joules
+                for labels, joules in self._ledger.class_joules.items()
+            },
+            class_tokens={
+                Labels(*labels): tokens
+                for labels, tokens in self._ledger.class_tokens.items()
+            },
+            policy_joules=self._ledger.policy_joules,
+            quality_requests=dict(self._quality_requests),
+            late_reads_total=self._late_reads_total,
+            counter_resets_total=curve.resets,
+        )
+
+    def _is_done(self, request: Request, now_seconds: float) -> bool:
+        """Settled, or it can not be: nobody waits for energy that never comes."""
+        if not self.config.has_sensor:
+            return True
+        settlement = self._settlement
+        if is_settled(request, settlement.settled_seconds):
+            return True
+        patience = self.config.wait_seconds + GRACE_SECONDS
+        patience += GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
+        closed = request.entry.timeline.closed_seconds
+        return closed is not None and now_seconds > closed + patience
+
+    def _finish(self, request: Request) -> RequestRecord:
+        """Write the record and let the request go."""
+        self._sequence += 1
+        settlement = self._settlement
+        record = record_of(
+            request,
+            self._sequence,
+            self._ledger,
+            measured_from_seconds=settlement.measured_from_seconds,
+            settled_seconds=settlement.settled_seconds,
+            has_idle_watts=settlement.idle.watts is not None,
+        )
+        timeline = request.entry.timeline
+        settlement.left(timeline)
+        self._ledger.count_tokens(
+            request.entry.slot,
+            (record.prompt_tokens, record.cached_tokens, record.output_tokens),
+        )
+        self._ledger.release(request.entry.slot)
+        del self._requests[timeline.serial]
+        self._quality_requests[record.energy.quality] += 1
+        return record

@@ -16,17 +16,17 @@ EDGE_LIBRARIES = {
 }  # fmt: skip
 PURE = {
     "proxy": [
-        "errors", "sse", "timeline", "energy", "attribution", "ledger", "meter",
-        "engines",
+        "errors", "sse", "timeline", "energy", "attribution", "settlement", "ledger",
+        "meter", "engines",
     ],
     "loadgen": [
         "errors", "trace", "readers", "prompts", "arrivals", "plan", "backends",
-        "results", "measures", "verdict",
+        "conversation", "replies", "results", "measures", "verdict",
     ],
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "power", "meter", "sampler", "store", "relay", "metrics", "admin", "app", "cli",
+    "settlement", "power", "meter", "sampler", "store", "relay", "metrics", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

@@ -1,0 +1,316 @@
+"""Cumulative joules of every device, from readings faster than the sensor updates.
+
+A counter tells the truth at the instant it changes and nothing in between, so
+the curve has a point (an edge) only where the reading changed. An edge is put
+midway between the last reading with the old value and the first with the new
+one: it is off by at most half a polling interval, either way. Without a counter,
+power is integrated by the trapezoid rule, here and nowhere else.
+
+Energy never runs backwards and no gap is filled: a failed read or a counter that
+fell marks the span from the last edge to the next one with its reason.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+SENSOR_GAP = "sensor_gap"
+COUNTER_RESET = "counter_reset"
+GAP_REASONS = (SENSOR_GAP, COUNTER_RESET)
+
+HOLD_SECONDS = 2.0
+"""Power readings further apart are not integrated: nobody saw the time between."""
+
+STALE_PERIODS = 5.0
+STALE_SECONDS = 5.0
+"""A counter that stood still for both is a gap: the sensor was stuck, not the GPU."""
+
+
+class DeviceCurve:
+    """One device: joules since its first edge, with the reason of every gap."""
+
+    def __init__(self) -> None:
+        self.seconds = array("d")
+        self.joules = array("d")
+        self.reasons = array("b")
+        """Of the span that ends here: 0 measured, else 1 + index in GAP_REASONS."""
+        self.resets = 0
+        self._has_counter: bool | None = None
+        self._last_joules: float | None = None
+        self._last_seconds = 0.0
+        self._last_watts: float | None = None
+        self._power_joules = 0.0
+        self._power_start: tuple[float, float] | None = None
+        self._power_end = 0.0
+        self._edge_joules = 0.0
+        self._total = 0.0
+        self._pending = 0
+        self._is_resynchronised = True
+        self._periods: deque[float] = deque(maxlen=64)
+
+    def observe(
+        self, at_seconds: float, joules: float | None, watts: float | None
+    ) -> None:
+        """One reading; readings must come in order of time."""
+        if self._has_counter is None and (joules is not None or watts is not None):
+            self._has_counter = joules is not None
+        if (joules if self._has_counter else watts) is None:
+            self.interrupt(SENSOR_GAP)
+            return
+        is_held = self._integrate(at_seconds, watts)
+        if joules is not None and self._has_counter:
+            self._count(at_seconds, joules)
+        elif watts is not None and not self._has_counter:
+            if not is_held and len(self.seconds):
+                self.interrupt(SENSOR_GAP)
+            self._total = self._power_joules
+            self._add_point(at_seconds)
+        self._last_seconds = at_seconds
+
+    def interrupt(self, reason: str) -> None:
+        """From the last edge to the next one nothing is known for sure."""
+        code = 1 + GAP_REASONS.index(reason)
+        self._pending = max(self._pending, code)
+        self._is_resynchronised = False
+        self._last_watts = None
+
+    @property
+    def total_joules(self) -> float:
+        """Measured since the first edge."""
+        return self._total
+
+    @property
+    def period_seconds(self) -> float | None:
+        """Typical time between two edges; None until five were seen."""
+        return median(self._periods) if len(self._periods) >= 5 else None
+
+    @property
+    def counter_power_ratio(self) -> float | None:
+        """Counter joules by integrated power, from the first edge to the last."""
+        if not self._has_counter or self._power_start is None or self._pending:
+            return None
+        at_start, total_then = self._power_start
+        integrated = self._power_end - at_start
+        return (self._total - total_then) / integrated if integrated > 0 else None
+
+    @property
+    def watts(self) -> float | None:
+        """Mean power over the last span between edges; None in a gap."""
+        if len(self.seconds) < 2 or self.reasons[-1] or self._pending:
+            return None
+        span = self.seconds[-1] - self.seconds[-2]
+        return (self.joules[-1] - self.joules[-2]) / span
+
+    def forget(self, before_seconds: float) -> None:
+        """Drop points that are settled, but the last one of them."""
+        keep = 0
+        while keep + 1 < len(self.seconds) and self.seconds[keep + 1] <= before_seconds:
+            keep += 1
+        for column in (self.seconds, self.joules, self.reasons):
+            del column[:keep]
+
+    def _integrate(self, at_seconds: float, watts: float | None) -> bool:
+        """Add trapezoid energy since the last reading; False where it is too old."""
+        elapsed = at_seconds - self._last_seconds
+        is_held = self._last_watts is not None and elapsed <= HOLD_SECONDS
+        if watts is not None and self._last_watts is not None and is_held:
+            self._power_joules += 0.5 * (watts + self._last_watts) * elapsed
+        elif self._has_counter:
+            self._power_start = None  # compare again from the next edge on
+        self._last_watts = watts
+        return is_held
+
+    def _count(self, at_seconds: float, joules: float) -> None:
+        last = self._last_joules
+        self._last_joules = joules
+        if last is None:
+            return
+        if joules < last:
+            self.resets += 1
+            self.interrupt(COUNTER_RESET)
+        if not self._is_resynchronised:
+            # Someone looks again, but when this value was reached is not known.
+            self._is_resynchronised = True
+            return
+        if joules == last:
+            return
+        if len(self.seconds) and self._pending != 1 + GAP_REASONS.index(COUNTER_RESET):
+            self._total += joules - self._edge_joules
+        self._edge_joules = joules
+        middle = 0.5 * (self._last_seconds + at_seconds)
+        self._add_point(middle)
+
+    def _add_point(self, at_seconds: float) -> None:
+        if len(self.seconds) and at_seconds <= self.seconds[-1]:
+            return
+        if len(self.seconds) and not self._pending:
+            self._periods.append(at_seconds - self.seconds[-1])
+            if self._has_counter and self._stood_still(at_seconds):
+                self._pending = 1 + GAP_REASONS.index(SENSOR_GAP)
+        if self._power_start is None and self._last_watts is not None:
+            self._power_start = (self._power_joules, self._total)
+        self._power_end = self._power_joules
+        self.seconds.append(at_seconds)
+        self.joules.append(self._total)
+        self.reasons.append(self._pending if len(self.seconds) > 1 else 0)
+        self._pending = 0
+        self._is_resynchronised = True
+
+    def _stood_still(self, at_seconds: float) -> bool:
+        period = self.period_seconds
+        if period is None:
+            return False
+        limit = max(STALE_SECONDS, STALE_PERIODS * period)
+        return at_seconds - self.seconds[-1] > limit
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time between two edges, measured or a gap."""
+
+    edges_seconds: FloatArray
+    """Shape (edges,), at least two, rising."""
+    joules: FloatArray
+    """Shape (edges,): cumulative joules of the group there."""
+    gap_reason: str | None
+    """None where every span in it was measured."""
+
+    @property
+    def start_seconds(self) -> float:
+        """The first edge."""
+        return float(self.edges_seconds[0])
+
+    @property
+    def end_seconds(self) -> float:
+        """The last edge."""
+        return float(self.edges_seconds[-1])
+
+
+class GroupCurve:
+    """Devices that serve one engine: their curves are added, never told apart."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, DeviceCurve] = {}
+
+    def observe(
+        self,
+        at_seconds: float,
+        readings: Iterable[tuple[str, float | None, float | None]],
+    ) -> None:
+        """(device, joules, watts) of all devices, read at one moment."""
+        missing = set(self.devices)
+        for device, joules, watts in readings:
+            missing.discard(device)
+            curve = self.devices.setdefault(device, DeviceCurve())
+            curve.observe(at_seconds, joules, watts)
+        for device in missing:
+            self.devices[device].interrupt(SENSOR_GAP)
+
+    def interrupt(self, reason: str) -> None:
+        """The whole group could not be read."""
+        for curve in self.devices.values():
+            curve.interrupt(reason)
+
+    @property
+    def period_seconds(self) -> float | None:
+        """The slowest device's."""
+        known = [curve.period_seconds for curve in self.devices.values()]
+        return max((period for period in known if period is not None), default=None)
+
+    @property
+    def counter_power_ratio(self) -> float | None:
+        """The one furthest from 1: one bad sensor must not hide behind others."""
+        known = [curve.counter_power_ratio for curve in self.devices.values()]
+        ratios = [ratio for ratio in known if ratio is not None]
+        return max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
+
+    @property
+    def resets(self) -> int:
+        """Times that a counter was seen to fall."""
+        return sum(curve.resets for curve in self.devices.values())
+
+    @property
+    def start_seconds(self) -> float | None:
+        """From here on the whole group is measured; None before."""
+        curves = [curve.seconds for curve in self.devices.values()]
+        if not curves or not all(len(seconds) for seconds in curves):
+            return None
+        return max(seconds[0] for seconds in curves)
+
+    @property
+    def end_seconds(self) -> float | None:
+        """Up to here the whole group is measured; None before the first edges."""
+        curves = [curve.seconds for curve in self.devices.values()]
+        if not curves or not all(len(seconds) for seconds in curves):
+            return None
+        return min(seconds[-1] for seconds in curves)
+
+    def joules_at(self, at_seconds: FloatArray) -> FloatArray:
+        """Cumulative joules of the group at measured instants, shape as given."""
+        total = np.zeros_like(at_seconds)
+        for curve in self.devices.values():
+            total += np.interp(at_seconds, curve.seconds, curve.joules)
+        return total
+
+    def next_window(self, start_seconds: float, width_seconds: float) -> Window | None:
+        """The next window from an instant on; None while its end is not measured.
+
+        It ends at the first edge that makes it `width_seconds` wide or at a gap;
+        a gap is a window of its own, however short or long.
+        """
+        last = self.end_seconds
+        if last is None or last <= start_seconds:
+            return None
+        edges = self._edges(start_seconds, last)
+        reasons = self._reasons(edges)
+        changes = np.flatnonzero(np.diff(reasons) != 0)
+        same = int(changes[0]) + 1 if len(changes) else len(reasons)
+        if reasons[0]:
+            stop = same
+        else:
+            wide = edges[1 : same + 1] >= start_seconds + width_seconds - 1e-9
+            enough = np.flatnonzero(wide)
+            if not len(enough) and same == len(reasons):
+                return None
+            stop = int(enough[0]) + 1 if len(enough) else same
+        edges = edges[: stop + 1]
+        reason = GAP_REASONS[reasons[0] - 1] if reasons[0] else None
+        return Window(edges, self.joules_at(edges), reason)
+
+    def forget(self, before_seconds: float) -> None:
+        """Drop what is settled."""
+        for curve in self.devices.values():
+            curve.forget(before_seconds)
+
+    def _edges(self, start_seconds: float, end_seconds: float) -> FloatArray:
+        """Edges of the first device, and where any device's gaps begin and end."""
+        found: list[FloatArray] = []
+        for index, curve in enumerate(self.devices.values()):
+            seconds = np.array(curve.seconds)
+            if index == 0:
+                found.append(seconds)
+            else:
+                gaps = np.flatnonzero(np.array(curve.reasons))
+                found += [seconds[gaps], seconds[np.maximum(gaps - 1, 0)]]
+        inside = np.unique(np.concatenate(found))
+        inside = inside[(inside > start_seconds) & (inside <= end_seconds)]
+        return np.concatenate(([start_seconds], inside))
+
+    def _reasons(self, edges: FloatArray) -> NDArray[np.int64]:
+        """Reason code of each span between edges: the gravest of any device."""
+        middle = (edges[1:] + edges[:-1]) / 2
+        reasons = np.zeros(len(middle), np.int64)
+        for curve in self.devices.values():
+            at = np.searchsorted(np.array(curve.seconds), middle)
+            codes = np.array(curve.reasons, np.int64)
+            reasons = np.maximum(reasons, codes[np.minimum(at, len(codes) - 1)])
+        return reasons

@@ -1,0 +1,1 @@
+"""Closing the books: which window is final, and where its joules go."""
