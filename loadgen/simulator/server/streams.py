@@ -1,0 +1,96 @@
+"""Tokens on the wire: one write per token, past the response object's own path.
+
+After the headers are out, events go straight to the transport as HTTP chunks.
+There is no waiting for a slow reader: like a real engine's queue, the buffer of
+one stream can grow to the size of its reply and no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from aiohttp import HttpVersion11, web
+
+from loadgen.simulator.wire import TokenEvents, compact
+
+
+SERVER = {"server": "servewatt-simulator"}
+
+
+class NoSink:
+    """For replies that are sent whole: the ticket knows the words."""
+
+    def token(self, index: int, word: bytes, count: int, is_last: bool) -> None:
+        """Nothing to send yet."""
+
+
+class StreamSink:
+    """One open event stream; use `opened` to make it."""
+
+    def __init__(
+        self,
+        response: web.StreamResponse,
+        transport: asyncio.Transport,
+        events: Sequence[TokenEvents],
+        *,
+        is_chunked: bool,
+    ) -> None:
+        self._response = response
+        self._transport = transport
+        self._events = events
+        self._is_chunked = is_chunked
+
+    def token(self, index: int, word: bytes, count: int, is_last: bool) -> None:
+        """Send the events of one token."""
+        events = self._events[index]
+        data = events.token(word, count, is_last)
+        if self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if count == 1:
+            data = self._framed(events.opening()) + data
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def close(self, last_events: bytes = b"") -> web.StreamResponse:
+        """Send what is left and end the stream properly."""
+        for part in last_events.split(b"\n\n"):
+            if part and not self._transport.is_closing():
+                self._transport.write(self._framed(part + b"\n\n"))
+        await self._response.write_eof()
+        return self._response
+
+    def _framed(self, data: bytes) -> bytes:
+        if not data or not self._is_chunked:
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def opened(
+    request: web.Request, events: Sequence[TokenEvents], headers: Mapping[str, str]
+) -> StreamSink:
+    """Send the headers of an event stream, at once, as the engines do."""
+    response = web.StreamResponse(
+        headers={
+            "content-type": "text/event-stream; charset=utf-8",
+            **SERVER,
+            **headers,
+        }
+    )
+    await response.prepare(request)
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client left before the stream was opened")
+    is_chunked = request.version >= HttpVersion11
+    return StreamSink(response, transport, events, is_chunked=is_chunked)
+
+
+def json_reply(
+    body: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A whole reply in compact JSON."""
+    return web.Response(
+        body=compact(body),
+        status=status,
+        headers={"content-type": "application/json", **SERVER, **(headers or {})},
+    )

@@ -1,0 +1,113 @@
+"""What both dialects share: a request as the engine needs it, and a refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loadgen.simulator.engine import Step
+from loadgen.simulator.truth import RequestTruth
+
+
+class Refusal(Exception):
+    """A request the server does not take: status, and the body in its dialect."""
+
+    def __init__(self, status: int, body: object) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a dialect must know of the engine to judge a request."""
+
+    model: str
+    """The served id, which says that it is simulated."""
+    max_model_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One accepted request."""
+
+    request_id: str
+    prompt_words: Sequence[str]
+    output_tokens: int
+    finish_reason: str
+    """In the dialect's words."""
+    is_stream: bool
+    sequences: int = 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An empty prompt is one token: the beginning of the text."""
+        return max(1, len(self.prompt_words))
+
+
+class TokenEvents(Protocol):
+    """The stream events of one sequence, prepared so that a token costs little."""
+
+    def opening(self) -> bytes:
+        """Events before the first token's, or nothing."""
+
+    def token(self, word: bytes, count: int, is_last: bool) -> bytes:
+        """The event of token number `count`, from 1."""
+
+
+def compact(value: object) -> bytes:
+    """JSON as the engines write it: no spaces, text as it is."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def event(value: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + compact(value) + b"\n\n"
+
+
+WORD = "\ue000word"
+NUMBERS = ("\ue000total", "\ue000count")
+"""Places in a prepared event; U+E000 cannot come from a request id or a model."""
+
+
+def template(value: object) -> bytes:
+    """An event made once, to be filled with `%` for each token.
+
+    Takes the word and, where the event has them, the two numbers, in this order.
+    """
+    prepared = event(value).replace(b"%", b"%%").replace(WORD.encode(), b"%b")
+    for place in NUMBERS:
+        prepared = prepared.replace(b'"' + place.encode() + b'"', b"%d")
+    return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """The engine right now."""
+
+    running: int
+    waiting: int
+    kv_used_fraction: float
+
+
+class EngineMetrics(Protocol):
+    """What a dialect counts and shows at `/metrics`."""
+
+    def scheduled(self, truth: RequestTruth) -> None:
+        """A sequence was computed for the first time."""
+
+    def stepped(self, step: Step) -> None:
+        """A step ended."""
+
+    def finished(self, generation: Generation, truths: Sequence[RequestTruth]) -> None:
+        """A request got all its tokens."""
+
+    def failed(self, reason: str) -> None:
+        """A request was `overloaded`, `dropped` by its client, or broke
+        in `generation`."""
+
+    def page(self, gauges: Gauges) -> str:
+        """The text of `GET /metrics`."""
