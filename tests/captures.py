@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CAPTURES = Path(__file__).parent / "proxy" / "captures"
-STREAMS = sorted(
-    [*CAPTURES.glob("*_stream*.txt"), CAPTURES / "vllm_mid_stream_error.txt"]
-)
+STREAMS = sorted(CAPTURES.glob("*_stream*.txt"))
 
 
 def reply_head_and_body(name: str) -> tuple[bytes, bytes]:

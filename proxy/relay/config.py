@@ -1,0 +1,85 @@
+"""What the relay can be told, once, at start; and where it sends requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from proxy.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """Every limit of the relay, with the reason for its default."""
+
+    upstream_url: str
+    """The engine, `http://host:port[/prefix]`; never taken from a request."""
+    host: str = "127.0.0.1"
+    """Loopback: whoever opens the port to a network decides so."""
+    port: int = 0
+    """0 takes any free port."""
+    asks_for_usage: bool = True
+    """Ask for the usage event where the client did not, and drop it again."""
+    allow_unknown_routes: bool = False
+    """Off: engines have control routes (/pause, /abort_requests) without a guard."""
+    tenant_header: str | None = None
+    tenants: frozenset[str] = frozenset()
+    """The values that become labels; any other is `other`."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
+    max_head_bytes: int = 64 * 1024
+    write_buffer_bytes: int = 256 * 1024
+    """Unread bytes of one client before its upstream is paused: 1,000 events."""
+    connect_timeout_seconds: float = 10.0
+    first_byte_timeout_seconds: float | None = 600.0
+    """A full queue may hold a request for minutes; for ever means a dead engine."""
+    read_timeout_seconds: float | None = None
+    """Between two reads of a reply; reasoning models pause as long as they like."""
+    upstream_idle_seconds: float = 4.0
+    """uvicorn closes idle connections at 5 s; be gone before."""
+    header_timeout_seconds: float = 30.0
+    """From a request's first byte to its blank line: holds off slow senders."""
+    body_timeout_seconds: float = 60.0
+    """Between two reads of a request's body."""
+    idle_timeout_seconds: float = 75.0
+    """Between two requests of a client, as nginx."""
+    beat_seconds: float = 0.05
+    """How long a stamped read may wait to be parsed for the meter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where requests go, taken apart once."""
+
+    url: str
+    host: str
+    port: int
+    is_tls: bool
+    authority: bytes
+    """What the Host header says."""
+    prefix: bytes
+    """Put before every path; empty or `/like/this`."""
+
+
+def parse_upstream(url: str) -> Upstream:
+    """The parts of `--upstream`. Raises ConfigError for what is not an http URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"upstream {url!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"upstream {url!r} is not http://host:port or https://host")
+    if parts.query or parts.fragment or parts.username:
+        raise ConfigError(
+            f"upstream {url!r} has a query, fragment or user; give only host and path"
+        )
+    is_tls = parts.scheme == "https"
+    return Upstream(
+        url=url.rstrip("/"),
+        host=parts.hostname,
+        port=port or (443 if is_tls else 80),
+        is_tls=is_tls,
+        authority=parts.netloc.encode("ascii", "replace"),
+        prefix=parts.path.rstrip("/").encode(),
+    )

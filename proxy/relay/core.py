@@ -1,0 +1,59 @@
+"""What all exchanges of one relay share, and what each of them is about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.engines.dialect import Engine
+from proxy.relay.config import RelayConfig, Upstream
+from proxy.relay.counters import RelayCounters
+from proxy.relay.headers import Headers
+from proxy.relay.labels import LabelReader
+from proxy.relay.pool import UpstreamPool
+from proxy.relay.tap import MeterGuard, Tap
+
+
+class InProgress(Protocol):
+    """A request in progress, as the relay as a whole sees it."""
+
+    def check_deadline(self, now_seconds: float) -> None:
+        """Give up if its time is over."""
+
+    def stop(self) -> None:
+        """End it now: the proxy is closing."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request of a client, as parsed."""
+
+    method: bytes
+    target: bytes
+    headers: Headers
+    body: bytes
+    is_http_10: bool
+    keeps_alive: bool
+    arrived_seconds: float
+
+
+@dataclass(slots=True)
+class Core:
+    """What all exchanges of one relay share."""
+
+    config: RelayConfig
+    upstream: Upstream
+    engine: Engine
+    guard: MeterGuard
+    labels: LabelReader
+    counters: RelayCounters
+    pool: UpstreamPool
+    clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop
+    unparsed: deque[Tap]
+    """Taps with reads that the next beat parses."""
+    exchanges: set[InProgress]
+    on_exchange_over: Callable[[], None]

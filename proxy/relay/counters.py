@@ -1,0 +1,36 @@
+"""What the relay counts; the metrics edge reads it, nobody else writes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RelayCounters:
+    """Totals since start, and a few figures of the present."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """Metered requests that ended, by outcome."""
+    unmetered: int = 0
+    """Requests passed through without a meter (health, models, tokenize)."""
+    refused: Counter[int] = field(default_factory=Counter)
+    """Requests answered by the relay itself before any upstream, by status."""
+    in_flight: int = 0
+    """Requests between their last byte in and their last byte out, now."""
+    clients_open: int = 0
+    upstream_open: int = 0
+    """Connections to the engine, now; `upstream_idle` of them wait for use."""
+    upstream_idle: int = 0
+    upstream_connects: int = 0
+    upstream_retries: int = 0
+    """Requests sent again because a kept connection turned out closed."""
+    chunks: int = 0
+    """Reads of metered replies; each had one stamp."""
+    events: int = 0
+    reply_bytes: int = 0
+    """Of metered replies, as the engine sent them."""
+    meter_errors: int = 0
+    """Calls into the meter that failed; the requests went on."""
+    unreadable_replies: int = 0
+    """Replies that could not be metered: not SSE, too large or compressed."""

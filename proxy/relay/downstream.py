@@ -1,0 +1,300 @@
+"""One client's connection: requests in, in order, one at a time to an exchange.
+
+Knows HTTP framing and its limits. A request is read whole before it goes on: the
+relay must see its body (model, stream) and may have to send it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import cast
+
+import httptools
+
+from proxy.relay.core import Core, Request
+from proxy.relay.exchange import Exchange
+from proxy.relay.headers import Headers, request_id_of, value_of, values_of
+from proxy.relay.replies import CONTINUE, Refusal, refusal_bytes
+
+MAX_WAITING_REQUESTS = 8
+"""Pipelined requests read ahead; beyond, the client's socket is left alone."""
+
+LINGER_SECONDS = 2.0
+"""After a refusal: let the client read it before a reset could destroy it."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """Reads requests, starts their exchanges, keeps or closes the connection."""
+
+    def __init__(self, core: Core, clients: set[ClientConnection]) -> None:
+        self._core = core
+        self._clients = clients
+        self._waiting: deque[Request | Refusal] = deque()
+        self._exchange: Exchange | None = None
+        self._is_discarding = False
+        self._is_paused = False
+        self._is_starting = False
+        self._is_behind = False
+        self._is_closing = False
+        self.transport: asyncio.Transport
+        self.deadline_seconds: float | None = None
+        self._new_parser()
+
+    def _new_parser(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._target = b""
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._refusal: Refusal | None = None
+        self._is_upgrade = False
+        self._owes_continue = False
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A new client."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport.set_write_buffer_limits(
+            high=self._core.config.write_buffer_bytes
+        )
+        self._clients.add(self)
+        self._core.counters.clients_open = len(self._clients)
+        self._set_deadline(self._core.config.header_timeout_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; start what is whole."""
+        if self._is_discarding:
+            return
+        self._feed(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._core.config.max_head_bytes:
+                limit = self._core.config.max_head_bytes
+                self._refuse(431, "head_too_large", f"headers exceed {limit} bytes")
+        elif self._target and self._refusal is None:
+            self._set_deadline(self._core.config.body_timeout_seconds)
+        self._start_next()
+
+    def eof_received(self) -> None:
+        """The client left (or will send no more, which is taken for leaving)."""
+        self._client_gone()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone for good."""
+        self._clients.discard(self)
+        self._core.counters.clients_open = len(self._clients)
+        self._client_gone()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the engine writes."""
+        self._is_behind = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._is_behind = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # the exchange and the relay call these
+
+    def exchange_done(self, *, keeps_alive: bool) -> None:
+        """The reply is out, or cut; go on with the next request."""
+        self._exchange = None
+        if self._is_closing or not keeps_alive:
+            self._waiting.clear()
+            self.transport.close()
+            return
+        self._set_deadline(self._core.config.idle_timeout_seconds)
+        self._start_next()
+
+    def finish_and_close(self) -> None:
+        """Close after the reply in progress; at once where there is none."""
+        self._is_closing = True
+        if self._exchange is None:
+            self.transport.close()
+
+    def check_deadline(self, now_seconds: float) -> None:
+        """Close a connection that was silent for too long."""
+        deadline = self.deadline_seconds
+        if deadline is not None and now_seconds >= deadline and not self._exchange:
+            self.transport.abort()
+
+    def _set_deadline(self, timeout_seconds: float) -> None:
+        self.deadline_seconds = self._core.clock() + timeout_seconds
+
+    def _client_gone(self) -> None:
+        self._is_discarding = True
+        self._waiting.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def _start_next(self) -> None:
+        """Start requests until one is in progress; local refusals end at once."""
+        if self._is_starting or self.transport.is_closing():
+            return
+        self._is_starting = True
+        while self._waiting and self._exchange is None:
+            item = self._waiting.popleft()
+            if isinstance(item, Refusal):
+                self._send_refusal(item)
+            else:
+                self._exchange = exchange = Exchange(self._core, self, item)
+                exchange.start()
+                if self._is_behind:  # with the reply before this one
+                    exchange.pause()
+        self._is_starting = False
+        if self._owes_continue and self._exchange is None:
+            self._owes_continue = False
+            self.transport.write(CONTINUE)
+        is_full = len(self._waiting) >= MAX_WAITING_REQUESTS
+        if is_full != self._is_paused and not self.transport.is_closing():
+            self._is_paused = is_full
+            if is_full:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # refusals
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer in turn, then close: the rest of the stream means nothing."""
+        self._is_discarding = True
+        self._waiting.append(Refusal(status, code, message, ends_connection=True))
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        self._core.counters.refused[refusal.status] += 1
+        request_id = request_id_of(self._headers)
+        self.transport.write(refusal_bytes(refusal, request_id, closes=True))
+        self._waiting.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._set_deadline(LINGER_SECONDS)
+        else:
+            self.transport.close()
+
+    # parsing; httptools calls the on_ methods
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if self._refusal is None:
+                self._refuse(400, "malformed_request", f"not HTTP: {error}"[:200])
+            return
+        if self._refusal is not None and not self._is_discarding:
+            refusal = self._refusal
+            self._refuse(refusal.status, refusal.code, refusal.message)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """An offer to upgrade (h2c) is declined by serving the request as it is.
+
+        The parser stops at such an offer, so it gets the head again without it.
+        """
+        if self._parser.get_method() == b"CONNECT":
+            self._refuse(405, "method_not_allowed", "CONNECT is not for this proxy")
+            return
+        first = b"%s %s HTTP/1.1\r\n" % (self._parser.get_method(), self._target)
+        kept = [f for f in self._headers if f[0].lower() not in _UPGRADE_FIELDS]
+        head = first + b"".join(b"%s: %s\r\n" % field for field in kept) + b"\r\n"
+        self._new_parser()
+        self._feed(head + rest)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._begin_request()
+        self._is_in_head = True
+        self._head_bytes = 0
+        self._set_deadline(self._core.config.header_timeout_seconds)
+
+    def on_url(self, target: bytes) -> None:
+        """The request target (may come in pieces)."""
+        self._target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; after the body they are trailers, which end here."""
+        if self._is_in_head:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: refuse it, or ask for the body."""
+        self._is_in_head = False
+        self._is_upgrade = self._parser.should_upgrade()
+        self._refusal = self._refusal_of_head()
+        expects = (value_of(self._headers, b"expect") or b"").lower()
+        if expects == b"100-continue" and self._refusal is None:
+            self._owes_continue = True
+
+    def _refusal_of_head(self) -> Refusal | None:
+        version = self._parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            return Refusal(505, "unknown_version", f"HTTP/{version} is not spoken here")
+        if len(values_of(self._headers, b"host")) != 1 and version == "1.1":
+            return Refusal(400, "bad_host", "exactly one Host header is needed")
+        if (value_of(self._headers, b"expect") or b"100-continue").lower() != (
+            b"100-continue"
+        ):
+            return Refusal(417, "unknown_expectation", "only 100-continue is known")
+        length = value_of(self._headers, b"content-length") or b"0"
+        if length.isdigit() and int(length) > self._core.config.max_body_bytes:
+            return self._too_large()
+        if self._target[:1] != b"/":
+            return self._make_relative()
+        return None
+
+    def _make_relative(self) -> Refusal | None:
+        """`http://host/path`, as sent to forward proxies, means `/path` here."""
+        with contextlib.suppress(httptools.HttpParserInvalidURLError):
+            url = httptools.parse_url(self._target)
+            if url.schema is not None and url.path is not None:
+                query = b"" if url.query is None else b"?" + url.query
+                self._target = url.path + query
+                return None
+        shown = self._target[:80].decode("latin-1")
+        return Refusal(400, "bad_target", f"request target {shown!r} is not a path")
+
+    def _too_large(self) -> Refusal:
+        limit = self._core.config.max_body_bytes
+        return Refusal(413, "body_too_large", f"the body exceeds {limit} bytes")
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._owes_continue = False
+        self._body_bytes += len(data)
+        if self._body_bytes <= self._core.config.max_body_bytes:
+            self._body.append(data)
+        elif self._refusal is None:
+            self._refusal = self._too_large()
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._owes_continue = False
+        if self._refusal is not None or self._is_upgrade or self._is_discarding:
+            return
+        self._waiting.append(
+            Request(
+                method=self._parser.get_method(),
+                target=self._target,
+                headers=self._headers,
+                body=b"".join(self._body),
+                is_http_10=self._parser.get_http_version() == "1.0",
+                keeps_alive=self._parser.should_keep_alive(),
+                arrived_seconds=self._core.clock(),
+            )
+        )
+        self._begin_request()
+
+
+_UPGRADE_FIELDS = frozenset([b"upgrade", b"connection", b"http2-settings"])

@@ -1,0 +1,334 @@
+"""One request's way through: to the engine, its reply back, a copy to the tap.
+
+The reply's bytes leave in the same turn of the loop in which they came; nothing
+is parsed in between, but for a stream whose usage event the relay asked for
+itself. Whoever leaves first, client or engine, the other side is closed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from proxy.relay.core import Core, Request
+from proxy.relay.headers import (
+    is_compressed,
+    is_event_stream,
+    reply_head,
+    request_head,
+    request_id_of,
+)
+from proxy.relay.replies import Refusal, refusal_bytes
+from proxy.relay.routes import passes_unmetered
+from proxy.relay.tap import Tap
+from proxy.relay.upstream import ReplyHead, UpstreamConnection
+from proxy.relay.usage_filter import UsageFilter
+
+STALE_SECONDS = 1.0
+"""A kept connection that the engine had closed says so within a round trip."""
+
+MAX_UNPARSED_READS = 256
+"""A reply that comes faster than the beat is parsed now, so copies stay few."""
+
+log = logging.getLogger(__name__)
+
+
+class Client(Protocol):
+    """The downstream connection, as its exchange sees it."""
+
+    transport: asyncio.Transport
+
+    def exchange_done(self, *, keeps_alive: bool) -> None:
+        """The reply is out (or cut); the next request may start."""
+
+
+class Exchange:
+    """One request in progress; ends exactly once, in `_finish`."""
+
+    __slots__ = (
+        "_client",
+        "_connecting",
+        "_connection",
+        "_core",
+        "_filter",
+        "_has_reply_bytes",
+        "_head",
+        "_is_chunked",
+        "_is_over",
+        "_is_paused",
+        "_keeps_alive",
+        "_request",
+        "_request_bytes",
+        "_request_id",
+        "_sent_seconds",
+        "_tap",
+        "deadline_seconds",
+        "is_head_request",
+    )
+
+    def __init__(self, core: Core, client: Client, request: Request) -> None:
+        self._core = core
+        self._client = client
+        self._request = request
+        self._request_id = request_id_of(request.headers)
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._tap: Tap | None = None
+        self._filter: UsageFilter | None = None
+        self._request_bytes = b""
+        self._head: bytes | None = None
+        self._has_reply_bytes = False
+        self._is_chunked = False
+        self._is_over = False
+        self._is_paused = False
+        self._keeps_alive = request.keeps_alive
+        self._sent_seconds = 0.0
+        self.deadline_seconds: float | None = None
+        self.is_head_request = request.method == b"HEAD"
+
+    # the way up
+
+    def start(self) -> None:
+        """Meter the request if it is of that kind, and send it on."""
+        core, request = self._core, self._request
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        method = request.method.decode("latin-1")
+        core.exchanges.add(self)
+        core.counters.in_flight += 1
+        facts = core.engine.read_request(method, path, request.body)
+        body = request.body
+        if facts is not None:
+            if facts.is_stream and not facts.wants_usage and core.config.asks_for_usage:
+                body = core.engine.with_usage(request.body)
+                if body is not request.body:
+                    self._filter = UsageFilter(core.engine)
+            key = core.guard.opened(
+                self._request_id.decode("ascii"),
+                request.arrived_seconds,
+                facts,
+                core.labels.read(facts, request.headers),
+            )
+            at_seconds = request.arrived_seconds
+            self._tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
+        elif core.config.allow_unknown_routes or passes_unmetered(method, path):
+            core.counters.unmetered += 1
+        else:
+            message = f"{method[:20]} {path[:80]} is not a route of this proxy"
+            self._refuse(Refusal(404, "unknown_route", message))
+            return
+        self._request_bytes = self._head_for_engine(len(body)) + body
+        connection = core.pool.take_idle()
+        if connection is None:
+            self._connecting = core.loop.create_task(self._connect())
+        else:
+            self._send(connection)
+
+    def _head_for_engine(self, body_size: int) -> bytes:
+        request, upstream = self._request, self._core.upstream
+        return request_head(
+            request.method,
+            upstream.prefix + request.target,
+            request.headers,
+            authority=upstream.authority,
+            request_id=self._request_id,
+            body_size=body_size,
+            is_metered=self._tap is not None,
+        )
+
+    async def _connect(self) -> None:
+        try:
+            connection = await self._core.pool.connect()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
+        else:
+            self._connecting = None
+            self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        self._sent_seconds = self._core.clock()
+        self._set_deadline(self._core.config.first_byte_timeout_seconds)
+        connection.send(self, self._request_bytes)
+        if self._is_paused:
+            connection.transport.pause_reading()
+
+    # the way down; called by the upstream connection
+
+    def begin(self, head: ReplyHead) -> None:
+        """The reply's head: decide the framing, keep it for the first bytes."""
+        request = self._request
+        self._has_reply_bytes = True
+        self._request_bytes = b""
+        has_body = not (self.is_head_request or head.status in (204, 304))
+        if not is_event_stream(head.headers) or is_compressed(head.headers):
+            self._filter = None
+        keeps_length = head.has_length and not head.is_chunked and self._filter is None
+        is_framed = keeps_length or not has_body
+        self._is_chunked = not is_framed and not request.is_http_10
+        if not is_framed and request.is_http_10:
+            self._keeps_alive = False
+        kept = b"keep-alive" if request.is_http_10 else None
+        self._head = reply_head(
+            head.status,
+            head.reason,
+            head.headers,
+            request_id=self._request_id,
+            is_chunked=self._is_chunked,
+            keeps_length=keeps_length,
+            connection=kept if self._keeps_alive else b"close",
+        )
+        if self._tap is not None:
+            self._tap.begin(head.status, head.headers)
+
+    def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
+        """One read of the reply: out with it, then the copy."""
+        out = data
+        if self._filter is not None:
+            out = self._filter.feed(data)
+            if is_last:
+                out += self._filter.flush()
+        if self._is_chunked:
+            if out:
+                out = b"%x\r\n%b\r\n" % (len(out), out)
+            if is_last:
+                out += b"0\r\n\r\n"
+        if self._head is not None:
+            out = self._head + out
+            self._head = None
+        if out:
+            self._client.transport.write(out)
+        tap = self._tap
+        if data and tap is not None:
+            if not tap.reads:
+                self._core.unparsed.append(tap)
+            tap.reads.append((at_seconds, data))
+            if len(tap.reads) > MAX_UNPARSED_READS:
+                tap.drain()
+        if is_last:
+            self._finish("ok", None, keeps_alive=self._keeps_alive, at=at_seconds)
+        elif self.deadline_seconds is not None:
+            self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def upstream_lost(self, reason: str) -> None:
+        """The engine left. Once, a kept connection may turn out to have been closed.
+
+        Then nothing of the request was read: the engine closed an idle connection
+        while the request was on its way (its keep-alive timeout). Sent again only
+        if not one byte of a reply came and the loss followed the sending closely.
+        """
+        connection, self._connection = self._connection, None
+        now = self._core.clock()
+        is_stale = (
+            connection is not None
+            and connection.was_used
+            and not self._has_reply_bytes
+            and now - self._sent_seconds < STALE_SECONDS
+        )
+        if is_stale:
+            self._core.counters.upstream_retries += 1
+            self._connecting = self._core.loop.create_task(self._connect())
+        else:
+            self._fail(502, "upstream_closed", reason)
+
+    # the client and the clock
+
+    def client_gone(self) -> None:
+        """Close the engine's connection at once: nobody reads, so no more joules."""
+        if not self._is_over:
+            log.info("request %s: the client left", self._request_id.decode())
+            self._finish("aborted", "the client left", keeps_alive=False)
+
+    def pause(self) -> None:
+        """The client reads slowly: stop reading from the engine."""
+        self._is_paused = True
+        if self._connection is not None:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._is_paused = False
+        if self._connection is not None:
+            self._connection.transport.resume_reading()
+
+    def check_deadline(self, now_seconds: float) -> None:
+        """Give up on an engine that has been silent for too long."""
+        if self.deadline_seconds is None or now_seconds < self.deadline_seconds:
+            return
+        if not self._is_paused:
+            self._fail(504, "upstream_timeout", "did not answer in time")
+
+    def stop(self) -> None:
+        """The proxy is closing."""
+        if not self._is_over:
+            self._finish("aborted", "the proxy was stopped", keeps_alive=False)
+            self._client.transport.close()
+
+    def _set_deadline(self, timeout_seconds: float | None) -> None:
+        if timeout_seconds is None:
+            self.deadline_seconds = None
+        else:
+            self.deadline_seconds = self._core.clock() + timeout_seconds
+
+    # ends
+
+    def _fail(self, status: int, code: str, reason: str) -> None:
+        """A 502 or 504 if the client has seen nothing yet, else a cut reply."""
+        message = f"upstream {self._core.upstream.url} {reason}"
+        outcome = "timeout" if status == 504 else "upstream_error"
+        log.warning("request %s: %s", self._request_id.decode(), message)
+        if self._has_reply_bytes and self._head is None:
+            self._finish(outcome, message, keeps_alive=False)
+        else:
+            self._reply(Refusal(status, code, message))
+            self._finish(outcome, message, keeps_alive=self._keeps_alive)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._core.counters.refused[refusal.status] += 1
+        self._reply(refusal)
+        self._finish("refused", None, keeps_alive=self._keeps_alive)
+
+    def _reply(self, refusal: Refusal) -> None:
+        self._client.transport.write(
+            refusal_bytes(
+                refusal,
+                self._request_id,
+                closes=not self._keeps_alive,
+                has_body=not self.is_head_request,
+            )
+        )
+
+    def _finish(
+        self,
+        outcome: str,
+        error: str | None,
+        *,
+        keeps_alive: bool,
+        at: float | None = None,
+    ) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        core = self._core
+        connection, self._connection = self._connection, None
+        if self._connecting is not None and outcome == "aborted":
+            self._connecting.cancel()
+        if connection is not None:
+            if outcome != "ok":
+                connection.abort()
+            else:
+                if self._is_paused:
+                    connection.transport.resume_reading()
+                core.pool.give_back(connection)
+        core.exchanges.discard(self)
+        # After the bytes: the loop writes before it runs what is scheduled here.
+        at_seconds = core.clock() if at is None else at
+        core.loop.call_soon(self._account, at_seconds, outcome, error)
+        self._client.exchange_done(keeps_alive=keeps_alive)
+
+    def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
+        if self._tap is not None:
+            self._tap.close(at_seconds, outcome, error)
+        self._core.counters.in_flight -= 1
+        self._core.on_exchange_over()

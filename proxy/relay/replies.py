@@ -1,0 +1,42 @@
+"""What the relay says itself: one JSON error, in the shape of the OpenAI API. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request, or a connection, that the relay answers without the engine."""
+
+    status: int
+    code: str
+    """For programs: stable, snake case."""
+    message: str
+    """For people: one line."""
+    ends_connection: bool = False
+    """The next request could not be told from the rest of this one."""
+
+
+def refusal_bytes(
+    refusal: Refusal, request_id: bytes, *, closes: bool, has_body: bool = True
+) -> bytes:
+    """The whole reply; `has_body` is false for HEAD."""
+    kind = "invalid_request_error" if refusal.status < 500 else "upstream_error"
+    error = {"message": refusal.message, "type": kind, "code": refusal.code}
+    body = msgspec.json.encode({"error": error})
+    lines = [
+        b"HTTP/1.1 %d %s"
+        % (refusal.status, HTTPStatus(refusal.status).phrase.encode()),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"x-request-id: " + request_id,
+    ]
+    if closes:
+        lines.append(b"connection: close")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if has_body else b"")

@@ -1,0 +1,153 @@
+"""The relay as a whole: listens, beats, drains, closes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from proxy.engines.dialect import Engine
+from proxy.errors import ProxyError
+from proxy.meter import MeterProtocol
+from proxy.relay.config import RelayConfig, parse_upstream
+from proxy.relay.core import Core
+from proxy.relay.counters import RelayCounters
+from proxy.relay.downstream import ClientConnection
+from proxy.relay.labels import LabelReader
+from proxy.relay.pool import UpstreamPool
+from proxy.relay.tap import MeterGuard
+
+BEAT_BUDGET_SECONDS = 0.002
+"""Longest stretch of parsing before chunks that have arrived get their turn."""
+
+BACKLOG = 4096
+"""Connections of a burst that may wait for their accept; the system's cap holds."""
+
+
+class RelayServer:
+    """A listening relay; made by `start_relay`."""
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        meter: MeterProtocol,
+        engine: Engine,
+        clock: Callable[[], float],
+    ) -> None:
+        upstream = parse_upstream(config.upstream_url)
+        self.counters = RelayCounters()
+        self._clients: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Event = asyncio.Event()
+        self._core = Core(
+            config=config,
+            upstream=upstream,
+            engine=engine,
+            guard=MeterGuard(meter, self.counters),
+            labels=LabelReader(config.tenant_header, config.tenants),
+            counters=self.counters,
+            pool=UpstreamPool(config, upstream, self.counters, clock),
+            clock=clock,
+            loop=asyncio.get_running_loop(),
+            unparsed=deque(),
+            exchanges=set(),
+            on_exchange_over=self._exchange_over,
+        )
+        self.port = config.port
+
+    async def listen(self) -> None:
+        """Open the port. Raises ProxyError when it is taken or not ours."""
+        config = self._core.config
+        try:
+            self._server = await self._core.loop.create_server(
+                lambda: ClientConnection(self._core, self._clients),
+                config.host,
+                config.port,
+                backlog=BACKLOG,
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ProxyError(
+                f"cannot listen on {config.host}:{config.port}: {reason}; "
+                "give another --listen address, or port 0 for any free one"
+            ) from None
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._beat()
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """Take no new connections, let requests finish; how many were left over."""
+        self._stop_listening()
+        for client in list(self._clients):
+            client.finish_and_close()
+        if self.counters.in_flight:
+            self._drained.clear()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._drained.wait()
+            except TimeoutError:
+                pass
+        return self.counters.in_flight
+
+    async def close(self) -> None:
+        """Cut what is left, account for it, close every connection."""
+        self._stop_listening()
+        for exchange in list(self._core.exchanges):
+            exchange.stop()
+        for client in list(self._clients):
+            client.transport.abort()
+        self._core.pool.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.counters.in_flight:
+            self._drained.clear()
+            await self._drained.wait()
+        # An aborted transport is gone within a turn or two of the loop.
+        while self._clients or self.counters.upstream_open:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _exchange_over(self) -> None:
+        if self.counters.in_flight == 0:
+            self._drained.set()
+
+    def _beat(self) -> None:
+        """Every 50 ms: parse what was copied, look after deadlines."""
+        core = self._core
+        self._timer = core.loop.call_later(core.config.beat_seconds, self._beat)
+        now_seconds = core.clock()
+        for client in list(self._clients):
+            client.check_deadline(now_seconds)
+        for exchange in list(core.exchanges):
+            exchange.check_deadline(now_seconds)
+        core.pool.close_stale(now_seconds)
+        self._parse()
+
+    def _parse(self) -> None:
+        core = self._core
+        end_seconds = core.clock() + BEAT_BUDGET_SECONDS
+        while core.unparsed:
+            core.unparsed.popleft().drain()
+            if core.clock() >= end_seconds:
+                core.loop.call_soon(self._parse)
+                return
+
+
+async def start_relay(
+    config: RelayConfig,
+    meter: MeterProtocol,
+    engine: Engine,
+    clock: Callable[[], float] = time.monotonic,
+) -> RelayServer:
+    """A relay that listens; `await drain(timeout)` and `await close()` end it.
+
+    Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
+    """
+    server = RelayServer(config, meter, engine, clock)
+    await server.listen()
+    return server

@@ -1,0 +1,200 @@
+"""What the meter learns of one request: a copy of the reply, stamped, parsed later.
+
+The relay appends `(stamp, bytes)` and goes on; `drain` parses on the beat. The
+meter may fail: `MeterGuard` is the one place where that is caught and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from proxy.engines.dialect import Engine, RequestFacts, Update
+from proxy.errors import SseError
+from proxy.meter import Labels, MeterProtocol
+from proxy.relay.counters import RelayCounters
+from proxy.relay.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.sse import SseDecoder
+
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+"""A whole JSON reply beyond this is passed on but not read for its usage."""
+
+log = logging.getLogger(__name__)
+
+
+class MeterGuard:
+    """The meter as the relay sees it: it never raises. Fails open, and counts."""
+
+    def __init__(self, meter: MeterProtocol, counters: RelayCounters) -> None:
+        self._meter = meter
+        self._counters = counters
+        self._last_key = 0
+
+    def opened(
+        self, request_id: str, at_seconds: float, facts: RequestFacts, labels: Labels
+    ) -> int:
+        """Tell the meter of a request; its key for the calls that follow."""
+        self._last_key += 1
+        key = self._last_key
+        self._call(
+            lambda: self._meter.opened(key, request_id, at_seconds, facts, labels)
+        )
+        return key
+
+    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
+        """Tell the meter of the events of one read."""
+        try:  # not through _call: this is the only call made once a chunk
+            self._meter.received(key, at_seconds, updates)
+        except Exception:  # the meter fails open
+            self._failed()
+
+    def closed(
+        self,
+        key: int,
+        at_seconds: float,
+        outcome: str,
+        status: int | None,
+        error: str | None,
+    ) -> None:
+        """Tell the meter that no more will come, and why."""
+        self._call(
+            lambda: self._meter.closed(
+                key, at_seconds, outcome, status=status, error=error
+            )
+        )
+
+    def _call(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # the meter fails open
+            self._failed()
+
+    def _failed(self) -> None:
+        self._counters.meter_errors += 1
+        if self._counters.meter_errors == 1:
+            log.exception("the meter failed; requests go on, their energy is unknown")
+
+
+class Tap:
+    """One metered request's copy of its reply, and what it says so far."""
+
+    __slots__ = (
+        "_at_seconds",
+        "_counters",
+        "_decoder",
+        "_engine",
+        "_error",
+        "_guard",
+        "_has_end",
+        "_headers",
+        "_is_json",
+        "_json",
+        "_json_bytes",
+        "_key",
+        "_status",
+        "reads",
+    )
+
+    def __init__(
+        self,
+        guard: MeterGuard,
+        engine: Engine,
+        counters: RelayCounters,
+        key: int,
+        at_seconds: float,
+    ) -> None:
+        self._guard = guard
+        self._engine = engine
+        self._counters = counters
+        self._key = key
+        self._at_seconds = at_seconds
+        self._status: int | None = None
+        self._headers: Headers = []
+        self._decoder: SseDecoder | None = None
+        self._is_json = False
+        self._json: list[bytes] = []
+        self._json_bytes = 0
+        self._error: str | None = None
+        self._has_end = False
+        self.reads: list[tuple[float, bytes]] = []
+        """Stamped reads not parsed yet; the relay appends."""
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """The reply's head came: how to read its body."""
+        self._status = status
+        self._headers = headers
+        if is_compressed(headers):
+            self._counters.unreadable_replies += 1
+        elif is_event_stream(headers):
+            self._decoder = SseDecoder()
+        else:
+            self._is_json = True
+
+    def drain(self) -> None:
+        """Parse what has come since; tell the meter, one call per read."""
+        reads, self.reads = self.reads, []
+        for at_seconds, data in reads:
+            self._at_seconds = at_seconds
+            self._counters.chunks += 1
+            self._counters.reply_bytes += len(data)
+            if self._decoder is not None:
+                self._read_events(self._decoder, at_seconds, data)
+            elif self._is_json:
+                self._json_bytes += len(data)
+                if self._json_bytes <= MAX_REPLY_BYTES:
+                    self._json.append(data)
+
+    def close(self, at_seconds: float, outcome: str, error: str | None) -> str:
+        """No more will come. `outcome` is `ok` if HTTP says so; returns the real one.
+
+        Whether the reply was an error is decided by what it says: a 200 may hold
+        one, and `[DONE]` does not mean success.
+        """
+        self.drain()
+        if outcome == "ok":
+            if self._is_json:
+                self._read_reply()
+            error = self._error or self._early_end()
+            outcome = "ok" if error is None else "error"
+        self._guard.closed(self._key, at_seconds, outcome, self._status, error)
+        self._counters.requests[outcome] += 1
+        return outcome
+
+    def _read_events(self, decoder: SseDecoder, at_seconds: float, data: bytes) -> None:
+        try:
+            events = decoder.feed(data)
+        except SseError as error:
+            log.warning("a reply is no longer metered: %s", error)
+            self._counters.unreadable_replies += 1
+            self._decoder = None
+            return
+        if not events:
+            return
+        self._counters.events += len(events)
+        read_event = self._engine.read_event
+        updates = [read_event(event) for event in events]
+        for update in updates:
+            if update.error is not None:
+                self._error = update.error
+            elif update.is_end:
+                self._has_end = True
+        self._guard.received(self._key, at_seconds, updates)
+
+    def _read_reply(self) -> None:
+        if self._json_bytes > MAX_REPLY_BYTES:
+            self._counters.unreadable_replies += 1
+            return
+        status = 0 if self._status is None else self._status
+        update = self._engine.read_reply(
+            status, by_name(self._headers), b"".join(self._json)
+        )
+        self._error = update.error
+        self._guard.received(self._key, self._at_seconds, [update])
+
+    def _early_end(self) -> str | None:
+        """An error for a stream that HTTP ended well but its dialect did not."""
+        if self._status is None or not 200 <= self._status < 300:
+            return f"status {self._status}"
+        if self._decoder is None or self._has_end or not self._engine.requires_end:
+            return None
+        return "stream ended early: no end event came"

@@ -1,0 +1,169 @@
+"""A relay between a raw client and a scripted upstream, for tests of the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+from proxy.engines import ENGINES
+from proxy.engines.dialect import RequestFacts, Update
+from proxy.ledger import Books, RequestRecord
+from proxy.meter import Labels, MeterState
+from proxy.power.reading import Reading
+from proxy.relay.config import RelayConfig
+from proxy.relay.server import RelayServer, start_relay
+from tests.scripted import Peer, Script, ScriptedServer, connect
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+PATIENCE_SECONDS = 20.0
+"""Nothing here takes long; a test that hangs should say where."""
+
+
+def run(loop: str, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine on one of `LOOPS`."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await test()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(bounded())
+
+
+@dataclass
+class Metered:
+    """What the meter was told of one request."""
+
+    request_id: str
+    opened_seconds: float
+    facts: RequestFacts
+    labels: Labels
+    reads: list[tuple[float, list[Update]]] = field(default_factory=list)
+    outcome: str | None = None
+    status: int | None = None
+    error: str | None = None
+    closed_seconds: float | None = None
+
+    @property
+    def updates(self) -> list[Update]:
+        """All updates, in order."""
+        return [update for _, updates in self.reads for update in updates]
+
+
+class RecordingMeter:
+    """Keeps every call; can be told to fail on all of them."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Metered] = {}
+        self.fails = False
+        self._closings = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def closings(self, count: int = 1) -> list[Metered]:
+        """All requests, once `count` of them are closed."""
+        if self._closings < count:
+            future = asyncio.get_running_loop().create_future()
+            self._waiters.append((count, future))
+            await future
+        return list(self.requests.values())
+
+    async def only(self) -> Metered:
+        """The one request, once it is closed."""
+        (request,) = await self.closings()
+        return request
+
+    def opened(
+        self,
+        key: int,
+        request_id: str,
+        at_seconds: float,
+        facts: RequestFacts,
+        labels: Labels,
+    ) -> None:
+        self._may_fail()
+        self.requests[key] = Metered(request_id, at_seconds, facts, labels)
+
+    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
+        self._may_fail()
+        self.requests[key].reads.append((at_seconds, list(updates)))
+
+    def closed(
+        self,
+        key: int,
+        at_seconds: float,
+        outcome: str,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        self._may_fail()
+        request = self.requests[key]
+        assert request.outcome is None, "closed twice"
+        request.outcome, request.status, request.error = outcome, status, error
+        request.closed_seconds = at_seconds
+        self._closings += 1
+        for count, future in self._waiters:
+            if count <= self._closings and not future.done():
+                future.set_result(None)
+
+    def _may_fail(self) -> None:
+        if self.fails:
+            raise RuntimeError("the meter is broken")
+
+    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
+        raise NotImplementedError("the relay does not sample")
+
+    def sensor_gap(self, at_seconds: float, reason: str) -> None:
+        raise NotImplementedError("the relay does not sample")
+
+    def settle(self, now_seconds: float) -> list[RequestRecord]:
+        raise NotImplementedError("the relay does not settle")
+
+    def books_at(self, at_seconds: float | None = None) -> Books:
+        raise NotImplementedError("the relay keeps no books")
+
+    def state(self) -> MeterState:
+        raise NotImplementedError("the relay keeps no books")
+
+
+@dataclass
+class Bench:
+    """Client side, relay, upstream and meter of one test."""
+
+    relay: RelayServer
+    upstream: ScriptedServer
+    meter: RecordingMeter
+    clients: list[Peer] = field(default_factory=list)
+
+    async def client(self) -> Peer:
+        """A new connection to the relay; the bench closes it at the end."""
+        self.clients.append(await connect(self.relay.port))
+        return self.clients[-1]
+
+
+@contextlib.asynccontextmanager
+async def relaying(
+    script: Script, engine: str = "vllm", *, path: str = "", **config: Any
+) -> AsyncIterator[Bench]:
+    """A relay in front of `script`; `config` as in `RelayConfig`."""
+    meter = RecordingMeter()
+    async with ScriptedServer(script) as upstream:
+        relay = await start_relay(
+            RelayConfig(upstream.url + path, **config), meter, ENGINES[engine]
+        )
+        bench = Bench(relay, upstream, meter)
+        try:
+            yield bench
+        finally:
+            for client in bench.clients:
+                client.abort()
+                await client.lost.wait()
+            await relay.close()
