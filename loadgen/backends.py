@@ -1,0 +1,284 @@
+"""How a request is written for each kind of server: path, headers, JSON body.
+
+Pure: `BACKENDS` maps `--backend` names to how their bodies are built. All ask
+for a stream and for the engine's own token counts; only vLLM can be made to
+generate an exact number of tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from loadgen import __version__
+from loadgen.errors import UsageError
+
+Body = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+_encode_json = msgspec.json.Encoder().encode
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_VALUES = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
+_VISIBLE_ASCII = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "%")
+_SECRET_HEADERS = ("authorization", "api-key", "token", "cookie", "secret")
+_OURS = ("host", "content-length", "transfer-encoding", "connection")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What every request of a run asks for, beside what its turn says."""
+
+    output_tokens: int | None = None
+    """Overrides the plan's output lengths; None keeps them."""
+    ignore_eos: bool | None = None
+    """Force the length; None: where the backend can and a length is known."""
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int = 1
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Merged into the body last; a nested object is merged one level deep."""
+    hash_block_size: int | None = None
+    """Tokens per prefix block of the plan, for prompts made from `hash_ids`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server under load. The key and the headers never show in a repr."""
+
+    url: str
+    """Scheme, host, port and an optional base path; a trailing /v1 is fine."""
+    backend: str
+    model: str | None = None
+    endpoint: str | None = None
+    """Path instead of the backend's own."""
+    api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(
+                f"--url is {self.url!r}, expected http://HOST:PORT or https://HOST"
+            )
+        try:
+            _ = parts.port
+        except ValueError:
+            raise UsageError(f"--url is {self.url!r}, its port is no port") from None
+        if self.backend not in BACKENDS:
+            known = ", ".join(sorted(BACKENDS))
+            raise UsageError(f"unknown backend {self.backend!r}; known: {known}")
+        for name, value in self.headers.items():
+            _check_header(name, value)
+        if self.api_key is not None:
+            _check_header("authorization", self.api_key)
+
+    @property
+    def path(self) -> str:
+        """Where requests are posted, base path included."""
+        base = urlsplit(self.url).path.rstrip("/")
+        path = self.endpoint or BACKENDS[self.backend].path
+        if not path.startswith("/"):
+            path = f"/{path}"
+        if base.endswith("/v1") and path.startswith("/v1/"):
+            base = base.removesuffix("/v1")
+        return base + path
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not appear in anything recorded."""
+        hidden = [
+            value.split()[-1]
+            for name, value in self.headers.items()
+            if value.strip() and any(word in name.lower() for word in _SECRET_HEADERS)
+        ]
+        if self.api_key:
+            hidden.append(self.api_key)
+        return tuple(hidden)
+
+    def redact(self, text: str) -> str:
+        """`text` without the secrets: servers like to echo a refused key."""
+        for secret in self.secrets:
+            text = text.replace(secret, "[redacted]")
+        return re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+", r"\1 [redacted]", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One kind of server."""
+
+    path: str
+    write_body: Callable[[Messages, int | None, Target, RequestOptions], Body]
+    can_force_length: bool = False
+
+
+def write_request(
+    target: Target,
+    options: RequestOptions,
+    messages: Messages,
+    *,
+    request_id: str,
+    kind: str,
+    output_tokens: int | None,
+) -> bytes:
+    """The bytes of one request, head and body, ready for the socket.
+
+    `messages` is the whole chat as role and content; servers that take one
+    text get the contents joined. `output_tokens` is the length asked for, or
+    None to let the model end by itself.
+    """
+    backend = BACKENDS[target.backend]
+    if options.output_tokens is not None:
+        output_tokens = options.output_tokens
+    body = backend.write_body(messages, output_tokens, target, options)
+    for key, value in options.extra_body.items():
+        if isinstance(value, Mapping) and isinstance(body.get(key), dict):
+            body[key] = {**body[key], **value}
+        else:
+            body[key] = value
+    content = _encode_json(body)
+    head = {
+        "x-request-id": quote(request_id, safe=_VISIBLE_ASCII),
+        "x-servewatt-kind": kind,
+        "accept": "text/event-stream",
+        "content-type": "application/json",
+    }
+    return _write_head("POST", target, target.path, head, len(content)) + content
+
+
+def write_get(target: Target, path: str) -> bytes:
+    """A GET of `path` under the target's base, with the same credentials."""
+    base = urlsplit(target.url).path.rstrip("/").removesuffix("/v1")
+    return _write_head("GET", target, base + path, {"accept": "application/json"}, None)
+
+
+def _write_head(
+    method: str, target: Target, path: str, own: dict[str, str], length: int | None
+) -> bytes:
+    # `identity`: a compressed stream would be held back to fill blocks, and
+    # its arrival times would be the compressor's.
+    fields = {
+        "host": urlsplit(target.url).netloc.rpartition("@")[2],
+        "user-agent": f"servewatt/{__version__}",
+        "accept-encoding": "identity",
+        **own,
+    }
+    if target.api_key:
+        fields["authorization"] = f"Bearer {target.api_key}"
+    fields.update({name.lower(): value for name, value in target.headers.items()})
+    if length is not None:
+        fields["content-length"] = str(length)
+    lines = [f"{method} {path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _check_header(name: str, value: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise UsageError(f"header name {name!r} has a character no header may have")
+    if name.lower() in _OURS:
+        raise UsageError(f"header {name!r} is set by the client itself, leave it out")
+    if _NOT_IN_VALUES.search(value):
+        raise UsageError(f"the value of header {name!r} has a forbidden character")
+
+
+def _openai_body(
+    messages: Messages,
+    output_tokens: int | None,
+    target: Target,
+    options: RequestOptions,
+) -> Body:
+    body: Body = {"model": target.model} if target.model else {}
+    if target.path.endswith("/chat/completions"):
+        body["messages"] = messages
+    else:
+        body["prompt"] = joined(messages)
+    body["stream"] = True
+    if output_tokens is not None:
+        body["max_tokens"] = output_tokens
+    if options.temperature is not None:
+        body["temperature"] = options.temperature
+    if options.top_p is not None:
+        body["top_p"] = options.top_p
+    if options.n != 1:
+        body["n"] = options.n
+    return body
+
+
+def _openai_usage_body(
+    messages: Messages,
+    output_tokens: int | None,
+    target: Target,
+    options: RequestOptions,
+) -> Body:
+    body = _openai_body(messages, output_tokens, target, options)
+    return body | {"stream_options": {"include_usage": True}}
+
+
+def _vllm_body(
+    messages: Messages,
+    output_tokens: int | None,
+    target: Target,
+    options: RequestOptions,
+) -> Body:
+    body = _openai_body(messages, output_tokens, target, options)
+    # Running usage makes the count of every read exact: events are not tokens.
+    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    if output_tokens is not None and options.ignore_eos is not False:
+        body |= {"ignore_eos": True, "min_tokens": output_tokens}
+    elif options.ignore_eos:
+        body["ignore_eos"] = True
+    return body
+
+
+def _tgi_body(
+    messages: Messages,
+    output_tokens: int | None,
+    target: Target,
+    options: RequestOptions,
+) -> Body:
+    if target.path.endswith(("/chat/completions", "/completions")):
+        return _openai_usage_body(messages, output_tokens, target, options)
+    parameters: Body = {"details": True}  # without it TGI counts nothing for us
+    if output_tokens is not None:
+        parameters["max_new_tokens"] = output_tokens
+    if options.temperature:  # TGI refuses 0; leaving it out is its greedy decoding
+        parameters |= {"temperature": options.temperature, "do_sample": True}
+    if options.top_p is not None and options.top_p < 1:  # TGI refuses 1: no cut
+        parameters["top_p"] = options.top_p
+    return {"inputs": joined(messages), "parameters": parameters}
+
+
+def joined(messages: Messages) -> str:
+    """A chat as one text, for servers that take no messages."""
+    return "\n\n".join(str(message.get("content", "")) for message in messages)
+
+
+BACKENDS: dict[str, Backend] = {
+    "vllm": Backend("/v1/chat/completions", _vllm_body, can_force_length=True),
+    "openai": Backend("/v1/chat/completions", _openai_usage_body),
+    # Unknown fields are refused with 422, and usage is always sent.
+    "transformers": Backend("/v1/chat/completions", _openai_body),
+    "tgi": Backend("/generate_stream", _tgi_body),
+}
+
+
+def check_options(target: Target, options: RequestOptions) -> None:
+    """Raises UsageError for what the backend would refuse in every request."""
+    backend = BACKENDS[target.backend]
+    if options.ignore_eos and not backend.can_force_length:
+        raise UsageError(
+            f"--ignore-eos: a {target.backend} server cannot be made to generate an "
+            "exact length; leave it out, the report compares asked and actual"
+        )
+    if options.n < 1:
+        raise UsageError(f"--n is {options.n}, expected a positive integer")
+    if options.n > 1 and target.path.endswith("/generate_stream"):
+        raise UsageError(
+            f"--n is {options.n}, but TGI streams one output; use --n 1 or "
+            "--endpoint /v1/chat/completions"
+        )
