@@ -1,0 +1,1 @@
+"""What Prometheus sees: the table, the histograms and their registry."""

@@ -1,0 +1,81 @@
+"""The Prometheus registry: the table over one snapshot, and the histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
+from prometheus_client import generate_latest as generate_text
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import (
+    generate_latest as generate_openmetrics,
+)
+from prometheus_client.registry import Collector
+
+from proxy.ledger import RequestRecord
+from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.table import METRICS, Snapshot
+
+# a `_created` series beside every histogram would nearly double the page's series
+disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
+
+CLASS_LABELS = ("model", "kind", "tenant", "outcome")
+
+
+class Metrics(Collector):
+    """The registry: a table over the latest snapshot, plus per-request histograms."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._snapshot: Snapshot | None = None
+        self._histograms = {
+            name: Histogram(
+                name, spec.help, CLASS_LABELS,
+                buckets=spec.buckets, registry=self.registry,
+            )
+            for name, spec in HISTOGRAMS.items()
+        }  # fmt: skip
+        self.records_without_energy = 0
+        self.registry.register(self)
+
+    def observe(self, records: Iterable[RequestRecord]) -> None:
+        """Count settled requests; each leaves its id as an exemplar."""
+        for record in records:
+            labels = (record.model, record.kind, record.tenant, record.outcome)
+            exemplar = {"request_id": record.request_id[:100]}
+            for name, spec in HISTOGRAMS.items():
+                value = spec.value(record)
+                if value is not None:
+                    self._histograms[name].labels(*labels).observe(value, exemplar)
+            if record.energy.energy_joules is None:
+                self.records_without_energy += 1
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Use this snapshot for the next scrapes."""
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """The table as metric families; nothing before the first snapshot."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return
+        for name, spec in METRICS.items():
+            family: CounterMetricFamily | GaugeMetricFamily
+            if spec.kind == "counter":
+                family = CounterMetricFamily(
+                    name.removesuffix("_total"), spec.help, labels=spec.labels
+                )
+            else:
+                family = GaugeMetricFamily(name, spec.help, labels=spec.labels)
+            for labels, value in spec.samples(snapshot):
+                family.add_metric(list(labels), value)
+            yield family
+
+    def render(self, openmetrics: bool) -> bytes:
+        """Exposition text; OpenMetrics carries the exemplars."""
+        if openmetrics:
+            text: bytes = generate_openmetrics(  # type: ignore[no-untyped-call]  # theirs
+                self.registry
+            )
+            return text
+        return generate_text(self.registry)

@@ -1,0 +1,39 @@
+"""A real meter after a small load: two requests, one of each kind, 100 W idle."""
+
+from __future__ import annotations
+
+from proxy.engines.dialect import RequestFacts, Update, Usage
+from proxy.ledger import RequestRecord
+from proxy.meter import Labels, Meter, MeterConfig
+from proxy.power.reading import Reading
+
+IDLE_WATTS = 100.0
+BUSY_WATTS = 400.0
+
+
+def metered(config: MeterConfig | None = None) -> tuple[Meter, list[RequestRecord]]:
+    """The meter at second 8, and what it settled: requests ran from 2.0 to 4.0."""
+    meter = Meter(config or MeterConfig())
+    facts = RequestFacts(route="chat", model="m", is_stream=True)
+    records: list[RequestRecord] = []
+    opened = closed = False
+    joules = 0.0
+    for step in range(400):
+        now = step * 0.02
+        joules += 0.02 * (BUSY_WATTS if 2.0 <= now < 4.0 else IDLE_WATTS)
+        if now >= 2.0 and not opened:
+            opened = True
+            meter.opened(1, "chatty", now, facts, Labels("m", "conversation", "none"))
+            meter.opened(2, "coder", now, facts, Labels("m", "code", "none"))
+        if opened and not closed and step % 5 == 0:
+            for key in (1, 2):
+                meter.received(key, now, [Update(carries_token=True, tokens=1)])
+        if now >= 4.0 and not closed:
+            closed = True
+            for key, prompt in ((1, 100), (2, 1000)):
+                usage = Usage(prompt_tokens=prompt, output_tokens=21, cached_tokens=0)
+                meter.received(key, now, [Update(usage=usage, is_usage_only=True)])
+                meter.closed(key, now, "ok", status=200)
+        meter.sampled(now, [Reading("gpu0", joules=round(joules, 3))])
+        records += meter.settle(now)
+    return meter, records

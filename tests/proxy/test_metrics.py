@@ -1,0 +1,116 @@
+"""The exported figures: one table, one snapshot, names and units as promised."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.metrics.collector import Metrics
+from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.recent import render_recent
+from proxy.metrics.table import METRICS, Snapshot
+from proxy.relay.counters import RelayCounters
+from proxy.sampler import SamplerStats
+from tests.proxy.metered import metered
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    meter, records = metered()
+    found = Metrics()
+    found.observe(records)
+    found.show(
+        Snapshot(
+            meter=meter.state(),
+            relay=RelayCounters(chunks=7),
+            sampler=SamplerStats(samples=400, is_up=True, boundary="gpu"),
+            source="nvml",
+            loop_lag_seconds=0.001,
+            records_without_energy=found.records_without_energy,
+        )
+    )
+    found.observe([])
+    return found
+
+
+def parsed(text: bytes) -> list[Metric]:
+    return list(text_string_to_metric_families(text.decode()))
+
+
+def values(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.name
+        + "{"
+        + ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
+        + "}": sample.value
+        for family in parsed(metrics.render(False))
+        for sample in family.samples
+    }
+
+
+def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
+    shown = values(metrics)
+    accounts = [
+        value
+        for name, value in shown.items()
+        if name.startswith("servewatt_energy_joules_total")
+    ]
+    assert len(accounts) == 5
+    measured = shown["servewatt_measured_energy_joules_total{boundary=gpu,device=gpu0}"]
+    assert 0 < sum(accounts) <= measured
+    # classes are the same joules, told apart
+    classes = sum(
+        value
+        for name, value in shown.items()
+        if name.startswith("servewatt_attributed_energy_joules_total")
+    )
+    requests = sum(
+        shown[f"servewatt_energy_joules_total{{account={a},boundary=gpu}}"]
+        for a in ("prefill", "decode", "idle_share")
+    )
+    assert classes == pytest.approx(requests)
+
+
+def test_every_line_of_the_table_is_shown(metrics: Metrics) -> None:
+    shown = {name.partition("{")[0] for name in values(metrics)}
+    without_cause = {
+        "servewatt_unattributed_energy_joules_total",
+        "servewatt_requests_total",
+        "servewatt_refused_requests_total",
+        "servewatt_energy_counter_power_ratio",
+    }
+    assert set(METRICS) - shown == without_cause
+
+
+def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]
+        metrics.render(True).decode()
+    )
+    linked = {
+        sample.exemplar.labels["request_id"]
+        for family in families
+        if family.name in HISTOGRAMS
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert linked == {"chatty", "coder"}
+
+
+def test_without_a_sensor_no_joule_is_shown() -> None:
+    meter, _ = metered()
+    bare = Metrics()
+    bare.show(Snapshot(meter.state(), RelayCounters(), None, "none", 0.0, 0))
+    shown = {name.partition("{")[0] for name in values(bare)}
+    assert "servewatt_energy_joules_total" not in shown
+    assert "servewatt_books_residual_joules" not in shown
+
+
+def test_the_last_requests_can_be_scraped_singly() -> None:
+    _, records = metered()
+    samples = [s for family in parsed(render_recent(records)) for s in family.samples]
+    assert len(samples) == 6  # two requests, three phases
+    total = sum(s.value for s in samples if s.labels["request_id"] == "coder")
+    coder = next(r for r in records if r.request_id == "coder")
+    assert total == pytest.approx(coder.energy.energy_joules)
