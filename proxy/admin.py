@@ -1,0 +1,256 @@
+"""The admin API, on its own port: books, records, metrics, health; all read-only.
+
+Instants leave as Unix seconds: the proxy's monotonic stamps plus one offset,
+taken anew for every reply so that a stepped wall clock cannot age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from proxy.ledger import Books, RequestRecord
+from proxy.meter import MeterProtocol
+from proxy.sampler import SamplerStats
+from proxy.store import RecentRecords
+
+MOST_RECORDS = 10_000
+"""Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
+CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSources:
+    """Where the admin API looks; it changes nothing."""
+
+    meter: MeterProtocol
+    records: RecentRecords
+    sampler: Callable[[], SamplerStats | None]
+    has_sensor: bool
+    """False when there is no power source, and so no energy."""
+    info: Mapping[str, Any]
+    """Configuration as a user may see it: no secrets."""
+    render_metrics: Callable[[bool], bytes]
+    """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
+    render_recent: Callable[[], bytes]
+    upstream_state: Callable[[], Any]
+    """Awaitable: None when the upstream answers, else why it does not."""
+    window_seconds: float
+    sample_interval_seconds: float
+    source: str
+    freshen: Callable[[], None]
+    """Take one snapshot for the metrics, on the event loop."""
+
+
+def admin_app(sources: AdminSources) -> web.Application:
+    """The routes; every reply is JSON, JSON lines or Prometheus text."""
+    app = web.Application()
+    views = _Views(sources)
+    app.router.add_get("/", views.index)
+    app.router.add_get("/metrics", views.metrics)
+    app.router.add_get("/metrics/requests", views.metrics_requests)
+    app.router.add_get("/requests", views.requests)
+    app.router.add_get("/requests/{request_id}", views.request)
+    app.router.add_get("/books", views.books)
+    app.router.add_get("/info", views.info)
+    app.router.add_get("/healthz", views.healthz)
+    app.router.add_get("/readyz", views.readyz)
+    return app
+
+
+class _Views:
+    def __init__(self, sources: AdminSources) -> None:
+        self._from = sources
+
+    async def index(self, request: web.Request) -> web.Response:
+        paths = sorted(
+            {
+                resource.canonical
+                for resource in request.app.router.resources()
+                if resource.canonical != "/"
+            }
+        )
+        return _json({"servewatt": self._from.info.get("version"), "paths": paths})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        openmetrics = "openmetrics" in request.headers.get("accept", "")
+        self._from.freshen()
+        # rendering a thousand series takes longer than a token: off the loop
+        body = await asyncio.to_thread(self._from.render_metrics, openmetrics)
+        kind = CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE_METRICS
+        return web.Response(body=body, headers={"content-type": kind})
+
+    async def metrics_requests(self, request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._from.render_recent)
+        return web.Response(body=body, headers={"content-type": CONTENT_TYPE_METRICS})
+
+    async def requests(self, request: web.Request) -> web.Response:
+        try:
+            since = int(request.query.get("since", "0"))
+            limit = int(request.query.get("limit", "1000"))
+        except ValueError:
+            return _refuse("since and limit are whole numbers")
+        if since < 0 or not 1 <= limit <= MOST_RECORDS:
+            return _refuse(f"since is from 0, limit from 1 to {MOST_RECORDS}")
+        offset = _unix_offset_seconds()
+        lines = [
+            msgspec.json.encode(record_json(record, offset))
+            for record in self._from.records.since(since, limit)
+        ]
+        return web.Response(
+            body=b"".join(line + b"\n" for line in lines),
+            content_type="application/x-ndjson",
+        )
+
+    async def request(self, request: web.Request) -> web.Response:
+        record = self._from.records.by_id(request.match_info["request_id"])
+        if record is None:
+            return _json(
+                {"error": "no settled request of this id among those kept"}, 404
+            )
+        return _json(record_json(record, _unix_offset_seconds()))
+
+    async def books(self, request: web.Request) -> web.Response:
+        offset = _unix_offset_seconds()
+        at_unix: float | None = None
+        if "at" in request.query:
+            try:
+                at_unix = float(request.query["at"])
+            except ValueError:
+                return _refuse("at is Unix seconds, such as 1767225600.5")
+            if not math.isfinite(at_unix):
+                return _refuse("at is finite Unix seconds")
+        at = None if at_unix is None else at_unix - offset
+        return _json(self._books_json(self._from.meter.books_at(at), at, offset))
+
+    def _books_json(
+        self, books: Books, at_seconds: float | None, offset: float
+    ) -> dict[str, Any]:
+        state = self._from.meter.state()
+        stats = self._from.sampler()
+        settled = state.books.settled_seconds
+        reply: dict[str, Any] = {
+            "settled_unix_seconds": settled + offset,
+            "complete": at_seconds is None or settled >= at_seconds,
+            "boundary": stats.boundary if stats else "none",
+            "source": self._from.source,
+            "simulated": bool(stats and stats.is_simulated),
+            "policy": state.policy,
+            "sample_interval_seconds": self._from.sample_interval_seconds,
+            "window_seconds": self._from.window_seconds,
+        }
+        reply |= books_json(books) if self._from.has_sensor else NO_BOOKS
+        reply |= {
+            "idle_watts": state.idle_watts,
+            "idle_source": state.idle_source,
+            "device_watts": dict(state.device_watts),
+            "gaps_total": state.gaps_total,
+            "samples_total": state.samples_total,
+            "missed_total": stats.missed if stats else 0,
+            "counter_period_seconds": state.counter_period_seconds,
+            "counter_power_ratio": state.counter_power_ratio,
+            "unsettled_seconds": state.unsettled_seconds,
+            "open_requests": state.open_requests,
+        }
+        return reply
+
+    async def info(self, request: web.Request) -> web.Response:
+        stats = self._from.sampler()
+        sensor = {
+            "up": bool(stats and stats.is_up),
+            "simulated": bool(stats and stats.is_simulated),
+            "last_error": stats.last_error if stats else None,
+        }
+        return _json({**self._from.info, "sensor": sensor})
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return _json({"healthy": True})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        upstream_reason = await self._from.upstream_state()
+        sensor_reason = self._sensor_reason()
+        reasons = [r for r in (upstream_reason, sensor_reason) if r is not None]
+        body = {
+            "ready": not reasons,
+            "upstream": upstream_reason is None,
+            "sensor": sensor_reason is None,
+            "reasons": reasons,
+        }
+        return _json(body, 503 if reasons else 200)
+
+    def _sensor_reason(self) -> str | None:
+        """Why energy is not known yet; None when it is, or is not asked for."""
+        stats = self._from.sampler()
+        if not self._from.has_sensor:
+            return None
+        if stats is None or not stats.is_up:
+            error = stats.last_error if stats else None
+            return error or "the power source has not answered yet"
+        state = self._from.meter.state()
+        if state.books.measured_joules <= 0:
+            return "the energy counter has not moved yet"
+        if state.idle_watts is None:
+            return "idle power is still being measured"
+        return None
+
+
+NO_BOOKS: dict[str, Any] = {
+    "measured_joules": None,
+    "attributed_joules": None,
+    "idle_share_joules": None,
+    "idle_joules": None,
+    "unattributed_joules": None,
+    "residual_joules": None,
+}
+"""Without a sensor the joules are unknown, which is not zero."""
+
+
+def books_json(books: Books) -> dict[str, Any]:
+    """The accounts as `/books` shows them."""
+    return {
+        "measured_joules": books.measured_joules,
+        "attributed_joules": {
+            "prefill": books.prefill_joules,
+            "decode": books.decode_joules,
+        },
+        "idle_share_joules": books.idle_share_joules,
+        "idle_joules": books.idle_joules,
+        "unattributed_joules": dict(books.unattributed_joules),
+        "residual_joules": books.residual_joules,
+    }
+
+
+def record_json(record: RequestRecord, unix_offset_seconds: float) -> dict[str, Any]:
+    """One request as `/requests` shows it: instants in Unix seconds."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    shown: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name.endswith("_seconds"):
+            stem = name.removesuffix("_seconds")
+            unix = None if value is None else value + unix_offset_seconds
+            shown[f"{stem}_unix_seconds"] = unix
+        else:
+            shown[name] = value
+    return shown
+
+
+def _unix_offset_seconds() -> float:
+    return time.time() - time.monotonic()
+
+
+def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json"
+    )
+
+
+def _refuse(reason: str) -> web.Response:
+    return _json({"error": reason}, 400)

@@ -1,0 +1,161 @@
+"""The admin API over a real socket, in front of a real meter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+
+from proxy.admin import AdminSources, admin_app
+from proxy.meter import Meter, MeterConfig
+from proxy.sampler import SamplerStats
+from proxy.store import RecentRecords
+from tests.proxy.metered import metered
+
+
+def ask(
+    visit: Callable[[httpx.AsyncClient], Awaitable[None]],
+    *,
+    meter: Meter | None = None,
+    has_sensor: bool = True,
+    stats: SamplerStats | None = None,
+    upstream: str | None = None,
+) -> None:
+    """Serve the API on loopback and let a client visit it."""
+    known, records = metered()
+    kept = RecentRecords()
+    kept.add(records)
+
+    async def upstream_state() -> str | None:
+        return upstream
+
+    sources = AdminSources(
+        meter=meter or known,
+        records=kept,
+        sampler=lambda: stats if has_sensor else None,
+        has_sensor=has_sensor,
+        info={"version": "test"},
+        render_metrics=lambda openmetrics: b"openmetrics" if openmetrics else b"text",
+        render_recent=lambda: b"recent",
+        upstream_state=upstream_state,
+        window_seconds=0.5,
+        sample_interval_seconds=0.02,
+        source="nvml",
+        freshen=lambda: None,
+    )
+
+    async def serve() -> None:
+        runner = web.AppRunner(admin_app(sources))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with httpx.AsyncClient(base_url=base) as client:
+            await visit(client)
+        await runner.cleanup()
+
+    asyncio.run(serve())
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_records_are_read_by_a_cursor() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        first = lines((await client.get("/requests?since=0&limit=1")).text)
+        rest = lines(
+            (await client.get(f"/requests?since={first[-1]['sequence']}")).text
+        )
+        assert {r["request_id"] for r in first + rest} == {"chatty", "coder"}
+        (coder,) = [r for r in first + rest if r["request_id"] == "coder"]
+        assert coder == (await client.get("/requests/coder")).json()
+        assert coder["energy"]["energy_joules"] > 0
+        assert coder["finished_unix_seconds"] > coder["arrived_unix_seconds"] > 1e9
+        assert (await client.get("/requests/nobody")).status_code == 404
+
+    ask(visit)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/requests?since=x", "/requests?limit=0", "/books?at=noon", "/books?at=nan"],
+)
+def test_a_question_that_makes_no_sense_is_refused(path: str) -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        reply = await client.get(path)
+        assert reply.status_code == 400
+        assert reply.json()["error"]
+
+    ask(visit)
+
+
+def test_the_books_close_at_any_instant() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        offset = time.time() - time.monotonic()
+        before = 0.0
+        for at in (None, 1.0, 2.75, 3.1, 6.0):
+            query = "" if at is None else f"?at={at + offset}"
+            books = (await client.get(f"/books{query}")).json()
+            accounts = (
+                sum(books["attributed_joules"].values())
+                + books["idle_share_joules"]
+                + books["idle_joules"]
+                + sum(books["unattributed_joules"].values())
+            )
+            assert books["measured_joules"] == pytest.approx(accounts, abs=0.001)
+            if at is not None:
+                assert books["complete"]
+                assert books["measured_joules"] >= before
+                before = books["measured_joules"]
+        late = (await client.get(f"/books?at={100 + offset}")).json()
+        assert late["complete"] is False
+
+    ask(visit)
+
+
+def test_without_a_sensor_joules_are_null() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        books = (await client.get("/books")).json()
+        assert books["measured_joules"] is None
+        assert books["attributed_joules"] is None
+        assert (await client.get("/readyz")).status_code == 200
+
+    ask(visit, meter=Meter(MeterConfig(has_sensor=False)), has_sensor=False)
+
+
+def test_readiness_says_what_is_missing() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        reply = await client.get("/readyz")
+        assert reply.status_code == 503
+        assert reply.json()["reasons"] == ["upstream is down", "no driver"]
+        assert (await client.get("/healthz")).status_code == 200
+
+    down = SamplerStats(is_up=False, last_error="no driver")
+    ask(visit, stats=down, upstream="upstream is down")
+
+
+def test_a_meter_that_measures_is_ready() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        reply = await client.get("/readyz")
+        assert reply.status_code == 200, reply.text
+
+    ask(visit, stats=SamplerStats(is_up=True))
+
+
+def test_metrics_are_negotiated() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/metrics")).text == "text"
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        reply = await client.get("/metrics", headers=accept)
+        assert reply.text == "openmetrics"
+        assert reply.headers["content-type"].startswith("application/openmetrics-text")
+        assert (await client.get("/metrics/requests")).text == "recent"
+        assert "/books" in (await client.get("/")).json()["paths"]
+
+    ask(visit)
