@@ -1,0 +1,251 @@
+"""Wiring, start and stop: one event loop, one sampler thread, two ports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+import uvloop
+from aiohttp import web
+
+from proxy import __version__
+from proxy.admin import AdminSources, admin_app
+from proxy.engines import ENGINES
+from proxy.errors import ProxyError, SensorError
+from proxy.meter import Meter, MeterConfig
+from proxy.metrics.collector import Metrics
+from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
+from proxy.metrics.table import Snapshot
+from proxy.power import source_opener
+from proxy.relay.config import RelayConfig
+from proxy.relay.server import RelayServer, start_relay
+from proxy.sampler import Failed, Sampled, Sampler, read_once
+from proxy.store import RecentRecords
+
+log = logging.getLogger("servewatt.proxy")
+
+BEAT_SECONDS = 0.05
+"""How often windows are settled: ten beats per window."""
+DRAIN_SECONDS = 10.0
+HEALTH_PATHS = {"openai": "/v1/models"}
+"""Where an engine says that it is up; `/health` for all the others."""
+HEALTH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `metering-proxy serve` was asked to do."""
+
+    upstream: str
+    listen: tuple[str, int]
+    admin: tuple[str, int]
+    power: str
+    gpus: tuple[str, ...]
+    engine: str
+    policy: str
+    idle_watts: float | None
+    sample_interval_seconds: float
+    window_seconds: float
+    tenant_header: str | None
+    tenants: tuple[str, ...]
+    allow_unknown_routes: bool
+
+
+def run(
+    config: Config, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
+) -> None:
+    """Serve until SIGINT, SIGTERM or, for a child, the end of standard input.
+
+    Raises ConfigError for what can never work, ProxyError for a taken port.
+    """
+    opener = source_opener(config.power, config.gpus)
+    if config.power != "none":
+        try:
+            read_once(opener)
+        except SensorError as error:
+            log.warning("power source: %s; serving without energy for now", error)
+    else:
+        opener()
+    uvloop.run(_App(config).serve(announce, until_eof))
+
+
+class _App:
+    """Everything that lives as long as the process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.has_sensor = config.power != "none"
+        self.meter = Meter(
+            MeterConfig(
+                policy=config.policy,
+                idle_watts=config.idle_watts,
+                window_seconds=config.window_seconds,
+                has_sensor=self.has_sensor,
+            )
+        )
+        self.records = RecentRecords()
+        self.metrics = Metrics()
+        self.sampler: Sampler | None = None
+        self.relay: RelayServer | None = None
+        self.loop_lag_seconds = 0.0
+        self.stopping = asyncio.Event()
+
+    async def serve(
+        self, announce: Callable[[dict[str, Any]], None], until_eof: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stopping.set)
+        if until_eof:
+            _watch_stdin(loop, self.stopping)
+        relay = self.relay = await self._listen()
+        runner = await self._open_admin()
+        if self.has_sensor:
+            self.sampler = self._start_sampler(loop)
+        beat = asyncio.create_task(self._beat_until_stopped())
+        announce(
+            {
+                "url": f"http://{self.config.listen[0]}:{relay.port}",
+                "admin_url": f"http://{self.config.admin[0]}:{_port_of(runner)}",
+            }
+        )
+        await self.stopping.wait()
+        await relay.drain(DRAIN_SECONDS)
+        await beat
+        if self.sampler is not None:
+            await asyncio.to_thread(self.sampler.stop)
+        await relay.close()
+        await runner.cleanup()
+
+    async def _listen(self) -> RelayServer:
+        host, port = self.config.listen
+        relay_config = RelayConfig(
+            upstream_url=self.config.upstream,
+            host=host,
+            port=port,
+            tenant_header=self.config.tenant_header,
+            tenants=frozenset(self.config.tenants),
+            allow_unknown_routes=self.config.allow_unknown_routes,
+        )
+        return await start_relay(relay_config, self.meter, ENGINES[self.config.engine])
+
+    async def _open_admin(self) -> web.AppRunner:
+        host, port = self.config.admin
+        runner = web.AppRunner(admin_app(self._admin_sources()), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ProxyError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; "
+                "give another --admin address, or port 0 for any free one"
+            ) from None
+        return runner
+
+    def _admin_sources(self) -> AdminSources:
+        shown = asdict(self.config)
+        return AdminSources(
+            meter=self.meter,
+            records=self.records,
+            sampler=lambda: self.sampler.stats if self.sampler else None,
+            has_sensor=self.has_sensor,
+            info={"version": __version__, "config": shown},
+            freshen=lambda: self.metrics.show(self._snapshot()),
+            render_metrics=self.metrics.render,
+            render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
+            upstream_state=self._upstream_state,
+            window_seconds=self.config.window_seconds,
+            sample_interval_seconds=self.config.sample_interval_seconds,
+            source=self.config.power.partition("=")[0],
+        )
+
+    def _start_sampler(self, loop: asyncio.AbstractEventLoop) -> Sampler:
+        def deliver(event: Sampled | Failed) -> None:
+            with suppress(RuntimeError):  # the loop has just been closed
+                loop.call_soon_threadsafe(self._sensed, event)
+
+        sampler = Sampler(
+            source_opener(self.config.power, self.config.gpus),
+            self.config.sample_interval_seconds,
+            deliver,
+        )
+        sampler.start()
+        return sampler
+
+    def _sensed(self, event: Sampled | Failed) -> None:
+        if isinstance(event, Sampled):
+            self.meter.sampled(event.at_seconds, event.readings)
+        else:
+            self.meter.sensor_gap(event.at_seconds, event.reason)
+
+    async def _beat_until_stopped(self) -> None:
+        due = time.monotonic()
+        while not self.stopping.is_set():
+            due += BEAT_SECONDS
+            await asyncio.sleep(due - time.monotonic())
+            now = time.monotonic()
+            self.loop_lag_seconds = max(0.0, now - due)
+            due = max(due, now - BEAT_SECONDS)
+            self._settle(now)
+
+    def _settle(self, now_seconds: float) -> None:
+        """Close windows and publish records; a defect here never stops a request."""
+        assert self.relay is not None
+        try:
+            records = self.meter.settle(now_seconds)
+            self.records.add(records)
+            self.metrics.observe(records)
+        except Exception:  # the outermost loop: a defect here must not end the relay
+            self.relay.counters.meter_errors += 1
+            log.exception("the meter failed; requests flow, their energy may be lost")
+
+    def _snapshot(self) -> Snapshot:
+        assert self.relay is not None
+        return Snapshot(
+            meter=self.meter.state(),
+            relay=self.relay.counters,
+            sampler=self.sampler.stats if self.sampler else None,
+            source=self.config.power.partition("=")[0],
+            loop_lag_seconds=self.loop_lag_seconds,
+            records_without_energy=self.metrics.records_without_energy,
+        )
+
+    async def _upstream_state(self) -> str | None:
+        """None when the upstream answers, else one line why not."""
+        path = HEALTH_PATHS.get(self.config.engine, "/health")
+        url = f"{self.config.upstream}{path}"
+        try:
+            async with httpx.AsyncClient(
+                trust_env=False, timeout=HEALTH_SECONDS
+            ) as client:
+                reply = await client.get(url)
+        except httpx.HTTPError as error:
+            return f"upstream {url}: {str(error) or type(error).__name__}"
+        if reply.status_code >= 500:
+            return f"upstream {url} answered {reply.status_code}"
+        return None
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Stop when the parent closes our standard input, or dies."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        with suppress(RuntimeError):  # the loop has just been closed
+            loop.call_soon_threadsafe(stopping.set)
+
+    threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def _port_of(runner: web.AppRunner) -> int:
+    return int(runner.addresses[0][1])

@@ -1,0 +1,157 @@
+"""The `metering-proxy` command: options to one frozen `Config`, errors as a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import click
+
+from proxy import __version__
+from proxy.app import Config, run
+from proxy.attribution import POLICIES
+from proxy.engines import ENGINES
+from proxy.errors import ProxyError
+from proxy.power import SOURCES
+
+SERVE_EXAMPLES = """\b
+Examples:
+  metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml
+  metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml --gpus 0,1
+  metering-proxy serve --upstream http://gpu-host:8000 \\
+      --power dcgm=http://gpu-host:9400/metrics
+  metering-proxy serve --upstream http://127.0.0.1:3000 --engine tgi --power none
+"""
+
+
+@click.group()
+@click.version_option(__version__, prog_name="metering-proxy")
+def cli() -> None:
+    """Stand in front of an LLM server and say what each request cost in joules."""
+
+
+def main() -> NoReturn:
+    """Run the command; every expected failure is one line and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ProxyError as error:
+        click.echo(f"metering-proxy: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _address(
+    context: click.Context, option: click.Parameter, text: str
+) -> tuple[str, int]:
+    """`host:port`, `:port` or `port`; port 0 is any free one."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise click.BadParameter(
+            f"{url!r} is not a base URL, such as http://127.0.0.1:8000"
+        )
+    return url.rstrip("/")
+
+
+def _idle_watts(
+    context: click.Context, option: click.Parameter, text: str
+) -> float | None:
+    """Watts, or None for `auto`: measured while nothing runs."""
+    if text == "auto":
+        return None
+    try:
+        watts = float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither watts nor auto") from None
+    if watts < 0:
+        raise click.BadParameter(f"{watts:g} is below 0")
+    return watts
+
+
+def _names(
+    context: click.Context, option: click.Parameter, text: str
+) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Every option of `serve`, in the order of its help page."""
+    options = [
+        click.option("--upstream", required=True, callback=_upstream,
+                     help="Base URL of the engine."),
+        click.option("--listen", default="127.0.0.1:8080", show_default=True,
+                     callback=_address, help="Where clients connect."),
+        click.option("--admin", default="127.0.0.1:9464", show_default=True,
+                     callback=_address, help="Metrics, books and records."),
+        click.option("--power", required=True, metavar="SOURCE",
+                     help=f"Sensor: {', '.join(SOURCES)}; dcgm takes =URL."),
+        click.option("--gpus", default="", callback=_names, metavar="0,1",
+                     help="The engine's GPUs: indices or UUIDs.  [default: all]"),
+        click.option("--engine", default="vllm", show_default=True,
+                     type=click.Choice(sorted(ENGINES)),
+                     help="What the upstream speaks."),
+        click.option("--policy", default="phase", show_default=True,
+                     type=click.Choice(list(POLICIES)),
+                     help="Headline attribution policy."),
+        click.option("--idle-watts", default="auto", show_default=True,
+                     callback=_idle_watts, metavar="W|auto",
+                     help="Loaded idle power; auto measures it while nothing runs."),
+        click.option("--sample-interval", "sample_interval_seconds", default=0.02,
+                     show_default=True, type=click.FloatRange(0.001, 60),
+                     metavar="S", help="Seconds between two reads of the sensor."),
+        click.option("--window", "window_seconds", default=0.5, show_default=True,
+                     type=click.FloatRange(0.05, 60), metavar="S",
+                     help="Reconcile the model with the counter over this long."),
+        click.option("--tenant-header", default=None, metavar="NAME",
+                     help="Request header that names the tenant."),
+        click.option("--tenants", default="", callback=_names, metavar="A,B",
+                     help="Tenants shown by name; any other is `other`."),
+        click.option("--allow-unknown-routes", is_flag=True,
+                     help="Pass routes on that are neither metered nor known."),
+        click.option("--announce", is_flag=True, hidden=True),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog=SERVE_EXAMPLES)
+@_serve_options
+def serve(announce: bool, **options: Any) -> None:
+    """Relay requests to --upstream and meter them until stopped.
+
+    Bytes pass untouched and first; if a sensor fails, requests still flow and
+    their energy is unknown, counted, never invented.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # httpx logs every scrape of a sensor, fifty a second
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    run(Config(**options), _announce if announce else _greet, until_eof=announce)
+
+
+def _announce(addresses: dict[str, Any]) -> None:
+    print(json.dumps({"ready": True, **addresses}), flush=True)
+
+
+def _greet(addresses: dict[str, Any]) -> None:
+    click.echo(
+        f"metering-proxy {__version__}: clients at {addresses['url']}, "
+        f"metrics at {addresses['admin_url']}/metrics, Ctrl-C to stop"
+    )
