@@ -1,0 +1,169 @@
+"""Starts the simulator and the proxy as child processes, and ends them for certain.
+
+A child prints one JSON line when it listens and leaves when its standard input
+closes: so it goes with its parent even when the parent is killed. It runs in a
+session of its own, so that Ctrl-C reaches only the parent, which then still
+has a proxy to ask for the books.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from loadgen.errors import StackError
+
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+READY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One running process and what it announced."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    announced: dict[str, Any]
+    log_path: Path
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return str(self.announced["url"])
+
+
+class Stack:
+    """Child processes that live as long as the `with` block."""
+
+    def __init__(self, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._children: list[Child] = []
+
+    def __enter__(self) -> Stack:
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, module: str, arguments: Sequence[str]) -> Child:
+        """Run `python -m module arguments --announce` and wait until it listens.
+
+        Raises StackError with the child's last words when it does not.
+        """
+        log_path = self._log_folder / f"{name}.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments, "--announce"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            announced = _announcement(name, process, log_path)
+        except BaseException:
+            _end(process)
+            raise
+        child = Child(name, process, announced, log_path)
+        self._children.append(child)
+        return child
+
+    def stop(self) -> None:
+        """End the children, the last started first; a second call does nothing."""
+        while self._children:
+            _end(self._children.pop().process)
+
+    def gone(self) -> str | None:
+        """Which child has ended although nobody asked it to, and its last words."""
+        for child in self._children:
+            code = child.process.poll()
+            if code is not None:
+                words = _last_words(child.log_path)
+                return f"{child.name} ended with code {code}: {words}"
+        return None
+
+
+def wait_until_ready(
+    admin_url: str, waiting: Callable[[str], None], seconds: float = READY_SECONDS
+) -> str | None:
+    """Wait for a proxy: None when ready, else why its energy is not (yet) known.
+
+    `waiting` is told the current reason. A proxy whose upstream does not answer
+    raises StackError; a sensor that does not come up only costs the energy.
+    """
+    deadline = time.monotonic() + seconds
+    body: dict[str, Any] = {}
+    with httpx.Client(trust_env=False, timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            try:
+                body = client.get(f"{admin_url}/readyz").json()
+            except (httpx.HTTPError, ValueError) as error:
+                body = {"reasons": [f"admin API at {admin_url}: {error}"]}
+            if body.get("ready"):
+                return None
+            waiting("; ".join(body.get("reasons", [])))
+            time.sleep(0.1)
+    reason = "; ".join(body.get("reasons", [])) or "no answer"
+    if not body.get("upstream"):
+        raise StackError(f"the target did not answer in {seconds:g} s: {reason}")
+    return reason
+
+
+def _announcement(
+    name: str, process: subprocess.Popen[bytes], log_path: Path
+) -> dict[str, Any]:
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(START_SECONDS):
+            raise StackError(
+                f"{name} did not listen within {START_SECONDS:g} s; see {log_path}"
+            )
+    line = process.stdout.readline()
+    if not line:
+        process.wait(STOP_SECONDS)
+        raise StackError(f"{name} did not start: {_last_words(log_path)}")
+    try:
+        announced = json.loads(line)
+    except ValueError:
+        raise StackError(f"{name} announced {line!r}, expected JSON") from None
+    if not isinstance(announced, dict) or not announced.get("ready"):
+        raise StackError(f"{name} announced {line!r}, expected a ready object")
+    return announced
+
+
+def _last_words(log_path: Path) -> str:
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"nothing in {log_path}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close its standard input, then ask, then insist."""
+    if process.stdin is not None:
+        process.stdin.close()
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(STOP_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            insist()
+    process.wait(STOP_SECONDS)
+    if process.stdout is not None:
+        process.stdout.close()
