@@ -88,23 +88,32 @@ class GpuSensor:
         config = self._config
         since_seconds = at_seconds - self._start_seconds - self._phase_seconds
         number = floor(since_seconds / config.period_seconds)
-        while number > 0 and not self._happened(number, at_seconds):
+        while number >= 0 and not self._happened(number, at_seconds):
             number -= 1
-        updated_seconds = self._updated_seconds(max(number, 0))
-        seen_seconds = updated_seconds - config.lag_seconds
-        window_seconds = config.averaging_seconds or config.period_seconds
+        updated_seconds = self._updated_seconds(number)
+        seen_seconds = max(self._start_seconds, updated_seconds - config.lag_seconds)
         joules = self._curve.joules_at(seen_seconds)
-        before = self._curve.joules_at(seen_seconds - window_seconds)
         shown = config.initial_joules + joules / self._n_gpus
         return SensorReading(
             joules=floor(shown * 1000) / 1000,
-            watts=(joules - before) / window_seconds / self._n_gpus,
+            watts=self._mean_watts(seen_seconds, joules) / self._n_gpus,
             updated_seconds=updated_seconds,
         )
 
+    def _mean_watts(self, seen_seconds: float, joules: float) -> float:
+        """Over the averaging window, or what there is of it since the start."""
+        window_seconds = self._config.averaging_seconds or self._config.period_seconds
+        since_seconds = max(self._start_seconds, seen_seconds - window_seconds)
+        if since_seconds >= seen_seconds:
+            return self._curve.idle_watts
+        before = self._curve.joules_at(since_seconds)
+        return (joules - before) / (seen_seconds - since_seconds)
+
     def _updated_seconds(self, number: int) -> float:
+        if number < 0:
+            return self._start_seconds
         config = self._config
-        late = config.jitter_fraction * self._chance(number, "late") if number else 0.0
+        late = config.jitter_fraction * self._chance(number, "late")
         return (
             self._start_seconds
             + self._phase_seconds

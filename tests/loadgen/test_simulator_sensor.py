@@ -128,6 +128,14 @@ def test_the_gpus_of_a_group_show_equal_parts_at_their_own_moments() -> None:
     assert [r.watts for r in readings] == pytest.approx([50.0, 50.0])
 
 
+@given(CONFIGS, st.integers(0, 3))
+def test_a_gpu_that_just_started_shows_idle(config: SensorConfig, index: int) -> None:
+    shown = sensor(config, n_gpus=4, index=index)
+    for at_seconds in np.arange(0, 1, 0.017):
+        assert shown.read(float(at_seconds)).watts == pytest.approx(25)
+        assert shown.read(float(at_seconds)).updated_seconds <= at_seconds
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -14,7 +14,6 @@ from aiohttp import HttpVersion11, web
 
 from loadgen.simulator.wire import TokenEvents, compact
 
-
 SERVER = {"server": "servewatt-simulator"}
 
 
