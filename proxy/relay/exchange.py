@@ -52,7 +52,7 @@ class Exchange:
         "_connection",
         "_core",
         "_filter",
-        "_has_reply_bytes",
+        "_has_begun",
         "_head",
         "_is_chunked",
         "_is_over",
@@ -78,7 +78,7 @@ class Exchange:
         self._filter: UsageFilter | None = None
         self._request_bytes = b""
         self._head: bytes | None = None
-        self._has_reply_bytes = False
+        self._has_begun = False
         self._is_chunked = False
         self._is_over = False
         self._is_paused = False
@@ -159,7 +159,7 @@ class Exchange:
     def begin(self, head: ReplyHead) -> None:
         """The reply's head: decide the framing, keep it for the first bytes."""
         request = self._request
-        self._has_reply_bytes = True
+        self._has_begun = True
         self._request_bytes = b""
         has_body = not (self.is_head_request or head.status in (204, 304))
         if not is_event_stream(head.headers) or is_compressed(head.headers):
@@ -223,7 +223,7 @@ class Exchange:
         is_stale = (
             connection is not None
             and connection.was_used
-            and not self._has_reply_bytes
+            and not connection.has_answered
             and now - self._sent_seconds < STALE_SECONDS
         )
         if is_stale:
@@ -243,6 +243,7 @@ class Exchange:
     def pause(self) -> None:
         """The client reads slowly: stop reading from the engine."""
         self._is_paused = True
+        self._core.counters.pauses += 1
         if self._connection is not None:
             self._connection.transport.pause_reading()
 
@@ -278,7 +279,7 @@ class Exchange:
         message = f"upstream {self._core.upstream.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
         log.warning("request %s: %s", self._request_id.decode(), message)
-        if self._has_reply_bytes and self._head is None:
+        if self._has_begun and self._head is None:
             self._finish(outcome, message, keeps_alive=False)
         else:
             self._reply(Refusal(status, code, message))

@@ -27,7 +27,8 @@ def refusal_bytes(
     refusal: Refusal, request_id: bytes, *, closes: bool, has_body: bool = True
 ) -> bytes:
     """The whole reply; `has_body` is false for HEAD."""
-    kind = "invalid_request_error" if refusal.status < 500 else "upstream_error"
+    is_upstreams = refusal.status in (502, 504)
+    kind = "upstream_error" if is_upstreams else "invalid_request_error"
     error = {"message": refusal.message, "type": kind, "code": refusal.code}
     body = msgspec.json.encode({"error": error})
     lines = [

@@ -90,6 +90,11 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.write(request)
 
     @property
+    def has_answered(self) -> bool:
+        """Whether even one byte of the reply came."""
+        return self._head is not None or self._head_bytes > 0
+
+    @property
     def can_be_kept(self) -> bool:
         """Whether another request may follow the reply that just ended."""
         return (

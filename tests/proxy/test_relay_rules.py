@@ -1,0 +1,184 @@
+"""The pure rules of the relay: headers, routes, labels, the usage filter."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.engines import ENGINES
+from proxy.engines.dialect import RequestFacts
+from proxy.relay.config import parse_upstream
+from proxy.relay.headers import HOP_BY_HOP, Headers, end_to_end, request_id_of
+from proxy.relay.labels import MAX_MODELS, LabelReader
+from proxy.relay.routes import passes_unmetered
+from proxy.relay.usage_filter import MAX_HELD_BYTES, UsageFilter
+
+TOKENS = st.text("abcxyz-", min_size=1, max_size=8).map(str.encode)
+VALUES = st.text("abc 123,", max_size=8).map(str.encode)
+HEADERS = st.lists(st.tuples(TOKENS, VALUES), max_size=8)
+
+
+@given(headers=HEADERS, named=st.lists(TOKENS, max_size=3))
+def test_what_passes_is_a_subsequence_without_hops(
+    headers: Headers, named: list[bytes]
+) -> None:
+    nomination = (b"CONNECTION", b" , ".join(named))
+    passed = end_to_end([*headers, nomination])
+    assert passed == [
+        field
+        for field in headers
+        if field[0] not in HOP_BY_HOP and field[0] not in named
+    ]
+
+
+@given(value=st.binary(min_size=1, max_size=300))
+def test_a_request_id_is_always_one_printable_line(value: bytes) -> None:
+    request_id = request_id_of([(b"X-Request-Id", value)])
+    assert request_id.decode("ascii").isprintable()
+    assert 0 < len(request_id) <= 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "passes"),
+    [
+        ("GET", "/health", True),
+        ("HEAD", "/v1/models", True),
+        ("GET", "/v1/models/org/name", True),
+        ("OPTIONS", "/v1/chat/completions", True),
+        ("POST", "/tokenize", True),
+        ("POST", "/health", False),
+        ("DELETE", "/v1/models", False),
+        ("POST", "/pause", False),
+        ("POST", "/v1/%63hat/completions", False),
+        ("POST", "//v1/chat/completions", False),
+        ("GET", "/docs", False),
+    ],
+)
+def test_routes_pass_by_list_only(method: str, path: str, passes: bool) -> None:
+    assert passes_unmetered(method, path) == passes
+
+
+def test_models_beyond_the_bound_share_one_label() -> None:
+    reader = LabelReader(None, frozenset())
+    facts = [RequestFacts("chat", model=f"m{number}") for number in range(100)]
+    labels = [reader.read(fact, []).model for fact in facts]
+    assert labels[:MAX_MODELS] == [f"m{number}" for number in range(MAX_MODELS)]
+    assert set(labels[MAX_MODELS:]) == {"other"}
+    assert reader.read(facts[0], []).model == "m0"
+    assert reader.read(RequestFacts("chat"), []).model == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("headers", "kind", "tenant"),
+    [
+        ([], "other", "none"),
+        ([(b"X-ServeWatt-Kind", b"code"), (b"x-team", b"a")], "code", "a"),
+        ([(b"x-servewatt-kind", b"<script>"), (b"X-Team", b"z")], "other", "other"),
+    ],
+)
+def test_labels_come_from_known_values_only(
+    headers: Headers, kind: str, tenant: str
+) -> None:
+    labels = LabelReader("X-Team", frozenset(["a"])).read(RequestFacts("chat"), headers)
+    assert (labels.kind, labels.tenant) == (kind, tenant)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "authority", "prefix"),
+    [
+        ("http://h:8000", "h", 8000, b"h:8000", b""),
+        ("http://h:8000/", "h", 8000, b"h:8000", b""),
+        ("http://h/a/b/", "h", 80, b"h", b"/a/b"),
+        ("https://h", "h", 443, b"h", b""),
+        ("http://[::1]:9", "::1", 9, b"[::1]:9", b""),
+    ],
+)
+def test_an_upstream_url_is_taken_apart(
+    url: str, host: str, port: int, authority: bytes, prefix: bytes
+) -> None:
+    upstream = parse_upstream(url)
+    assert (upstream.host, upstream.port) == (host, port)
+    assert (upstream.authority, upstream.prefix) == (authority, prefix)
+    assert upstream.is_tls == url.startswith("https")
+
+
+# --- the usage filter ---------------------------------------------------------
+
+USAGE = json.dumps(
+    {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+).encode()
+OTHERS = st.sampled_from(
+    [
+        b'{"choices":[{"index":0,"text":"a"}]}',
+        b'{"choices":[{"index":0,"text":"\\"choices\\":[] \xc3\xa9"}]}',
+        b'{"choices":[]}',
+        b'{"choices":[],"prompt_filter_results":[1]}',
+        b"[DONE]",
+        b"not json",
+    ]
+)
+
+
+@given(
+    before=st.lists(OTHERS, max_size=6),
+    after=st.lists(OTHERS, max_size=3),
+    has_usage=st.booleans(),
+    end=st.sampled_from([b"\n\n", b"\r\n\r\n"]),
+    positions=st.lists(st.integers(0, 2000), max_size=8),
+)
+def test_exactly_the_usage_event_is_removed_however_the_stream_is_cut(
+    before: list[bytes],
+    after: list[bytes],
+    has_usage: bool,
+    end: bytes,
+    positions: list[int],
+) -> None:
+    def stream(events: list[bytes]) -> bytes:
+        return b"".join(b"data: " + event + end for event in events)
+
+    usage = [USAGE] if has_usage else []
+    whole = stream(before + usage + after)
+    edges = [0, *sorted(p % (len(whole) + 1) for p in positions), len(whole)]
+    usage_filter = UsageFilter(ENGINES["vllm"])
+    out = b"".join(usage_filter.feed(whole[a:b]) for a, b in pairwise(edges))
+    out += usage_filter.flush()
+    if end == b"\r\n\r\n":  # a cut inside CRLF may leave a blank line, which is none
+        assert _events(out) == _events(stream(before + after))
+    else:
+        assert out == stream(before + after)
+
+
+def _events(stream: bytes) -> list[bytes]:
+    return [part for part in stream.replace(b"\r\n", b"\n").split(b"\n") if part]
+
+
+def test_a_whole_event_is_never_held() -> None:
+    usage_filter = UsageFilter(ENGINES["vllm"])
+    event = b'data: {"choices":[{"text":"a"}]}\n\n'
+    assert usage_filter.feed(event + b"data: {") == event
+    assert usage_filter.feed(event[7:]) == event
+
+
+def test_only_the_first_usage_event_is_removed() -> None:
+    usage_filter = UsageFilter(ENGINES["vllm"])
+    event = b"data: " + USAGE + b"\n\n"
+    assert usage_filter.feed(event + event) == event
+    assert usage_filter.feed(event) == event
+
+
+def test_an_endless_event_is_passed_on_and_the_next_is_filtered() -> None:
+    usage_filter = UsageFilter(ENGINES["vllm"])
+    large = b"data: " + b"x" * MAX_HELD_BYTES
+    assert usage_filter.feed(large) == large
+    assert usage_filter.feed(b"y\n") == b"y"
+    assert usage_filter.feed(b"\ndata: " + USAGE + b"\n\n") == b"\n\n"
+
+
+def test_an_unfinished_tail_is_passed_on_at_the_end() -> None:
+    usage_filter = UsageFilter(ENGINES["vllm"])
+    assert usage_filter.feed(b"data: half") == b""
+    assert usage_filter.flush() == b"data: half"
