@@ -83,11 +83,16 @@ def _address(text: str) -> tuple[str, int]:
 @click.option("--power-cap", type=float, help="Watts per GPU; default is its TDP.")
 @click.option(
     "--max-num-queued",
+    type=click.IntRange(min=0),
     default=0,
     help="Refuse requests while this many wait; default is no limit.",
 )
 @click.option(
-    "--fail-every", default=0, metavar="N", help="Break every Nth request half-way."
+    "--fail-every",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Break every Nth request half-way.",
 )
 @click.option(
     "--counter-period",

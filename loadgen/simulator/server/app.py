@@ -189,10 +189,12 @@ async def _listen(server: web.AppRunner, config: ServerConfig) -> int:
     try:
         await site.start()
     except OSError as error:
-        reason = error.strerror or str(error)
+        # asyncio's own text repeats the address; resolver errors have no errno.
+        known = error.errno is not None and error.errno > 0
+        reason = os.strerror(error.errno).lower() if known else str(error)
         raise LoadgenError(
-            f"cannot listen on {config.host}:{config.port}: {reason.lower()}; choose "
-            "another address with --listen, port 0 takes any free one"
+            f"cannot listen on {config.host}:{config.port}: {reason}; choose another "
+            "address with --listen, port 0 takes any free one"
         ) from None
     port: int = server.addresses[0][1]
     return port
