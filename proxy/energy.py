@@ -30,6 +30,10 @@ GAP_REASONS = (SENSOR_GAP, COUNTER_RESET)
 HOLD_SECONDS = 2.0
 """Power readings further apart are not integrated: nobody saw the time between."""
 
+MOST_POINTS = 36_000
+"""An hour at 10 Hz: a curve that nobody settles (another device of the group is
+lost) gets coarser then, instead of longer."""
+
 STALE_PERIODS = 5.0
 STALE_SECONDS = 5.0
 """A counter that stood still for both is a gap: the sensor was stuck, not the GPU."""
@@ -164,6 +168,20 @@ class DeviceCurve:
         self.reasons.append(self._pending if len(self.seconds) > 1 else 0)
         self._pending = 0
         self._is_resynchronised = True
+        if len(self.seconds) > MOST_POINTS:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep every second point, and the bounds of gaps; no joule changes."""
+        last = len(self.seconds) - 1
+        keep = [
+            at
+            for at in range(last + 1)
+            if at % 2 == 0 or at == last or self.reasons[at] or self.reasons[at + 1]
+        ]
+        self.seconds = array("d", [self.seconds[at] for at in keep])
+        self.joules = array("d", [self.joules[at] for at in keep])
+        self.reasons = array("b", [self.reasons[at] for at in keep])
 
     def _stood_still(self, at_seconds: float) -> bool:
         period = self.period_seconds

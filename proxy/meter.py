@@ -205,7 +205,7 @@ class Meter:
         request = self._requests[timeline.serial]
         request.outcome, request.status, request.error = outcome, status, error
         timeline.close(at_seconds, is_refused=status in REFUSALS)
-        if not timeline.is_streamed:
+        if not timeline.is_streamed and self.config.has_sensor:
             self._settlement.spread(timeline, self._log)
         if timeline.has_late_facts:
             self._settlement.engine_tells_late = True

@@ -15,7 +15,8 @@ import numpy as np
 
 from proxy.attribution import FloatArray, Policy, attribute, by_running_time
 from proxy.energy import Window
-from proxy.timeline.activity import Population, activity_between, busy_seconds_until
+from proxy.timeline.activity import activity_between
+from proxy.timeline.population import Population, busy_seconds_until
 from proxy.timeline.steps import Steps
 
 IDLE_MEMORY_SECONDS = 300.0

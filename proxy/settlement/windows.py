@@ -16,8 +16,8 @@ from proxy.attribution import Policy
 from proxy.energy import GroupCurve, Window
 from proxy.ledger import Closing, Ledger
 from proxy.settlement.divide import IdleWatts, divide
-from proxy.timeline.activity import population
-from proxy.timeline.placement import PromptPlacement, step_starts
+from proxy.timeline.placement import PromptPlacement, Seen, step_starts
+from proxy.timeline.population import population
 from proxy.timeline.request import RequestTimeline, TokenLog
 from proxy.timeline.steps import StepBook
 
@@ -29,6 +29,10 @@ STEP_SECONDS = 0.02
 
 MOST_READS = 4096
 """A longer whole reply is spread with several tokens at each stamp."""
+
+PATIENCE_SECONDS = 30.0
+PATIENCE_PERIODS = 4.0
+"""Longer than a record waits, so that steps outlive the requests in them."""
 
 AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
@@ -73,6 +77,7 @@ class Settlement:
         self._wait_seconds = wait_seconds
         self._placement = PromptPlacement()
         self._busy_until_seconds = -np.inf
+        self._until_seconds = -np.inf
 
     @property
     def prompt_token_seconds(self) -> float:
@@ -87,9 +92,10 @@ class Settlement:
             self.settled_seconds = self.curve.start_seconds
             self.measured_from_seconds = self.settled_seconds
             self._ledger.begin(self.settled_seconds)
-        until_seconds = now_seconds - STRAGGLER_SECONDS
+        until_seconds = self._until_seconds = now_seconds - STRAGGLER_SECONDS
         self.steps.absorb(log, until_seconds)
         if self.settled_seconds is None:
+            self._forget_unmeasured(now_seconds)
             return
         present = list(entries)
         while True:
@@ -112,6 +118,13 @@ class Settlement:
             self.steps.forget(window.end_seconds)
             self._placement.forget(window.end_seconds)
         self.curve.forget(self.settled_seconds)
+        self._forget_unmeasured(now_seconds)
+
+    def _forget_unmeasured(self, now_seconds: float) -> None:
+        """Steps that no window came for: their requests are given up by now."""
+        patience = self._wait_seconds + PATIENCE_SECONDS
+        patience += PATIENCE_PERIODS * (self.curve.period_seconds or 0.0)
+        self.steps.forget(now_seconds - patience)
 
     def spread(self, timeline: RequestTimeline, log: TokenLog) -> None:
         """Put the tokens of a reply that came in one piece where they may have been.
@@ -220,6 +233,13 @@ class Settlement:
             policy_joules=division.policy_joules,
         )
 
+    def _is_located(self, timeline: RequestTimeline) -> bool:
+        """Whether the step that ended the prefill, or the request, is known."""
+        first = timeline.first_token_seconds
+        if first is None:
+            return timeline.closed_seconds is not None
+        return first <= self._until_seconds
+
     def _place(self, window: Window, among: list[Entry]) -> list[RequestTimeline]:
         """Place the prompts that are due; return those let in for this window only."""
         steps = self.steps.steps
@@ -232,10 +252,10 @@ class Settlement:
         waiting = [t for t in timelines if t.scheduled_seconds is None]
         due = [
             t
-            for t in waiting
-            if t.first_token_seconds is not None or t.closed_seconds is not None
+            for t in timelines
+            if t.pauses or (t.scheduled_seconds is None and self._is_located(t))
         ]
-        self._placement.place(due, steps, starts, window.start_seconds)
+        self._placement.place(due, Seen(steps, starts, window.start_seconds))
         still = [t for t in waiting if t.scheduled_seconds is None]
         guests = [t for t in still if not t.is_streamed]
         if still and not guests and len(still) == len(timelines):

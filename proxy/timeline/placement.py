@@ -8,7 +8,9 @@ and never before it arrived, nor into a step already under way on arrival.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,10 +21,14 @@ PROMPT_TOKEN_SECONDS = 6e-5
 """Until observed: 2 x 8e9 FLOP at half of an A100's or H100's dense bf16 peak
 takes 32 to 100 microseconds."""
 
+MISSED_STEPS = 3
+"""So many steps of others without a token: the engine has set the request aside."""
+
+Pause = tuple[float, float, float]
+"""Last token, next token, tokens before that one."""
+
 MEMORY_TOKENS = 200_000
 """Observed speed is that of the last so many prompt tokens."""
-
-REFUSED = 400
 
 
 class PromptSpeed:
@@ -49,31 +55,60 @@ class PromptSpeed:
             self._seconds *= shrink
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Steps not settled yet, and since when; the ground that prompts are put on."""
+
+    steps: Steps
+    starts: FloatArray
+    """Shape (steps,), see `step_starts`."""
+    settled_seconds: float
+    """Nothing is placed before this."""
+
+    def step_at(self, at_seconds: float) -> int:
+        """Index of the step that an instant lies in; len(steps) after the last."""
+        ends = self.steps.end_seconds
+        return int(np.searchsorted(ends, at_seconds, side="left"))
+
+    def decoding_steps(self, first: int, stop: int) -> int:
+        """How many steps of a range gave anybody a later token than the first."""
+        rows = self.steps.first_row
+        is_later = self.steps.before[rows[first] : rows[stop]] > 0
+        step = np.repeat(np.arange(stop - first), np.diff(rows[first : stop + 1]))
+        return len(np.unique(step[is_later]))
+
+
 class PromptPlacement:
-    """Places prompts in steps, in order of their first tokens, each once."""
+    """Places prompts in steps, in order of their completion, each once."""
 
     def __init__(self) -> None:
         self.speed = PromptSpeed()
         self._used: dict[float, float] = {}
         self._released_seconds = -np.inf
 
-    def place(
-        self,
-        requests: Sequence[RequestTimeline],
-        steps: Steps,
-        starts: FloatArray,
-        settled_seconds: float,
-    ) -> None:
-        """Give every request its `prefill_rows` and `scheduled_seconds`.
+    def place(self, requests: Sequence[RequestTimeline], seen: Seen) -> None:
+        """Give each request its `prefill_rows`, `stalls` and `scheduled_seconds`.
 
-        `requests` have a first token or are closed without one, and were not
-        placed before. Nothing is placed before `settled_seconds`.
+        Those already placed get rows for what was computed again since: a request
+        that the engine set aside for others lost its cache.
         """
-        for request in sorted(requests, key=_order):
-            if request.first_token_seconds is None:
-                self._place_unanswered(request, steps, starts, settled_seconds)
+        jobs: list[tuple[float, float, int, RequestTimeline, Pause | None]] = []
+        for request in requests:
+            arrived, serial = request.arrived_seconds, request.serial
+            if request.scheduled_seconds is None:
+                at = request.first_token_seconds or request.closed_seconds or arrived
+                jobs.append((at, arrived, serial, request, None))
+            late = [p for p in request.pauses if seen.step_at(p[1]) >= len(seen.starts)]
+            for pause in request.pauses[: len(request.pauses) - len(late)]:
+                jobs.append((pause[1], arrived, serial, request, pause))
+            request.pauses = late
+        for *_, request, paused in sorted(jobs, key=lambda job: job[:3]):
+            if paused is not None:
+                self._place_again(request, paused, seen)
+            elif request.first_token_seconds is None:
+                self._place_unanswered(request, seen)
             else:
-                self._place_one(request, steps, starts, settled_seconds)
+                self._place_one(request, seen)
 
     def forget(self, before_seconds: float) -> None:
         """Drop what is known of steps that are settled."""
@@ -81,58 +116,59 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
-    def _place_one(
-        self,
-        request: RequestTimeline,
-        steps: Steps,
-        starts: FloatArray,
-        settled_seconds: float,
-    ) -> None:
+    def _place_one(self, request: RequestTimeline, seen: Seen) -> None:
         first = request.first_token_seconds
         assert first is not None
-        last = min(_step_at(steps, first), len(steps.end_seconds) - 1)
-        lowest = self._lowest_step(request, steps, starts, last)
-        earliest = max(float(starts[lowest]), request.arrived_seconds, settled_seconds)
-        self._learn(request, float(steps.end_seconds[last]), earliest)
+        arrived = request.arrived_seconds
+        if not len(seen.starts):  # its steps were dropped while nothing was measured
+            request.scheduled_seconds = arrived
+            return
+        last = min(seen.step_at(first), len(seen.starts) - 1)
+        lowest = _lowest_step(request, seen, last)
+        earliest = max(float(seen.starts[lowest]), arrived, seen.settled_seconds)
+        self._learn(request, float(seen.steps.end_seconds[last]), earliest)
         tokens = self._prompt_tokens(request, first - earliest)
-        rows = self._fill(tokens, steps, starts, lowest, last)
-        request.prefill_rows = rows
-        began = max(rows[-1][0], request.arrived_seconds, settled_seconds)
+        request.prefill_rows = self._fill(tokens, seen, lowest, last)
+        began = max(request.prefill_rows[-1][0], arrived, seen.settled_seconds)
         if request.prefill_seconds is not None:
-            began = max(first - request.prefill_seconds, request.arrived_seconds)
+            began = max(first - request.prefill_seconds, arrived)
             request.is_scheduled_exact = True
         request.scheduled_seconds = min(began, first)
         self._released_seconds = max(self._released_seconds, first)
 
-    def _lowest_step(
-        self,
-        request: RequestTimeline,
-        steps: Steps,
-        starts: FloatArray,
-        last: int,
-    ) -> int:
-        """First step that may have computed the request."""
-        begin = request.arrived_seconds
-        if request.prefill_seconds is not None:
-            assert request.first_token_seconds is not None
-            # Half a step early: the engine's and our clocks start at other events.
-            begin = request.first_token_seconds - request.prefill_seconds
-            lowest = int(np.searchsorted(steps.end_seconds, begin, side="right"))
-            return min(lowest, last)
-        lowest = int(np.searchsorted(steps.end_seconds, begin, side="right"))
-        if lowest < last and starts[lowest] < begin:
-            lowest += 1  # that step was under way: nobody joins a running step
-        return min(lowest, last)
+    def _place_again(self, request: RequestTimeline, pause: Pause, seen: Seen) -> None:
+        """A pause in which others got tokens: set aside, then computed again.
+
+        One step alone can be long and a prefill can hold up everybody's decode, so
+        only steps count in which others went on decoding; and only where the engine
+        itself counts tokens is a pause known not to be a hidden token.
+        """
+        stopped, resumed, before = pause
+        if not request.has_running_usage:
+            return
+        first = seen.step_at(math.nextafter(stopped, math.inf))
+        last = seen.step_at(resumed)
+        if last - first < MISSED_STEPS or (
+            seen.decoding_steps(first, last) < MISSED_STEPS
+        ):
+            return
+        tokens = request.estimated_prompt_tokens + before
+        rows = self._fill(tokens, seen, first, last)
+        request.prefill_rows += rows
+        began = max(rows[-1][0], seen.settled_seconds)
+        if began > stopped:
+            request.stalls.append((stopped, began))
+        self._released_seconds = max(self._released_seconds, resumed)
 
     def _fill(
-        self, tokens: float, steps: Steps, starts: FloatArray, lowest: int, last: int
+        self, tokens: float, seen: Seen, lowest: int, last: int
     ) -> list[tuple[float, float, float]]:
         """(start, end, tokens) from the last step back to the first one needed."""
         token_seconds = self.speed.token_seconds
         left = tokens
         rows: list[tuple[float, float, float]] = []
         for step in range(last, lowest - 1, -1):
-            start, end = float(starts[step]), float(steps.end_seconds[step])
+            start, end = float(seen.starts[step]), float(seen.steps.end_seconds[step])
             used = self._used.get(end, 0.0)
             room = max((end - start) / token_seconds - used, 0.0)
             if step == last:
@@ -145,10 +181,9 @@ class PromptPlacement:
             left -= taken
             if left <= 0:
                 return rows
-        if left > 0 and rows:  # the steps were faster than thought
-            grown = tokens / (tokens - left)
-            rows = [(start, end, taken * grown) for start, end, taken in rows]
-        return rows or [(float(starts[last]), float(steps.end_seconds[last]), 0.0)]
+        # The steps were faster than thought: all of them hold more.
+        grown = tokens / (tokens - left)
+        return [(start, end, taken * grown) for start, end, taken in rows]
 
     def _learn(self, request: RequestTimeline, end: float, earliest: float) -> None:
         if request.prompt_tokens is None:
@@ -160,34 +195,27 @@ class PromptPlacement:
     def _prompt_tokens(self, request: RequestTimeline, seconds: float) -> float:
         """Tokens to compute; where nobody told, what the time allowed for."""
         if request.prompt_tokens is None:
-            estimate = max(seconds, 0.0) / self.speed.token_seconds
+            estimate = max(seconds / self.speed.token_seconds, 1.0)
             request.estimated_prompt_tokens = estimate
             return estimate
         request.estimated_prompt_tokens = float(request.prompt_tokens)
         return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
 
-    def _place_unanswered(
-        self,
-        request: RequestTimeline,
-        steps: Steps,
-        starts: FloatArray,
-        settled_seconds: float,
-    ) -> None:
+    def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
         closed = request.closed_seconds
         assert closed is not None
         request.scheduled_seconds = closed
-        request.prefill_rows = []
-        under_way = _step_at(steps, request.arrived_seconds)
-        begin = max(request.arrived_seconds, settled_seconds)
+        under_way = seen.step_at(request.arrived_seconds)
+        begin = max(request.arrived_seconds, seen.settled_seconds)
         if self._released_seconds < closed:
             begin = max(begin, self._released_seconds)
         if (
-            under_way < len(starts)
-            and starts[under_way] < request.arrived_seconds
-            and steps.end_seconds[under_way] < closed
+            under_way < len(seen.starts)
+            and seen.starts[under_way] < request.arrived_seconds
+            and seen.steps.end_seconds[under_way] < closed
         ):
-            begin = max(begin, float(steps.end_seconds[under_way]))
+            begin = max(begin, float(seen.steps.end_seconds[under_way]))
         if begin >= closed or request.is_refused:
             return
         allowed = (closed - begin) / self.speed.token_seconds
@@ -199,16 +227,22 @@ class PromptPlacement:
         self._released_seconds = closed
 
 
-def _order(request: RequestTimeline) -> tuple[float, float, int]:
-    at = request.first_token_seconds
-    if at is None:
-        at = request.closed_seconds or 0.0
-    return at, request.arrived_seconds, request.serial
-
-
-def _step_at(steps: Steps, at_seconds: float) -> int:
-    """Index of the step that an instant lies in; len(steps) after the last."""
-    return int(np.searchsorted(steps.end_seconds, at_seconds, side="left"))
+def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
+    """First step that may have computed the request."""
+    begin = request.arrived_seconds
+    ends = seen.steps.end_seconds
+    if request.prefill_seconds is not None:
+        assert request.first_token_seconds is not None
+        begin = request.first_token_seconds - request.prefill_seconds
+        # The engine's time ends a little before ours: take the nearer boundary.
+        lowest = int(np.searchsorted(ends, begin, side="right"))
+        if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:
+            lowest += 1
+        return min(lowest, last)
+    lowest = int(np.searchsorted(ends, begin, side="right"))
+    if lowest < last and seen.starts[lowest] < begin:
+        lowest += 1  # that step was under way: nobody joins a running step
+    return min(lowest, last)
 
 
 def step_starts(steps: Steps, serials: IntArray, arrived: FloatArray) -> FloatArray:

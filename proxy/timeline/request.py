@@ -41,15 +41,25 @@ class TokenLog:
             del column[:]
 
 
+PAUSE_SECONDS = 0.05
+"""Longer between two tokens: look whether others went on meanwhile."""
+
+
 class RequestTimeline:
-    """Mutable record of one request in flight; instants in monotonic seconds."""
+    """Mutable record of one request in flight; instants in monotonic seconds.
+
+    `prefill_rows` (start, end, tokens of a step), `stalls` (from, to) and
+    `scheduled_seconds` are filled in by `PromptPlacement`; `pauses` (last token,
+    next one, tokens before it) is what it has yet to look at.
+    """
 
     __slots__ = (
         "arrived_seconds", "cached_tokens", "closed_seconds", "counted_tokens",
         "decode_seconds", "estimated_prompt_tokens", "first_token_seconds",
         "has_late_facts", "has_running_usage", "is_refused", "is_scheduled_exact",
-        "is_streamed", "last_token_seconds", "output_tokens", "prefill_rows",
+        "is_streamed", "last_token_seconds", "output_tokens", "pauses", "prefill_rows",
         "prefill_seconds", "prompt_tokens", "scheduled_seconds", "sequences", "serial",
+        "stalls",
     )  # fmt: skip
 
     def __init__(self, serial: int, at_seconds: float, facts: RequestFacts) -> None:
@@ -69,6 +79,8 @@ class RequestTimeline:
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
         self.prefill_rows: list[tuple[float, float, float]] = []
+        self.pauses: list[tuple[float, float, float]] = []
+        self.stalls: list[tuple[float, float]] = []
         self.is_scheduled_exact = False
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
@@ -87,13 +99,16 @@ class RequestTimeline:
             elif update.carries_token:
                 tokens += 1.0
         if tokens > 0.0 and self.is_streamed:
-            log.add(at_seconds, self.serial, tokens, self.counted_tokens)
-            self.counted_tokens += tokens
-            if self.first_token_seconds is None:
-                self.first_token_seconds = at_seconds
+            before = self.counted_tokens
+            log.add(at_seconds, self.serial, tokens, before)
+            self.counted_tokens = before + tokens
+            last = self.last_token_seconds
+            if last is None:
+                self.first_token_seconds = self.last_token_seconds = at_seconds
+            elif at_seconds > last:
                 self.last_token_seconds = at_seconds
-            elif at_seconds > self.last_token_seconds:  # type: ignore[operator] # set with the first
-                self.last_token_seconds = at_seconds
+                if at_seconds - last > PAUSE_SECONDS and tokens <= 1.0:
+                    self.pauses.append((last, at_seconds, before))
 
     def _read_facts(self, update: Update, pending: float) -> float:
         """Take usage and phase times; the tokens this event adds to its read."""
