@@ -1,0 +1,49 @@
+"""What a turn says: its messages, with the history it carries.
+
+Pure. A turn with `history` "append" sends the earlier turns and the replies
+they really got before its own text; one with "total" brings its whole prompt.
+"""
+
+from __future__ import annotations
+
+from loadgen.backends import Messages, RequestOptions
+from loadgen.errors import PlanError
+from loadgen.plan import PlannedTurn
+from loadgen.prompts import DEFAULT_BLOCK_TOKENS, prompt_text
+
+
+def messages_of(
+    turn: PlannedTurn, history: Messages, *, seed: int, options: RequestOptions
+) -> Messages:
+    """The whole chat that `turn` sends; `history` is what was said before it.
+
+    Raises PlanError for a turn with neither text nor length.
+    """
+    own: Messages
+    if turn.messages is not None:
+        own = list(turn.messages)
+    else:
+        own = [{"role": "user", "content": _text_of(turn, seed, options)}]
+    return history + own if turn.history == "append" else own
+
+
+def with_reply(messages: Messages, text: str) -> Messages:
+    """The history for the next turn: what was sent, and what came back."""
+    return [*messages, {"role": "assistant", "content": text}]
+
+
+def _text_of(turn: PlannedTurn, seed: int, options: RequestOptions) -> str:
+    if turn.prompt is not None:
+        return turn.prompt
+    if not turn.input_tokens or turn.input_tokens < 0:
+        raise PlanError(
+            f"request {turn.request_id}: no prompt, no messages and input_tokens is "
+            f"{turn.input_tokens}, one of them is needed"
+        )
+    return prompt_text(
+        seed,
+        turn.request_id,
+        turn.input_tokens,
+        turn.hash_ids,
+        options.hash_block_size or DEFAULT_BLOCK_TOKENS,
+    )

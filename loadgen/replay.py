@@ -1,0 +1,145 @@
+"""Open loop between sessions, closed loop inside one.
+
+Every session starts at its planned instant after one recorded zero, however
+slow the server is: nothing is re-anchored, and a late start stays late in the
+record. Inside a session a turn waits for the previous reply and its think time.
+Texts, bodies and connections are made before they are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from loadgen.backends import RequestOptions, Target, check_options
+from loadgen.client import Client, ConnectionCounts, HttpClient
+from loadgen.clock import Clock, LoopLag, LoopMonitor
+from loadgen.plan import PlannedSession
+from loadgen.progress import Progress
+from loadgen.recorder import Recorder
+from loadgen.turns import AHEAD_SECONDS, Run, run_session
+
+LEAD_SECONDS = AHEAD_SECONDS + 0.1
+"""From the call to the zero: the first requests are prepared in it."""
+
+PREPARED_SESSIONS = 512
+"""Ready at a time, at most: bounds the memory of a burst and of rate inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What a replay says about itself; seconds count from the run's zero."""
+
+    zero_unix_seconds: float
+    zero_monotonic_seconds: float
+    end_seconds: float
+    """When everything had ended."""
+    sent: int
+    dropped: int
+    loop_lag: LoopLag
+    connections: ConnectionCounts
+    interrupted: bool
+    """Stopped before the plan's end; what had been recorded is kept."""
+
+
+async def replay(
+    sessions: Iterator[PlannedSession],
+    *,
+    target: Target,
+    options: RequestOptions,
+    recorder: Recorder,
+    progress: Progress,
+    clock: Clock,
+    max_concurrency: int | None = None,
+    timeout_seconds: float = 600.0,
+    seed: int = 0,
+    connect: Callable[[Target, Clock, Progress], Client] | None = None,
+) -> RunStats:
+    """Send a plan's sessions on time and record every request.
+
+    `sessions` come in order of start and are read as they fall due. At most
+    `max_concurrency` requests are in flight; waiting for a place counts as
+    schedule lag. Cancelling the call is how to stop it: requests in flight are
+    recorded as aborted and the stats so far are returned. Raises LoadgenError
+    when records cannot be written or the plan has a turn nobody can send.
+    """
+    check_options(target, options)
+    client = (connect or _over_http)(target, clock, progress)
+    # What was loaded so far lives to the end; scanning it again and again would
+    # be a pause of milliseconds each time.
+    gc.collect()
+    gc.freeze()
+    zero = clock.now() + LEAD_SECONDS
+    zero_unix = clock.unix() + LEAD_SECONDS
+    progress.zero_seconds = zero
+    run = Run(
+        target=target,
+        options=options,
+        recorder=recorder,
+        progress=progress,
+        clock=clock,
+        client=client,
+        zero=zero,
+        places=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+        prepared=asyncio.Semaphore(PREPARED_SESSIONS),
+        timeout_seconds=timeout_seconds,
+        seed=seed,
+    )
+    monitor = LoopMonitor(clock)
+    try:
+        is_interrupted = await _run_all(run, sessions, monitor)
+    finally:
+        gc.unfreeze()
+        await client.close()
+    return RunStats(
+        zero_unix_seconds=zero_unix,
+        zero_monotonic_seconds=zero,
+        end_seconds=clock.now() - zero,
+        sent=progress.sent,
+        dropped=progress.dropped,
+        loop_lag=monitor.lag(),
+        connections=client.counts,
+        interrupted=is_interrupted,
+    )
+
+
+async def _run_all(
+    run: Run, sessions: Iterator[PlannedSession], monitor: LoopMonitor
+) -> bool:
+    """Run every session while the monitor watches; True if stopped before the end.
+
+    Raises what the first failing session raised, without the group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as watching:
+            watch = watching.create_task(monitor.watch())
+            async with asyncio.TaskGroup() as group:
+                for session in sessions:
+                    if not session.turns:
+                        continue
+                    ahead = run.zero + session.start_seconds - AHEAD_SECONDS
+                    await run.clock.sleep_until(ahead)
+                    await run.prepared.acquire()
+                    group.create_task(run_session(run, session))
+                    await run.clock.pause()
+            watch.cancel()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        task.uncancel()
+        return True
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from None
+    return False
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _over_http(target: Target, clock: Clock, progress: Progress) -> Client:
+    return HttpClient(target, clock.now, progress)
