@@ -189,9 +189,9 @@ async def _listen(server: web.AppRunner, config: ServerConfig) -> int:
     try:
         await site.start()
     except OSError as error:
-        # asyncio's own text repeats the address; resolver errors have no errno.
-        known = error.errno is not None and error.errno > 0
-        reason = os.strerror(error.errno).lower() if known else str(error)
+        # asyncio's own text repeats the address; resolver errors have negative numbers.
+        number = error.errno or 0
+        reason = os.strerror(number).lower() if number > 0 else str(error)
         raise LoadgenError(
             f"cannot listen on {config.host}:{config.port}: {reason}; choose another "
             "address with --listen, port 0 takes any free one"
