@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from loadgen.results import Result
 
 
 @dataclass(slots=True)
@@ -25,3 +28,5 @@ class Progress:
     recent_lag_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     errors: dict[str, int] = field(default_factory=dict)
     """Failures by message, the most common shown to the user."""
+    watchers: list[Callable[[Result], None]] = field(default_factory=list)
+    """Told of every record as it is finished, the never sent too; must be quick."""
