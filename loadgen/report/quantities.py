@@ -16,11 +16,11 @@ ENOUGH = {50: 1, 90: 100, 95: 200, 99: 1000}
 def digits(value: float) -> str:
     """Three significant digits without an exponent: 0.0123, 1.23, 12.3, 1,234."""
     size = abs(value)
-    if size >= 100 or value == 0:
+    if size >= 99.95 or value == 0:
         return f"{value:,.0f}"
-    decimals = 1 if size >= 10 else 2 if size >= 1 else 3
-    if size < 0.1:
-        decimals = 4
+    # the bounds are where rounding would add a digit: 9.996 is 10.0
+    bounds = ((9.995, 1), (0.9995, 2), (0.09995, 3))
+    decimals = next((digits for bound, digits in bounds if size >= bound), 4)
     return f"{value:.{decimals}f}"
 
 

@@ -1,0 +1,55 @@
+"""`loadgen report RUN...`: show finished runs again, one alone or several together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from loadgen.recorder import read_results
+from loadgen.report import compare, table
+from loadgen.report.finish import REPORT, REQUESTS, load_run
+from loadgen.report.html import write_html
+from loadgen.report.schema import Summary
+from loadgen.terminal import console
+
+
+@click.command()
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON.")
+def report(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show the summary of finished runs and draw report.html again.
+
+    RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
+    what can be computed from its requests.jsonl is shown. Several runs are
+    compared side by side.
+    """
+    summaries = [(run, load_run(run)) for run in runs]
+    if as_json:
+        found = [{"run": str(run), "summary": summary} for run, summary in summaries]
+        text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
+        click.echo(msgspec.json.format(text, indent=2))
+        return
+    pages = [draw(run, summary) for run, summary in summaries]
+    out = console()
+    if len(summaries) == 1:
+        out.print(table.render(summaries[0][1], pages[0]))
+        return
+    names = [(run.name or str(run), summary) for run, summary in summaries]
+    out.print(compare.render(names))
+
+
+def draw(run: Path, summary: Summary) -> Path | None:
+    """Write the run's page; None when its records are gone or the folder is closed."""
+    if not (run / REQUESTS).is_file():
+        return None
+    try:
+        write_html(run / REPORT, summary, read_results(run / REQUESTS))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        click.echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)
+        return None
+    return run / REPORT

@@ -1,0 +1,218 @@
+"""Charts as SVG text: no script, no library, coloured by the page's CSS variables.
+
+A general library writes some 300 bytes per point; the scatter here takes 12, so
+that a page with 2,000 points stays small, and dark mode needs no second drawing.
+Every chart is `WIDTH` units wide and scales with its column.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 480, 270
+LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 40
+_ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)")
+_LONGEST_LOG_LABELS = 3  # decades up to which 2 and 5 are labelled too
+
+Say = Callable[[float], str]
+"""Writes a figure with its unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Values to positions between two pixels, with labelled ticks."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: tuple[float, ...]
+    is_log: bool = False
+
+    def at(self, value: float) -> float:
+        """Position of a value; values outside are drawn at the edge."""
+        low, high = self.low, self.high
+        value = min(max(value, low), high)
+        if self.is_log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        share = (value - low) / (high - low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def linear(high: float, start: float, end: float, low: float = 0.0) -> Axis:
+    """An axis with three to six round ticks."""
+    span = (high - low) or 1.0
+    step = 10 ** math.floor(math.log10(span / 3))
+    step *= next(m for m in (1, 2, 5, 10, 20) if span / (step * m) <= 5)
+    first = math.ceil(low / step)
+    count = math.floor((low + span) / step * (1 + 1e-9)) - first + 1
+    ticks = tuple((first + index) * step for index in range(count))
+    return Axis(low, low + span, start, end, ticks)
+
+
+def logarithmic(low: float, high: float, start: float, end: float) -> Axis:
+    """A logarithmic axis; both ends above 0, at least a factor of two apart."""
+    high = max(high, low * 2)
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades <= _LONGEST_LOG_LABELS else (1,)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    ticks = tuple(
+        tick
+        for exponent in range(first, last + 1)
+        for tick in (step * 10.0**exponent for step in steps)
+        if low * 0.999 <= tick <= high * 1.001
+    )
+    return Axis(low, high, start, end, ticks, is_log=True)
+
+
+def histogram(
+    edges: Sequence[float], counts: Sequence[int], *, title: str, x: str, say: Say
+) -> str:
+    """Bars between edges on a logarithmic x axis."""
+    across = logarithmic(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    up = linear(max([*counts, 1]), HEIGHT - BOTTOM, TOP)
+    bars = []
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        left, right, top = across.at(low), across.at(high), up.at(count)
+        tip = f"{say(low)} to {say(high)}: {count:,} requests"
+        bars.append(
+            f'<rect x="{left}" y="{top}" width="{max(right - left - 1, 0.5):.1f}" '
+            f'height="{up.start - top:.1f}"><title>{escape(tip)}</title></rect>'
+        )
+    body = f'<g class="c1">{"".join(bars)}</g>'
+    return _chart(title, across, up, x, "requests", say, _count, body)
+
+
+def scatter(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    say_x: Say,
+    say_y: Say,
+) -> str:
+    """Dots of named series on two logarithmic axes; values above 0."""
+    points = [point for dots in series.values() for point in dots]
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    across = logarithmic(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6)
+    up = logarithmic(min(ys), max(ys), HEIGHT - BOTTOM - 6, TOP + 6)
+    groups = []
+    for index, dots in enumerate(series.values()):
+        path = "".join(f"M{across.at(a)} {up.at(b)}h0" for a, b in dots)
+        groups.append(f'<path class="dot s{index + 1}" d="{path}"/>')
+    return _chart(title, across, up, x, y, say_x, say_y, "".join(groups))
+
+
+def stacked_steps(
+    edges: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    y: str,
+    say: Say,
+) -> str:
+    """Areas on top of each other, constant between edges; values from 0 up."""
+    totals = [sum(column) for column in zip(*series.values(), strict=True)]
+    across = linear(edges[-1], LEFT, WIDTH - RIGHT, edges[0])
+    up = linear(max([*totals, 1e-9]), HEIGHT - BOTTOM, TOP)
+    below = [0.0] * len(totals)
+    areas = []
+    for name, values in series.items():
+        above = [low + value for low, value in zip(below, values, strict=True)]
+        outline = _steps(edges, above, across, up)
+        floor = _steps(edges, below, across, up)
+        path = "L".join([*outline, *reversed(floor)])
+        areas.append(
+            f'<path class="area {name}" d="M{path}Z">'
+            f"<title>{escape(name.replace('-', ' '))}</title></path>"
+        )
+        below = above
+    return _chart(title, across, up, "since start", y, _span, say, "".join(areas))
+
+
+def step_lines(
+    edges: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    y: str,
+    say: Say,
+) -> str:
+    """Lines over time, constant between edges."""
+    across = linear(edges[-1], LEFT, WIDTH - RIGHT, edges[0])
+    highest = max([1e-9, *(value for values in series.values() for value in values)])
+    up = linear(highest, HEIGHT - BOTTOM, TOP)
+    lines = [
+        f'<path class="line l{index + 1}" d="M'
+        f'{"L".join(_steps(edges, values, across, up))}"/>'
+        for index, values in enumerate(series.values())
+    ]
+    return _chart(title, across, up, "since start", y, _span, say, "".join(lines))
+
+
+# -- pieces --------------------------------------------------------------------
+
+
+def _steps(
+    edges: Sequence[float], values: Sequence[float], across: Axis, up: Axis
+) -> list[str]:
+    points = []
+    for low, high, value in zip(edges, edges[1:], values, strict=False):
+        level = up.at(value)
+        points += [f"{across.at(low)} {level}", f"{across.at(high)} {level}"]
+    return points
+
+
+def _chart(
+    title: str,
+    across: Axis,
+    up: Axis,
+    x: str,
+    y: str,
+    say_x: Say,
+    say_y: Say,
+    body: str,
+) -> str:
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}, {escape(y)} over {escape(x)}">'
+    ]
+    for tick in up.ticks:
+        height = up.at(tick)
+        parts.append(
+            f'<path class="grid" d="M{LEFT} {height}H{WIDTH - RIGHT}"/>'
+            f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
+            f"{escape(_plain(say_y(tick)))}</text>"
+        )
+    for tick in across.ticks:
+        parts.append(
+            f'<text x="{across.at(tick)}" y="{HEIGHT - BOTTOM + 17}" '
+            f'text-anchor="middle">{escape(_plain(say_x(tick)))}</text>'
+        )
+    parts.append(body)
+    parts.append(
+        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
+        f'<text class="name" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" '
+        f'text-anchor="end">{escape(x)}</text></svg>'
+    )
+    return "".join(parts)
+
+
+def _plain(label: str) -> str:
+    """Round figures need no decimals: `50.0 ms` is `50 ms` on an axis."""
+    return _ZEROS.sub("", label)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else ""
+
+
+def _span(seconds: float) -> str:
+    if seconds and seconds % 60 == 0:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:g} s"

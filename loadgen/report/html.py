@@ -1,0 +1,168 @@
+"""`report.html`: one file that shows a run to anybody, offline, light or dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from loadgen.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
+from loadgen.report import charts
+from loadgen.report import quantities as say
+from loadgen.report.samples import Samples
+from loadgen.report.schema import EnergyBlock, Summary
+from loadgen.report.tally import Window
+from loadgen.results import Result
+
+HELP = {
+    **{name: measure.help for name, measure in MEASURES.items()},
+    **{name: pooled.help for name, pooled in POOLED_MEASURES.items()},
+    "schedule_lag": SCHEDULE_LAG.help,
+}
+LATENCY_ROWS = (
+    ("ttft", "TTFT"), ("ttft_sched", "TTFT from schedule"), ("tpot", "TPOT"),
+    ("itl", "ITL"), ("e2el", "E2E"), ("e2el_sched", "E2E from schedule"),
+    ("schedule_lag", "Schedule lag"),
+)  # fmt: skip
+ENERGY_ROWS = (
+    ("energy", "Whole energy"), ("active_energy", "Active energy"),
+    ("energy_per_output_token", "Per output token of each request"),
+)  # fmt: skip
+
+
+class Account(NamedTuple):
+    """One line of the books as the page shows it."""
+
+    css: str
+    name: str
+    meaning: str
+    joules: float
+
+
+class PolicyBar(NamedTuple):
+    """What one policy charges the requests of one kind."""
+
+    policy: str
+    joules: float
+    of_largest: float
+
+
+def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
+    """Render and write, whole or not at all. Raises OSError."""
+    fresh = path.with_suffix(".html.part")
+    fresh.write_text(render_html(summary, results), encoding="utf-8")
+    fresh.replace(path)
+
+
+def render_html(summary: Summary, results: Iterable[Result]) -> str:
+    """The page of one run; `results` are its records, read once."""
+    window = Window(summary.window.start_seconds, summary.window.end_seconds)
+    samples = Samples(window, summary.window.run_seconds).add_all(results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loadgen", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "joules": say.joules, "seconds": say.seconds, "watts": say.watts,
+        "percent": say.percent, "count": say.count, "digits": say.digits,
+    }  # fmt: skip
+    return environment.get_template("template.html").render(
+        s=summary,
+        e=summary.energy,
+        say=say,
+        help=HELP,
+        latency_rows=LATENCY_ROWS,
+        energy_rows=ENERGY_ROWS,
+        accounts=list(accounts(summary.energy)),
+        policies=policy_bars(summary),
+        started=_started(summary),
+        charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
+        kinds=list(samples.points()),
+    )
+
+
+def accounts(energy: EnergyBlock) -> Iterable[Account]:
+    """The parts that add up to what was measured, with what each of them means."""
+    phases = energy.attributed_joules
+    if phases is None or energy.idle_share_joules is None or energy.idle_joules is None:
+        return
+    yield Account("prefill", "prefill", "reading the prompts", phases.prefill)
+    yield Account("decode", "decode", "writing the replies", phases.decode)
+    yield Account(
+        "idle-share", "idle share", "standby power of the loaded engine while "
+        "requests ran, split among them", energy.idle_share_joules,
+    )  # fmt: skip
+    yield Account("idle", "idle", "power while nobody was served", energy.idle_joules)
+    for reason, joules in (energy.unattributed_joules or {}).items():
+        if joules:
+            name = f"unattributed: {reason.replace('_', ' ')}"
+            yield Account("unattributed", name, "belongs to no request we know", joules)
+
+
+def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
+    """By kind: mean active joules per request, under every policy."""
+    found: dict[str, list[PolicyBar]] = {}
+    for kind, row in summary.by_kind.items():
+        means = {
+            policy: kinds[kind] / row.requests
+            for policy, kinds in summary.energy.policy_joules.items()
+            if kind in kinds
+        }
+        largest = max([*means.values(), 1e-12])
+        found[kind] = [
+            PolicyBar(policy, mean, mean / largest) for policy, mean in means.items()
+        ]
+    return {kind: bars for kind, bars in found.items() if len(bars) > 1}
+
+
+def _charts(summary: Summary, samples: Samples) -> dict[str, str]:
+    drawn: dict[str, str] = {}
+    for name, title, writer in (
+        ("energy", "joules of single requests", say.joules),
+        ("ttft", "time to first token", say.seconds),
+        ("e2el", "end-to-end latency", say.seconds),
+    ):
+        edges, counts = samples.histograms[name].bars()
+        if edges:
+            drawn[name] = charts.histogram(
+                edges, counts, title=title, x=title, say=writer
+            )
+    points = samples.points()
+    if points:
+        drawn["scatter"] = charts.scatter(
+            points, title="joules and output tokens of single requests",
+            x="output tokens", y="joules", say_x=say.count, say_y=say.joules,
+        )  # fmt: skip
+    due, done = samples.rates_per_second()
+    drawn["rate"] = charts.step_lines(
+        samples.time_edges_seconds, {"planned": due, "answered": done},
+        title="requests over time", y="requests per second", say=say.digits,
+    )  # fmt: skip
+    power = summary.energy.power
+    if power is not None:
+        drawn["power"] = charts.stacked_steps(
+            power.edges_seconds,
+            {
+                "idle": power.idle_watts,
+                "idle-share": power.idle_share_watts,
+                "prefill": power.prefill_watts,
+                "decode": power.decode_watts,
+                "unattributed": power.unattributed_watts,
+            },
+            title="power over time", y="watts", say=say.watts,
+        )  # fmt: skip
+    return drawn
+
+
+def _started(summary: Summary) -> str | None:
+    unix = summary.window.started_unix_seconds
+    if unix is None:
+        return None
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S} UTC"
