@@ -8,11 +8,11 @@ engine's usage; stamps come from reads that bore a token.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.engines.dialect import Engine, Update
-from proxy.errors import SseError
 from proxy.sse import SseDecoder
 
 PIECES_PER_STEP = 16
@@ -44,7 +44,8 @@ class StreamReader:
     def __init__(self, engine: Engine, sequences: int = 1) -> None:
         self._engine = engine
         self._sequences = sequences
-        self._decoder = SseDecoder()
+        # The whole reply is in memory already: nothing to bound.
+        self._decoder = SseDecoder(max_event_bytes=sys.maxsize)
         self._stamps: list[float] = []
         self._weights: list[int] = []
         self._text: list[str] = []
@@ -62,12 +63,7 @@ class StreamReader:
 
     def feed(self, stamp: float, data: bytes) -> None:
         """Take in one read."""
-        try:
-            events = self._decoder.feed(data)
-        except SseError as error:
-            self._error = self._error or str(error)
-            return
-        for event in events:
+        for event in self._decoder.feed(data):
             self._take(stamp, self._engine.read_event(event))
 
     def finish(self) -> Reply:
