@@ -185,15 +185,16 @@ def _conversations(
     assert source is not None
     counts = np.array(list(source.turns.values()))
     mean = float(np.dot(counts, list(source.turns)) / counts.sum())
-    # A tenth more than needed: those that reach the longest length end early.
-    wanted = max(1, round(1.1 * wish.requests / mean))
-    numbers = np.repeat(list(source.turns), apportioned(counts, wanted))
-    first = iter(_lengths(source.first, len(numbers), generator))
-    later = iter(_lengths(source.later, int(numbers.sum()), generator))
     stretches: list[list[Turn]] = []
-    for number in generator.permutation(numbers).tolist():
-        pairs = [next(first), *(next(later) for _ in range(number - 1))]
-        stretches += _stretches(pairs, source.longest_tokens, wish, generator)
+    while sum(map(len, stretches)) < wish.requests:
+        # A tenth more than needed: those that reach the longest length end early.
+        wanted = max(1, round(1.1 * wish.requests / mean))
+        numbers = np.repeat(list(source.turns), apportioned(counts, wanted))
+        first = iter(_lengths(source.first, len(numbers), generator))
+        later = iter(_lengths(source.later, int(numbers.sum()), generator))
+        for number in generator.permutation(numbers).tolist():
+            pairs = [next(first), *(next(later) for _ in range(number - 1))]
+            stretches += _stretches(pairs, source.longest_tokens, wish, generator)
     return _numbered(stretches, statistics.kind, wish, generator)
 
 

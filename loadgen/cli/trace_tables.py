@@ -77,7 +77,7 @@ def _cells(spread: Spread) -> list[tuple[str, str]]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return f"{value:,.0f}" if round(value, 1) == int(value) else f"{value:,.1f}"
 
 
 def _arrival_lines(arrivals: Arrivals) -> Iterator[str]:
