@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadgen.backends import RequestOptions, Target
 from loadgen.errors import UsageError
 from loadgen.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
 from loadgen.progress import Progress
+from loadgen.recorder import Recorder
+from loadgen.replay import replay
 from loadgen.results import Result
+from tests.loadgen.test_replay import Server, single
+from tests.loadgen.virtual_time import VirtualClock, run_virtually
 
 
 def finished(kind: str = "code", outcome: str = "ok") -> Result:
@@ -84,6 +90,31 @@ def test_labels_stay_bounded_whatever_the_records_say() -> None:
     assert "kind-7" not in text
     assert "secret" not in text
     assert "http://host" not in text
+
+
+def test_a_replay_tells_the_exporter_of_every_request(tmp_path: Path) -> None:
+    progress = Progress()
+    server = Server(fails=lambda number: number == 2)
+
+    async def whole() -> None:
+        with Recorder(tmp_path / "requests.jsonl") as recorder:
+            await replay(
+                iter([single(n, 0.1 * n) for n in range(5)]),
+                target=Target("http://test", "vllm"),
+                options=RequestOptions(),
+                recorder=recorder,
+                progress=progress,
+                clock=VirtualClock(),
+                connect=lambda *_: server,
+            )
+
+    with exporting("0", progress) as url:
+        assert url
+        run_virtually(whole())
+        found = scraped(url)
+    assert found[f"{PREFIX}requests_sent_total",] == 5
+    assert found[f"{PREFIX}requests_finished_total", "other", "ok"] == 4
+    assert found[f"{PREFIX}requests_finished_total", "other", "error"] == 1
 
 
 def test_after_the_run_the_port_is_free_and_nobody_is_told() -> None:
