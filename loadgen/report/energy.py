@@ -197,6 +197,11 @@ def _of_requests(tally: Tally) -> dict[str, Any]:
         "policy_joules": {
             policy: dict(kinds) for policy, kinds in energy.policy_joules.items()
         },
+        "policy_joules_per_request": {
+            policy: found
+            for policy, joules in energy.by_policy.items()
+            if (found := _per_request(joules)) is not None
+        },
         "quality": dict(energy.quality),
         "definitions": DEFINITIONS,
     }

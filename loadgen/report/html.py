@@ -119,6 +119,8 @@ def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
         found[kind] = [
             PolicyBar(policy, mean, mean / largest) for policy, mean in means.items()
         ]
+    if len(found) < 2:
+        return {}  # of one kind alone every policy charges the same total
     return {kind: bars for kind, bars in found.items() if len(bars) > 1}
 
 

@@ -13,7 +13,7 @@ from loadgen.results import Result
 
 MOST_POINTS = 2000
 PER_DECADE = 20
-_MOST_BARS = 40
+_FEWEST_BARS, _MOST_BARS = 8, 40
 _TIME_BINS = 60
 HISTOGRAMS = ("energy", "ttft", "e2el")
 
@@ -30,11 +30,17 @@ class LogHistogram:
             self._counts[math.floor(math.log10(value) * PER_DECADE)] += 1
 
     def bars(self) -> tuple[list[float], list[int]]:
-        """Edges and counts, merged until there are at most 40; empty when empty."""
+        """Edges and counts; empty when empty.
+
+        Bars are merged until there are about as many as the values can fill
+        (2 * sqrt(n), 8 to 40): more would show chance as if it were shape.
+        """
         if not self._counts:
             return [], []
         first, last = min(self._counts), max(self._counts)
-        merge = math.ceil((last - first + 1) / _MOST_BARS)
+        filled = round(2 * math.sqrt(self._counts.total()))
+        bars = min(max(filled, _FEWEST_BARS), _MOST_BARS)
+        merge = math.ceil((last - first + 1) / bars)
         starts = range(first, last + 1, merge)
         edges = [10 ** (start / PER_DECADE) for start in (*starts, starts[-1] + merge)]
         counts = [

@@ -69,6 +69,8 @@ class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     requests_without_energy: int = 0
     policy_joules: dict[str, dict[str, float]] = {}
     """Active joules by policy, then kind of request."""
+    policy_joules_per_request: dict[str, PerRequest] = {}
+    """Active joules of single answered requests, as each policy would have it."""
     quality: dict[str, int] = {}
     loaded_idle_watts: float | None = None
     idle_source: str | None = None

@@ -187,33 +187,40 @@ def accounts(energy: EnergyBlock) -> Iterator[tuple[str, float | None]]:
 
 def _per_request(summary: Summary) -> Table:
     table = _figures("Energy per request", ("mean", "p50", "p90", "p99"))
-    stats, active = summary.measures.get("energy"), summary.measures["active_energy"]
-    _figure_row(table, "whole: prefill + decode + idle share", stats)
-    _figure_row(table, "active: without the idle share", active)
+    energy = summary.energy
+    _figure_row(
+        table, "whole: prefill + decode + idle share", summary.measures["energy"]
+    )
+    _figure_row(
+        table, "active: without the idle share", summary.measures["active_energy"]
+    )
+    for policy, found in energy.policy_joules_per_request.items():
+        if policy != energy.policy:
+            points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
+            table.add_row(
+                f"active, had it been divided by '{policy}'",
+                say.joules(found.mean),
+                *[say.percentile(value, "J", p, found.n) for value, p in points],
+            )
     return table
 
 
 def _per_token(energy: EnergyBlock) -> Table:
-    table = _section("Energy per token, and by other policies")
+    table = _section("Energy per token")
     _line(
         table,
-        "per output token",
-        f"{say.joules(energy.joules_per_output_token)} of answered requests; "
-        f"{say.joules(energy.measured_joules_per_output_token)} with idle and "
-        "everything measured",
+        "requests",
+        f"{say.joules(energy.joules_per_output_token)} per output token, "
+        f"{say.joules(energy.joules_per_total_token)} with prompt tokens counted too",
+    )
+    _line(
+        table,
+        "everything",
+        f"{say.joules(energy.measured_joules_per_output_token)} per output token, "
+        "idle and unattributed joules included",
     )
     if energy.failed_request_joules:
         _line(table, "failed requests", say.joules(energy.failed_request_joules))
-    totals = {name: sum(kinds.values()) for name, kinds in energy.policy_joules.items()}
-    if len(totals) > 1:
-        _line(
-            table,
-            "other policies",
-            "active joules by "
-            + ", ".join(
-                f"{name} {say.joules(total)}" for name, total in totals.items()
-            ),
-        )
     if energy.reason:
         _line(table, "note", energy.reason)
     return table

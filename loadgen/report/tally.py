@@ -122,6 +122,8 @@ class EnergyTally:
     answered_total_tokens: int = 0
     policy_joules: dict[str, Counter[str]] = field(default_factory=dict)
     """Active joules by policy, then kind."""
+    by_policy: dict[str, Distribution] = field(default_factory=dict)
+    """Active joules of single answered requests, as each policy would have it."""
     quality: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: Result) -> None:
@@ -138,6 +140,8 @@ class EnergyTally:
         if not is_ok(result):
             self.failed_joules += energy.energy_joules
             return
+        for policy, joules in energy.policy_joules.items():
+            self.by_policy.setdefault(policy, Distribution()).add(joules)
         self.answered_joules += energy.energy_joules
         self.answered_output_tokens += result.output_tokens or 0
         self.answered_total_tokens += (result.prompt_tokens or 0) + (
