@@ -205,8 +205,6 @@ class _Turn:
         )
         _count(run.progress, result, len(exchange.pieces))
         run.recorder.record(result)
-        for watch in run.progress.watchers:
-            watch(result)
         for watcher in run.progress.watchers:
             watcher(result)
         return result
