@@ -157,16 +157,17 @@ class Settlement:
     def _is_known(self, entry: Entry, window: Window, until_seconds: float) -> bool:
         """Whether all that the request did in the window is known by now."""
         timeline = entry.timeline
-        if timeline.closed_seconds is not None:
-            return timeline.end_seconds <= until_seconds or (
-                (timeline.first_token_seconds or 0.0) <= until_seconds
-                and window.end_seconds <= until_seconds
-            )
-        if not timeline.is_exact_so_far:
-            return False
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
-        assert first is not None
-        assert last is not None
+        if any(
+            stopped < window.end_seconds and resumed > until_seconds
+            for stopped, resumed, _ in timeline.pauses
+        ):
+            return False
+        if timeline.closed_seconds is not None:
+            ended = first if first is not None else timeline.closed_seconds
+            return ended <= until_seconds
+        if first is None or last is None or not timeline.is_exact_so_far:
+            return False
         if self.engine_tells_late and window.start_seconds < first:
             return False
         return first <= until_seconds and last >= window.end_seconds
@@ -255,7 +256,9 @@ class Settlement:
             for t in timelines
             if t.pauses or (t.scheduled_seconds is None and self._is_located(t))
         ]
-        self._placement.place(due, Seen(steps, starts, window.start_seconds))
+        self._placement.place(
+            due, Seen(steps, starts, window.start_seconds, window.end_seconds)
+        )
         still = [t for t in waiting if t.scheduled_seconds is None]
         guests = [t for t in still if not t.is_streamed]
         if still and not guests and len(still) == len(timelines):

@@ -135,10 +135,11 @@ def _reads(first: int, stop: int, people: Population, steps: Steps) -> _Reads:
     # A first read of k tokens came out of the prefill with one, k - 1 followed.
     sequences = people.sequences[request]
     decoded = np.where(is_first, np.maximum(tokens - sequences, 0.0), tokens)
-    middle = before * scale + (tokens - 1) / 2
+    middle = before * scale + (tokens - np.where(is_first, 0.0, 1.0)) / 2
     context = people.context_tokens[request] + np.maximum(middle / sequences, 0.0)
     stamps = steps.seconds[low:high][is_known]
-    presence = _presence(request, step, stamps, is_first, sequences)
+    with_first = stamps <= people.first_token_seconds[request]
+    presence = _presence(request, step, stamps, with_first, sequences)
     return _Reads(request, step, presence, tokens, decoded, context)
 
 
@@ -146,16 +147,16 @@ def _presence(
     request: IntArray,
     step: IntArray,
     stamps: FloatArray,
-    is_first: NDArray[np.bool_],
+    with_first: NDArray[np.bool_],
     sequences: FloatArray,
 ) -> FloatArray:
     """How often a request was read in a step, put on one of the reads.
 
     1 unless steps ran together in one cluster. Reads with the same stamp are one,
-    those of parallel sequences too; a first read is the prefill's, not decode's.
+    those of parallel sequences too; the first stamp is the prefill's.
     """
     order = np.lexsort((stamps, request, step))
-    order = order[~is_first[order]]
+    order = order[~with_first[order]]
     presence = np.zeros(len(stamps))
     if not len(order):
         return presence

@@ -64,11 +64,18 @@ class Seen:
     """Shape (steps,), see `step_starts`."""
     settled_seconds: float
     """Nothing is placed before this."""
+    end_seconds: float
+    """Pauses that begin later are not looked at yet."""
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
         ends = self.steps.end_seconds
         return int(np.searchsorted(ends, at_seconds, side="left"))
+
+    def has(self, pause: Pause) -> bool:
+        """Whether the pause has begun, and the step that ended it is known."""
+        stopped, resumed, _ = pause
+        return stopped < self.end_seconds and self.step_at(resumed) < len(self.starts)
 
     def decoding_steps(self, first: int, stop: int) -> int:
         """How many steps of a range gave anybody a later token than the first."""
@@ -98,10 +105,9 @@ class PromptPlacement:
             if request.scheduled_seconds is None:
                 at = request.first_token_seconds or request.closed_seconds or arrived
                 jobs.append((at, arrived, serial, request, None))
-            late = [p for p in request.pauses if seen.step_at(p[1]) >= len(seen.starts)]
-            for pause in request.pauses[: len(request.pauses) - len(late)]:
-                jobs.append((pause[1], arrived, serial, request, pause))
-            request.pauses = late
+            due = [pause for pause in request.pauses if seen.has(pause)]
+            jobs += [(pause[1], arrived, serial, request, pause) for pause in due]
+            request.pauses = request.pauses[len(due) :]
         for *_, request, paused in sorted(jobs, key=lambda job: job[:3]):
             if paused is not None:
                 self._place_again(request, paused, seen)
@@ -248,16 +254,19 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
 def step_starts(steps: Steps, serials: IntArray, arrived: FloatArray) -> FloatArray:
     """Start of each step, shape (steps,): the previous end, or the first arrival.
 
-    A step in which everybody got a first token may follow a pause; it began when
-    the first of them arrived. `serials` is sorted, `arrived` belongs to it.
+    A step that follows a pause began when the first of those in it arrived.
+    `serials` is sorted, `arrived` belongs to it; a request that is not among them
+    was there before.
     """
     if not len(steps.end_seconds):
         return np.empty(0)
-    position = np.searchsorted(serials, steps.serials)
-    position = np.minimum(position, max(len(serials) - 1, 0))
-    known = len(serials) > 0
-    at = arrived[position] if known else np.full(len(steps.serials), -np.inf)
-    at = np.where(steps.before > 0, -np.inf, at)
+    at = np.full(len(steps.serials), -np.inf)
+    if len(serials):
+        position = np.searchsorted(serials, steps.serials)
+        position = np.minimum(position, len(serials) - 1)
+        at = np.where(serials[position] == steps.serials, arrived[position], at)
     earliest = np.minimum.reduceat(at, steps.first_row[:-1])
-    starts = np.maximum(steps.floor_seconds, earliest)
-    return np.asarray(np.minimum(starts, steps.end_seconds), dtype=np.float64)
+    starts = np.minimum(np.maximum(steps.floor_seconds, earliest), steps.end_seconds)
+    return np.asarray(
+        np.where(np.isfinite(starts), starts, steps.end_seconds), dtype=np.float64
+    )

@@ -109,6 +109,8 @@ class RequestTimeline:
                 self.last_token_seconds = at_seconds
                 if at_seconds - last > PAUSE_SECONDS and tokens <= 1.0:
                     self.pauses.append((last, at_seconds, before))
+            elif self.pauses and self.pauses[-1][1] == at_seconds:
+                del self.pauses[-1]  # several tokens came at once: they were hidden
 
     def _read_facts(self, update: Update, pending: float) -> float:
         """Take usage and phase times; the tokens this event adds to its read."""

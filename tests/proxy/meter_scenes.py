@@ -83,6 +83,27 @@ def counter(
     ]
 
 
+def counter_of(
+    watts: Sequence[float], *, reset_at: int | None = None, poll: float = 0.02
+) -> list[Event]:
+    """Polls of a counter updated every 0.1 s; mean power of each update is given.
+
+    The driver is reloaded before update number `reset_at`: it counts from 0 again.
+    """
+    shown = [1000.0]
+    for number, power in enumerate(watts):
+        shown.append(0.0 if number == reset_at else shown[-1] + power * 0.1)
+    per_update = round(0.1 / poll)
+    return [
+        Event(
+            number * poll,
+            "sampled",
+            detail=(Reading("gpu0", shown[number // per_update]),),
+        )
+        for number in range(len(watts) * per_update)
+    ]
+
+
 def play(meter: Meter, events: Iterable[Event]) -> None:
     """Make the calls in the order given."""
     for event in events:
