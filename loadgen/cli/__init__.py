@@ -1,0 +1,54 @@
+"""The `loadgen` command: one file per subcommand, errors as one line and a code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from loadgen import __version__
+from loadgen.errors import LoadgenError
+
+COMMANDS = ("replay", "report", "simulate", "traces")
+"""Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
+process that simulates needs nothing of the reports, and starts in half the time."""
+
+
+class CommandPerFile(click.Group):
+    """Finds its commands by the name of their file."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, for the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"loadgen.cli.{cmd_name}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=CommandPerFile)
+@click.version_option(__version__, prog_name="loadgen")
+def cli() -> None:
+    """Replay traces against LLM servers on time, and say what each request cost."""
+
+
+def main() -> NoReturn:
+    """Run the command; every expected failure is one line and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LoadgenError as error:
+        click.echo(f"loadgen: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
