@@ -1,7 +1,7 @@
 """The admin API, on its own port: books, records, metrics, health; all read-only.
 
 Instants leave as Unix seconds: the proxy's monotonic stamps plus one offset,
-taken anew for every reply so that a stepped wall clock cannot age.
+which follows the wall clock when that is stepped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from proxy.store import RecentRecords
 
 MOST_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
+OFFSET_STEP_SECONDS = 0.001
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -69,6 +70,18 @@ def admin_app(sources: AdminSources) -> web.Application:
 class _Views:
     def __init__(self, sources: AdminSources) -> None:
         self._from = sources
+        self._offset_seconds = 0.0
+
+    def _unix_offset_seconds(self) -> float:
+        """Wall clock minus monotonic clock; taken anew when the wall clock moved.
+
+        Kept while it moves by less than a millisecond, so that the same stamp
+        is the same Unix time in every reply.
+        """
+        now = time.time() - time.monotonic()
+        if abs(now - self._offset_seconds) > OFFSET_STEP_SECONDS:
+            self._offset_seconds = now
+        return self._offset_seconds
 
     async def index(self, request: web.Request) -> web.Response:
         paths = sorted(
@@ -100,7 +113,7 @@ class _Views:
             return _refuse("since and limit are whole numbers")
         if since < 0 or not 1 <= limit <= MOST_RECORDS:
             return _refuse(f"since is from 0, limit from 1 to {MOST_RECORDS}")
-        offset = _unix_offset_seconds()
+        offset = self._unix_offset_seconds()
         lines = [
             msgspec.json.encode(record_json(record, offset))
             for record in self._from.records.since(since, limit)
@@ -116,10 +129,10 @@ class _Views:
             return _json(
                 {"error": "no settled request of this id among those kept"}, 404
             )
-        return _json(record_json(record, _unix_offset_seconds()))
+        return _json(record_json(record, self._unix_offset_seconds()))
 
     async def books(self, request: web.Request) -> web.Response:
-        offset = _unix_offset_seconds()
+        offset = self._unix_offset_seconds()
         at_unix: float | None = None
         if "at" in request.query:
             try:
@@ -138,16 +151,20 @@ class _Views:
         stats = self._from.sampler()
         settled = state.books.settled_seconds
         reply: dict[str, Any] = {
-            "settled_unix_seconds": settled + offset,
+            "settled_unix_seconds": settled + offset
+            if math.isfinite(settled)
+            else None,
             "complete": at_seconds is None or settled >= at_seconds,
             "boundary": stats.boundary if stats else "none",
             "source": self._from.source,
             "simulated": bool(stats and stats.is_simulated),
+            "sensor_up": bool(stats and stats.is_up),
             "policy": state.policy,
             "sample_interval_seconds": self._from.sample_interval_seconds,
             "window_seconds": self._from.window_seconds,
         }
-        reply |= books_json(books) if self._from.has_sensor else NO_BOOKS
+        is_measured = state.samples_total > 0 and math.isfinite(settled)
+        reply |= books_json(books) if is_measured else NO_BOOKS
         reply |= {
             "idle_watts": state.idle_watts,
             "idle_source": state.idle_source,
@@ -210,7 +227,7 @@ NO_BOOKS: dict[str, Any] = {
     "unattributed_joules": None,
     "residual_joules": None,
 }
-"""Without a sensor the joules are unknown, which is not zero."""
+"""Before any reading the joules are unknown, which is not zero."""
 
 
 def books_json(books: Books) -> dict[str, Any]:
@@ -240,10 +257,6 @@ def record_json(record: RequestRecord, unix_offset_seconds: float) -> dict[str, 
         else:
             shown[name] = value
     return shown
-
-
-def _unix_offset_seconds() -> float:
-    return time.time() - time.monotonic()
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
