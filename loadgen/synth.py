@@ -34,6 +34,16 @@ class Conversations(msgspec.Struct, frozen=True):
     longest_tokens: int
     """No conversation of the source grew beyond this."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no conversation could be drawn from."""
+        if not self.turns or min(self.turns) < 1 or not sum(self.turns.values()) > 0:
+            raise ValueError(f"turns are {self.turns}, expected counts by turns >= 1")
+        shortest = self.first.in_bin_mean[0] + self.first.out_bin_mean[0]
+        if self.longest_tokens < shortest:
+            raise ValueError(
+                f"longest_tokens is {self.longest_tokens}, expected >= {shortest}"
+            )
+
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of a trace."""

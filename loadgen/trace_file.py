@@ -22,21 +22,18 @@ from loadgen.trace import Session, TraceInfo
 from loadgen.writers import BLOCK_TOKENS, WRITERS, loadtrace_header
 
 
-class Tally:
-    """Counts sessions on their way to a writer."""
+class _Span:
+    """The last instant of the sessions on their way to a writer."""
 
-    __slots__ = ("requests", "span_seconds")
+    __slots__ = ("seconds",)
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.span_seconds = 0.0
+        self.seconds = 0.0
 
-    def counting(self, sessions: Iterable[Session]) -> Iterator[Session]:
-        """The same sessions, counted as they pass."""
+    def watching(self, sessions: Iterable[Session]) -> Iterator[Session]:
         for session in sessions:
-            self.requests += len(session.turns)
             for turn in session.turns:
-                self.span_seconds = max(self.span_seconds, turn.at_seconds or 0.0)
+                self.seconds = max(self.seconds, turn.at_seconds or 0.0)
             yield session
 
 
@@ -87,14 +84,15 @@ def write_trace(
     `loadtrace` has it as first line; Mooncake's readers would fail on that, so
     there it goes into a sidecar; tables have none.
     """
-    tally = Tally()
-    lines = WRITERS[target].write(tally.counting(sessions), info)
+    span, count = _Span(), -WRITERS[target].title_lines
+    lines = WRITERS[target].write(span.watching(sessions), info)
     try:
         with tempfile.TemporaryFile(dir=out.parent) as body:
             for line in lines:
                 body.write(line.encode() + b"\n")
+                count += 1
             header = loadtrace_header(
-                info, count=tally.requests, span_seconds=tally.span_seconds, **more
+                info, count=count, span_seconds=span.seconds, **more
             )
             body.seek(0)
             with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as whole:

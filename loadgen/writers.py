@@ -32,9 +32,10 @@ class Writer:
     """A format to convert to."""
 
     write: Write
-    suffix: str
     about: str
     """One line for the help."""
+    title_lines: int = 0
+    """Lines before the first request."""
 
 
 def loadtrace_header(
@@ -94,8 +95,9 @@ def vllm(sessions: Iterable[Session], info: TraceInfo) -> Iterator[str]:
     """vLLM's timed trace in seconds, or its custom data set where there is text."""
     flat = enumerate(_flat(_first_turns_of_text(sessions, info), info))
     for number, turn in flat:
-        if turn.prompt is not None:
-            row: dict[str, Any] = {"prompt": turn.prompt}
+        text = _text(turn, info)
+        if text is not None:
+            row: dict[str, Any] = {"prompt": text}
             if turn.output_tokens is not None:
                 row["output_tokens"] = turn.output_tokens
         else:
@@ -110,10 +112,10 @@ def vllm(sessions: Iterable[Session], info: TraceInfo) -> Iterator[str]:
 
 
 WRITERS: dict[str, Writer] = {
-    "loadtrace": Writer(loadtrace, ".jsonl", "this project's own, loses nothing"),
-    "mooncake": Writer(mooncake, ".jsonl", "lengths, milliseconds, prefix blocks"),
-    "azure-csv": Writer(azure_csv, ".csv", "arrival, prompt and output tokens"),
-    "vllm": Writer(vllm, ".jsonl", "timed trace in seconds, or prompts with text"),
+    "loadtrace": Writer(loadtrace, "this project's own, loses nothing"),
+    "mooncake": Writer(mooncake, "lengths, milliseconds, prefix blocks"),
+    "azure-csv": Writer(azure_csv, "arrival, prompt and output tokens", title_lines=1),
+    "vllm": Writer(vllm, "timed trace in seconds, or prompts with text"),
 }
 
 
@@ -158,10 +160,20 @@ def _first_turns_of_text(
 ) -> Iterator[Session]:
     """Sessions of text cut to the first exchange, all vLLM's data set can hold."""
     for session in sessions:
-        if len(session.turns) > 1 and session.turns[0].prompt is not None:
+        first = session.turns[0]
+        has_text = first.prompt is not None or first.messages is not None
+        if len(session.turns) > 1 and has_text:
             warn_once(info, "vllm's data set has no conversations: first turns only")
             session = Session(session.session_id, session.turns[:1])
         yield session
+
+
+def _text(turn: Turn, info: TraceInfo) -> str | None:
+    """A turn's text as one prompt, if it has text."""
+    if turn.messages is None:
+        return turn.prompt
+    warn_once(info, "vllm's data set has no roles: messages are joined to one prompt")
+    return "\n\n".join(str(message["content"]) for message in turn.messages)
 
 
 def _needed(turn: Turn) -> tuple[int, int, float]:

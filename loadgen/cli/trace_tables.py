@@ -59,10 +59,15 @@ def catalogue_table(catalogue: Mapping[str, Original]) -> Table:
     for column in ("name", "what", "size", "licence"):
         table.add_column(column, justify="right" if column == "size" else "left")
     for name, original in catalogue.items():
-        size = original.size_bytes
-        megabytes = "?" if size is None else f"{size / 1e6:,.1f} MB"
-        table.add_row(name, original.about, megabytes, original.licence)
+        table.add_row(name, original.about, _size(original), original.licence)
     return table
+
+
+def _size(original: Original) -> str:
+    if original.size_bytes is None:
+        return "not said"
+    megabytes = original.size_bytes / 1e6
+    return f"{megabytes:,.{2 if megabytes < 1 else 1}f} MB"
 
 
 def _cells(spread: Spread) -> list[tuple[str, str]]:
