@@ -1,0 +1,485 @@
+"""Writes grafana/dashboards/*.json from the rows below: `python grafana/build.py`.
+
+Kept as code because a panel is four facts (title, unit, description, queries)
+and 60 lines of JSON. A test writes them again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "dashboards"
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+JOB = 'job=~"$job",instance=~"$instance"'
+WIDTH = 24
+HEIGHT = 8
+STAT_HEIGHT = 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: `queries` are PromQL by legend; `stacked` for parts of a whole."""
+
+    title: str
+    unit: str
+    description: str
+    queries: dict[str, str]
+    kind: str = "timeseries"
+    width: int = 12
+    stacked: bool = False
+    mappings: list[dict[str, Any]] = field(default_factory=list)
+    decimals: int | None = None
+    palette: dict[str, str] = field(default_factory=dict)
+    """Colour by legend where a colour carries meaning."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A titled row of panels."""
+
+    title: str
+    panels: list[Panel]
+
+
+def ratio(over: str, under: str) -> str:
+    """Sum over sum, the only honest average of ratios."""
+    return f"sum(rate({over}[$__rate_interval])) / sum(rate({under}[$__rate_interval]))"
+
+
+def rate_by(metric: str, by: str = "") -> str:
+    """A counter's rate, summed over everything but these labels."""
+    group = f" by ({by})" if by else ""
+    return f"sum{group} (rate({metric}{{{JOB}}}[$__rate_interval]))"
+
+
+def quantiles(histogram: str) -> dict[str, str]:
+    """The three percentiles shown everywhere, by legend."""
+    return {f"p{int(q * 100)}": quantile(q, histogram) for q in (0.5, 0.9, 0.99)}
+
+
+def quantile(q: float, histogram: str, by: str = "") -> str:
+    """A quantile of a classic histogram, optionally by one label."""
+    group = f"le, {by}" if by else "le"
+    return (
+        f"histogram_quantile({q}, sum by ({group}) "
+        f"(rate({histogram}_bucket{{{JOB}}}[$__rate_interval])))"
+    )
+
+
+SIMULATED = [
+    {
+        "type": "value",
+        "options": {
+            "0": {"text": "measured", "color": "green"},
+            "1": {"text": "SIMULATED", "color": "orange"},
+        },
+    }
+]
+UP = [
+    {
+        "type": "value",
+        "options": {
+            "0": {"text": "DOWN", "color": "red"},
+            "1": {"text": "up", "color": "green"},
+        },
+    }
+]
+ACCOUNT_COLOURS = {
+    "prefill": "blue",
+    "decode": "purple",
+    "idle_share": "light-orange",
+    "idle": "text",
+    "unattributed": "red",
+}
+ENERGY_SUM = f"servewatt_request_energy_joules_sum{{{JOB}}}"
+ENERGY_COUNT = f"servewatt_request_energy_joules_count{{{JOB}}}"
+OUTPUT_TOKENS = f'servewatt_tokens_total{{{JOB},type="output"}}'
+
+ENERGY_ROWS = [
+    Row(
+        "Now",
+        [
+            Panel(
+                "Joules are",
+                "none",
+                "Whether a device or a simulator gave the joules on this page.",
+                {"": f"max(servewatt_sensor_simulated{{{JOB}}})"},
+                kind="stat",
+                width=3,
+                mappings=SIMULATED,
+            ),
+            Panel(
+                "Sensor",
+                "none",
+                "1 while the power source answers; requests flow either way.",
+                {"": f"min(servewatt_sensor_up{{{JOB}}})"},
+                kind="stat",
+                width=3,
+                mappings=UP,
+            ),
+            Panel(
+                "Power",
+                "watt",
+                "Power of all metered devices, over the last counter interval.",
+                {"": f"sum(servewatt_device_power_watts{{{JOB}}})"},
+                kind="stat",
+                width=4,
+            ),
+            Panel(
+                "Energy per request",
+                "joule",
+                "Mean over the interval, each request's share of idle included.",
+                {"": ratio(ENERGY_SUM, ENERGY_COUNT)},
+                kind="stat",
+                width=5,
+                decimals=1,
+            ),
+            Panel(
+                "Energy per output token",
+                "joule",
+                "Attributed energy over output tokens, sum over sum.",
+                {"": ratio(ENERGY_SUM, OUTPUT_TOKENS)},
+                kind="stat",
+                width=5,
+                decimals=3,
+            ),
+            Panel(
+                "In flight",
+                "short",
+                "Metered requests that have not ended.",
+                {"": f"sum(servewatt_requests_in_flight{{{JOB}}})"},
+                kind="stat",
+                width=4,
+            ),
+        ],
+    ),
+    Row(
+        "Where the watts go",
+        [
+            Panel(
+                "Power by account",
+                "watt",
+                "Settled energy by account. The stack is the measured power: "
+                "prefill and decode belong to requests, the idle share is the idle "
+                "power while they ran, idle is when nobody ran.",
+                {"{{account}}": rate_by("servewatt_energy_joules_total", "account")},
+                stacked=True,
+                palette=ACCOUNT_COLOURS,
+            ),
+            Panel(
+                "Power by device",
+                "watt",
+                "Mean power of each device between fresh readings, and loaded idle.",
+                {
+                    "{{device}}": f"servewatt_device_power_watts{{{JOB}}}",
+                    "loaded idle": f"sum(servewatt_idle_power_watts{{{JOB}}})",
+                },
+            ),
+            Panel(
+                "Power by kind of request",
+                "watt",
+                "Active power of requests, by kind and phase.",
+                {
+                    "{{kind}} {{phase}}": rate_by(
+                        "servewatt_attributed_energy_joules_total", "kind, phase"
+                    )
+                },
+                stacked=True,
+            ),
+            Panel(
+                "Unattributed power",
+                "watt",
+                "Measured energy that belongs to no request, by reason.",
+                {
+                    "{{reason}}": rate_by(
+                        "servewatt_unattributed_energy_joules_total", "reason"
+                    )
+                },
+                stacked=True,
+            ),
+        ],
+    ),
+    Row(
+        "What a request costs",
+        [
+            Panel(
+                "Energy per request",
+                "joule",
+                "Percentiles over settled requests. Click an exemplar for its id.",
+                quantiles("servewatt_request_energy_joules"),
+            ),
+            Panel(
+                "Median energy per request, by kind",
+                "joule",
+                "Code is mostly prefill, conversation mostly decode: never one mean.",
+                {"{{kind}}": quantile(0.5, "servewatt_request_energy_joules", "kind")},
+            ),
+            Panel(
+                "Energy per output token",
+                "joule",
+                "Percentiles over settled requests.",
+                quantiles("servewatt_output_token_energy_joules"),
+            ),
+            Panel(
+                "Tokens",
+                "short",
+                "Tokens per second of settled requests; cached ones are prompt tokens.",
+                {"{{type}}": rate_by("servewatt_tokens_total", "type")},
+            ),
+        ],
+    ),
+    Row(
+        "Service",
+        [
+            Panel(
+                "Time to first token",
+                "s",
+                "From arrival at the proxy to the first token.",
+                quantiles("servewatt_request_ttft_seconds"),
+            ),
+            Panel(
+                "Request duration",
+                "s",
+                "From arrival at the proxy to the last byte.",
+                quantiles("servewatt_request_duration_seconds"),
+            ),
+            Panel(
+                "Requests by outcome",
+                "reqps",
+                "Metered requests that ended, per second.",
+                {"{{outcome}}": rate_by("servewatt_requests_total", "outcome")},
+                stacked=True,
+            ),
+            Panel(
+                "In flight",
+                "short",
+                "Metered requests that have not ended.",
+                {"in flight": f"sum(servewatt_requests_in_flight{{{JOB}}})"},
+            ),
+        ],
+    ),
+    Row(
+        "Can these joules be believed?",
+        [
+            Panel(
+                "Residual of the books",
+                "joule",
+                "Measured energy minus all accounts: anything but 0 is a defect.",
+                {"residual": f"max(abs(servewatt_books_residual_joules{{{JOB}}}))"},
+                width=8,
+            ),
+            Panel(
+                "Counter over integrated power",
+                "none",
+                "About 1 when the energy counter and the power readings agree.",
+                {"ratio": f"servewatt_energy_counter_power_ratio{{{JOB}}}"},
+                width=8,
+            ),
+            Panel(
+                "Settlement lag",
+                "s",
+                "How far settled energy is behind the newest reading.",
+                {"lag": f"max(servewatt_settlement_lag_seconds{{{JOB}}})"},
+                width=8,
+            ),
+            Panel(
+                "Sensor trouble",
+                "ops",
+                "Failed and missed reads and gaps, per second.",
+                {
+                    name: f"sum(rate(servewatt_sensor_{name}_total"
+                    f"{{{JOB}}}[$__rate_interval]))"
+                    for name in ("errors", "missed", "gaps")
+                },
+                width=8,
+            ),
+            Panel(
+                "Requests of unknown energy",
+                "reqps",
+                "Finished requests whose energy could not be known.",
+                {
+                    "unknown": "sum(rate(servewatt_requests_without_energy_total"
+                    f"{{{JOB}}}[$__rate_interval]))"
+                },
+                width=8,
+            ),
+            Panel(
+                "Event loop lag of the proxy",
+                "s",
+                "How late the proxy's own beat was; streams feel it too.",
+                {"lag": f"max(servewatt_event_loop_lag_seconds{{{JOB}}})"},
+                width=8,
+            ),
+        ],
+    ),
+]
+
+DASHBOARDS: dict[str, tuple[str, str, list[Row]]] = {
+    "servewatt-energy": (
+        "servewatt: energy per request",
+        "servewatt_energy_joules_total",
+        ENERGY_ROWS,
+    ),
+}
+"""File name: title, a metric that every instance has (for the variables), rows."""
+
+
+def dashboard(uid: str, title: str, anchor: str, rows: list[Row]) -> dict[str, Any]:
+    """One dashboard in the classic schema, which file provisioning reads."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for row in rows:
+        panels.append(
+            {
+                "id": len(panels) + 1,
+                "type": "row",
+                "title": row.title,
+                "collapsed": False,
+                "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": y},
+                "panels": [],
+            }
+        )
+        y += 1
+        x = 0
+        height = HEIGHT
+        for panel in row.panels:
+            height = STAT_HEIGHT if panel.kind == "stat" else HEIGHT
+            if x + panel.width > WIDTH:
+                x, y = 0, y + height
+            place = {"h": height, "w": panel.width, "x": x, "y": y}
+            panels.append(_panel(len(panels) + 1, panel, place))
+            x += panel.width
+        y += height
+    return {
+        "id": None,
+        "uid": uid,
+        "title": title,
+        "tags": ["servewatt", "energy", "llm"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "timezone": "browser",
+        "templating": {"list": _variables(anchor)},
+        "annotations": {"list": []},
+        "links": [],
+        "panels": panels,
+    }
+
+
+def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "unit": panel.unit,
+        "mappings": panel.mappings,
+        "color": {"mode": "palette-classic"},
+    }
+    if panel.decimals is not None:
+        defaults["decimals"] = panel.decimals
+    options: dict[str, Any]
+    if panel.kind == "stat":
+        options = {
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "colorMode": "value",
+            "graphMode": "none" if panel.mappings else "area",
+            "textMode": "value",
+        }
+    else:
+        defaults["custom"] = {
+            "drawStyle": "line",
+            "lineWidth": 1,
+            "fillOpacity": 60 if panel.stacked else 8,
+            "showPoints": "never",
+            "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
+        }
+        defaults["min"] = 0
+        options = {
+            "legend": {
+                "displayMode": "table",
+                "placement": "bottom",
+                "calcs": ["mean", "lastNotNull"],
+                "showLegend": True,
+            },
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        }
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": SOURCE,
+        "gridPos": place,
+        "fieldConfig": {
+            "defaults": defaults,
+            "overrides": [_colour(*pair) for pair in panel.palette.items()],
+        },
+        "options": options,
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": SOURCE,
+                "expr": query,
+                "legendFormat": legend or "__auto",
+                "exemplar": "histogram_quantile" in query,
+            }
+            for index, (legend, query) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def _colour(name: str, colour: str) -> dict[str, Any]:
+    return {
+        "matcher": {"id": "byName", "options": name},
+        "properties": [
+            {"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}
+        ],
+    }
+
+
+def _variables(anchor: str) -> list[dict[str, Any]]:
+    def of_label(label: str, within: str) -> dict[str, Any]:
+        query = f"label_values({anchor}{within}, {label})"
+        return {
+            "name": label,
+            "label": label.capitalize(),
+            "type": "query",
+            "datasource": SOURCE,
+            "query": {"query": query, "refId": label},
+            "definition": query,
+            "refresh": 2,
+            "multi": True,
+            "includeAll": True,
+            "allValue": ".+",
+            "current": {"text": "All", "value": "$__all"},
+        }
+
+    return [
+        {
+            "name": "datasource",
+            "label": "Data Source",
+            "type": "datasource",
+            "query": "prometheus",
+            "current": {},
+        },
+        of_label("job", ""),
+        of_label("instance", '{job=~"$job"}'),
+    ]
+
+
+def rendered() -> dict[str, str]:
+    """File name to content, for every dashboard."""
+    return {
+        f"{uid}.json": json.dumps(dashboard(uid, *parts), indent=1) + "\n"
+        for uid, parts in DASHBOARDS.items()
+    }
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in rendered().items():
+        (FOLDER / name).write_text(text)
+        print(f"wrote {FOLDER / name}")
