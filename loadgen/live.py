@@ -61,24 +61,18 @@ class EnergyMeter:
         self.now: EnergyNow | None = EnergyNow()
         """None when nobody meters."""
         self._first: Books | None = None
-        self._last: Books | None = None
 
     def take(self, books: Books, finished: int) -> None:
         """Take the newest books into account; `finished` requests until now."""
-        if self._first is None or self._last is None:
-            self._first = self._last = books
-            self.now = EnergyNow(simulated=books.simulated)
-            return
-        seconds = books.settled_unix_seconds - self._last.settled_unix_seconds
-        recent = accounts_between(self._last, books)
+        if self._first is None:
+            self._first = books
         whole = accounts_between(self._first, books)
-        if recent is None or whole is None or seconds <= 0:
+        if whole is None:
             return
         spent = whole.attributed_joules.prefill + whole.attributed_joules.decode
         spent += whole.idle_share_joules
-        self._last = books
         self.now = EnergyNow(
-            watts=recent.measured_joules / seconds,
+            watts=sum(books.device_watts.values()) if books.device_watts else None,
             joules_per_request=spent / finished if finished else None,
             simulated=books.simulated,
         )

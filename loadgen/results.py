@@ -28,6 +28,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     session_id: str
     turn: int
+    """From 0 within the session."""
     kind: str
     planned_seconds: float
     """Intended start: the plan's, or the previous turn's end + think time."""

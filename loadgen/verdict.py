@@ -57,8 +57,8 @@ class EnergyFacts:
     unattributed_joules: Mapping[str, float] = field(default_factory=dict)
     requests_with: int = 0
     requests_without: int = 0
-    samples: int | None = None
-    gaps: int | None = None
+    readings: int | None = None
+    missed_readings: int | None = None
     is_settled: bool = True
     """False when the books were read before their end was final."""
 
@@ -231,20 +231,15 @@ def _of_books(
         )
     if not energy.is_settled:
         yield DEGRADED, "the last part of the run's energy was not final when read"
-    if energy.gaps and energy.samples:
-        missed = energy.gaps / (energy.samples + energy.gaps)
-        if missed > limits.missed_reading_fraction:
+    if energy.missed_readings:
+        due = (energy.readings or 0) + energy.missed_readings
+        limit = limits.missed_reading_fraction
+        if energy.missed_readings / due > limit:
             yield (
                 DEGRADED,
-                f"the power sensor missed {energy.gaps} of "
-                f"{energy.samples + energy.gaps} readings: {missed:.1%}, limit "
-                f"{limits.missed_reading_fraction:.0%}",
+                f"the power sensor missed {energy.missed_readings} of {due} readings: "
+                f"{energy.missed_readings / due:.1%}, limit {limit:.0%}",
             )
-    elif energy.gaps:
-        yield (
-            DEGRADED,
-            f"the power sensor had {energy.gaps} gaps and no reading between",
-        )
 
 
 def _ms(seconds: float) -> str:

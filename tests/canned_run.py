@@ -40,7 +40,7 @@ def _answered(index: int, start: float, draw: np.random.Generator) -> Result:
     first = sent + 0.02 + prompt * 1e-5
     stamps = (first + 0.01 * np.arange(tokens)).tolist()
     return Result(
-        request_id=f"r{index}", session_id=f"s{index // 2}", turn=1 + index % 2,
+        request_id=f"r{index}", session_id=f"s{index // 2}", turn=index % 2,
         kind="code" if index % 3 == 0 else "conversation",
         planned_seconds=start, sent_seconds=sent, first_token_seconds=first,
         first_visible_seconds=first, last_token_seconds=stamps[-1],
@@ -53,7 +53,7 @@ def _answered(index: int, start: float, draw: np.random.Generator) -> Result:
 
 def failed(request_id: str, *, at: float, outcome: str = "error") -> Result:
     return Result(
-        request_id=request_id, session_id=request_id, turn=1, kind="code",
+        request_id=request_id, session_id=request_id, turn=0, kind="code",
         planned_seconds=at, sent_seconds=None if outcome == "dropped" else at,
         finished_seconds=at + 0.1, outcome=outcome,
         status=503 if outcome == "error" else None, error="HTTP 503: overloaded",
@@ -114,7 +114,7 @@ class CannedProxy:
 
     def books(self, at_seconds: float) -> dict[str, Any]:
         """Each request's joules fall at the moment it ends."""
-        ended = [r for r in self.results if r.finished_seconds <= at_seconds]
+        ended = [r for r in self.results if r.finished_seconds < at_seconds + 1e-5]
         costs = [cost_of(result) for result in ended]
         prefill = sum(cost.prefill_joules or 0 for cost in costs)
         decode = sum(cost.decode_joules or 0 for cost in costs)

@@ -18,7 +18,9 @@ from loadgen.report.schema import EnergyBlock, PerRequest, Phases, PowerSeries
 from loadgen.report.tally import EnergyTally, Tally
 
 DEFINITIONS = {
-    "measured_joules": "what the sensor counted between the window's edges",
+    "measured_joules": "what the sensor counted in the window; at the run's own start "
+    "and end the window is widened by the proxy's attribution interval, so that no "
+    "request's first or last interval is cut",
     "joules_per_request": "prefill + decode + idle share of each answered request "
     "of the window whose energy is known",
     "joules_per_output_token": "the same requests: sum of their joules over sum of "
@@ -42,6 +44,9 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     policy: str | None = None
     sample_interval_seconds: float | None = None
+    window_seconds: float = 0.5
+    """Of attribution: energy is divided in pieces so long."""
+    device_watts: dict[str, float] = {}
     measured_joules: float | None = None
     attributed_joules: Phases | None = None
     idle_share_joules: float | None = None
@@ -170,8 +175,8 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         measured_joules_per_output_token=_ratio(
             spent.measured_joules, tally.output_tokens
         ),
-        samples=_counted(opening.samples_total, closing.samples_total),
-        gaps=_counted(opening.gaps_total, closing.gaps_total),
+        readings=closing.samples_total,
+        missed_readings=_sum_known(closing.gaps_total, closing.missed_total),
         settled=closing.complete,
         power=metering.power,
         reason=metering.reason,
@@ -249,8 +254,9 @@ def _accounts(books: Books) -> Accounts | None:
     )
 
 
-def _counted(start: int | None, end: int | None) -> int | None:
-    return end - start if start is not None and end is not None else None
+def _sum_known(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _ratio(joules: float, tokens: int) -> float | None:

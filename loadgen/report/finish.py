@@ -20,10 +20,12 @@ from loadgen.report.html import write_html
 from loadgen.report.join import (
     PATIENCE,
     Admin,
+    AdminError,
     Patience,
     Waiting,
     awaited,
     join,
+    margin_seconds,
     read_metering,
     wait_for_energies,
 )
@@ -152,16 +154,21 @@ def _meter(
     waiting: Waiting | None,
     patience: Patience,
 ) -> Metering:
-    zero = info.zero_unix_seconds
-    end = None if zero is None else zero + extent.last_finished_seconds
+    zero, run_seconds = info.zero_unix_seconds, extent.last_finished_seconds
+    if zero is None:
+        return Metering(reason="the run never started")
     with Admin(admin_url) as admin:
+        try:
+            margin = margin_seconds(admin)
+        except AdminError as error:
+            return Metering(reason=str(error))
         energies = wait_for_energies(
-            admin, awaited(requests), end,
+            admin, awaited(requests), zero + run_seconds + margin,
             waiting=waiting, patience=patience,
         )  # fmt: skip
         join(requests, energies)
-        if zero is None:
-            return Metering(reason=energies.reason or "the run never started")
-        return read_metering(
-            admin, zero, window, extent.last_finished_seconds, energies.reason
+        wide = Window(
+            window.start_seconds - (0.0 if info.warmup_seconds else margin),
+            window.end_seconds + (0.0 if info.cooldown_seconds else margin),
         )
+        return read_metering(admin, zero, wide, run_seconds, energies.reason)

@@ -15,6 +15,7 @@ from loadgen.report import charts
 from loadgen.report import quantities as say
 from loadgen.report.samples import Samples
 from loadgen.report.schema import EnergyBlock, Summary
+from loadgen.report.table import ramp_note
 from loadgen.report.tally import Window
 from loadgen.results import Result
 
@@ -83,6 +84,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         accounts=list(accounts(summary.energy)),
         policies=policy_bars(summary),
         started=_started(summary),
+        ramp_note=ramp_note(summary),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )

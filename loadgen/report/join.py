@@ -221,6 +221,17 @@ def join(path: Path, energies: Energies) -> None:
         raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
 
 
+def margin_seconds(admin: Admin) -> float:
+    """How far around a run its energy may lie. Raises AdminError.
+
+    The proxy divides energy in intervals between counter updates: an edge that
+    cuts the first or the last interval of a run would leave a part of its
+    requests' joules outside.
+    """
+    books = admin.books()
+    return books.window_seconds + 2 * (books.counter_period_seconds or 0.1)
+
+
 def read_metering(
     admin: Admin,
     zero_unix_seconds: float,

@@ -74,8 +74,10 @@ class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     quality: dict[str, int] = {}
     loaded_idle_watts: float | None = None
     idle_source: str | None = None
-    samples: int | None = None
-    gaps: int | None = None
+    readings: int | None = None
+    """Of the sensor, since the proxy started."""
+    missed_readings: int | None = None
+    """Failed or late ones, since the proxy started."""
     counter_period_seconds: float | None = None
     counter_power_ratio: float | None = None
     settled: bool | None = None

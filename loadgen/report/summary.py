@@ -189,8 +189,8 @@ def _energy_facts(energy: EnergyBlock) -> EnergyFacts:
         unattributed_joules=energy.unattributed_joules or {},
         requests_with=energy.requests_with_energy,
         requests_without=energy.requests_without_energy,
-        samples=energy.samples,
-        gaps=energy.gaps,
+        readings=energy.readings,
+        missed_readings=energy.missed_readings,
         is_settled=energy.settled is not False,
     )
 

@@ -25,6 +25,7 @@ SIMULATED = (
     "SIMULATED: engine, GPU and joules come from a model, not from a machine you own"
 )
 WIDTH = 98
+_RAMP_FRACTION = 0.9  # below it, the difference needs a word
 
 
 def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
@@ -85,6 +86,9 @@ def _load(summary: Summary) -> Table:
         f"{say.rate(schedule.achieved_per_second, 'requests/s')} sent "
         f"({summary.arrival or 'arrival unknown'})",
     )
+    note = ramp_note(summary)
+    if note:
+        _line(table, "", note)
     _line(
         table,
         "throughput",
@@ -114,6 +118,20 @@ def _load(summary: Summary) -> Table:
     for row in summary.errors[:3]:
         _line(table, "error", f"{row.count:,} × {row.error[:70]}")
     return table
+
+
+def ramp_note(summary: Summary) -> str:
+    """Why conversations offered less than was asked for; empty when they did not."""
+    asked, offered = summary.request_rate, summary.schedule.offered_per_second
+    if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
+        return ""
+    if offered > _RAMP_FRACTION * asked:
+        return ""
+    return (
+        f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
+        "reply before, so a short run of conversations is all ramp-up and drain; take "
+        "more of them, or cut both with --warmup and --cooldown"
+    )
 
 
 def _window(summary: Summary) -> str:

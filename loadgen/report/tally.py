@@ -28,7 +28,7 @@ from loadgen.results import Result
 
 GROUP_MEASURES = ("ttft", "tpot", "e2el", "energy")
 LAST_TURN = 5
-"""Turns from here on share one row: `5+`."""
+"""People count turns from 1; from here on they share one row: `5+`."""
 _DISTINCT_ERRORS = 500  # texts that carry ids or times must not grow without bound
 
 
@@ -206,7 +206,8 @@ class Tally:
             self._finished.append(result.finished_seconds)
             self.energy.add(result)
         self.lag.add(SCHEDULE_LAG.of(result))
-        turn = f"{LAST_TURN}+" if result.turn >= LAST_TURN else str(result.turn)
+        number = result.turn + 1
+        turn = f"{LAST_TURN}+" if number >= LAST_TURN else str(number)
         self.kinds.setdefault(result.kind, Group()).add(result)
         self.turns.setdefault(turn, Group()).add(result)
         if is_ok(result):
@@ -255,7 +256,8 @@ class Tally:
         self.prompt_tokens += result.prompt_tokens or 0
         self.cached_tokens += result.cached_tokens or 0
         self.output_tokens += result.output_tokens or 0
-        self.input_lengths.add(result.requested_input_tokens, result.prompt_tokens)
+        if result.turn == 0:  # later prompts also carry the conversation so far
+            self.input_lengths.add(result.requested_input_tokens, result.prompt_tokens)
         self.output_lengths.add(result.requested_output_tokens, result.output_tokens)
         self.good += meets(result, self.goodput)
 

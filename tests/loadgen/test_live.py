@@ -27,6 +27,7 @@ def books(at: float, joules: float, *, known: bool = True) -> Books:
         settled_unix_seconds=at,
         complete=True,
         simulated=True,
+        device_watts={"gpu0": 100.0, "gpu1": joules},
         measured_joules=joules,
         attributed_joules=Phases(prefill=0.2 * joules, decode=0.3 * joules),
         idle_share_joules=0.1 * joules,
@@ -101,23 +102,22 @@ def test_the_commonest_failure_is_shown() -> None:
     assert "9 × HTTP 503: overloaded" in drawn(view(progress, None), 1030.0)
 
 
-def test_watts_are_of_the_last_poll_and_joules_since_the_first() -> None:
+def test_watts_are_of_all_devices_and_joules_since_the_first_poll() -> None:
     meter = EnergyMeter()
     meter.take(books(100.0, 50.0), finished=0)
+    assert meter.now == EnergyNow(watts=150.0, simulated=True)
     meter.take(books(101.0, 350.0), finished=2)
     meter.take(books(103.0, 650.0), finished=6)
     assert meter.now is not None
-    assert meter.now.watts == pytest.approx(150.0)
+    assert meter.now.watts == pytest.approx(750.0)
     assert meter.now.joules_per_request == pytest.approx(0.6 * 600 / 6)
     assert meter.now.simulated
 
 
-def test_books_that_did_not_move_or_know_nothing_change_nothing() -> None:
+def test_books_that_know_nothing_change_nothing() -> None:
     meter = EnergyMeter()
     meter.take(books(100.0, 50.0), finished=0)
-    meter.take(books(101.0, 350.0), finished=2)
     before = meter.now
-    meter.take(books(101.0, 350.0), finished=3)
     meter.take(books(102.0, 0.0, known=False), finished=3)
     assert meter.now == before
 
@@ -128,12 +128,13 @@ def proxy_saying(replies: list[bytes], asked: threading.Event) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = replies.pop(0) if len(replies) > 1 else replies[0]
+            is_last = len(replies) == 1
+            body = replies[0] if is_last else replies.pop(0)
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-            if len(replies) == 1:
+            if is_last:
                 asked.set()
 
         def log_message(self, format: str, *args: object) -> None:
@@ -159,7 +160,7 @@ def test_books_are_polled_until_the_block_ends() -> None:
     ):
         assert asked.wait(10)
     assert meter.now is not None
-    assert meter.now.watts == pytest.approx(100.0)
+    assert meter.now.watts == pytest.approx(400.0)
     assert meter.now.simulated
 
 

@@ -195,6 +195,19 @@ def test_a_run_without_a_proxy_is_valid_and_says_it_was_not_metered(
     assert "no metering proxy" in (summary.energy.reason or "")
 
 
+def test_a_whole_run_holds_the_whole_of_its_requests_joules(tmp_path: Path) -> None:
+    results = made_results(60)
+    write_run(tmp_path, results)
+    energy = finished(tmp_path, CannedProxy(results)).energy
+    assert energy.attributed_joules is not None
+    booked = energy.attributed_joules.prefill + energy.attributed_joules.decode
+    booked += energy.idle_share_joules or 0.0
+    assert booked == pytest.approx(energy.joined_joules)
+    # half a second of attribution and two counter updates on either side
+    span = max(r.finished_seconds for r in results)
+    assert energy.window_seconds == pytest.approx(span + 2 * 0.7)
+
+
 def test_warm_up_and_cool_down_cut_latency_and_energy_alike(tmp_path: Path) -> None:
     results = made_results(200)
     write_run(tmp_path, results)
@@ -273,10 +286,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_power_over_time_adds_up_to_what_was_measured(tmp_path: Path) -> None:
     results = made_results(60)
     write_run(tmp_path, results)
-    energy = finished(tmp_path, CannedProxy(results)).energy
-    power = energy.power
+    proxy = CannedProxy(results)
+    power = finished(tmp_path, proxy).energy.power
     assert power is not None
-    assert energy.measured_joules is not None
     widths = [b - a for a, b in zip(power.edges_seconds, power.edges_seconds[1:],
                                     strict=False)]  # fmt: skip
     columns = zip(
@@ -284,4 +296,6 @@ def test_power_over_time_adds_up_to_what_was_measured(tmp_path: Path) -> None:
         power.idle_watts, power.unattributed_watts, strict=True,
     )  # fmt: skip
     joules = sum(w * sum(column) for w, column in zip(widths, columns, strict=True))
-    assert joules == pytest.approx(energy.measured_joules)
+    start, end = proxy.books(0.0), proxy.books(power.edges_seconds[-1])
+    measured = end["measured_joules"] - start["measured_joules"]
+    assert joules == pytest.approx(measured)

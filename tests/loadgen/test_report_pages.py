@@ -123,6 +123,15 @@ def test_the_table_of_an_unmetered_run_says_why_there_are_no_joules(
     assert not re.search(r"(?<![\d,])0 J", text)
 
 
+def test_conversations_that_offer_less_than_asked_say_why(tmp_path: Path) -> None:
+    write_run(tmp_path, made_results(40, rate=2.0), rate=4.0)
+    text = printed(table.render(finish_run(tmp_path, RunInfo())))
+    assert "4.00 requests/s were asked for: later turns wait" in text
+    write_run(tmp_path, made_results(400, rate=4.0), rate=4.0)
+    text = printed(table.render(finish_run(tmp_path, RunInfo())))
+    assert "were asked for" not in text
+
+
 def test_the_shares_of_the_books_add_up_to_what_was_measured(tmp_path: Path) -> None:
     rows = list(table.accounts(metered_run(tmp_path).energy))
     (_, measured), *parts = rows

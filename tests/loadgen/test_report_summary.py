@@ -149,9 +149,18 @@ def test_asked_and_served_lengths_are_compared() -> None:
     assert lengths.exact_fraction == pytest.approx(0.9)
 
 
+def test_a_later_turns_prompt_is_not_compared_with_what_it_adds() -> None:
+    results = [
+        msgspec.structs.replace(r, turn=n % 2, requested_input_tokens=1 + n % 2 * 999)
+        for n, r in enumerate(made_results(10))
+    ]
+    lengths = summed(results).input_lengths
+    assert (lengths.requests, lengths.asked_tokens) == (5, 5)
+
+
 def test_groups_by_kind_and_turn_hold_every_request() -> None:
     results = [
-        msgspec.structs.replace(r, turn=n % 9 + 1, energy=cost_of(r))
+        msgspec.structs.replace(r, turn=n % 9, energy=cost_of(r))
         for n, r in enumerate(made_results(90))
     ]
     summary = summed(results)

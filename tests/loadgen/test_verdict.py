@@ -22,8 +22,8 @@ GOOD_ENERGY: dict[str, Any] = {
     "residual_joules": 1e-10,
     "unattributed_joules": {"sensor_gap": 2.0},
     "requests_with": 100,
-    "samples": 1000,
-    "gaps": 0,
+    "readings": 1000,
+    "missed_readings": 0,
 }
 GOOD: dict[str, Any] = {
     "attempted": 100,
@@ -78,8 +78,8 @@ def test_each_fault_of_a_run_has_its_verdict(
         ({"residual_joules": -0.0011}, "invalid", "1.1 mJ"),
         ({"unattributed_joules": {"bypass": 51.0}}, "degraded", "51.0 J bypass"),
         ({"requests_without": 2}, "degraded", "2 of 102"),
-        ({"gaps": 20}, "degraded", "20 of 1020"),
-        ({"gaps": 1, "samples": 0}, "degraded", "1 gaps"),
+        ({"missed_readings": 20}, "degraded", "20 of 1020"),
+        ({"missed_readings": 1, "readings": 0}, "degraded", "1 of 1"),
         ({"is_settled": False}, "degraded", "not final"),
         (
             {"measured_joules": None, "unknown_reason": "connection refused"},
