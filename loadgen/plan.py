@@ -203,11 +203,12 @@ def _planned(
 ) -> Iterator[PlannedSession]:
     name = _header_safe(info.name) or "trace"
     for start, session in schedule:
-        turns = []
+        turns: list[PlannedTurn] = []
         for turn in session.turns:
             tally.requests += 1
             wanted = _header_safe(turn.request_id) if turn.request_id else None
-            turns.append(_planned_turn(turn, tally.unique(wanted, name)))
+            request_id = tally.unique(wanted, name)
+            turns.append(_planned_turn(turn, request_id, is_first=not turns))
         tally.sessions += 1
         tally.span_seconds = round(start, 6)
         yield PlannedSession(
@@ -217,13 +218,13 @@ def _planned(
         )
 
 
-def _planned_turn(turn: Turn, request_id: str) -> PlannedTurn:
-    at_seconds = turn.at_seconds
+def _planned_turn(turn: Turn, request_id: str, *, is_first: bool) -> PlannedTurn:
+    at_seconds = None if is_first else turn.at_seconds
     return PlannedTurn(
         request_id=request_id,
         kind=turn.kind,
         at_seconds=None if at_seconds is None else round(at_seconds, 6),
-        think_seconds=round(turn.think_seconds, 6),
+        think_seconds=0.0 if is_first else round(turn.think_seconds, 6),
         input_tokens=turn.input_tokens,
         output_tokens=turn.output_tokens,
         prompt=turn.prompt,

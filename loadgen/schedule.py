@@ -208,7 +208,10 @@ def _own_rhythm(
 def scheduled(
     sessions: Iterable[Session], load: Load, rhythm: Rhythm
 ) -> Iterator[tuple[float, Session]]:
-    """Each selected session with its start; later turns moved along with it."""
+    """Each selected session with its start; later turns moved along with it.
+
+    A first turn keeps the trace's instant: its session's start is what counts.
+    """
     mine, counted = itertools.tee(selected(sessions, load, Survey()))
     own: Iterator[float] = (s.turns[0].at_seconds or 0.0 for s in counted)
     if rhythm.grid is not None:
@@ -221,8 +224,10 @@ def scheduled(
 
 
 def _moved(session: Session, start: float, rhythm: Rhythm) -> Session:
+    if len(session.turns) == 1:
+        return session
     first = session.turns[0].at_seconds
-    turns = [replace(session.turns[0], at_seconds=None, think_seconds=0.0)]
+    turns = [session.turns[0]]
     for turn in session.turns[1:]:
         at_seconds = None
         if turn.at_seconds is not None and first is not None:

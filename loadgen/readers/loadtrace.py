@@ -8,7 +8,7 @@ nobody knows are kept and warned of once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from loadgen.readers.line import Line, in_order, json_lines, warn_once
@@ -16,6 +16,7 @@ from loadgen.readers.mooncake import block_ids
 from loadgen.trace import KINDS, Session, TraceInfo, Turn
 
 VERSION = "loadtrace/1"
+HISTORIES = ("total", "append")
 
 FIELDS = frozenset({
     "id", "timestamp", "delay", "session_id", "turn", "parent_id", "messages",
@@ -118,7 +119,8 @@ def _row(line: Line, info: TraceInfo) -> _Row:
     unknown = line.values.keys() - FIELDS
     for name in sorted(unknown):
         warn_once(info, f"unknown field {name!r} is kept as it is")
-    extra = _object(line, "x") | {name: line.values[name] for name in unknown}
+    extra = _object(line, "x") if line.has("x") else {}
+    extra.update((name, line.values[name]) for name in sorted(unknown))
     if line.has("parent_id"):
         extra["parent_id"] = line.text("parent_id")
     session_id = line.text("session_id") if line.has("session_id") else None
@@ -127,46 +129,44 @@ def _row(line: Line, info: TraceInfo) -> _Row:
 
 
 def _turn(line: Line, info: TraceInfo, extra: dict[str, Any]) -> Turn:
-    turn = _body(line, info)
-    return replace(
-        turn,
-        kind=_one_of(line, "kind", KINDS) if line.has("kind") else info.kind,
-        at_seconds=line.amount("timestamp") / 1000 if line.has("timestamp") else None,
-        think_seconds=line.amount("delay") / 1000 if line.has("delay") else 0.0,
+    has = line.has
+    messages = _messages(line) if has("messages") else None
+    prompt = None if messages else _prompt(line)
+    length = line.whole("input_length", least=1) if has("input_length") else None
+    if length is None and messages is None and prompt is None:
+        line.fail("input_length", "a positive integer, or messages, or a prompt")
+    return Turn(
+        kind=_one_of(line, "kind", KINDS) if has("kind") else info.kind,
+        at_seconds=line.amount("timestamp") / 1000 if has("timestamp") else None,
+        think_seconds=line.amount("delay") / 1000 if has("delay") else 0.0,
+        input_tokens=length,
         output_tokens=(
-            line.whole("output_length", least=1) if line.has("output_length") else None
+            line.whole("output_length", least=1) if has("output_length") else None
         ),
-        history=(
-            _one_of(line, "history", ("total", "append"))
-            if line.has("history")
-            else "total"
-        ),
-        request_id=line.text("id") if line.has("id") else None,
-        tenant=line.text("tenant") if line.has("tenant") else None,
-        slo=line.text("slo") if line.has("slo") else None,
+        prompt=prompt,
+        messages=messages,
+        hash_ids=_hash_ids(line, info, length) if has("hash_ids") else (),
+        history=_one_of(line, "history", HISTORIES) if has("history") else "total",
+        request_id=line.text("id") if has("id") else None,
+        tenant=line.text("tenant") if has("tenant") else None,
+        slo=line.text("slo") if has("slo") else None,
         extra=extra,
     )
 
 
-def _body(line: Line, info: TraceInfo) -> Turn:
-    """What is asked: messages, a prompt, or a length with its prefix blocks."""
-    length = line.whole("input_length", least=1) if line.has("input_length") else None
-    hash_ids: tuple[int, ...] = ()
-    if line.has("hash_ids"):
-        if info.hash_block_size is None:
-            line.fail("hash_ids", "a header with hash_block_size before it")
-        if length is None:
-            line.fail("input_length", "a positive integer beside hash_ids")
-        hash_ids = block_ids(line, length, info.hash_block_size)
-    if line.has("messages"):
-        return Turn(messages=_messages(line), input_tokens=length, hash_ids=hash_ids)
+def _prompt(line: Line) -> str | None:
     for field in ("prompt", "text_input"):
         if line.has(field):
-            text = line.text(field)
-            return Turn(prompt=text, input_tokens=length, hash_ids=hash_ids)
+            return line.text(field)
+    return None
+
+
+def _hash_ids(line: Line, info: TraceInfo, length: int | None) -> tuple[int, ...]:
+    if info.hash_block_size is None:
+        line.fail("hash_ids", "a header with hash_block_size before it")
     if length is None:
-        line.fail("input_length", "a positive integer, or messages, or a prompt")
-    return Turn(input_tokens=length, hash_ids=hash_ids)
+        line.fail("input_length", "a positive integer beside hash_ids")
+    return block_ids(line, length, info.hash_block_size)
 
 
 def _messages(line: Line) -> tuple[Mapping[str, str], ...]:
