@@ -94,7 +94,7 @@ def attribute(joules: float, activity: Activity, policy: Policy) -> FloatArray:
     if not 0 <= joules < np.inf:
         raise ValueError(f"cannot divide {joules!r} J, expected 0 or more")
     weights = _sane(policy(activity))
-    if weights.sum() <= 0:
+    if not weights.any():
         weights = _sane(by_running_time(activity))
     largest = weights.max(initial=0.0)
     if largest <= 0:

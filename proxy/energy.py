@@ -75,7 +75,7 @@ class DeviceCurve:
             self._count(at_seconds, joules)
         elif watts is not None and not self._has_counter:
             if not is_held and len(self.seconds):
-                self.interrupt(SENSOR_GAP)
+                self._pending = max(self._pending, 1 + GAP_REASONS.index(SENSOR_GAP))
             self._total = self._power_joules
             self._add_point(at_seconds)
         self._last_seconds = at_seconds

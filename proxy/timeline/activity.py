@@ -57,23 +57,21 @@ def activity_between(
         steps.end_seconds, (start_seconds, end_seconds), side="right"
     )
     stop = min(int(stop) + 1, len(steps.end_seconds))
-    parts = _overlap(
-        starts[first:stop], steps.end_seconds[first:stop], start_seconds, end_seconds
-    )
     reads = _reads(int(first), stop, people, steps)
-    rows = _prefill_rows(int(first), stop, people, steps)
-    present = _sum_by(reads.step, reads.presence, len(parts))
-    present += _sum_by(rows.step, rows.presence, len(parts))
-    often = np.ones(len(parts))
-    np.maximum.at(often, reads.step, reads.presence)
-    share = parts * often / np.maximum(present, 1.0)
-    tokens = reads.tokens * parts[reads.step]
-    decoded = reads.decoded * parts[reads.step]
-    row_tokens = people.row_tokens * _overlap(
+    row, row_step = _prefill_rows(int(first), stop, people, steps)
+    share = _step_shares(stop - int(first), reads, row_step)
+    # A request that came during its first step takes part from then on only.
+    began = np.maximum(
+        starts[first:stop][reads.step], people.scheduled_seconds[reads.request]
+    )
+    ended = steps.end_seconds[first:stop][reads.step]
+    parts = _overlap(np.minimum(began, ended), ended, start_seconds, end_seconds)
+    tokens, decoded = reads.tokens * parts, reads.decoded * parts
+    row_parts = _overlap(
         people.row_seconds[:, 0], people.row_seconds[:, 1], start_seconds, end_seconds
     )
     look_back = (people.context_tokens + people.cached_tokens) / 2
-    prefill_tokens = _sum_by(people.row_request, row_tokens, count)
+    prefill_tokens = _sum_by(people.row_request, people.row_tokens * row_parts, count)
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
@@ -82,9 +80,22 @@ def activity_between(
         output_tokens=_sum_by(reads.request, tokens, count),
         decode_tokens=_sum_by(reads.request, decoded, count),
         kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
-        prefill_steps=_sum_by(rows.request, rows.presence * share[rows.step], count),
-        decode_steps=_sum_by(reads.request, reads.presence * share[reads.step], count),
+        prefill_steps=_sum_by(
+            people.row_request[row], row_parts[row] * share[row_step], count
+        ),
+        decode_steps=_sum_by(
+            reads.request, reads.presence * parts * share[reads.step], count
+        ),
     )
+
+
+def _step_shares(count: int, reads: _Reads, row_step: IntArray) -> FloatArray:
+    """What one presence in each step is of it: the step by the number present."""
+    present = _sum_by(reads.step, reads.presence, count)
+    present += np.bincount(row_step, minlength=count)
+    often = np.ones(count)  # several steps in one cluster count as several
+    np.maximum.at(often, reads.step, reads.presence)
+    return np.asarray(often / np.maximum(present, 1.0), dtype=np.float64)
 
 
 def _sum_by(index: IntArray, values: FloatArray, count: int) -> FloatArray:
@@ -105,7 +116,7 @@ def _overlap(
 
 @dataclass(frozen=True, slots=True)
 class _Reads:
-    """Reads of known requests in a range of steps, or their prefill rows."""
+    """Reads of known requests in a range of steps."""
 
     request: IntArray
     step: IntArray
@@ -170,12 +181,12 @@ def _presence(
     return presence
 
 
-def _prefill_rows(first: int, stop: int, people: Population, steps: Steps) -> _Reads:
-    """Presence of prefill in the same range of steps."""
+def _prefill_rows(
+    first: int, stop: int, people: Population, steps: Steps
+) -> tuple[IntArray, IntArray]:
+    """Prefill rows in the same range of steps, and the step of each."""
     ends = steps.end_seconds[first:stop]
     step = np.searchsorted(ends, people.row_seconds[:, 1], side="left")
     floor = steps.floor_seconds[first] if stop > first else np.inf
-    inside = (step < stop - first) & (people.row_seconds[:, 1] > floor)
-    step, request = step[inside], people.row_request[inside]
-    none = np.zeros(len(step))
-    return _Reads(request, step, np.ones(len(step)), none, none, none)
+    row = np.flatnonzero((step < stop - first) & (people.row_seconds[:, 1] > floor))
+    return row, step[row]

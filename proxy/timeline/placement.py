@@ -134,12 +134,15 @@ class PromptPlacement:
         earliest = max(float(seen.starts[lowest]), arrived, seen.settled_seconds)
         self._learn(request, float(seen.steps.end_seconds[last]), earliest)
         tokens = self._prompt_tokens(request, first - earliest)
-        request.prefill_rows = self._fill(tokens, seen, lowest, last)
-        began = max(request.prefill_rows[-1][0], arrived, seen.settled_seconds)
+        rows = self._fill(tokens, seen, lowest, last)
+        began = max(rows[-1][0], arrived, seen.settled_seconds)
         if request.prefill_seconds is not None:
             began = max(first - request.prefill_seconds, arrived)
             request.is_scheduled_exact = True
-        request.scheduled_seconds = min(began, first)
+        request.scheduled_seconds = began = min(began, first)
+        request.prefill_rows = [
+            (max(start, began), end, taken) for start, end, taken in rows if end > began
+        ] or [(began, first, tokens)]
         self._released_seconds = max(self._released_seconds, first)
 
     def _place_again(self, request: RequestTimeline, pause: Pause, seen: Seen) -> None:
@@ -160,8 +163,10 @@ class PromptPlacement:
             return
         tokens = request.estimated_prompt_tokens + before
         rows = self._fill(tokens, seen, first, last)
-        request.prefill_rows += rows
-        began = max(rows[-1][0], seen.settled_seconds)
+        began = max(rows[-1][0], stopped, seen.settled_seconds)
+        request.prefill_rows += [
+            (max(start, began), end, taken) for start, end, taken in rows if end > began
+        ]
         if began > stopped:
             request.stalls.append((stopped, began))
         self._released_seconds = max(self._released_seconds, resumed)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from proxy.ledger import CLASSES, Closing, Ledger
+
+
+def closing(end: float, measured: float, slots: list[int], each: float) -> Closing:
+    """Every request gets `each` joules of prefill, as much decode and idle share."""
+    count = len(slots)
+    return Closing(
+        end,
+        measured,
+        idle_joules=2.0,
+        slots=np.array(slots, np.int64),
+        idle_share_joules=np.full(count, each),
+        policy_joules=np.full((2, count, 2), each),
+    )
+
+
+def ledger() -> Ledger:
+    made = Ledger(["equal", "phase"], "phase")
+    made.begin(10.0)
+    return made
+
+
+def test_what_is_posted_to_entries_is_what_the_books_show() -> None:
+    books_of = ledger()
+    slots = [books_of.open(("m", "code", "a")), books_of.open(("m", "chat", "a"))]
+    books_of.close(closing(11.0, 8.0, slots, 1.0))
+    books = books_of.books_at()
+    assert books is not None
+    assert (books.prefill_joules, books.decode_joules) == (2.0, 2.0)
+    assert (books.idle_share_joules, books.idle_joules) == (2.0, 2.0)
+    assert books.residual_joules == 0.0
+    by_policy, share = books_of.entry(slots[0])
+    assert by_policy.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert share == 1.0
+
+
+def test_a_joule_lost_on_the_way_shows_as_residual() -> None:
+    books_of = ledger()
+    books_of.close(closing(11.0, 9.5, [books_of.open(("m", "code", "a"))], 1.0))
+    books = books_of.books_at()
+    assert books is not None
+    assert books.residual_joules == pytest.approx(4.5)
+
+
+def test_books_between_two_windows_are_in_proportion_to_time() -> None:
+    books_of = ledger()
+    slot = books_of.open(("m", "code", "a"))
+    books_of.close(closing(11.0, 5.0, [slot], 1.0))
+    books_of.close(closing(13.0, 10.0, [slot], 1.0))
+    books = books_of.books_at(12.5)
+    assert books is not None
+    assert books.settled_seconds == 12.5
+    assert books.measured_joules == pytest.approx(8.75)
+    assert books.decode_joules == pytest.approx(1.75)
+    assert books.residual_joules == pytest.approx(0.0)
+
+
+def test_books_outside_of_what_is_kept_are_those_of_the_nearest_end() -> None:
+    books_of = ledger()
+    books_of.close(closing(11.0, 2.0, [], 0.0))
+    early, late = books_of.books_at(1.0), books_of.books_at(99.0)
+    assert early is not None
+    assert late is not None
+    assert (early.settled_seconds, early.measured_joules) == (10.0, 0.0)
+    assert (late.settled_seconds, late.measured_joules) == (11.0, 2.0)
+
+
+def test_asking_changes_nothing() -> None:
+    books_of = ledger()
+    books_of.close(closing(11.0, 2.0, [], 0.0))
+    assert books_of.books_at(10.3) == books_of.books_at(10.3)
+    assert books_of.books_at() == books_of.books_at()
+
+
+def test_before_the_first_edge_there_are_no_books() -> None:
+    assert Ledger(["phase"], "phase").books_at() is None
+
+
+def test_a_released_slot_starts_again_from_zero() -> None:
+    books_of = ledger()
+    slot = books_of.open(("m", "code", "a"))
+    books_of.close(closing(11.0, 5.0, [slot], 1.0))
+    books_of.release(slot)
+    again = books_of.open(("m", "chat", "b"))
+    assert again == slot
+    assert books_of.entry(again)[0].sum() == 0.0
+    assert books_of.class_joules[("m", "code", "a")] == (1.0, 1.0, 1.0)
+    assert books_of.class_joules[("m", "chat", "b")] == (0.0, 0.0, 0.0)
+
+
+def test_many_entries_fit() -> None:
+    books_of = ledger()
+    slots = [books_of.open(("m", "code", "a")) for _ in range(1000)]
+    assert len(set(slots)) == 1000
+    books_of.close(closing(11.0, 3002.0, slots, 1.0))
+    books = books_of.books_at()
+    assert books is not None
+    assert books.residual_joules == pytest.approx(0.0)
+
+
+def test_classes_beyond_the_bound_share_one() -> None:
+    books_of = ledger()
+    for number in range(CLASSES + 50):
+        slot = books_of.open(("m", "code", f"tenant{number}"))
+        books_of.count_tokens(slot, (1, None, 2))
+    assert len(books_of.class_tokens) == CLASSES
+    assert books_of.class_tokens[("other", "other", "other")] == (51, 0, 102)
+
+
+def test_unattributed_joules_keep_their_reason() -> None:
+    books_of = ledger()
+    gap = Closing(11.0, 7.0, unattributed_joules=7.0, unattributed_reason="sensor_gap")
+    books_of.close(gap)
+    books = books_of.books_at()
+    assert books is not None
+    assert books.unattributed_joules == {"sensor_gap": 7.0}
+    assert books.residual_joules == 0.0

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
+from proxy.timeline.activity import Activity, activity_between
+from proxy.timeline.placement import PromptPlacement, Seen, step_starts
+from proxy.timeline.population import busy_seconds_until, population
+from proxy.timeline.request import RequestTimeline, TokenLog
+from proxy.timeline.steps import StepBook
+
+
+def streamed(
+    serial: int = 1, at: float = 0.0, *, running_usage: bool = True, sequences: int = 1
+) -> RequestTimeline:
+    facts = RequestFacts(
+        "chat",
+        is_stream=True,
+        has_running_usage=running_usage,
+        sequences=sequences,
+    )
+    return RequestTimeline(serial, at, facts)
+
+
+def token(count: int | None = None, prompt: int = 10) -> Update:
+    usage = None if count is None else Usage(prompt, count)
+    return Update(carries_token=True, usage=usage)
+
+
+# --- counting -----------------------------------------------------------------
+
+
+def test_running_usage_counts_exactly_whatever_the_events_carry() -> None:
+    request, log = streamed(), TokenLog()
+    request.receive(1.0, [Update(usage=Usage(10, 0))], log)  # role only
+    request.receive(1.1, [token(1)], log)
+    request.receive(1.2, [token(4)], log)  # one event, three tokens
+    request.receive(1.3, [token(5), token(7)], log)  # one read, two events
+    assert list(log.tokens) == [1.0, 3.0, 3.0]
+    assert list(log.before) == [0.0, 1.0, 4.0]
+    assert request.first_token_seconds == 1.1
+    assert request.last_token_seconds == 1.3
+    assert request.token_scale == 1.0
+
+
+def test_without_usage_an_event_is_a_token_until_the_usage_corrects_it() -> None:
+    request, log = streamed(running_usage=False), TokenLog()
+    for number in range(4):
+        request.receive(1.0 + number, [token()], log)
+    final = Update(is_usage_only=True, usage=Usage(10, 6))
+    request.receive(5.0, [final], log)
+    assert request.token_scale == 1.0
+    request.close(5.0)
+    assert list(log.tokens) == [1.0] * 4
+    assert request.token_scale == 1.5
+
+
+def test_an_event_that_counts_its_own_tokens_is_believed() -> None:
+    request, log = streamed(running_usage=False), TokenLog()
+    request.receive(1.0, [Update(carries_token=True, tokens=3)], log)
+    assert list(log.tokens) == [3.0]
+
+
+def test_usage_on_events_of_parallel_sequences_is_not_their_sum() -> None:
+    request, log = streamed(sequences=2), TokenLog()
+    request.receive(1.0, [token(1), token(1)], log)
+    request.receive(1.1, [token(2), token(2)], log)
+    request.receive(1.2, [Update(is_usage_only=True, usage=Usage(10, 4))], log)
+    request.close(1.2)
+    assert list(log.tokens) == [2.0, 2.0]
+    assert request.output_tokens == 4
+    assert request.token_scale == 1.0
+
+
+def test_usage_forced_by_the_server_is_noticed() -> None:
+    request, log = streamed(running_usage=False), TokenLog()
+    request.receive(1.0, [token(1)], log)
+    request.receive(1.1, [token(3)], log)
+    assert list(log.tokens) == [1.0, 2.0]
+    assert request.is_exact_so_far
+
+
+def test_phase_times_and_cached_tokens_are_kept() -> None:
+    request, log = streamed(), TokenLog()
+    request.receive(1.0, [token(1)], log)
+    last = Update(
+        is_usage_only=True,
+        usage=Usage(100, 1, 64),
+        phases=PhaseSeconds(prefill_seconds=0.25),
+    )
+    request.receive(1.1, [last], log)
+    assert (request.prefill_seconds, request.cached_tokens) == (0.25, 64)
+    assert request.has_late_facts
+
+
+# --- steps ----------------------------------------------------------------------
+
+
+def log_of(rows: list[tuple[float, int]]) -> TokenLog:
+    log = TokenLog()
+    for at, serial in rows:
+        log.add(at, serial, 1.0, 1.0)
+    return log
+
+
+def test_stamps_close_together_are_one_step() -> None:
+    book = StepBook()
+    book.absorb(log_of([(1.0, 1), (1.0004, 2), (1.02, 1), (1.0203, 2)]), 9.0)
+    assert book.steps.end_seconds.tolist() == pytest.approx([1.0004, 1.0203])
+    assert book.steps.floor_seconds.tolist()[1] == pytest.approx(1.0004)
+
+
+@given(
+    stamps=st.lists(st.floats(0.0, 2.0), min_size=1, max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+)
+def test_steps_do_not_depend_on_how_the_reads_came_in(
+    stamps: list[float], cuts: list[int]
+) -> None:
+    rows = [(at, serial) for serial, at in enumerate(stamps)]
+    whole, parts = StepBook(), StepBook()
+    whole.absorb(log_of(rows), 9.0)
+    bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    for first, stop in itertools.pairwise(bounds):
+        parts.absorb(log_of(rows[first:stop]), 9.0)
+    assert parts.steps.end_seconds.tolist() == whole.steps.end_seconds.tolist()
+    assert parts.steps.first_row.tolist() == whole.steps.first_row.tolist()
+    assert parts.steps.seconds.tolist() == sorted(stamps)
+
+
+def test_reads_too_young_stay_in_the_log() -> None:
+    book, log = StepBook(), log_of([(1.0, 1), (2.0, 1)])
+    book.absorb(log, 1.5)
+    assert book.steps.end_seconds.tolist() == [1.0]
+    assert list(log.seconds) == [2.0]
+
+
+def test_forgotten_steps_still_bound_the_next_one() -> None:
+    book = StepBook()
+    book.absorb(log_of([(1.0, 1), (1.1, 1), (1.2, 1)]), 9.0)
+    book.forget(1.1)
+    assert book.steps.end_seconds.tolist() == [1.2]
+    book.forget(1.2)
+    book.absorb(log_of([(1.3, 1)]), 9.0)
+    assert book.steps.floor_seconds.tolist() == [1.2]
+
+
+# --- who ran when -----------------------------------------------------------------
+
+
+def scene(
+    requests: list[tuple[float, int, list[float]]],
+) -> tuple[list[RequestTimeline], StepBook]:
+    """(arrived, prompt tokens, token stamps) of each, all finished and placed."""
+    log = TokenLog()
+    timelines = []
+    for serial, (arrived, prompt, stamps) in enumerate(requests, start=1):
+        request = streamed(serial, arrived)
+        for count, at in enumerate(stamps, start=1):
+            request.receive(at, [token(count, prompt)], log)
+        request.close(stamps[-1] if stamps else arrived + 1.0)
+        timelines.append(request)
+    book = StepBook()
+    book.absorb(log, 1e9)
+    starts = step_starts(
+        book.steps,
+        np.array([request.serial for request in timelines], np.int64),
+        np.array([request.arrived_seconds for request in timelines]),
+    )
+    seen = Seen(book.steps, starts, -np.inf, np.inf)
+    PromptPlacement().place(timelines, seen)
+    return timelines, book
+
+
+def work(
+    timelines: list[RequestTimeline], book: StepBook, start: float, end: float
+) -> Activity:
+    people = population(timelines)
+    starts = step_starts(book.steps, people.serials, people.arrived_seconds)
+    return activity_between(start, end, people, book.steps, starts)
+
+
+def test_nobody_joins_a_step_that_is_under_way() -> None:
+    decoding = [0.1 * number for number in range(1, 30)]
+    (_, late), _ = scene([(0.0, 10, decoding), (1.04, 500, [1.3])])
+    assert late.scheduled_seconds is not None
+    assert late.scheduled_seconds >= 1.1 - 1e-9
+
+
+def test_a_prompt_behind_another_one_waits_for_it() -> None:
+    (first, second), _ = scene([(0.0, 4000, [0.24]), (0.01, 4000, [0.48])])
+    assert first.scheduled_seconds == pytest.approx(0.0)
+    assert second.scheduled_seconds == pytest.approx(0.24)
+
+
+def test_prompts_that_end_in_one_step_share_its_room() -> None:
+    (first, second), book = scene([(0.0, 1000, [0.2]), (0.0, 1000, [0.2001])])
+    did = work([first, second], book, 0.0, 0.3)
+    assert did.prefill_tokens.tolist() == pytest.approx([1000.0, 1000.0])
+    assert did.prefill_steps.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_only_uncached_prompt_tokens_are_computed() -> None:
+    log, book = TokenLog(), StepBook()
+    request = streamed()
+    request.receive(0.5, [Update(True, usage=Usage(1000, 1, 900))], log)
+    request.close(0.5)
+    book.absorb(log, 9.0)
+    starts = step_starts(book.steps, np.array([1]), np.array([0.0]))
+    PromptPlacement().place([request], Seen(book.steps, starts, -np.inf, np.inf))
+    assert work([request], book, 0.0, 1.0).prefill_tokens.tolist() == [100.0]
+
+
+def test_phase_times_of_the_engine_say_when_a_request_was_scheduled() -> None:
+    log, book = TokenLog(), StepBook()
+    request = streamed()
+    phases = PhaseSeconds(prefill_seconds=0.2)
+    request.receive(1.0, [token(1)], log)
+    request.receive(1.0, [Update(usage=Usage(10, 1), phases=phases)], log)
+    request.close(1.0)
+    book.absorb(log, 9.0)
+    starts = step_starts(book.steps, np.array([1]), np.array([0.0]))
+    PromptPlacement().place([request], Seen(book.steps, starts, -np.inf, np.inf))
+    assert request.scheduled_seconds == pytest.approx(0.8)
+    assert request.is_scheduled_exact
+
+
+def test_a_refused_request_never_ran_and_an_unanswered_one_did_a_part() -> None:
+    refused, unanswered = streamed(1, 0.0), streamed(2, 2.0)
+    refused.close(0.1, is_refused=True)
+    unanswered.close(2.01)
+    unanswered.prompt_tokens = 10_000
+    book = StepBook()
+    seen = Seen(book.steps, np.empty(0), -np.inf, np.inf)
+    placement = PromptPlacement()
+    placement.place([refused, unanswered], seen)
+    assert refused.scheduled_seconds == 0.1
+    assert refused.prefill_rows == []
+    assert unanswered.scheduled_seconds == 2.0
+    tokens = unanswered.prefill_rows[0][2]
+    assert tokens == pytest.approx(0.01 / placement.speed.token_seconds)
+
+
+def test_a_pause_while_others_decode_is_a_preemption() -> None:
+    others = [0.02 * number for number in range(1, 60)]
+    paused = [0.1, 0.12, 0.14, 0.80, 0.82]
+    (_, set_aside), book = scene([(0.0, 50, others), (0.05, 800, paused)])
+    assert set_aside.stalls
+    began, ended = set_aside.stalls[0]
+    assert began == pytest.approx(0.14)
+    assert 0.7 < ended < 0.80
+    did = work(scene([(0.0, 50, others), (0.05, 800, paused)])[0], book, 0.0, 2.0)
+    assert did.prefill_tokens[1] == pytest.approx(800 + 803)
+
+
+def test_a_pause_that_ends_with_several_tokens_hid_them() -> None:
+    log = TokenLog()
+    steady, bursty = streamed(1), streamed(2)
+    for count in range(1, 60):
+        steady.receive(0.02 * count, [token(count)], log)
+    bursty.receive(0.02, [token(1)], log)
+    bursty.receive(0.80, [token(40)], log)
+    assert bursty.pauses == []
+
+
+# --- activity ------------------------------------------------------------------------
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> list[tuple[float, int, list[float]]]:
+    made = []
+    for _ in range(draw(st.integers(1, 5))):
+        arrived = draw(st.floats(0.0, 1.0))
+        first = arrived + draw(st.floats(0.005, 0.5))
+        count = draw(st.integers(1, 30))
+        made.append(
+            (
+                arrived,
+                draw(st.integers(1, 3000)),
+                [first + 0.021 * number for number in range(count)],
+            )
+        )
+    return made
+
+
+def totals(did: Activity) -> dict[str, np.ndarray]:
+    return {name: getattr(did, name) for name in Activity.__dataclass_fields__}
+
+
+@given(made=scenes(), cut=st.floats(0.0, 2.0))
+def test_an_interval_may_be_cut_anywhere(
+    made: list[tuple[float, int, list[float]]], cut: float
+) -> None:
+    timelines, book = scene(made)
+    whole = totals(work(timelines, book, -1.0, 5.0))
+    before = totals(work(timelines, book, -1.0, cut))
+    after = totals(work(timelines, book, cut, 5.0))
+    for name, amounts in whole.items():
+        assert before[name] + after[name] == pytest.approx(amounts, abs=1e-6)
+
+
+@given(made=scenes())
+def test_all_work_is_found_and_counted_once(
+    made: list[tuple[float, int, list[float]]],
+) -> None:
+    timelines, book = scene(made)
+    did = work(timelines, book, -1.0, 5.0)
+    outputs = [len(stamps) for _, _, stamps in made]
+    assert did.output_tokens == pytest.approx(outputs)
+    assert did.decode_tokens == pytest.approx([count - 1 for count in outputs])
+    assert did.prefill_tokens == pytest.approx([prompt for _, prompt, _ in made])
+    expected = [
+        sum(prompt + position for position in range(1, len(stamps)))
+        for _, prompt, stamps in made
+    ]
+    assert did.kv_tokens == pytest.approx(expected)
+    ran = did.prefill_seconds.sum() + did.decode_seconds.sum()
+    edges = np.array([-1.0, 5.0])
+    assert ran == pytest.approx(
+        busy_seconds_until(edges, -1.0, population(timelines))[-1]
+    )
+
+
+@given(made=scenes())
+def test_nothing_happens_before_scheduling_or_after_the_last_token(
+    made: list[tuple[float, int, list[float]]],
+) -> None:
+    timelines, book = scene(made)
+    for index, request in enumerate(timelines):
+        assert request.scheduled_seconds is not None
+        for start, end in (
+            (-5.0, request.scheduled_seconds),
+            (request.end_seconds + 0.002, 9.0),  # the step's stragglers
+        ):
+            did = work(timelines, book, start, end)
+            for name, amounts in totals(did).items():
+                assert amounts[index] == pytest.approx(0.0, abs=1e-9), name
+
+
+def test_a_step_belongs_in_equal_parts_to_those_in_it() -> None:
+    alone = [0.02, 0.04, 0.06]
+    both = [0.08, 0.1, 0.12]
+    made = [(0.0, 10, alone + both), (0.0, 10, [0.02, *both])]
+    timelines, book = scene(made)
+    did = work(timelines, book, 0.06 + 1e-9, 1.0)
+    assert did.decode_steps.tolist() == pytest.approx([1.5, 1.5])
+    earlier = work(timelines, book, 0.02 + 1e-9, 0.06)
+    assert earlier.decode_steps.tolist() == pytest.approx([2.0, 0.0])
+
+
+def test_steps_that_ran_together_count_as_often_as_they_were_read() -> None:
+    quick = [0.05 + 0.001 * number for number in range(10)]  # 1 ms: one cluster
+    slow = [0.05, 0.0525]
+    timelines, book = scene([(0.0, 10, [0.01, *quick]), (0.0, 10, [0.01, *slow])])
+    did = work(timelines, book, 0.01 + 1e-9, 1.0)
+    assert did.decode_steps.sum() == pytest.approx(10.0)
+    assert did.decode_steps[0] > did.decode_steps[1]
