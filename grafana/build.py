@@ -317,11 +317,98 @@ ENERGY_ROWS = [
     ),
 ]
 
+LOAD = "servewatt_loadgen_"
+LOAD_ROWS = [
+    Row(
+        "Is the load honest?",
+        [
+            Panel(
+                "Offered and sent",
+                "reqps",
+                "The plan's mean rate, and what was really sent.",
+                {
+                    "offered": f"sum({LOAD}offered_requests_per_second{{{JOB}}})",
+                    "sent": rate_by(f"{LOAD}requests_sent_total"),
+                },
+            ),
+            Panel(
+                "Schedule lag",
+                "s",
+                "Send minus intended start: how far the load is from its plan.",
+                quantiles(f"{LOAD}schedule_lag_seconds"),
+            ),
+            Panel(
+                "Requests in flight",
+                "short",
+                "Requests sent and not finished.",
+                {"in flight": f"sum({LOAD}requests_in_flight{{{JOB}}})"},
+            ),
+            Panel(
+                "Finished by outcome",
+                "reqps",
+                "Requests that ended, per second.",
+                {"{{outcome}}": rate_by(f"{LOAD}requests_finished_total", "outcome")},
+                stacked=True,
+            ),
+        ],
+    ),
+    Row(
+        "What the client saw",
+        [
+            Panel(
+                "TTFT",
+                "s",
+                "First token since the send.",
+                quantiles(f"{LOAD}time_to_first_token_seconds"),
+            ),
+            Panel(
+                "TTFT from the intended start",
+                "s",
+                "As a user waits who came at the planned time.",
+                quantiles(f"{LOAD}time_to_first_token_from_schedule_seconds"),
+            ),
+            Panel(
+                "TPOT",
+                "s",
+                "Mean time per token after the first, one value per request.",
+                quantiles(f"{LOAD}time_per_output_token_seconds"),
+            ),
+            Panel(
+                "End-to-end latency",
+                "s",
+                "Last token since the send.",
+                quantiles(f"{LOAD}end_to_end_latency_seconds"),
+            ),
+            Panel(
+                "Output tokens",
+                "short",
+                "Output tokens received per second.",
+                {"tokens/s": rate_by(f"{LOAD}received_tokens_total")},
+            ),
+            Panel(
+                "Energy per request, beside it",
+                "joule",
+                "From the proxy: the same requests on the other side.",
+                {
+                    "mean": "sum(rate(servewatt_request_energy_joules_sum"
+                    "[$__rate_interval])) / sum(rate("
+                    "servewatt_request_energy_joules_count[$__rate_interval]))"
+                },
+            ),
+        ],
+    ),
+]
+
 DASHBOARDS: dict[str, tuple[str, str, list[Row]]] = {
     "servewatt-energy": (
         "servewatt: energy per request",
         "servewatt_energy_joules_total",
         ENERGY_ROWS,
+    ),
+    "servewatt-load": (
+        "servewatt: load",
+        f"{LOAD}build_info",
+        LOAD_ROWS,
     ),
 }
 """File name: title, a metric that every instance has (for the variables), rows."""

@@ -13,8 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
+from loadgen.exporter import LATENCIES, PREFIX, Exporter
 from loadgen.exporter import METRICS as LOADGEN_METRICS
+from loadgen.progress import Progress
 from proxy.metrics.__main__ import markdown
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.table import METRICS
@@ -25,13 +28,17 @@ RULES = ROOT / "grafana" / "rules" / "servewatt.yaml"
 NAME = re.compile(r"\b(?<!:)servewatt_[a-z0-9_]+\b")
 
 
+def parts_of(histogram: str) -> set[str]:
+    return {f"{histogram}_{part}" for part in ("bucket", "sum", "count")}
+
+
 def exported() -> set[str]:
-    names = set(METRICS)
-    for name in HISTOGRAMS:
-        names |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
-    for name in LOADGEN_METRICS:
-        names |= {name, f"{name}_bucket", f"{name}_sum", f"{name}_count"}
-    return names
+    names = set(METRICS) | {PREFIX + name for name in LOADGEN_METRICS}
+    for histogram in (*HISTOGRAMS, *(PREFIX + name for name in LATENCIES)):
+        names |= parts_of(histogram)
+    # counters that no table names: as the load generator shows them before a run
+    text = generate_latest(Exporter(Progress()).registry).decode()
+    return names | set(re.findall(rf"^# HELP ({PREFIX}\w+)", text, re.MULTILINE))
 
 
 def builder() -> ModuleType:
