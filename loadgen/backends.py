@@ -69,6 +69,10 @@ class Target:
             _ = parts.port
         except ValueError:
             raise UsageError(f"--url is {self.url!r}, its port is no port") from None
+        if parts.username or parts.password:
+            raise UsageError(
+                "--url carries a user or a password; send them with --header instead"
+            )
         if self.backend not in BACKENDS:
             known = ", ".join(sorted(BACKENDS))
             raise UsageError(f"unknown backend {self.backend!r}; known: {known}")
@@ -78,9 +82,14 @@ class Target:
             _check_header("authorization", self.api_key)
 
     @property
+    def base_path(self) -> str:
+        """The path of the URL itself, without a slash at the end."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
     def path(self) -> str:
         """Where requests are posted, base path included."""
-        base = urlsplit(self.url).path.rstrip("/")
+        base = self.base_path
         path = self.endpoint or BACKENDS[self.backend].path
         if not path.startswith("/"):
             path = f"/{path}"
@@ -151,9 +160,9 @@ def write_request(
 
 
 def write_get(target: Target, path: str) -> bytes:
-    """A GET of `path` under the target's base, with the same credentials."""
-    base = urlsplit(target.url).path.rstrip("/").removesuffix("/v1")
-    return _write_head("GET", target, base + path, {"accept": "application/json"}, None)
+    """A GET of `path` below the target's base, with the same credentials."""
+    path = target.base_path.removesuffix("/v1") + path
+    return _write_head("GET", target, path, {"accept": "application/json"}, None)
 
 
 def _write_head(
@@ -162,7 +171,7 @@ def _write_head(
     # `identity`: a compressed stream would be held back to fill blocks, and
     # its arrival times would be the compressor's.
     fields = {
-        "host": urlsplit(target.url).netloc.rpartition("@")[2],
+        "host": urlsplit(target.url).netloc,
         "user-agent": f"servewatt/{__version__}",
         "accept-encoding": "identity",
         **own,

@@ -10,6 +10,7 @@ httptools, since aiohttp costs more per token than the rest of the house
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -179,6 +180,16 @@ class HttpClient:
         return f"no connection to {where}: {(error.strerror or str(error)).lower()}"
 
 
+def allow_many_sockets() -> None:
+    """Raise this process's limit of open files as far as it may.
+
+    The usual 1024 would fail the run at a thousand requests in flight.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def discover_model(
     target: Target, now: Callable[[], float], timeout_seconds: float = 10.0
 ) -> str | None:
@@ -203,7 +214,7 @@ async def discover_model(
     listed = _model_names(b"".join(exchange.pieces))
     if exchange.status != 200 or not listed:
         raise UsageError(
-            f"{target.url}/v1/models names no model (status {exchange.status}); "
+            f"{target.url} lists no model at /v1/models (status {exchange.status}); "
             "name it with --model"
         )
     return listed[0]

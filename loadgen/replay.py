@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from loadgen.backends import RequestOptions, Target, check_options
-from loadgen.client import Client, ConnectionCounts, HttpClient
+from loadgen.client import (
+    Client,
+    ConnectionCounts,
+    HttpClient,
+    allow_many_sockets,
+)
 from loadgen.clock import Clock, LoopLag, LoopMonitor
 from loadgen.plan import PlannedSession
 from loadgen.progress import Progress
@@ -142,4 +147,5 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _over_http(target: Target, clock: Clock, progress: Progress) -> Client:
+    allow_many_sockets()
     return HttpClient(target, clock.now, progress)

@@ -149,6 +149,8 @@ class _Turn:
             return "timeout", f"no whole reply within {run.timeout_seconds:g} s"
         finally:
             run.progress.in_flight -= 1
+            if self._exchange.sent_at is None:  # there was nobody to send it to
+                run.progress.sent -= 1
             if run.places is not None:
                 run.places.release()
         return "ok", None

@@ -200,6 +200,12 @@ def test_a_url_that_is_none_is_named(url: str) -> None:
         Target(url, "vllm")
 
 
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError, match="--header") as caught:
+        Target("http://me:hush@h", "vllm")
+    assert "hush" not in str(caught.value)
+
+
 def test_an_unknown_backend_is_answered_with_those_known() -> None:
     with pytest.raises(UsageError, match="openai, tgi, transformers, vllm"):
         Target(URL, "vlm")

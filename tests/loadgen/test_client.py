@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
+import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -23,6 +27,7 @@ from tests.scripted import (
     chunk,
     reply_bytes,
     request_bytes,
+    running,
     sse,
     stream_head,
 )
@@ -121,9 +126,6 @@ def test_connections_are_used_again() -> None:
 def test_nothing_limits_how_many_requests_are_in_flight(
     loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    # asyncio's scripted server cannot run under uvloop, so it has its own thread.
-    from tests.scripted import running
-
     arrived = itertools.count(1)
     held: list[Peer] = []
 
@@ -315,6 +317,53 @@ def test_bytes_nobody_asked_for_end_the_connection() -> None:
             await client.close()
 
     asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody signed but itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test"
+    command += " -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_tls_is_spoken_with_those_who_can_prove_who_they_are(
+    certificate: tuple[Path, Path], is_trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    async def answer(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(reply_bytes(200))
+        await writer.drain()
+
+    async def main() -> Exchange:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            client = HttpClient(Target(f"https://127.0.0.1:{port}", "vllm"), NOW)
+            exchange = await sent(client)
+            await client.close()
+        return exchange
+
+    exchange = uvloop.run(main())
+    if is_trusted:
+        assert (exchange.failure, exchange.status) == (None, 200)
+    else:
+        assert "certificate" in (exchange.failure or "")
+        assert exchange.sent_at is None
 
 
 MODELS = b'{"object":"list","data":[{"id":"llama"},{"id":"lora"}]}'

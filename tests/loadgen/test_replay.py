@@ -102,9 +102,10 @@ def replayed(
     sessions: list[PlannedSession] | Iterator[PlannedSession],
     *,
     stop_after_seconds: float | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Outcome:
-    progress = Progress()
+    progress = progress or Progress()
 
     async def main() -> RunStats:
         with Recorder(path / "requests.jsonl") as recorder:
@@ -327,6 +328,15 @@ def test_progress_counts_what_happened(tmp_path: Path) -> None:
     assert progress.in_flight == 0
     assert list(progress.errors.values()) == [1]
     assert list(progress.recent_ttft_seconds) == pytest.approx([0.1, 0.1], abs=1e-5)
+
+
+def test_watchers_are_told_of_every_record_the_never_sent_too(tmp_path: Path) -> None:
+    told: list[str] = []
+    turns = [turn("r0"), turn("r1")]
+    session = PlannedSession(session_id="s", start_seconds=0.0, turns=turns)
+    progress = Progress(watchers=[lambda result: told.append(result.outcome)])
+    replayed(tmp_path, Server(fails=lambda _: True), [session], progress=progress)
+    assert told == ["error", "dropped"]
 
 
 def test_the_zero_is_anchored_to_wall_time_once(tmp_path: Path) -> None:

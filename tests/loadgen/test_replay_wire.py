@@ -87,9 +87,13 @@ def replayed(
     *,
     target: dict[str, Any] | None = None,
     stop: threading.Event | None = None,
+    wait_for: threading.Event | None = None,
     **options: Any,
 ) -> Done:
-    """Replay `sessions`; `stop` set by the script stops the run, like Ctrl-C."""
+    """Replay `sessions`; `stop` set by the script stops the run, like Ctrl-C.
+
+    The server goes on after the run until its script has set `wait_for`.
+    """
     progress = Progress()
 
     async def main(server: ScriptedServer) -> RunStats:
@@ -115,6 +119,7 @@ def replayed(
 
     with running(script) as server:
         stats = uvloop.run(main(server))
+        assert wait_for is None or wait_for.wait(10), "the script did not get there"
     written = (path / "requests.jsonl").read_text()
     results = list(read_results(path / "requests.jsonl"))
     return Done(results, stats, server, progress, written)
@@ -274,6 +279,7 @@ def test_nobody_listening_is_data_too(tmp_path: Path) -> None:
     assert result.outcome == "error"
     assert (result.error or "").startswith("connection refused by 127.0.0.1")
     assert (result.sent_seconds, result.first_token_seconds) == (None, None)
+    assert done.stats.sent == 0
 
 
 def test_a_hanging_server_is_a_timeout_and_is_hung_up_on(tmp_path: Path) -> None:
@@ -285,11 +291,12 @@ def test_a_hanging_server_is_a_timeout_and_is_hung_up_on(tmp_path: Path) -> None
         await peer.gone.wait()
         left.set()
 
-    done = replayed(tmp_path, script, [session("r1")], timeout_seconds=0.2)
+    done = replayed(
+        tmp_path, script, [session("r1")], timeout_seconds=0.2, wait_for=left
+    )
     [result] = done.results
     assert result.outcome == "timeout"
     assert result.chunk_tokens == [1]
-    assert left.is_set()
 
 
 def test_a_key_echoed_by_the_server_is_not_recorded(tmp_path: Path) -> None:
