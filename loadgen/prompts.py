@@ -1,9 +1,10 @@
 """Text for turns that carry only a length: seeded, distinct, exactly N words.
 
-Words are short and common, so that a word is about a token for the usual BPE
-vocabularies and exactly one for the simulator. Two requests never share a prefix
-by accident, or an engine's prefix cache would hide their prefill; blocks with the
-same hash id are the same text, because there the trace says that they are shared.
+Words are short and common: with a space before it each is one token in cl100k, o200k,
+p50k and Claude's published vocabulary (looked up), and any word is one in the
+simulator. Two requests never share a prefix by accident, or an engine's prefix cache
+would hide their prefill; blocks with the same hash id are the same text, because there
+the trace says that they are shared.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def load_statistics(
     return statistics_of(
         chained(sessions) if rebuild else sessions,
         name=info.name,
-        source=source_of(path),
+        source=info.header.get("source") or source_of(path),
     )
 
 

@@ -12,7 +12,7 @@ from loadgen.trace import TraceInfo
 from loadgen.trace_stats import Arrivals, Spread, TraceStatistics
 
 
-def lengths_table(found: TraceStatistics, title: str) -> Table:
+def lengths_table(found: TraceStatistics) -> Table:
     """Prompts, outputs and turns, a column each: it fits a narrow terminal."""
     spreads = {
         "input tokens": found.input_tokens,
@@ -21,7 +21,7 @@ def lengths_table(found: TraceStatistics, title: str) -> Table:
         "think seconds": found.think_seconds,
     }
     shown = {name: spread for name, spread in spreads.items() if spread is not None}
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE)
+    table = Table(box=rich.box.SIMPLE)
     table.add_column("")
     for name in shown:
         table.add_column(name, justify="right")

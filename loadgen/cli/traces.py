@@ -65,7 +65,8 @@ def stats(trace: Path, format: str | None, as_json: bool) -> None:
         click.echo(msgspec.json.encode(about | msgspec.to_builtins(found)).decode())
         return
     console = Console()
-    console.print(lengths_table(found, str(trace)))
+    console.print(str(trace), highlight=False, soft_wrap=True)
+    console.print(lengths_table(found))
     for line in facts(info, found):
         console.print(line, highlight=False)
     _show_losses(info)
