@@ -34,7 +34,6 @@ from loadgen.plan import PlannedSession, make_plan, read_plan
 from loadgen.progress import Progress
 from loadgen.recorder import Recorder
 from loadgen.replay import RunStats, replay
-from loadgen.results import Result
 from loadgen.schedule import Load
 
 TARGET_BYTES_PER_REQUEST = 2048
@@ -76,29 +75,10 @@ def measured(lines: int, requests: int, folder: Path) -> dict[str, Any]:
     planned = time.monotonic() - began
     planning_peak = peak_bytes()
     samples = array("q")
-    server = Setup(0, 0, tokens=4, first_ms=1, gap_ms=1, seed=0)
-    progress = Progress()
-
-    def watch(result: Result) -> None:
-        samples.append(resident_bytes())
-
-    progress.watchers.append(watch)
-
-    async def main(url: str, sessions: Iterator[PlannedSession]) -> RunStats:
-        with Recorder(folder / "requests.jsonl") as recorder:
-            return await replay(
-                sessions,
-                target=Target(url, "vllm", model="scripted"),
-                options=RequestOptions(),
-                recorder=recorder,
-                progress=progress,
-                clock=SystemClock(),
-                max_concurrency=AT_ONCE,
-            )
-
-    with scripted_engine(server) as url:
-        _, sessions = read_plan(plan)
-        stats = uvloop.run(main(url, itertools.islice(sessions, requests)))
+    progress = Progress(watchers=[lambda result: samples.append(resident_bytes())])
+    _, sessions = read_plan(plan)
+    sessions = itertools.islice(sessions, requests)
+    stats = replayed(sessions, folder / "requests.jsonl", progress)
     return {
         "lines": lines,
         "planned_requests": header.requests,
@@ -111,6 +91,27 @@ def measured(lines: int, requests: int, folder: Path) -> dict[str, Any]:
         "growth_bytes_per_request": growth_per_request(samples),
         "replay_end_bytes": samples[-1],
     }
+
+
+def replayed(
+    sessions: Iterator[PlannedSession], out: Path, progress: Progress
+) -> RunStats:
+    """As fast as `AT_ONCE` requests in flight allow."""
+
+    async def main(url: str) -> RunStats:
+        with Recorder(out) as recorder:
+            return await replay(
+                sessions,
+                target=Target(url, "vllm", model="scripted"),
+                options=RequestOptions(),
+                recorder=recorder,
+                progress=progress,
+                clock=SystemClock(),
+                max_concurrency=AT_ONCE,
+            )
+
+    with scripted_engine(Setup(0, 0, tokens=4, first_ms=1, gap_ms=1, seed=0)) as url:
+        return uvloop.run(main(url))
 
 
 def in_fresh_process(lines: int, requests: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from loadgen.backends import RequestOptions, Target, check_options
@@ -72,42 +73,57 @@ async def replay(
     """
     check_options(target, options)
     client = (connect or _over_http)(target, clock, progress)
-    # What was loaded so far lives to the end; scanning it again and again would
-    # be a pause of milliseconds each time.
-    gc.collect()
-    gc.freeze()
-    zero = clock.now() + LEAD_SECONDS
-    zero_unix = clock.unix() + LEAD_SECONDS
-    progress.zero_seconds = zero
-    run = Run(
-        target=target,
-        options=options,
-        recorder=recorder,
-        progress=progress,
-        clock=clock,
-        client=client,
-        zero=zero,
-        places=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
-        prepared=asyncio.Semaphore(PREPARED_SESSIONS),
-        timeout_seconds=timeout_seconds,
-        seed=seed,
-    )
     monitor = LoopMonitor(clock)
-    try:
-        is_interrupted = await _run_all(run, sessions, monitor)
-    finally:
-        gc.unfreeze()
-        await client.close()
+    with _settled_heap():
+        zero, zero_unix = clock.now() + LEAD_SECONDS, clock.unix() + LEAD_SECONDS
+        progress.zero_seconds = zero
+        run = Run(
+            target=target,
+            options=options,
+            recorder=recorder,
+            progress=progress,
+            clock=clock,
+            client=client,
+            zero=zero,
+            places=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+            prepared=asyncio.Semaphore(PREPARED_SESSIONS),
+            timeout_seconds=timeout_seconds,
+            seed=seed,
+        )
+        try:
+            is_interrupted = await _run_all(run, sessions, monitor)
+        finally:
+            await client.close()
+    return _stats(run, zero_unix, monitor.lag(), is_interrupted)
+
+
+def _stats(
+    run: Run, zero_unix: float, loop_lag: LoopLag, is_interrupted: bool
+) -> RunStats:
     return RunStats(
         zero_unix_seconds=zero_unix,
-        zero_monotonic_seconds=zero,
-        end_seconds=clock.now() - zero,
-        sent=progress.sent,
-        dropped=progress.dropped,
-        loop_lag=monitor.lag(),
-        connections=client.counts,
+        zero_monotonic_seconds=run.zero,
+        end_seconds=run.clock.now() - run.zero,
+        sent=run.progress.sent,
+        dropped=run.progress.dropped,
+        loop_lag=loop_lag,
+        connections=run.client.counts,
         interrupted=is_interrupted,
     )
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What was loaded so far lives to the end: no collector pass looks at it again.
+
+    Each such look would be a pause of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _run_all(
