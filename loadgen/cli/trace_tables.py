@@ -97,5 +97,6 @@ def _arrival_lines(arrivals: Arrivals) -> Iterator[str]:
     }
     for name, by_window in shown.items():
         parts = [f"{w} {v:.2f}" for w, v in by_window.items() if v is not None]
-        yield f"{name}: {', '.join(parts)}"
+        if parts:  # too short a trace has no whole window
+            yield f"{name}: {', '.join(parts)}"
     yield f"{arrivals.empty_seconds_fraction:.1%} of seconds are empty"
