@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,11 +152,16 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def relaying(
-    script: Script, engine: str = "vllm", *, path: str = "", **config: Any
+    script: Script,
+    engine: str = "vllm",
+    *,
+    path: str = "",
+    tls: ssl.SSLContext | None = None,
+    **config: Any,
 ) -> AsyncIterator[Bench]:
     """A relay in front of `script`; `config` as in `RelayConfig`."""
     meter = RecordingMeter()
-    async with ScriptedServer(script) as upstream:
+    async with ScriptedServer(script, tls=tls) as upstream:
         relay = await start_relay(
             RelayConfig(upstream.url + path, **config), meter, ENGINES[engine]
         )

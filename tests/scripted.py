@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -225,6 +226,7 @@ class ScriptedServer:
     script: Script
     host: str = "127.0.0.1"
     port: int = 0
+    tls: ssl.SSLContext | None = None
     peers: list[Peer] = field(default_factory=list)
     """Every connection so far, oldest first."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -233,7 +235,8 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         """Base URL, without a slash at the end."""
-        return f"http://{self.host}:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{self.host}:{self.port}"
 
     @property
     def requests(self) -> list[Message]:
@@ -243,7 +246,7 @@ class ScriptedServer:
     async def __aenter__(self) -> ScriptedServer:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Peer(self._connected), self.host, self.port
+            lambda: Peer(self._connected), self.host, self.port, ssl=self.tls
         )
         self.port = self._server.sockets[0].getsockname()[1]
         return self

@@ -134,7 +134,8 @@ def update_of_event(event: Body, flavour: Flavour) -> Update:
     tokens: int | None = None
     finish_reason: str | None = None
     for choice in event.choices:
-        part = visible_text(choice)
+        delta = choice.delta
+        part = choice.text if delta is None else delta.content
         if part:
             is_visible = True
             text += part if choice.index == 0 else ""
@@ -170,12 +171,6 @@ def has_token(choices: list[Choice], usage: Usage | None, flavour: Flavour) -> b
     return not any(delta.role is not None for delta in deltas)
 
 
-def visible_text(choice: Choice) -> str:
-    """The text a person would see; empty for reasoning and tool calls."""
-    part = choice.delta or choice.message
-    return (choice.text if part is None else part.content) or ""
-
-
 def read_openai_reply(status: int, body: bytes) -> Update:
     """What a whole reply says; a status other than 2xx is always an error."""
     if not 200 <= status < 300:
@@ -190,7 +185,7 @@ def read_openai_reply(status: int, body: bytes) -> Update:
     usage = None if reply.usage is None else reply.usage.read()
     choices = reply.choices or []
     # A conversation goes on with choice 0; so does the text of stream events.
-    text = "".join(visible_text(part) for part in choices if part.index == 0)
+    text = "".join(reply_text(part) for part in choices if part.index == 0)
     return Update(
         carries_token=bool(text or (usage is not None and usage.output_tokens)),
         is_visible=bool(text),
@@ -200,3 +195,9 @@ def read_openai_reply(status: int, body: bytes) -> Update:
         is_end=True,
         text=text,
     )
+
+
+def reply_text(choice: Choice) -> str:
+    """The text a person would see in a whole reply."""
+    message = choice.message
+    return (choice.text if message is None else message.content) or ""

@@ -28,7 +28,7 @@ from proxy.relay.usage_filter import UsageFilter
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed says so within a round trip."""
 
-MAX_UNPARSED_READS = 256
+MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
 
 log = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ class Exchange:
     async def _connect(self) -> None:
         try:
             connection = await self._core.pool.connect()
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
+            reason = getattr(error, "strerror", None) or str(error)
             self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
         else:
             self._connecting = None
@@ -264,7 +264,6 @@ class Exchange:
         """The proxy is closing."""
         if not self._is_over:
             self._finish("aborted", "the proxy was stopped", keeps_alive=False)
-            self._client.transport.close()
 
     def _set_deadline(self, timeout_seconds: float | None) -> None:
         if timeout_seconds is None:
@@ -329,7 +328,9 @@ class Exchange:
         self._client.exchange_done(keeps_alive=keeps_alive)
 
     def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
-        if self._tap is not None:
-            self._tap.close(at_seconds, outcome, error)
-        self._core.counters.in_flight -= 1
-        self._core.on_exchange_over()
+        try:
+            if self._tap is not None:
+                self._tap.close(at_seconds, outcome, error)
+        finally:
+            self._core.counters.in_flight -= 1
+            self._core.on_exchange_over()

@@ -133,16 +133,21 @@ class Tap:
     def drain(self) -> None:
         """Parse what has come since; tell the meter, one call per read."""
         reads, self.reads = self.reads, []
+        if not reads:
+            return
+        self._counters.chunks += len(reads)
+        self._at_seconds = reads[-1][0]
+        size = 0
         for at_seconds, data in reads:
-            self._at_seconds = at_seconds
-            self._counters.chunks += 1
-            self._counters.reply_bytes += len(data)
+            size += len(data)
             if self._decoder is not None:
                 self._read_events(self._decoder, at_seconds, data)
             elif self._is_json:
                 self._json_bytes += len(data)
-                if self._json_bytes <= MAX_REPLY_BYTES:
-                    self._json.append(data)
+                self._json.append(data)
+                if self._json_bytes > MAX_REPLY_BYTES:
+                    self._json.clear()
+        self._counters.reply_bytes += size
 
     def close(self, at_seconds: float, outcome: str, error: str | None) -> str:
         """No more will come. `outcome` is `ok` if HTTP says so; returns the real one.
@@ -168,11 +173,13 @@ class Tap:
             self._counters.unreadable_replies += 1
             self._decoder = None
             return
-        if not events:
+        if len(events) == 1:  # the usual case, without a comprehension's frame
+            updates = [self._engine.read_event(events[0])]
+        elif events:
+            updates = [self._engine.read_event(event) for event in events]
+        else:
             return
         self._counters.events += len(events)
-        read_event = self._engine.read_event
-        updates = [read_event(event) for event in events]
         for update in updates:
             if update.error is not None:
                 self._error = update.error

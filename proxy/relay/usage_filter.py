@@ -15,7 +15,7 @@ MAX_HELD_BYTES = 64 * 1024
 """A usage event has some hundred bytes; what is longer is not it."""
 
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_CANDIDATE = re.compile(rb'"choices":\s*\[\s*\]')
+_CANDIDATE = re.compile(rb'"choices":\s*\[\]')
 
 
 class UsageFilter:
@@ -36,7 +36,9 @@ class UsageFilter:
         if self._held:
             data = self._held + data
             self._held = b""
-        if data.endswith(b"\n\n") and not _CANDIDATE.search(data):
+        if data.endswith(b"\n\n") and (
+            b"[]" not in data or not _CANDIDATE.search(data)
+        ):
             self._is_long = False
             return data
         return self._whole_events(data)

@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import shutil
+import ssl
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy.engines import ENGINES
+from proxy.meter import Meter, MeterConfig
+from proxy.relay.config import RelayConfig
+from proxy.relay.server import start_relay
 from tests.captures import STREAMS, reply_head_and_body, stream_body
 from tests.relaying import LOOPS, relaying, run
 from tests.scripted import (
@@ -17,7 +26,9 @@ from tests.scripted import (
     Message,
     Peer,
     Script,
+    ScriptedServer,
     chunk,
+    connect,
     reply_bytes,
     request_bytes,
     sse,
@@ -396,6 +407,46 @@ def test_tokens_do_not_wait_for_the_event_that_follows(loop: str) -> None:
     run(loop, test)
 
 
+# --- TLS ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+    command += f"-keyout {path} -out {path}.crt -days 2 -subj /CN=localhost "
+    command += "-addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_an_engine_behind_tls_must_be_who_it_claims_to_be(
+    loop: str, certificate: Path, is_trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    stream = sse(text("a")) + DONE
+
+    async def test() -> None:
+        async with relaying(streaming(stream), tls=tls) as bench:
+            client = await bench.client()
+            for _ in range(2):
+                reply = await ask(client, body=CHAT)
+                if is_trusted:
+                    assert (reply.status, reply.body) == (200, stream)
+                else:
+                    assert reply.status == 502
+                    assert "certificate" in reply.json()["error"]["message"]
+
+    run(loop, test)
+
+
 # --- what the meter hears -----------------------------------------------------
 
 
@@ -457,6 +508,28 @@ def test_other_routes_pass_only_if_allowed(loop: str, allow: bool) -> None:
                 )
                 assert bench.upstream.requests == []
             assert (await ask(client, method="GET", target="/health")).status == 200
+
+    run(loop, test)
+
+
+def test_the_meter_records_tokens_and_outcome_of_what_passed(loop: str) -> None:
+    meter = Meter(MeterConfig(has_sensor=False))
+    stream = stream_body("vllm_chat_stream_usage")
+
+    async def test() -> None:
+        async with ScriptedServer(streaming(stream)) as upstream:
+            config = RelayConfig(upstream.url)
+            relay = await start_relay(config, meter, ENGINES["vllm"])
+            client = await connect(relay.port)
+            await ask(client, body=CHAT, headers=[("x-request-id", "r-7")])
+            assert await relay.drain(5) == 0
+            await client.gone.wait()
+            client.abort()
+            await client.lost.wait()
+            await relay.close()
+        (record,) = meter.settle(time.monotonic())
+        assert (record.request_id, record.outcome, record.status) == ("r-7", "ok", 200)
+        assert (record.prompt_tokens, record.output_tokens) == (11, 4)
 
     run(loop, test)
 
