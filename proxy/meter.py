@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from proxy.attribution import POLICIES, Policy
-from proxy.energy import GAP_REASONS, SENSOR_GAP
+from proxy.energy.device import GAP_REASONS, SENSOR_GAP
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.errors import ConfigError
 from proxy.ledger import Books, Ledger, RequestRecord
@@ -55,6 +55,8 @@ class MeterState:
     """Settled prefill and decode joules of all requests, under every policy."""
     quality_requests: Mapping[str, int] = field(default_factory=dict)
     """Settled requests by quality."""
+    unsettled_requests: int = 0
+    """In flight, or finished without a record yet."""
     late_reads_total: int = 0
     """Reads with tokens that came for time already settled; counted as later."""
     counter_resets_total: int = 0
@@ -282,6 +284,7 @@ class Meter:
             },
             policy_joules=self._ledger.policy_joules,
             quality_requests=dict(self._quality_requests),
+            unsettled_requests=len(self._requests),
             late_reads_total=self._late_reads_total,
             counter_resets_total=curve.resets,
         )

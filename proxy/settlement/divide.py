@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from proxy.attribution import FloatArray, Policy, attribute, by_running_time
-from proxy.energy import Window
+from proxy.energy.group import Window
 from proxy.timeline.activity import activity_between
 from proxy.timeline.population import Population, busy_seconds_until
 from proxy.timeline.steps import Steps

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from proxy.attribution import Policy
-from proxy.energy import GroupCurve, Window
+from proxy.energy.group import GroupCurve, Window
 from proxy.ledger import Closing, Ledger
 from proxy.settlement.divide import IdleWatts, divide
 from proxy.timeline.placement import PromptPlacement, Seen, step_starts

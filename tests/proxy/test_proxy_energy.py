@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.energy import DeviceCurve, GroupCurve
+from proxy.energy.device import DeviceCurve
+from proxy.energy.group import GroupCurve
 
 
 def polled(

@@ -1,0 +1,1 @@
+"""Readings to cumulative joules: device curves, their edges, and windows."""

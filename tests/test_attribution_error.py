@@ -1,0 +1,34 @@
+"""The accuracy that the documentation claims, on a small run in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.attribution_error import Row, Scenario, rows_of
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, str], Row]:
+    scenario = Scenario("mixed, 8 req/s", 8)
+    found = rows_of(scenario, 250, jitter_seconds=0.001)
+    return {(row.policy, row.view): row for row in found}
+
+
+def test_the_books_close_to_the_millijoule(rows: dict[tuple[str, str], Row]) -> None:
+    assert all(row.residual_joules < 1e-3 for row in rows.values())
+
+
+@pytest.mark.parametrize("view", ["active", "inclusive"])
+def test_phase_is_within_fifteen_percent_of_the_truth(
+    rows: dict[tuple[str, str], Row], view: str
+) -> None:
+    assert rows["phase", view].median_error <= 0.15
+    for bias in rows["phase", view].bias.values():
+        assert bias == pytest.approx(1.0, abs=0.10)
+
+
+def test_phase_is_better_than_policies_that_ignore_the_engine(
+    rows: dict[tuple[str, str], Row],
+) -> None:
+    assert rows["phase", "active"].median_error < rows["tokens", "active"].median_error
+    assert rows["phase", "active"].median_error < rows["equal", "active"].median_error
