@@ -11,11 +11,10 @@ import jinja2
 from markupsafe import Markup
 
 from loadgen.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
-from loadgen.report import charts
+from loadgen.report import charts, words
 from loadgen.report import quantities as say
 from loadgen.report.samples import Samples
-from loadgen.report.schema import EnergyBlock, Summary
-from loadgen.report.table import ramp_note
+from loadgen.report.schema import Summary
 from loadgen.report.tally import Window
 from loadgen.results import Result
 
@@ -33,15 +32,6 @@ ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
     ("energy_per_output_token", "Per output token of each request"),
 )  # fmt: skip
-
-
-class Account(NamedTuple):
-    """One line of the books as the page shows it."""
-
-    css: str
-    name: str
-    meaning: str
-    joules: float
 
 
 class PolicyBar(NamedTuple):
@@ -81,31 +71,14 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         help=HELP,
         latency_rows=LATENCY_ROWS,
         energy_rows=ENERGY_ROWS,
-        accounts=list(accounts(summary.energy)),
+        accounts=list(words.accounts(summary.energy)),
         policies=policy_bars(summary),
         started=_started(summary),
-        ramp_note=ramp_note(summary),
+        ramp_note=words.ramp_note(summary),
+        outcomes=words.outcomes_text(summary),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )
-
-
-def accounts(energy: EnergyBlock) -> Iterable[Account]:
-    """The parts that add up to what was measured, with what each of them means."""
-    phases = energy.attributed_joules
-    if phases is None or energy.idle_share_joules is None or energy.idle_joules is None:
-        return
-    yield Account("prefill", "prefill", "reading the prompts", phases.prefill)
-    yield Account("decode", "decode", "writing the replies", phases.decode)
-    yield Account(
-        "idle-share", "idle share", "standby power of the loaded engine while "
-        "requests ran, split among them", energy.idle_share_joules,
-    )  # fmt: skip
-    yield Account("idle", "idle", "power while nobody was served", energy.idle_joules)
-    for reason, joules in (energy.unattributed_joules or {}).items():
-        if joules:
-            name = f"unattributed: {reason.replace('_', ' ')}"
-            yield Account("unattributed", name, "belongs to no request we know", joules)
 
 
 def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:

@@ -101,7 +101,10 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Was the plan kept? Rates in requests per second."""
 
+    plan_requests: int | None = None
+    """In the whole plan; more than `planned` when the window or the run is shorter."""
     planned: int
+    """Due in the window."""
     sent: int
     dropped: int
     offered_per_second: float | None

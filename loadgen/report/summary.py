@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadgen import __version__
 from loadgen.measures import MEASURES, POOLED_MEASURES
 from loadgen.plan import PlanHeader
 from loadgen.report.distribution import Stats
 from loadgen.report.energy import Metering, energy_block
+from loadgen.report.environment import environment
 from loadgen.report.schema import (
     EnergyBlock,
     ErrorRow,
@@ -32,8 +29,6 @@ from loadgen.report.tally import Group, Lengths, Tally, Window
 from loadgen.verdict import EnergyFacts, RunFacts, judge
 
 SHOWN_ERRORS = 5
-PACKAGES = ("aiohttp", "httptools", "httpx", "msgspec", "numpy", "uvloop")
-"""What can change a measurement; recorded with every run."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +90,7 @@ def summarise(
         request_rate=_request_rate(header),
         burstiness=header.burstiness if header else None,
         max_concurrency=info.max_concurrency,
-        schedule=_schedule(tally, info, measures["schedule_lag"]),
+        schedule=_schedule(tally, info, header, measures["schedule_lag"]),
         energy=energy,
         measures=measures,
         window=_window_block(tally, info, run_seconds),
@@ -113,22 +108,6 @@ def summarise(
         environment=environment(),
         metadata=dict(info.metadata),
     )
-
-
-def environment() -> dict[str, str | int | None]:
-    """What the run ran on: versions and sizes, no name of a host or a user."""
-    found: dict[str, str | int | None] = {
-        "servewatt": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-    }
-    for name in PACKAGES:
-        try:
-            found[name] = packages.version(name)
-        except packages.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -217,11 +196,14 @@ def _vllm_latencies(measures: Mapping[str, Stats | None]) -> dict[str, Any]:
     return keys
 
 
-def _schedule(tally: Tally, info: RunInfo, lag: Stats | None) -> Schedule:
+def _schedule(
+    tally: Tally, info: RunInfo, header: PlanHeader | None, lag: Stats | None
+) -> Schedule:
     busy = tally.concurrency()
     loop_lag = info.loop_lag_p99_seconds
     gap = tally.gap_p50_seconds()
     return Schedule(
+        plan_requests=header.requests if header else None,
         planned=tally.attempted,
         sent=tally.sent,
         dropped=tally.outcomes["dropped"],

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report import quantities as say
+from loadgen.report import words
 from loadgen.report.distribution import Stats
 from loadgen.report.schema import EnergyBlock, Summary
 
@@ -25,7 +26,6 @@ SIMULATED = (
     "SIMULATED: engine, GPU and joules come from a model, not from a machine you own"
 )
 WIDTH = 98
-_RAMP_FRACTION = 0.9  # below it, the difference needs a word
 
 
 def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
@@ -34,31 +34,17 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     if summary.simulated:
         parts.append(Text(SIMULATED, style="bold magenta"))
     parts += _verdict(summary)
-    if headline(summary):
-        parts.append(Text(headline(summary), style="bold"))
+    if words.headline(summary):
+        parts.append(Text(words.headline(summary), style="bold"))
     tables = [_load(summary), _latency(summary), *_energy(summary)]
     if len(summary.by_kind) > 1:
         tables.append(_kinds(summary))
     for table in tables:
         parts += [Text(), table]
-    parts += [Text(), Text(_how_to_read(summary), style="dim")]
+    parts += [Text(), Text(words.how_to_read(summary), style="dim")]
     if report_path is not None:
         parts.append(Text(f"report: {report_path}", style="bold"))
     return Group(*parts)
-
-
-def headline(summary: Summary) -> str:
-    """The answer in one sentence; empty when no joules are known."""
-    energy = summary.energy
-    if energy.joules_per_request is None:
-        return ""
-    mean, p50 = energy.joules_per_request.mean, energy.joules_per_request.p50
-    text = f"a request cost {say.joules(mean)} on average (half of them under "
-    text += f"{say.joules(p50)}), an output token "
-    text += say.joules(energy.joules_per_output_token)
-    if energy.mean_watts is not None:
-        text += f"; the GPU drew {say.watts(energy.mean_watts)} on average"
-    return text
 
 
 def _verdict(summary: Summary) -> Iterator[RenderableType]:
@@ -75,10 +61,7 @@ def _verdict(summary: Summary) -> Iterator[RenderableType]:
 def _load(summary: Summary) -> Table:
     schedule = summary.schedule
     table = _section("Load")
-    parts = [f"{summary.completed:,} answered", f"{summary.failed:,} failed"]
-    if schedule.dropped:
-        parts.append(f"{schedule.dropped:,} never sent")
-    _line(table, "requests", f"{schedule.planned:,} planned: {', '.join(parts)}")
+    _line(table, "requests", words.outcomes_text(summary))
     _line(
         table,
         "rate",
@@ -86,7 +69,7 @@ def _load(summary: Summary) -> Table:
         f"{say.rate(schedule.achieved_per_second, 'requests/s')} sent "
         f"({summary.arrival or 'arrival unknown'})",
     )
-    note = ramp_note(summary)
+    note = words.ramp_note(summary)
     if note:
         _line(table, "", note)
     _line(
@@ -118,20 +101,6 @@ def _load(summary: Summary) -> Table:
     for row in summary.errors[:3]:
         _line(table, "error", f"{row.count:,} × {row.error[:70]}")
     return table
-
-
-def ramp_note(summary: Summary) -> str:
-    """Why conversations offered less than was asked for; empty when they did not."""
-    asked, offered = summary.request_rate, summary.schedule.offered_per_second
-    if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
-        return ""
-    if offered > _RAMP_FRACTION * asked:
-        return ""
-    return (
-        f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
-        "reply before, so a short run of conversations is all ramp-up and drain; take "
-        "more of them, or cut both with --warmup and --cooldown"
-    )
 
 
 def _window(summary: Summary) -> str:
@@ -180,27 +149,14 @@ def _accounts(energy: EnergyBlock) -> Table:
     table.add_column("joules", justify="right", width=10)
     table.add_column("share", justify="right", width=9)
     table.add_column("mean power", justify="right", width=11)
-    for name, joules in accounts(energy):
+    seconds = energy.window_seconds
+    rows = [("measured", total)]
+    rows += [(f"  {a.name}: {a.meaning}", a.joules) for a in words.accounts(energy)]
+    for name, joules in rows:
         share = joules / total if total and joules is not None else None
-        seconds = energy.window_seconds
         mean = joules / seconds if seconds and joules is not None else None
         table.add_row(name, say.joules(joules), say.percent(share), say.watts(mean))
     return table
-
-
-def accounts(energy: EnergyBlock) -> Iterator[tuple[str, float | None]]:
-    """The books in words; the lines after the first add up to it."""
-    phases = energy.attributed_joules
-    yield "measured", energy.measured_joules
-    yield "  prefill: reading prompts", phases.prefill if phases else None
-    yield "  decode: writing replies", phases.decode if phases else None
-    yield "  idle share: standby power while requests ran", energy.idle_share_joules
-    yield "  idle: nobody was served", energy.idle_joules
-    for reason, joules in (energy.unattributed_joules or {}).items():
-        if joules:
-            yield f"  unattributed: {reason.replace('_', ' ')}", joules
-    if not any((energy.unattributed_joules or {}).values()):
-        yield "  unattributed", 0.0
 
 
 def _per_request(summary: Summary) -> Table:
@@ -269,14 +225,6 @@ def _kinds(summary: Summary) -> Table:
             say.joules(row.joules_per_output_token),
         )
     return table
-
-
-def _how_to_read(summary: Summary) -> str:
-    n = summary.completed
-    text = "how to read this: p90 = nine of ten requests stayed below it; "
-    if n < say.ENOUGH[99]:
-        text += f"~ = rough, {n:,} requests are few for that percentile; "
-    return text + "1 J = 1 W for 1 s; 3,600 J = 1 Wh."
 
 
 # -- pieces --------------------------------------------------------------------

@@ -29,6 +29,8 @@ from loadgen.results import Result
 GROUP_MEASURES = ("ttft", "tpot", "e2el", "energy")
 LAST_TURN = 5
 """People count turns from 1; from here on they share one row: `5+`."""
+OURS = ("dropped", "aborted")
+"""Outcomes that are our own doing: never sent, or stopped with the run."""
 _DISTINCT_ERRORS = 500  # texts that carry ids or times must not grow without bound
 
 
@@ -212,7 +214,7 @@ class Tally:
         self.turns.setdefault(turn, Group()).add(result)
         if is_ok(result):
             self._add_answered(result)
-        elif result.outcome != "dropped":
+        elif result.outcome not in OURS:
             self._add_error(result.error or result.outcome)
 
     @property

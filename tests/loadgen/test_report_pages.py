@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from loadgen.cli.report import report
 from loadgen.errors import LoadgenError
 from loadgen.recorder import read_results
-from loadgen.report import charts, compare, table
+from loadgen.report import charts, compare, table, words
 from loadgen.report import quantities as say
 from loadgen.report.finish import finish_run
 from loadgen.report.html import render_html
@@ -132,10 +132,25 @@ def test_conversations_that_offer_less_than_asked_say_why(tmp_path: Path) -> Non
     assert "were asked for" not in text
 
 
+def test_an_interrupted_run_tells_stopped_from_failed(tmp_path: Path) -> None:
+    stopped = [failed(f"s{n}", at=2.0, outcome="aborted") for n in range(4)]
+    write_run(tmp_path, [*made_results(20), failed("bad", at=1.0), *stopped])
+    summary = finish_run(tmp_path, RunInfo(interrupted=True))
+    text = printed(table.render(summary))
+    assert "20 answered, 1 failed, 4 stopped with the run" in text
+    assert "1 of 25 requests failed (1 error)" in text
+    assert summary.failed == 5
+    assert [row.count for row in summary.errors] == [1]
+
+
 def test_the_shares_of_the_books_add_up_to_what_was_measured(tmp_path: Path) -> None:
-    rows = list(table.accounts(metered_run(tmp_path).energy))
-    (_, measured), *parts = rows
-    assert sum(joules or 0.0 for _, joules in parts) == pytest.approx(measured)
+    energy = metered_run(tmp_path).energy
+    parts = list(words.accounts(energy))
+    assert [part.name for part in parts][:4] == [
+        "prefill", "decode", "idle share", "idle",
+    ]  # fmt: skip
+    total = sum(part.joules for part in parts)
+    assert total == pytest.approx(energy.measured_joules)
 
 
 def test_runs_stand_side_by_side(tmp_path: Path) -> None:
@@ -194,7 +209,7 @@ def test_the_page_says_simulated_verdict_books_and_policies(tmp_path: Path) -> N
     text = (tmp_path / "report.html").read_text()
     for word in (
         "SIMULATED", "degraded", "1 of 81 requests failed", "Where the joules went",
-        "prefill", "idle share", "unattributed: bypass", "residual", "conversation",
+        "prefill", "idle share", "bypass", "residual", "conversation",
         "Requests per second", "Power by account", "prefers-color-scheme: dark",
         summary.plan_sha256 or "", say.joules(summary.energy.measured_joules),
     ):  # fmt: skip

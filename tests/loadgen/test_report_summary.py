@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from loadgen.plan import PlanHeader
 from loadgen.report.energy import Metering
+from loadgen.report.environment import environment
 from loadgen.report.schema import Summary
-from loadgen.report.summary import RunInfo, environment, summarise, write_summary
+from loadgen.report.summary import RunInfo, summarise, write_summary
 from loadgen.report.tally import Extent, Tally, Window, concurrency
 from loadgen.results import Result
 from tests.canned_run import cost_of, failed, made_results

@@ -1,0 +1,91 @@
+"""What a run says in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from loadgen.report import quantities as say
+from loadgen.report.schema import EnergyBlock, Summary
+
+_RAMP_FRACTION = 0.9  # below it, the difference needs a word
+
+
+class Account(NamedTuple):
+    """One line of the books, and what it means."""
+
+    css: str
+    """Its colour on the page."""
+    name: str
+    meaning: str
+    joules: float
+
+
+def accounts(energy: EnergyBlock) -> Iterator[Account]:
+    """The parts that add up to what was measured; none when that is not known."""
+    phases = energy.attributed_joules
+    if phases is None or energy.idle_share_joules is None or energy.idle_joules is None:
+        return
+    yield Account("prefill", "prefill", "reading the prompts", phases.prefill)
+    yield Account("decode", "decode", "writing the replies", phases.decode)
+    yield Account(
+        "idle-share", "idle share", "standby power while requests ran",
+        energy.idle_share_joules,
+    )  # fmt: skip
+    yield Account("idle", "idle", "nobody was served", energy.idle_joules)
+    unattributed = {r: j for r, j in (energy.unattributed_joules or {}).items() if j}
+    for reason, joules in (unattributed or {"nothing": 0.0}).items():
+        meaning = reason.replace("_", " ")
+        yield Account("unattributed", "unattributed", meaning, joules)
+
+
+def headline(summary: Summary) -> str:
+    """The answer in one sentence; empty when no joules are known."""
+    energy = summary.energy
+    if energy.joules_per_request is None:
+        return ""
+    mean, p50 = energy.joules_per_request.mean, energy.joules_per_request.p50
+    text = f"a request cost {say.joules(mean)} on average (half of them under "
+    text += f"{say.joules(p50)}), an output token "
+    text += say.joules(energy.joules_per_output_token)
+    if energy.mean_watts is not None:
+        text += f"; the GPU drew {say.watts(energy.mean_watts)} on average"
+    return text
+
+
+def outcomes_text(summary: Summary) -> str:
+    """How many requests were due, and what became of them."""
+    due, planned = summary.schedule.planned, summary.schedule.plan_requests
+    stopped = summary.outcomes.get("aborted", 0)
+    parts = [f"{summary.completed:,} answered", f"{summary.failed - stopped:,} failed"]
+    if stopped:
+        parts.append(f"{stopped:,} stopped with the run")
+    if summary.schedule.dropped:
+        parts.append(f"{summary.schedule.dropped:,} never sent")
+    text = f"{due:,} planned"
+    if planned is not None and planned != due:
+        text = f"{due:,} due of {planned:,} planned"
+    return f"{text}: {', '.join(parts)}"
+
+
+def ramp_note(summary: Summary) -> str:
+    """Why conversations offered less than was asked for; empty when they did not."""
+    asked, offered = summary.request_rate, summary.schedule.offered_per_second
+    if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
+        return ""
+    if offered > _RAMP_FRACTION * asked:
+        return ""
+    return (
+        f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
+        "reply before, so a short run of conversations is all ramp-up and drain; take "
+        "more of them, or cut both with --warmup and --cooldown"
+    )
+
+
+def how_to_read(summary: Summary) -> str:
+    """One line for somebody who sees such a table for the first time."""
+    n = summary.completed
+    text = "how to read this: p90 = nine of ten requests stayed below it; "
+    if n < say.ENOUGH[99]:
+        text += f"~ = rough, {n:,} requests are few for that percentile; "
+    return text + "1 J = 1 W for 1 s; 3,600 J = 1 Wh."
