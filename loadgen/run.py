@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import uvloop
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from loadgen.plan import PlanHeader, is_plan, make_plan, read_plan
 from loadgen.progress import Progress
 from loadgen.recorder import Recorder
 from loadgen.replay import RunStats, replay
-from loadgen.report.finish import PLAN, REPORT, REQUESTS, SUMMARY, finish_run
+from loadgen.report.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
 from loadgen.report.schema import Summary
 from loadgen.report.summary import RunInfo
 from loadgen.report.table import render
@@ -55,8 +56,15 @@ def run(config: ReplayConfig, console: Console) -> int:
     _show_plan(header, config, folder, console)
     with Stack(folder / LOG_FOLDER) as stack:
         setting = bring_up(config, stack, console)
+        info = _run_info(config, setting, goodput)
+        begin_run(folder, info)
         stats = _replay(config, folder, header, setting, progress, console)
-        info = _run_info(config, setting, stats, goodput)
+        info = msgspec.structs.replace(
+            info,
+            zero_unix_seconds=stats.zero_unix_seconds,
+            loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
+            interrupted=stats.interrupted,
+        )
         with console.status("waiting for the energy of the last requests") as status:
             summary = finish_run(
                 folder,
@@ -215,19 +223,13 @@ def _replay(
 
 
 def _run_info(
-    config: ReplayConfig,
-    setting: Setting,
-    stats: RunStats,
-    goodput: dict[str, float],
+    config: ReplayConfig, setting: Setting, goodput: dict[str, float]
 ) -> RunInfo:
     return RunInfo(
-        zero_unix_seconds=stats.zero_unix_seconds,
         warmup_seconds=config.warmup,
         cooldown_seconds=config.cooldown,
         goodput=goodput,
         max_concurrency=config.max_concurrency,
-        loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
-        interrupted=stats.interrupted,
         simulated=setting.is_simulated,
         metered=setting.admin_url is not None and config.power != "none",
         power=config.power,

@@ -37,8 +37,8 @@ DEFINITIONS = {
 class Books(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy's `/books`, as far as a report reads it."""
 
-    settled_unix_seconds: float
     complete: bool
+    sensor_up: bool = True
     boundary: str | None = None
     source: str | None = None
     simulated: bool = False

@@ -163,14 +163,15 @@ def wait_for_energies(
     """Collect joules until all requests are settled, or no more can come.
 
     Ends early when the books are final up to the run's end and bring nothing
-    new: the proxy never saw the rest.
+    new: the proxy never saw the rest. Books without a sensor never get further.
     """
     energies = Energies()
     deadline = time.monotonic() + patience.settle_seconds
     failures = quiet = 0
     while True:
         try:
-            is_final = admin.books(end_unix_seconds).complete
+            books = admin.books(end_unix_seconds)
+            is_final = books.complete or not books.sensor_up
             before = len(energies.by_id)
             energies.take(admin, wanted.sent)
             failures = 0

@@ -19,12 +19,11 @@ from loadgen.report.energy import Books
 from loadgen.report.schema import Phases
 
 
-def books(at: float, joules: float, *, known: bool = True) -> Books:
+def books(joules: float, *, known: bool = True) -> Books:
     """A proxy's books after so many joules: half active, a tenth idle share."""
     if not known:
-        return Books(settled_unix_seconds=at, complete=True)
+        return Books(complete=True)
     return Books(
-        settled_unix_seconds=at,
         complete=True,
         simulated=True,
         device_watts={"gpu0": 100.0, "gpu1": joules},
@@ -104,10 +103,10 @@ def test_the_commonest_failure_is_shown() -> None:
 
 def test_watts_are_of_all_devices_and_joules_since_the_first_poll() -> None:
     meter = EnergyMeter()
-    meter.take(books(100.0, 50.0), finished=0)
+    meter.take(books(50.0), finished=0)
     assert meter.now == EnergyNow(watts=150.0, simulated=True)
-    meter.take(books(101.0, 350.0), finished=2)
-    meter.take(books(103.0, 650.0), finished=6)
+    meter.take(books(350.0), finished=2)
+    meter.take(books(650.0), finished=6)
     assert meter.now is not None
     assert meter.now.watts == pytest.approx(750.0)
     assert meter.now.joules_per_request == pytest.approx(0.6 * 600 / 6)
@@ -116,9 +115,9 @@ def test_watts_are_of_all_devices_and_joules_since_the_first_poll() -> None:
 
 def test_books_that_know_nothing_change_nothing() -> None:
     meter = EnergyMeter()
-    meter.take(books(100.0, 50.0), finished=0)
+    meter.take(books(50.0), finished=0)
     before = meter.now
-    meter.take(books(102.0, 0.0, known=False), finished=3)
+    meter.take(books(0.0, known=False), finished=3)
     assert meter.now == before
 
 
@@ -151,7 +150,7 @@ def proxy_saying(replies: list[bytes], asked: threading.Event) -> Iterator[str]:
 
 
 def test_books_are_polled_until_the_block_ends() -> None:
-    replies = [msgspec.json.encode(books(100.0 + n, 100.0 * n)) for n in range(4)]
+    replies = [msgspec.json.encode(books(100.0 * n)) for n in range(4)]
     asked = threading.Event()
     progress = Progress(ok=5)
     with (
