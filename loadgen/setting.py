@@ -71,5 +71,5 @@ def _proxy_arguments(url: str, power: str, config: ReplayConfig) -> list[str]:
     return [
         "serve", "--upstream", url, "--listen", "127.0.0.1:0",
         "--admin", "127.0.0.1:0", "--engine", config.backend, "--power", power,
-        "--gpus", config.gpus,
+        "--gpus", config.gpus, "--store", "none",
     ]  # fmt: skip

@@ -16,14 +16,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from proxy.ledger import Books, RequestRecord
+from proxy.errors import StoreError
+from proxy.ledger import Books
 from proxy.meter import MeterProtocol
 from proxy.sampler import SamplerStats
-from proxy.store import RecentRecords
+from proxy.store.archive import Archive
+from proxy.store.filed import sequence_at
+from proxy.store.writer import StoreState
 
 MOST_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
 OFFSET_STEP_SECONDS = 0.001
+YEAR_3000_UNIX_SECONDS = 32_503_680_000
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -33,7 +37,7 @@ class AdminSources:
     """Where the admin API looks; it changes nothing."""
 
     meter: MeterProtocol
-    records: RecentRecords
+    records: Archive
     sampler: Callable[[], SamplerStats | None]
     has_sensor: bool
     """False when there is no power source, and so no energy."""
@@ -109,27 +113,31 @@ class _Views:
         try:
             since = int(request.query.get("since", "0"))
             limit = int(request.query.get("limit", "1000"))
+            from_unix = float(request.query.get("from_unix", "0"))
         except ValueError:
-            return _refuse("since and limit are whole numbers")
+            return _refuse("since and limit are whole numbers, from_unix seconds")
         if since < 0 or not 1 <= limit <= MOST_RECORDS:
             return _refuse(f"since is from 0, limit from 1 to {MOST_RECORDS}")
-        offset = self._unix_offset_seconds()
-        lines = [
-            msgspec.json.encode(record_json(record, offset))
-            for record in self._from.records.since(since, limit)
-        ]
-        return web.Response(
-            body=b"".join(line + b"\n" for line in lines),
-            content_type="application/x-ndjson",
-        )
+        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
+            return _refuse("from_unix is Unix seconds, such as 1767225600")
+        # the sequence is the instant of settlement: an instant is a cursor too
+        since = max(since, sequence_at(from_unix) - 1)
+        try:
+            body = await self._from.records.lines(since, limit)
+        except StoreError as error:
+            return _json({"error": str(error)}, 503)
+        return web.Response(body=body, content_type="application/x-ndjson")
 
     async def request(self, request: web.Request) -> web.Response:
-        record = self._from.records.by_id(request.match_info["request_id"])
-        if record is None:
+        try:
+            line = await self._from.records.line(request.match_info["request_id"])
+        except StoreError as error:
+            return _json({"error": str(error)}, 503)
+        if line is None:
             return _json(
                 {"error": "no settled request of this id among those kept"}, 404
             )
-        return _json(record_json(record, self._unix_offset_seconds()))
+        return web.Response(body=line, content_type="application/json")
 
     async def books(self, request: web.Request) -> web.Response:
         offset = self._unix_offset_seconds()
@@ -186,7 +194,9 @@ class _Views:
             "simulated": bool(stats and stats.is_simulated),
             "last_error": stats.last_error if stats else None,
         }
-        return _json({**self._from.info, "sensor": sensor})
+        store = self._from.records.state()
+        shown = None if store is None else _store_json(store)
+        return _json({**self._from.info, "sensor": sensor, "store": shown})
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"healthy": True})
@@ -245,18 +255,9 @@ def books_json(books: Books) -> dict[str, Any]:
     }
 
 
-def record_json(record: RequestRecord, unix_offset_seconds: float) -> dict[str, Any]:
-    """One request as `/requests` shows it: instants in Unix seconds."""
-    fields: dict[str, Any] = msgspec.to_builtins(record)
-    shown: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name.endswith("_seconds"):
-            stem = name.removesuffix("_seconds")
-            unix = None if value is None else value + unix_offset_seconds
-            shown[f"{stem}_unix_seconds"] = unix
-        else:
-            shown[name] = value
-    return shown
+def _store_json(state: StoreState) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(state)
+    return {"up": shown.pop("is_up"), **shown}
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:

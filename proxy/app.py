@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvloop
@@ -29,13 +30,18 @@ from proxy.power import source_opener
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
 from proxy.sampler import Failed, Sampled, Sampler, read_once
-from proxy.store import RecentRecords
+from proxy.store.address import Retention, shown_url, store_url
+from proxy.store.archive import Archive
 
 log = logging.getLogger("servewatt.proxy")
 
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
 DRAIN_SECONDS = 10.0
+SETTLE_SECONDS = 3.0
+"""How long a proxy that ends waits for the energy of its last requests."""
+FORCED_SECONDS = 60.0
+"""Beyond any patience of the meter: what is not settled now never will be."""
 HEALTH_PATHS = {"openai": "/v1/models"}
 """Where an engine says that it is up; `/health` for all the others."""
 HEALTH_SECONDS = 2.0
@@ -58,6 +64,9 @@ class Config:
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
+    store: str | None = None
+    """URL of the database of records; None: in memory only."""
+    retention: Retention = field(default_factory=Retention)
 
 
 def run(
@@ -92,7 +101,11 @@ class _App:
                 has_sensor=self.has_sensor,
             )
         )
-        self.records = RecentRecords()
+        self.records = Archive(
+            None if config.store is None else store_url(config.store),
+            upstream=upstream_name(config.upstream),
+            retention=config.retention,
+        )
         self.metrics = Metrics()
         self.sampler: Sampler | None = None
         self.relay: RelayServer | None = None
@@ -108,6 +121,7 @@ class _App:
         if until_eof:
             _watch_stdin(loop, self.stopping)
         relay = self.relay = await self._listen()
+        self.records.start()
         runner = await self._open_admin()
         if self.has_sensor:
             self.sampler = self._start_sampler(loop)
@@ -120,10 +134,14 @@ class _App:
         )
         await self.stopping.wait()
         await relay.drain(DRAIN_SECONDS)
-        await beat
+        await self._settle_the_last()
+        beat.cancel()
+        with suppress(asyncio.CancelledError):
+            await beat
         if self.sampler is not None:
             await asyncio.to_thread(self.sampler.stop)
         await relay.close()
+        await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
 
     async def _listen(self) -> RelayServer:
@@ -154,6 +172,8 @@ class _App:
 
     def _admin_sources(self) -> AdminSources:
         shown = asdict(self.config)
+        if self.config.store is not None:  # it may hold a password
+            shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
             meter=self.meter,
             records=self.records,
@@ -188,9 +208,18 @@ class _App:
         else:
             self.meter.sensor_gap(event.at_seconds, event.reason)
 
+    async def _settle_the_last(self) -> None:
+        """Wait a little for the joules of what has just finished; then file it so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                # the beat settles and signals nobody
+                while self.meter.state().unsettled_requests:  # noqa: ASYNC110
+                    await asyncio.sleep(BEAT_SECONDS)
+        self._settle(time.monotonic() + FORCED_SECONDS)
+
     async def _beat_until_stopped(self) -> None:
         due = time.monotonic()
-        while not self.stopping.is_set():
+        while True:
             due += BEAT_SECONDS
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
@@ -218,6 +247,7 @@ class _App:
             source=self.config.power.partition("=")[0],
             loop_lag_seconds=self.loop_lag_seconds,
             records_without_energy=self.metrics.records_without_energy,
+            store=self.records.state(),
         )
 
     async def _upstream_state(self) -> str | None:
@@ -245,6 +275,12 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> No
             loop.call_soon_threadsafe(stopping.set)
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def upstream_name(url: str) -> str:
+    """Whose records these are, in a store that proxies share: no credentials."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _port_of(runner: web.AppRunner) -> int:

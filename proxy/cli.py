@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -17,6 +20,7 @@ from proxy.attribution import POLICIES
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
 from proxy.power import SOURCES
+from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 
 SERVE_EXAMPLES = """\b
 Examples:
@@ -89,6 +93,29 @@ def _names(
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _store(context: click.Context, option: click.Parameter, text: str) -> str | None:
+    """A database URL; by default a file in the user's state folder."""
+    if text == "none":
+        return None
+    if text == "default":
+        try:
+            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        except RuntimeError:  # a user without a home, as in some containers
+            raise click.BadParameter(
+                "no home folder; name a database, or none"
+            ) from None
+        folder = Path(state) / "servewatt"
+        with suppress(OSError):  # the store says what it cannot open, and goes on
+            folder.mkdir(parents=True, exist_ok=True)
+        return sqlite_url(folder / "records.sqlite")
+    store_url(text)
+    return text
+
+
+def _retention(context: click.Context, option: click.Parameter, text: str) -> Retention:
+    return parse_retention(text)
+
+
 def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
     """Every option of `serve`, in the order of its help page."""
     options = [
@@ -123,6 +150,13 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Tenants shown by name; any other is `other`."),
         click.option("--allow-unknown-routes", is_flag=True,
                      help="Pass routes on that are neither metered nor known."),
+        click.option("--store", default="default", metavar="URL|none",
+                     callback=_store, help="Database of finished requests: "
+                     "sqlite:///PATH, postgresql://USER@HOST/NAME, or none.  "
+                     "[default: a SQLite file in ~/.local/state/servewatt]"),
+        click.option("--retain", "retention", default="30d", show_default=True,
+                     callback=_retention, metavar="AGE,ROWS",
+                     help="Keep records for 12h, 30d, 8w; at most so many; forever."),
         click.option("--announce", is_flag=True, hidden=True),
     ]  # fmt: skip
     for option in reversed(options):

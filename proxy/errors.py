@@ -3,6 +3,7 @@
 ProxyError              one line for the user, exit code 1
 ├── ConfigError         a bad option or combination, exit code 2
 ├── SensorError         a power source cannot be read (now, or at all)
+├── StoreError          records that only the store has, while it does not answer
 └── SseError            a stream that is not SSE, or an event beyond the bound
 
 The proxy fails open: after start, none of these stops a request.
@@ -25,6 +26,10 @@ class ConfigError(ProxyError):
 
 class SensorError(ProxyError):
     """A power source cannot be read; while it lasts, energy is unknown, not zero."""
+
+
+class StoreError(ProxyError):
+    """Records cannot be read from the store now; they are not lost."""
 
 
 class SseError(ProxyError):

@@ -14,6 +14,7 @@ from proxy import __version__
 from proxy.meter import MeterState
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
+from proxy.store.writer import StoreState
 
 Sample = tuple[tuple[str, ...], float]
 PHASES = ("prefill", "decode", "idle_share")
@@ -30,6 +31,7 @@ class Snapshot:
     source: str
     loop_lag_seconds: float
     records_without_energy: int
+    store: StoreState | None = None
 
     @property
     def boundary(self) -> str:
@@ -89,6 +91,10 @@ def _policies(snapshot: Snapshot) -> Iterator[Sample]:
     for policy, joules in snapshot.meter.policy_joules.items():
         for phase, value in zip(PHASES, joules, strict=False):
             yield (policy, phase), value
+
+
+def _stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:
+    return [] if snapshot.store is None else [((), float(figure(snapshot.store)))]
 
 
 def _by_device(values: Iterable[tuple[str, float]], boundary: str) -> list[Sample]:
@@ -261,6 +267,36 @@ METRICS: dict[str, MetricSpec] = {
         "Defects inside the meter that were kept from the requests.",
         (),
         lambda s: _one(s.relay.meter_errors),
+    ),
+    "servewatt_store_up": MetricSpec(
+        "gauge",
+        "1 while the database of records takes them.",
+        (),
+        lambda s: _stored(s, lambda state: state.is_up),
+    ),
+    "servewatt_store_queue_records": MetricSpec(
+        "gauge",
+        "Settled requests that wait to be written.",
+        (),
+        lambda s: _stored(s, lambda state: state.queue_records),
+    ),
+    "servewatt_store_written_total": MetricSpec(
+        "counter",
+        "Settled requests written to the database.",
+        (),
+        lambda s: _stored(s, lambda state: state.written_total),
+    ),
+    "servewatt_store_dropped_total": MetricSpec(
+        "counter",
+        "Settled requests the database never got: no room to wait, or unacceptable.",
+        (),
+        lambda s: _stored(s, lambda state: state.dropped_total),
+    ),
+    "servewatt_store_deleted_total": MetricSpec(
+        "counter",
+        "Records deleted because of their age or number.",
+        (),
+        lambda s: _stored(s, lambda state: state.deleted_total),
     ),
     "servewatt_event_loop_lag_seconds": MetricSpec(
         "gauge",

@@ -15,7 +15,7 @@ from aiohttp import web
 from proxy.admin import AdminSources, admin_app
 from proxy.meter import Meter, MeterConfig
 from proxy.sampler import SamplerStats
-from proxy.store import RecentRecords
+from proxy.store.archive import Archive
 from tests.proxy.metered import metered
 
 
@@ -29,7 +29,7 @@ def ask(
 ) -> None:
     """Serve the API on loopback and let a client visit it."""
     known, records = metered()
-    kept = RecentRecords()
+    kept = Archive()
     kept.add(records)
 
     async def upstream_state() -> str | None:

@@ -13,6 +13,7 @@ from proxy.metrics.recent import render_recent
 from proxy.metrics.table import METRICS, Snapshot
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
+from proxy.store.writer import StoreState
 from tests.proxy.metered import metered
 
 
@@ -29,6 +30,15 @@ def metrics() -> Metrics:
             source="nvml",
             loop_lag_seconds=0.001,
             records_without_energy=found.records_without_energy,
+            store=StoreState(
+                "sqlite:///x",
+                True,
+                None,
+                queue_records=3,
+                written_total=5,
+                dropped_total=2,
+                deleted_total=1,
+            ),
         )
     )
     found.observe([])

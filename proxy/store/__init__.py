@@ -1,0 +1,1 @@
+"""Where records of finished requests are kept: memory, SQLite or PostgreSQL."""

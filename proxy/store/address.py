@@ -1,0 +1,88 @@
+"""What `--store` and `--retain` say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from proxy.errors import ConfigError
+
+DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""What a user may write, and what SQLAlchemy calls it."""
+EXAMPLES = "sqlite:////var/lib/servewatt.sqlite or postgresql://user@host/database"
+DAY_SECONDS = 86_400.0
+_AGE_SECONDS = {"h": 3600.0, "d": DAY_SECONDS, "w": 7 * DAY_SECONDS}
+
+
+def store_url(text: str) -> URL:
+    """The database a user named. Raises ConfigError for what can never work."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ConfigError(
+            f"--store {text!r} is no database URL, such as {EXAMPLES}, or none"
+        ) from None
+    driver = DRIVERS.get(url.drivername)
+    if driver is None:
+        raise ConfigError(
+            f"--store {url.drivername}: is no database known here; try {EXAMPLES}"
+        )
+    if driver == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise ConfigError(
+            "--store sqlite: names no file; give a path, such as "
+            "sqlite:////var/lib/servewatt.sqlite, or none to keep nothing"
+        )
+    if driver != "sqlite" and find_spec("psycopg") is None:
+        raise ConfigError(
+            "--store postgresql: needs psycopg; pip install 'servewatt[postgres]'"
+        )
+    return url.set(drivername=driver)
+
+
+def shown_url(url: URL) -> str:
+    """For eyes and logs: where it is, without user, password or options."""
+    return url._replace(username=None, password=None).set(query={}).render_as_string()
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a file."""
+    return f"sqlite:///{path.absolute()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept of one upstream's records; None is no bound."""
+
+    age_seconds: float | None = 30 * DAY_SECONDS
+    """A month by default: 1 request a second is about 1.5 GB of it."""
+    rows: int | None = None
+
+
+def parse_retention(text: str) -> Retention:
+    """`30d`, `100000`, both with a comma, or `forever`. Raises ConfigError."""
+    age_seconds: float | None = None
+    rows: int | None = None
+    if text.strip() == "forever":
+        return Retention(None, None)
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)([hdw]?)", part.strip())
+        if match is None or int(match[1]) == 0:
+            raise ConfigError(
+                f"--retain {part.strip()!r} is neither an age (12h, 30d, 8w), a number "
+                "of records, nor forever"
+            )
+        if match[2]:
+            age_seconds = int(match[1]) * _AGE_SECONDS[match[2]]
+        else:
+            rows = int(match[1])
+    return Retention(age_seconds, rows)

@@ -1,0 +1,179 @@
+"""All records that can be asked for: the newest in memory, the others in a database.
+
+Rule: what this run settled is read from memory as long as it is there, so a
+reader with a cursor never misses a record that is not written yet, nor needs the
+database for the newest. Each proxy answers for itself and for the past: records
+that another proxy of the same upstream writes meanwhile show after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from proxy.errors import ConfigError, StoreError
+from proxy.ledger import RequestRecord
+from proxy.store.address import Retention
+from proxy.store.database import Database
+from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at
+from proxy.store.recent import RecentRecords
+from proxy.store.writer import Pace, StoreState, Writer
+
+log = logging.getLogger("servewatt.store")
+
+
+class Archive:
+    """Files what settles and finds it again; without a URL, in memory only."""
+
+    def __init__(
+        self,
+        url: URL | None = None,
+        *,
+        upstream: str = "",
+        retention: Retention | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """Opens the store. Raises ConfigError for a schema of another version.
+
+        A store that does not answer is no error: it is tried again later.
+        """
+        self._filing = Filing()
+        self._recent = RecentRecords()
+        self._database: Database | None = None
+        self._writer: Writer | None = None
+        if url is not None:
+            self._database = Database(url, upstream, uuid.uuid4().hex)
+            is_open, error = self._open(self._database)
+            self._writer = Writer(
+                self._database, retention or Retention(),
+                is_open=is_open, last_error=error, pace=pace,
+            )  # fmt: skip
+        self._filing.continue_from(sequence_at(time.time()))
+        self._recent.horizon = self._filing.last
+
+    def start(self) -> None:
+        """Begin to write."""
+        if self._writer is not None:
+            self._writer.start()
+
+    def stop(self) -> None:
+        """Write what waits; blocks, but not without bound."""
+        if self._writer is not None:
+            self._writer.stop()
+
+    def add(self, records: Iterable[RequestRecord]) -> None:
+        """File what has just settled; never blocks."""
+        filed = self._filing.file(records, time.time(), time.monotonic())
+        if not filed:
+            return
+        self._recent.add(filed)
+        if self._writer is not None:
+            self._writer.add(filed)
+
+    def last(self, count: int) -> list[RequestRecord]:
+        """The newest `count` of this run, newest first."""
+        return [filed.record for filed in self._recent.last(count)]
+
+    def state(self) -> StoreState | None:
+        """How the store does; None without one."""
+        return None if self._writer is None else self._writer.state()
+
+    async def lines(self, since: int, limit: int) -> bytes:
+        """JSON lines of records after `since`, oldest first, at most `limit`.
+
+        Raises StoreError when some of them can be had only from a store that
+        does not answer.
+        """
+        horizon = self._recent.horizon
+        newest = self._recent.since(since, limit)
+        database = self._database if since < horizon else None
+        if database is not None:
+            self._refuse_while_down()
+        page = _Page(database, since, horizon, limit, newest)
+        return await asyncio.to_thread(page.read)
+
+    async def line(self, request_id: str) -> bytes | None:
+        """The newest record of this id as JSON. Raises StoreError as `lines`."""
+        filed = self._recent.by_id(request_id)
+        if filed is not None:
+            return msgspec.json.encode(json_of(row_of(filed)))
+        if self._database is None:
+            return None
+        self._refuse_while_down()
+        row = await asyncio.to_thread(_find, self._database, request_id)
+        return None if row is None else msgspec.json.encode(json_of(row))
+
+    def _open(self, database: Database) -> tuple[bool, str | None]:
+        try:
+            highest = database.open()
+        except ConfigError:
+            database.close()
+            raise
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            log.warning(
+                "store %s: %s; records wait in memory", database.shown_url, reason
+            )
+            return False, reason
+        self._filing.continue_from(highest)
+        ahead_seconds = (highest - sequence_at(time.time())) / 1e6
+        if ahead_seconds > 0:
+            log.warning(
+                "the newest record in the store is %.0f s ahead of this clock; "
+                "new ones are numbered above it", ahead_seconds,
+            )  # fmt: skip
+        return True, None
+
+    def _refuse_while_down(self) -> None:
+        state = self.state()
+        if state is not None and not state.is_up:
+            raise _unreachable(state.url, state.last_error, self._recent.horizon)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What one reply is made of, read off the event loop."""
+
+    database: Database | None
+    since: int
+    horizon: int
+    """From here on down the database knows; above it `newest` has all."""
+    limit: int
+    newest: list[Filed]
+
+    def read(self) -> bytes:
+        rows: list[Mapping[str, Any]] = []
+        if self.database is not None:
+            try:
+                rows += self.database.page(self.since, self.horizon, self.limit)
+            except SQLAlchemyError as error:
+                reason = str(error).splitlines()[0]
+                shown = self.database.shown_url
+                raise _unreachable(shown, reason, self.horizon) from None
+        rows += [row_of(filed) for filed in self.newest[: self.limit - len(rows)]]
+        encode = msgspec.json.Encoder().encode
+        return b"".join(encode(json_of(row)) + b"\n" for row in rows)
+
+
+def _find(database: Database, request_id: str) -> dict[str, Any] | None:
+    try:
+        return database.find(request_id)
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"store {database.shown_url}: {reason}") from None
+
+
+def _unreachable(url: str, reason: str | None, horizon: int) -> StoreError:
+    return StoreError(
+        f"store {url}: {reason or 'not open yet'}; records of this run need no store: "
+        f"ask with since={horizon}"
+    )

@@ -1,0 +1,175 @@
+"""One database of records, SQLite or PostgreSQL, through the same statements.
+
+Every call blocks and may raise `SQLAlchemyError`; none is for the event loop.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from sqlalchemy import (
+    URL,
+    Engine,
+    Insert,
+    Select,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from proxy.store.address import shown_url
+from proxy.store.schema import RECORDS, prepare
+
+BUSY_SECONDS = 5.0
+"""How long a writer waits for another one on the same SQLite file."""
+INSERTS: dict[str, Insert] = {
+    # a commit whose answer was lost is written again: once is enough
+    "sqlite": sqlite.insert(RECORDS).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(RECORDS).on_conflict_do_nothing(),
+}
+"""Same words, but SQLAlchemy keeps `on conflict` with the dialects."""
+CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": BUSY_SECONDS},
+    # a host that vanished must not hold the writer for TCP's quarter of an hour
+    "postgresql": {
+        "connect_timeout": 5,
+        "tcp_user_timeout": 10_000,  # ms
+        "options": "-c statement_timeout=30s -c lock_timeout=10s",
+    },
+}
+
+
+class Database:
+    """The records of one upstream in a database that others may share."""
+
+    def __init__(self, url: URL, upstream: str, run: str) -> None:
+        self.shown_url = shown_url(url)
+        self.engine = _engine(url)
+        self._owner = {"upstream": upstream, "run": run}
+        self._own = RECORDS.c.upstream == upstream
+        self._insert = INSERTS[self.engine.dialect.name]
+
+    def open(self) -> int:
+        """Create or check the tables; the highest sequence ever filed, or 0.
+
+        Raises ConfigError for a schema of another version.
+        """
+        try:
+            self._prepare()
+        except (IntegrityError, OperationalError):
+            self._prepare()  # another proxy was creating the same tables
+        with self.engine.connect() as connection:
+            highest = select(func.max(RECORDS.c.sequence)).where(self._own)
+            return int(connection.scalar(highest) or 0)
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All of these or none; those that are there already stay as they are."""
+        with self.engine.begin() as connection:
+            connection.execute(self._insert, [{**row, **self._owner} for row in rows])
+
+    def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
+        """Records with `since < sequence <= until`, oldest first."""
+        return self._read(
+            select(RECORDS)
+            .where(self._own, RECORDS.c.sequence > since, RECORDS.c.sequence <= until)
+            .order_by(RECORDS.c.sequence)
+            .limit(limit)
+        )
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The newest record of this id."""
+        rows = self._read(
+            select(RECORDS)
+            .where(self._own, RECORDS.c.request_id == request_id)
+            .order_by(RECORDS.c.sequence.desc())
+            .limit(1)
+        )
+        return rows[0] if rows else None
+
+    def count(self) -> int:
+        """How many records of this upstream there are."""
+        with self.engine.connect() as connection:
+            counted = select(func.count()).select_from(RECORDS).where(self._own)
+            return int(connection.scalar(counted) or 0)
+
+    def sequence_of_newest(self, rank: int) -> int | None:
+        """Sequence of the `rank`-th newest record, from 1; None if there are fewer."""
+        with self.engine.connect() as connection:
+            found: int | None = connection.scalar(
+                select(RECORDS.c.sequence)
+                .where(self._own)
+                .order_by(RECORDS.c.sequence.desc())
+                .offset(rank - 1)
+                .limit(1)
+            )
+            return found
+
+    def delete_before(self, sequence: int, at_most: int) -> int:
+        """Delete the oldest records below a sequence; how many went.
+
+        In one short transaction, so that other writers wait little.
+        """
+        oldest = (
+            select(RECORDS.c.sequence)
+            .where(self._own, RECORDS.c.sequence < sequence)
+            .order_by(RECORDS.c.sequence)
+            .limit(at_most)
+            .subquery()
+        )
+        with self.engine.begin() as connection:
+            last = connection.scalar(select(func.max(oldest.c.sequence)))
+            if last is None:
+                return 0
+            gone = delete(RECORDS).where(self._own, RECORDS.c.sequence <= last)
+            return connection.execute(gone).rowcount
+
+    def close(self) -> None:
+        """Let every connection go."""
+        self.engine.dispose()
+
+    def _prepare(self) -> None:
+        with self.engine.begin() as connection:
+            prepare(connection)
+
+    def _read(self, query: Select[Any]) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _engine(url: URL) -> Engine:
+    backend = url.get_backend_name()
+    arguments = {
+        name: value
+        for name, value in CONNECT_ARGUMENTS[backend].items()
+        if name not in url.query
+    }
+    # pre_ping: a server that was restarted is met by a new connection, not an error
+    engine = create_engine(url, connect_args=arguments, pool_pre_ping=True)
+    if backend == "sqlite":
+        event.listen(engine, "connect", _journal_ahead)
+    return engine
+
+
+def _journal_ahead(connection: Any, _: object) -> None:
+    """Readers beside the writer; a killed process costs no more than its last batch.
+
+    With a write-ahead log `synchronous=normal` stays whole even when power fails.
+    """
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("PRAGMA synchronous=normal")
+        deadline = time.monotonic() + BUSY_SECONDS
+        while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                cursor.execute("PRAGMA journal_mode=wal")
+            except sqlite3.OperationalError:  # this one statement does not wait
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)

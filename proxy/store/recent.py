@@ -1,0 +1,57 @@
+"""The newest settled requests, in memory: all that is not in a database yet."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from proxy.store.filed import Filed
+
+KEPT_RECORDS = 100_000
+"""About 1 KB each: a day at one request a second within 100 MB."""
+
+
+class RecentRecords:
+    """The newest records in order of settlement; the oldest make room, counted."""
+
+    def __init__(self, kept: int = KEPT_RECORDS) -> None:
+        self._kept = kept
+        self._slack = kept // 10 + 1  # trimmed now and then, not one by one
+        self._records: list[Filed] = []
+        self._by_id: dict[str, Filed] = {}
+        self.evicted = 0
+        self.horizon = 0
+        """Every record of this run above this sequence is here."""
+
+    def add(self, records: Iterable[Filed]) -> None:
+        """Keep these, dropping the oldest beyond the bound."""
+        for filed in records:
+            self._records.append(filed)
+            self._by_id[filed.record.request_id] = filed
+        if len(self._records) > self._kept + self._slack:
+            self._evict(len(self._records) - self._kept)
+
+    def since(self, sequence: int, limit: int) -> list[Filed]:
+        """Records settled after `sequence`, oldest first, at most `limit`."""
+        first = bisect_right(self._records, sequence, key=lambda f: f.sequence)
+        return self._records[first : first + limit]
+
+    def last(self, count: int) -> list[Filed]:
+        """The newest `count`, newest first."""
+        return self._records[: -count - 1 : -1]
+
+    def by_id(self, request_id: str) -> Filed | None:
+        """The newest record of this id, if still kept."""
+        return self._by_id.get(request_id)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _evict(self, count: int) -> None:
+        for oldest in self._records[:count]:
+            request_id = oldest.record.request_id
+            if self._by_id[request_id] is oldest:
+                del self._by_id[request_id]
+        self.horizon = self._records[count - 1].sequence
+        self.evicted += count
+        del self._records[:count]

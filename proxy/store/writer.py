@@ -1,0 +1,238 @@
+"""The one thread that writes records, in batches, and keeps trying when it cannot.
+
+Rule: the event loop only appends to a bounded queue. Whatever the database does,
+requests flow; records wait, and when they no longer fit the oldest are dropped
+and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
+
+from proxy.errors import ConfigError
+from proxy.store.address import Retention
+from proxy.store.database import Database
+from proxy.store.filed import Filed, row_of, sequence_at
+from proxy.store.recent import KEPT_RECORDS
+
+log = logging.getLogger("servewatt.store")
+
+BATCH_RECORDS = 1000
+"""Per transaction: some 20 ms of SQLite."""
+QUEUE_RECORDS = KEPT_RECORDS - BATCH_RECORDS
+"""What waits is in memory anyway: so all that is not written can still be read."""
+BATCH_SECONDS = 0.5
+"""A `kill -9` loses no more than what settled since, and the batch under way."""
+RETAIN_SECONDS = 60.0
+RETAIN_RECORDS = 5000
+"""Deleted per transaction."""
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+STOP_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """How the store does, for `/info` and the metrics."""
+
+    url: str
+    """Without user and password."""
+    is_up: bool
+    last_error: str | None
+    queue_records: int
+    written_total: int
+    dropped_total: int
+    deleted_total: int
+    """By retention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The writer's bounds; tests make them small."""
+
+    batch_records: int = BATCH_RECORDS
+    batch_seconds: float = BATCH_SECONDS
+    queue_records: int = QUEUE_RECORDS
+    retain_seconds: float = RETAIN_SECONDS
+    retain_records: int = RETAIN_RECORDS
+    first_backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS
+
+
+class Writer:
+    """Carries records from the event loop into a database."""
+
+    def __init__(
+        self,
+        database: Database,
+        retention: Retention,
+        *,
+        is_open: bool = False,
+        last_error: str | None = None,
+        pace: Pace | None = None,
+        unix_seconds: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._retention = retention
+        self._pace = pace or Pace()
+        self._unix_seconds = unix_seconds
+        # one thread appends, one pops: a deque needs no lock for that
+        self._queue: deque[Filed] = deque()
+        self._batch: list[Filed] = []
+        self._is_open = is_open
+        self._is_up = is_open
+        self._last_error = last_error
+        self._written = self._overflowed = self._refused = self._deleted = 0
+        self._backoff_seconds = self._pace.first_backoff_seconds
+        self._retained_seconds = float("-inf")
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def add(self, records: Iterable[Filed]) -> None:
+        """Queue these; never blocks. From the event loop only."""
+        queue, room = self._queue, self._pace.queue_records
+        for filed in records:
+            if len(queue) >= room:
+                queue.popleft()
+                self._overflowed += 1
+            queue.append(filed)
+        if len(queue) >= self._pace.batch_records and self._is_up:
+            self._wake.set()
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Write what waits, once more and within this time; says what stays behind."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(seconds)
+        left = len(self._queue) + len(self._batch)
+        if left:
+            log.error(
+                "%d records could not be stored: %s", left, self._last_error or "late"
+            )
+        if not self._thread.is_alive():
+            self._database.close()
+
+    def state(self) -> StoreState:
+        """At this moment, from any thread."""
+        return StoreState(
+            url=self._database.shown_url,
+            is_up=self._is_up,
+            last_error=self._last_error,
+            queue_records=len(self._queue) + len(self._batch),
+            written_total=self._written,
+            dropped_total=self._overflowed + self._refused,
+            deleted_total=self._deleted,
+        )
+
+    def turn(self) -> float:
+        """Write all that waits and clear away what is old; seconds until the next."""
+        try:
+            if not self._is_open:
+                self._database.open()
+                self._is_open = True
+            self._write_all()
+            self._retain()
+        except Exception as error:  # the thread's outermost loop: it must live on
+            return self._failed(error)
+        if not self._is_up:
+            log.warning("store %s is up", self._database.shown_url)
+        self._is_up, self._last_error = True, None
+        self._backoff_seconds = self._pace.first_backoff_seconds
+        return self._pace.batch_seconds
+
+    def _run(self) -> None:
+        wait_seconds = self._pace.batch_seconds
+        while not self._stopping:
+            self._wake.wait(wait_seconds)
+            self._wake.clear()
+            wait_seconds = self.turn()
+        self.turn()
+
+    def _write_all(self) -> None:
+        while True:
+            while self._queue and len(self._batch) < self._pace.batch_records:
+                try:
+                    self._batch.append(self._queue.popleft())
+                except IndexError:  # the loop has just dropped the last one
+                    break
+            if not self._batch:
+                return
+            self._write(self._batch)
+            self._batch = []
+
+    def _write(self, records: Sequence[Filed]) -> None:
+        """All in one transaction; one that no database takes must not block the rest.
+
+        Raises SQLAlchemyError when it is the database that cannot.
+        """
+        try:
+            self._database.write([row_of(filed) for filed in records])
+        except (SQLAlchemyError, OverflowError) as error:
+            if not _is_the_records_fault(error):
+                raise
+            if len(records) == 1:
+                self._refused += 1
+                log.error("record %s: %s", records[0].sequence, _first_line(error))
+                return
+            middle = len(records) // 2
+            self._write(records[:middle])
+            self._write(records[middle:])
+        else:
+            self._written += len(records)
+
+    def _retain(self) -> None:
+        now = time.monotonic()
+        if now < self._retained_seconds + self._pace.retain_seconds:
+            return
+        cut = 0
+        if self._retention.age_seconds is not None:
+            cut = sequence_at(self._unix_seconds() - self._retention.age_seconds)
+        if self._retention.rows is not None:
+            cut = max(cut, self._database.sequence_of_newest(self._retention.rows) or 0)
+        batch = self._pace.retain_records
+        gone = self._database.delete_before(cut, batch) if cut else 0
+        self._deleted += gone
+        if gone < batch:  # else the next turn goes on, after writing
+            self._retained_seconds = now
+
+    def _failed(self, error: Exception) -> float:
+        """Note it, say it once, and wait longer each time."""
+        reason = _first_line(error)
+        if self._is_up or self._last_error is None:
+            log.warning(
+                "store %s: %s; requests flow, records wait",
+                self._database.shown_url, reason,
+                exc_info=not isinstance(error, SQLAlchemyError | ConfigError),
+            )  # fmt: skip
+        self._is_up, self._last_error = False, reason
+        wait_seconds = self._backoff_seconds
+        longest = self._pace.longest_backoff_seconds
+        self._backoff_seconds = min(2 * wait_seconds, longest)
+        return wait_seconds
+
+
+def _is_the_records_fault(error: Exception) -> bool:
+    """A value no database takes, such as a count beyond 64 bits."""
+    if isinstance(error, DataError | OverflowError):
+        return True
+    # psycopg and sqlite3 refuse some values before they reach the database
+    return isinstance(error, StatementError) and not isinstance(error, DBAPIError)
+
+
+def _first_line(error: BaseException) -> str:
+    """In one line and without the statement that SQLAlchemy shows with it."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    text = str(cause or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
