@@ -100,6 +100,8 @@ class CannedProxy:
     """Instead of every reply."""
     status: int = 200
     asked: list[str] = field(default_factory=list)
+    asked_from: list[float] = field(default_factory=list)
+    """Of every reading of records, the instant it began at."""
 
     def reply(self, path: str, query: dict[str, list[str]]) -> bytes:
         self.asked.append(path)
@@ -109,6 +111,7 @@ class CannedProxy:
             at = float(query["at"][0]) if "at" in query else ZERO_UNIX + 1e6
             return msgspec.json.encode(self.books(at - ZERO_UNIX))
         if path == "/requests":
+            self.asked_from.append(float(query["from_unix"][0]))
             return self.requests(int(query["since"][0]), int(query["limit"][0]))
         raise AssertionError(path)
 

@@ -252,8 +252,10 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         for module, arguments in (
             ("loadgen", ["simulate", "--listen", address]),
             ("proxy", ["serve", "--upstream", "http://127.0.0.1:9", "--power", "none",
+                       "--store", "none",
                        "--admin", "127.0.0.1:0", "--listen", address]),
             ("proxy", ["serve", "--upstream", "http://127.0.0.1:9", "--power", "none",
+                       "--store", "none",
                        "--listen", "127.0.0.1:0", "--admin", address]),
         ):  # fmt: skip
             done = subprocess.run(
@@ -379,6 +381,7 @@ def test_the_proxy_alone_meters_any_client_and_prometheus_can_read_it(
     process = start(
         "proxy", "serve", "--upstream", url, "--power", f"dcgm={url}/dcgm/metrics",
         "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
+        "--store", "none",
         cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip

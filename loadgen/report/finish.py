@@ -164,7 +164,7 @@ def _meter(
             return Metering(reason=str(error))
         energies = wait_for_energies(
             admin, awaited(requests), zero + run_seconds + margin,
-            waiting=waiting, patience=patience,
+            begin_unix_seconds=zero, waiting=waiting, patience=patience,
         )  # fmt: skip
         join(requests, energies)
         wide = Window(

@@ -28,6 +28,8 @@ PAGE = 5000
 """Records per reply: about 3 MB."""
 MOST_BINS = 60
 """Of the power curve; each costs one small request to the proxy."""
+CLOCK_SKEW_SECONDS = 60.0
+"""The proxy's clock may be behind ours by this much, and all is still found."""
 _FAILURES = 3
 _QUIET_ROUNDS = 4
 """Final books and nothing new for a second: nothing more will come."""
@@ -83,11 +85,17 @@ class Admin:
         except msgspec.MsgspecError as error:
             raise AdminError(f"{self.url}/books is not understood: {error}") from None
 
-    def settled_since(self, sequence: int) -> Iterator[Settled]:
-        """Every request settled after this one, oldest first. Raises AdminError."""
+    def settled_since(
+        self, sequence: int, from_unix_seconds: float = 0.0
+    ) -> Iterator[Settled]:
+        """Every request settled after this one, oldest first. Raises AdminError.
+
+        And none settled before an instant: a store may hold a year of others.
+        """
         decoder = msgspec.json.Decoder(Settled)
+        query = {"from_unix": f"{from_unix_seconds:.6f}", "limit": str(PAGE)}
         while True:
-            page = self._get("/requests", {"since": str(sequence), "limit": str(PAGE)})
+            page = self._get("/requests", {**query, "since": str(sequence)})
             lines = page.splitlines()
             for line in lines:
                 try:
@@ -118,13 +126,15 @@ class Energies:
     """The joules of this run's requests, still encoded; about 0.5 KB each."""
 
     by_id: dict[str, msgspec.Raw] = field(default_factory=dict)
+    from_unix_seconds: float = 0.0
+    """None of them settled before."""
     cursor: int = 0
     reason: str | None = None
     """Why some may be missing."""
 
     def take(self, admin: Admin, wanted: set[str]) -> None:
         """Everything newly settled that belongs to this run. Raises AdminError."""
-        for settled in admin.settled_since(self.cursor):
+        for settled in admin.settled_since(self.cursor, self.from_unix_seconds):
             self.cursor = settled.sequence
             if settled.request_id in wanted:
                 # a Raw is a view: without the copy each would keep its whole page
@@ -157,6 +167,7 @@ def wait_for_energies(
     wanted: Awaited,
     end_unix_seconds: float | None,
     *,
+    begin_unix_seconds: float = 0.0,
     waiting: Waiting | None = None,
     patience: Patience = PATIENCE,
 ) -> Energies:
@@ -165,7 +176,8 @@ def wait_for_energies(
     Ends early when the books are final up to the run's end and bring nothing
     new: the proxy never saw the rest. Books without a sensor never get further.
     """
-    energies = Energies()
+    begin = max(0.0, begin_unix_seconds - CLOCK_SKEW_SECONDS)
+    energies = Energies(from_unix_seconds=begin)
     deadline = time.monotonic() + patience.settle_seconds
     failures = quiet = 0
     while True:

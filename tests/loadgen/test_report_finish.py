@@ -103,6 +103,15 @@ def test_requests_of_others_are_not_ours(tmp_path: Path) -> None:
     assert summary.energy.joined_joules == pytest.approx(ours)
 
 
+def test_records_from_before_the_run_are_not_asked_for(tmp_path: Path) -> None:
+    results = made_results(20)
+    write_run(tmp_path, results)
+    proxy = CannedProxy(results)
+    finished(tmp_path, proxy)
+    # but for a minute, as the clocks of two hosts differ
+    assert proxy.asked_from == [ZERO_UNIX - 60]
+
+
 def test_it_waits_until_the_last_request_is_settled(tmp_path: Path) -> None:
     results = made_results(20)
     write_run(tmp_path, results)
