@@ -58,18 +58,12 @@ class LatencyMetric:
     buckets: tuple[float, ...] = _LATENCY_BUCKETS
 
 
-def _offered_per_second(progress: Progress) -> float | None:
-    if progress.planned_span_seconds <= 0:
-        return None
-    return progress.planned / progress.planned_span_seconds
-
-
 METRICS: dict[str, LiveMetric] = {
     "planned_requests": LiveMetric(
         "gauge", "Requests in the plan.", lambda p: float(p.planned)
     ),
     "offered_requests_per_second": LiveMetric(
-        "gauge", "Mean rate of the plan.", _offered_per_second
+        "gauge", "Mean rate of the plan.", lambda p: p.offered_per_second
     ),
     "requests_in_flight": LiveMetric(
         "gauge", "Requests sent and not finished.", lambda p: float(p.in_flight)

@@ -131,7 +131,7 @@ class View:
     def figures(self, now_seconds: float) -> list[tuple[str, str]]:
         """Names and what to write behind them; `now_seconds` is monotonic."""
         progress, energy = self._progress, self._energy()
-        offered = _per(progress.planned, progress.planned_span_seconds)
+        offered = progress.offered_per_second
         sent_rate, token_rate = self._rates(now_seconds)
         ttft = list(progress.recent_ttft_seconds)
         lag = list(progress.recent_lag_seconds)

@@ -21,7 +21,8 @@ class Progress:
     dropped: int = 0
     tokens: int = 0
     """Token-bearing reads so far, replaced by usage counts as requests finish."""
-    planned_span_seconds: float = 0.0
+    offered_per_second: float | None = None
+    """The rate that was asked for, or else the plan's own mean; None when at once."""
     zero_seconds: float | None = None
     """The run's zero on the monotonic clock; None until the first send is due."""
     recent_ttft_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=200))

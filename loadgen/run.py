@@ -182,7 +182,9 @@ def _replay(
     """Send the plan; the first Ctrl-C ends it and keeps what there is."""
     _, sessions = read_plan(folder / PLAN)
     progress.planned = header.requests
-    progress.planned_span_seconds = header.span_seconds
+    progress.offered_per_second = header.rate_per_second
+    if header.rate_per_second is None and header.span_seconds > 0:
+        progress.offered_per_second = header.requests / header.span_seconds
     options = RequestOptions(
         output_tokens=config.output_len,
         ignore_eos=config.ignore_eos,

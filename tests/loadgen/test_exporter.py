@@ -49,7 +49,7 @@ def scraped(url: str) -> dict[tuple[str, ...], float]:
 
 
 def test_a_scrape_shows_the_runs_counters_and_latencies() -> None:
-    progress = Progress(planned=100, planned_span_seconds=25.0, sent=7, in_flight=3)
+    progress = Progress(planned=100, offered_per_second=4.0, sent=7, in_flight=3)
     with exporting("0", progress) as url:
         assert url
         for watch in progress.watchers:
@@ -70,7 +70,7 @@ def test_a_scrape_shows_the_runs_counters_and_latencies() -> None:
 
 
 def test_every_metric_of_the_tables_is_shown() -> None:
-    progress = Progress(planned=1, planned_span_seconds=1.0)
+    progress = Progress(planned=1, offered_per_second=1.0)
     with exporting("127.0.0.1:0", progress) as url:
         assert url
         progress.watchers[0](finished())

@@ -38,7 +38,7 @@ def books(joules: float, *, known: bool = True) -> Books:
 
 def running() -> Progress:
     progress = Progress(
-        planned=480, planned_span_seconds=120.0, sent=120, in_flight=4, ok=115,
+        planned=480, offered_per_second=4.0, sent=120, in_flight=4, ok=115,
         failed=1, tokens=14_000, zero_seconds=1000.0,
     )  # fmt: skip
     progress.recent_ttft_seconds.extend([0.04, 0.05, 0.09])
