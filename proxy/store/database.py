@@ -23,7 +23,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from proxy.store.address import shown_url
 from proxy.store.schema import RECORDS, prepare
@@ -64,7 +64,7 @@ class Database:
         """
         try:
             self._prepare()
-        except (IntegrityError, OperationalError):
+        except IntegrityError:
             self._prepare()  # another proxy was creating the same tables
         with self.engine.connect() as connection:
             highest = select(func.max(RECORDS.c.sequence)).where(self._own)
