@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.errors import ProxyError, SensorError
-from proxy.power.reading import EnergySource, Reading
+from proxy.power.reading import EnergySource, Reading, RemoteSource
 
 log = logging.getLogger("servewatt.sampler")
 
@@ -24,7 +24,10 @@ RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One successful read, stamped at the middle of the call."""
+    """One successful read, stamped at the middle of the call.
+
+    A sensor that knows better when it measured is believed, within order.
+    """
 
     at_seconds: float
     readings: Sequence[Reading]
@@ -49,6 +52,8 @@ class SamplerStats:
     is_up: bool = False
     is_simulated: bool = False
     boundary: str = "unknown"
+    clock_offset_seconds: float | None = None
+    """Remote minus local clock, for sensors that have one."""
     read_seconds: float = 0.0
     """Time spent inside the source, in total."""
 
@@ -70,6 +75,7 @@ class Sampler:
         self.stats = SamplerStats()
         self._open_source = open_source
         self._deliver = deliver
+        self._newest_seconds = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
@@ -114,12 +120,24 @@ class Sampler:
             stats.is_up = True
             stats.is_simulated = source.is_simulated
             stats.boundary = source.boundary
-            self._deliver(Sampled((begin + end) / 2, readings))
+            if isinstance(source, RemoteSource):
+                stats.clock_offset_seconds = source.clock_offset_seconds
+            self._deliver(Sampled(self._instant(readings, begin, end), readings))
             due += self.interval_seconds
             overrun = int((end - due) / self.interval_seconds) if end > due else 0
             stats.missed += overrun
             due += overrun * self.interval_seconds
             self._stop.wait(max(0.0, due - time.monotonic()))
+
+    def _instant(self, readings: Sequence[Reading], begin: float, end: float) -> float:
+        """When the readings were taken; never earlier than the ones before.
+
+        A remote clock that is set, or better known, must not turn time back.
+        """
+        own = [r.at_seconds for r in readings if r.at_seconds is not None]
+        at = min(max(own), end) if own else (begin + end) / 2
+        self._newest_seconds = max(at, self._newest_seconds)
+        return self._newest_seconds
 
     def _failed(self, reason: str) -> None:
         if self.stats.is_up or self.stats.last_error != reason:

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
 from proxy.errors import ConfigError
+from proxy.power.amdsmi import open_amdsmi
+from proxy.power.csv import open_csv
 from proxy.power.dcgm import open_dcgm
+from proxy.power.ipmi import open_ipmi
 from proxy.power.none import open_none
 from proxy.power.nvml import open_nvml
+from proxy.power.prometheus import open_prometheus
+from proxy.power.rapl import open_rapl
 from proxy.power.reading import EnergySource, SourceOptions
+from proxy.power.redfish import open_redfish
+from proxy.power.zeusd import open_zeusd
 
 SOURCES: dict[str, Callable[[SourceOptions], EnergySource]] = {
     "nvml": open_nvml,
+    "amdsmi": open_amdsmi,
     "dcgm": open_dcgm,
+    "zeusd": open_zeusd,
+    "rapl": open_rapl,
+    "redfish": open_redfish,
+    "ipmi": open_ipmi,
+    "prometheus": open_prometheus,
+    "csv": open_csv,
     "none": open_none,
 }
+
+
+def split_sources(text: str) -> list[str]:
+    """`nvml,rapl,redfish=URL` one by one; commas inside an address stay.
+
+    A comma separates only where the name of a source follows it, alone or
+    with `=`: selectors such as `{gpu="0",host="a"}` hold commas of their own.
+    """
+    names = "|".join(SOURCES)
+    parts = re.split(rf",\s*(?=(?:{names})(?:=|,|\s*$))", text)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def source_opener(text: str, gpus: tuple[str, ...]) -> Callable[[], EnergySource]:

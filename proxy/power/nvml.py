@@ -3,20 +3,31 @@
 The counter (Volta and newer) is the truth; power is for the cross-check and
 for older boards. `nvmlDeviceGetPowerUsage` is a 1 s average on Ampere and
 newer, so the instant field is asked first and the call is the fallback.
+
+After a lost GPU or a reloaded driver every handle is void: the failed read is a
+gap, the sampler opens the source anew, and a counter that then starts lower is
+seen by the curve as a reset.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pynvml
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.visible import visible_gpus
 
-UNSUPPORTED = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_INVALID_ARGUMENT)
+UNSUPPORTED = (
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+)
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class NvmlSource:
@@ -52,38 +63,57 @@ class NvmlSource:
         """Shut NVML down; a second call does nothing."""
         if self._is_open:
             self._is_open = False
-            pynvml.nvmlShutdown()
+            with suppress(pynvml.NVMLError):  # the driver may be gone already
+                pynvml.nvmlShutdown()
 
 
 def _choose(gpus: Sequence[str]) -> list[tuple[str, Any]]:
     """Name and handle of the chosen GPUs; all visible ones when none is named."""
-    wanted = list(gpus) or _visible()
+    shown = None if gpus else visible_gpus(VISIBLE)
     try:
         count = pynvml.nvmlDeviceGetCount()
-        names = wanted or [str(index) for index in range(count)]
+        if shown and any(name.isdigit() for name in shown):
+            _check_order(count)
+        names = gpus or shown or [str(index) for index in range(count)]
         devices = [_open(name, count) for name in names]
+        uuids = [pynvml.nvmlDeviceGetUUID(handle) for _, handle in devices]
     except pynvml.NVMLError as error:
         raise SensorError(f"nvml cannot list GPUs: {error}") from None
     if not devices:
         raise SensorError("nvml sees no GPU on this host")
+    if len(set(uuids)) < len(uuids):
+        raise ConfigError(
+            f"GPUs {', '.join(names)} name one board twice: its joules would count "
+            "double, name each board once"
+        )
     return devices
 
 
-def _visible() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names: the engine's GPUs, and so the meter's."""
-    value = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [part.strip() for part in value.split(",") if part.strip()]
+def _check_order(count: int) -> None:
+    """CUDA numbers the fastest GPU 0 unless told to count as NVML does, by slot.
+
+    Raises ConfigError where that makes a difference.
+    """
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    models = {pynvml.nvmlDeviceGetName(handle) for handle in handles}
+    if len(models) > 1:
+        raise ConfigError(
+            f"{VISIBLE} has indices, and this host has {' and '.join(sorted(models))}: "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID for engine and proxy, or use UUIDs"
+        )
 
 
 def _open(name: str, count: int) -> tuple[str, Any]:
     if name.startswith("MIG-"):
         raise ConfigError(
             f"GPU {name} is a MIG instance: energy is only known for the whole board, "
-            "give the board's index or GPU-... UUID when one engine owns all of it"
+            "which its instances share; switch MIG off (nvidia-smi -mig 0) to meter it"
         )
     try:
         if name.startswith("GPU-"):
-            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+            name, handle = _by_uuid(name, count)
         elif name.isdigit() and int(name) < count:
             handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
         else:
@@ -91,9 +121,42 @@ def _open(name: str, count: int) -> tuple[str, Any]:
                 f"GPU {name!r} is not here; expected an index below {count} "
                 "or a GPU-... UUID"
             )
+        is_split = _is_mig(handle)
     except pynvml.NVMLError as error:
-        raise ConfigError(f"GPU {name!r} cannot be opened: {error}") from None
+        raise SensorError(f"GPU {name!r} cannot be opened: {error}") from None
+    if is_split:
+        raise ConfigError(
+            f"GPU {name} has MIG mode on: energy is only known for the whole board, "
+            "which its instances share; switch MIG off (nvidia-smi -mig 0) to meter it"
+        )
     return f"gpu{name}" if name.isdigit() else name, handle
+
+
+def _by_uuid(start: str, count: int) -> tuple[str, Any]:
+    """The one board whose UUID begins so: CUDA allows the first digits."""
+    found: list[tuple[str, Any]] = []
+    for index in range(count):
+        with suppress(pynvml.NVMLError):  # another board's fault is not ours
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = pynvml.nvmlDeviceGetUUID(handle)
+            if uuid.startswith(start):
+                found.append((uuid, handle))
+    if len(found) != 1:
+        raise ConfigError(
+            f"GPU {start!r} names {len(found)} boards of this host, expected one; "
+            "`nvidia-smi -L` lists UUIDs"
+        )
+    return found[0]
+
+
+def _is_mig(handle: Any) -> bool:
+    try:
+        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError as error:
+        if error.value in UNSUPPORTED:  # boards before Ampere, old drivers
+            return False
+        raise
+    return bool(current)
 
 
 def _joules(name: str, handle: Any) -> float | None:
@@ -108,11 +171,12 @@ def _joules(name: str, handle: Any) -> float | None:
 
 def _watts(name: str, handle: Any) -> float | None:
     try:
-        (value,) = pynvml.nvmlDeviceGetFieldValues(
-            handle, [pynvml.NVML_FI_DEV_POWER_INSTANT]
-        )
-        if value.nvmlReturn == pynvml.NVML_SUCCESS:
-            return float(value.value.uiVal) / 1000  # NVML gives milliwatts
+        with suppress(pynvml.NVMLError_FunctionNotFound):  # drivers before 2018
+            (value,) = pynvml.nvmlDeviceGetFieldValues(
+                handle, [pynvml.NVML_FI_DEV_POWER_INSTANT]
+            )
+            if value.nvmlReturn == pynvml.NVML_SUCCESS:
+                return float(value.value.uiVal) / 1000  # NVML gives milliwatts
         return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000
     except pynvml.NVMLError as error:
         if error.value in UNSUPPORTED:
@@ -121,7 +185,7 @@ def _watts(name: str, handle: Any) -> float | None:
 
 
 def open_nvml(options: SourceOptions) -> EnergySource:
-    """Raises SensorError without a driver, ConfigError for a GPU that is not here."""
+    """Raises SensorError without a driver, ConfigError for a GPU not to be metered."""
     if options.argument is not None:
         raise ConfigError("--power nvml takes no address; choose GPUs with --gpus")
     return NvmlSource(options.gpus)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Reading:
     joules: float | None = None
     """Cumulative counter since an arbitrary start; a fall means a reset."""
     watts: float | None = None
+    at_seconds: float | None = None
+    """When the sensor measured it, monotonic; None: while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +52,12 @@ class EnergySource(Protocol):
 
     def close(self) -> None:
         """Release the sensor; a second call does nothing."""
+
+
+@runtime_checkable
+class RemoteSource(Protocol):
+    """A source whose sensor has a clock of its own."""
+
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """Remote minus local clock, already taken out of `at_seconds`."""

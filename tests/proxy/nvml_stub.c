@@ -1,7 +1,11 @@
 /* A libnvidia-ml.so.1 with a scripted counter, so that the real pynvml module
  * can be exercised without a GPU. SERVEWATT_NVML_SCRIPT names a file with one
  * line per energy read: millijoules, or a negative NVML return code. The last
- * line repeats. Power is SERVEWATT_NVML_MILLIWATTS (default 300000).
+ * line repeats. After -1 (uninitialized) or -15 (GPU is lost) a board answers only
+ * that until NVML is shut down and started again. Power is SERVEWATT_NVML_MILLIWATTS
+ * (default 300000). SERVEWATT_NVML_MIG is the index of a board with MIG mode on;
+ * with SERVEWATT_NVML_MIXED the second board is another model; SERVEWATT_NVML_OLD
+ * is a driver without instant power and MIG.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,18 +24,28 @@ typedef struct {
 
 static int boards[2];
 static long line_of[2];
+static nvmlReturn_t lost[2];
+static int starts;
 
 static int count(void) {
     const char *text = getenv("SERVEWATT_NVML_BOARDS");
     return text ? atoi(text) : 1;
 }
 
-nvmlReturn_t nvmlInit_v2(void) { return 0; }
-nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { (void)flags; return 0; }
-nvmlReturn_t nvmlShutdown(void) { return 0; }
+nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
+    (void)flags;
+    starts++;
+    return 0;
+}
+nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+nvmlReturn_t nvmlShutdown(void) {
+    if (starts == 0) return 1;
+    if (--starts == 0) memset(lost, 0, sizeof lost);
+    return 0;
+}
 
 const char *nvmlErrorString(nvmlReturn_t code) {
-    return code == 15 ? "GPU is lost" : code == 3 ? "Not Supported" : "scripted error";
+    return code == 15 ? "GPU is lost" : code == 1 ? "Uninitialized" : code == 3 ? "Not Supported" : "scripted error";
 }
 
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *out) { *out = count(); return 0; }
@@ -42,9 +56,22 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *out
     return 0;
 }
 
-nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *out) {
-    if (strcmp(uuid, "GPU-stub-0") != 0) return 6;
-    *out = &boards[0];
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *out, unsigned int length) {
+    snprintf(out, length, "GPU-stub-%ld", (long)((int *)device - boards));
+    return 0;
+}
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *out, unsigned int length) {
+    int other = getenv("SERVEWATT_NVML_MIXED") && device == &boards[1];
+    snprintf(out, length, "Stub %s", other ? "B" : "A");
+    return 0;
+}
+
+nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current,
+                                  unsigned int *pending) {
+    const char *text = getenv("SERVEWATT_NVML_MIG");
+    if (getenv("SERVEWATT_NVML_OLD")) return 3;
+    *current = *pending = text && (int *)device - boards == atoi(text);
     return 0;
 }
 
@@ -52,6 +79,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device,
                                                  unsigned long long *out) {
     long board = (int *)device - boards, wanted = line_of[board]++, seen = 0;
     long long value = 0, next;
+    if (lost[board]) return lost[board];
     FILE *script = fopen(getenv("SERVEWATT_NVML_SCRIPT"), "r");
     if (!script) return 999;
     while (fscanf(script, "%lld", &next) == 1) {
@@ -59,6 +87,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device,
         if (seen++ == wanted) break;
     }
     fclose(script);
+    if (value == -1 || value == -15) lost[board] = (nvmlReturn_t)-value;
     if (value < 0) return (nvmlReturn_t)-value;
     *out = (unsigned long long)value;
     return 0;
@@ -70,13 +99,13 @@ static unsigned int milliwatts(void) {
 }
 
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *out) {
-    (void)device;
+    if (lost[(int *)device - boards]) return lost[(int *)device - boards];
     *out = milliwatts() + 1000; /* the 1 s average: told apart from the instant */
     return 0;
 }
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int n, field_value *values) {
-    (void)device;
+    if (lost[(int *)device - boards]) return lost[(int *)device - boards];
     for (int i = 0; i < n; i++) {
         int known = values[i].fieldId == 186 && !getenv("SERVEWATT_NVML_OLD");
         values[i].nvmlReturn = known ? 0 : 3;

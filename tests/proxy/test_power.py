@@ -1,24 +1,16 @@
-"""Every power source against its real counterpart: HTTP, the pynvml module, nothing."""
+"""dcgm-exporter, no source, and how `--power` names a source."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power import SOURCES, source_opener
+from proxy.power import SOURCES, source_opener, split_sources
 from proxy.power.dcgm import DcgmSource, parse_dcgm
 from proxy.power.reading import Reading, SourceOptions
+from tests.proxy.power_benches import serving
 
 DCGM_TEXT = """\
 # HELP DCGM_FI_DEV_POWER_USAGE Power draw (in W).
@@ -59,44 +51,24 @@ def test_text_of_something_else_is_refused() -> None:
         parse_dcgm("DCGM_FI_DEV_POWER_USAGE{gpu= nonsense", frozenset())
 
 
-@pytest.fixture
-def exporter() -> Iterator[tuple[str, dict[str, Any]]]:
+def test_dcgm_is_read_over_http_and_says_what_is_wrong() -> None:
     reply: dict[str, Any] = {"status": 200, "text": DCGM_TEXT}
 
-    class Exporter(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(reply["status"])
-            self.end_headers()
-            self.wfile.write(reply["text"].encode())
+    def answer() -> tuple[int, str, dict[str, str]]:
+        return reply["status"], reply["text"], {}
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Exporter)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/metrics", reply
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_dcgm_is_read_over_http_and_says_what_is_wrong(
-    exporter: tuple[str, dict[str, Any]],
-) -> None:
-    url, reply = exporter
-    source = SOURCES["dcgm"](SourceOptions(argument=url))
-    try:
-        assert [reading.joules for reading in source.read()] == [5000.5, 1.0]
-        reply["status"] = 500
-        with pytest.raises(SensorError, match="answered 500"):
-            source.read()
-        reply.update(status=200, text="up 1\n")
-        with pytest.raises(SensorError, match="shows neither"):
-            source.read()
-    finally:
-        source.close()
-        source.close()
+    with serving({"/metrics": answer}) as url:
+        source = SOURCES["dcgm"](SourceOptions(argument=f"{url}/metrics"))
+        try:
+            assert [reading.joules for reading in source.read()] == [5000.5, 1.0]
+            reply["status"] = 500
+            with pytest.raises(SensorError, match="answered 500"):
+                source.read()
+            reply.update(status=200, text="up 1\n")
+            with pytest.raises(SensorError, match="shows neither"):
+                source.read()
+        finally:
+            source.close()
 
 
 def test_a_dcgm_that_is_not_there_is_a_sensor_error() -> None:
@@ -116,10 +88,28 @@ def test_no_source_reads_no_device() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("wattmeter", "unknown power source 'wattmeter'; known: dcgm, none, nvml"),
+        ("wattmeter", "unknown power source 'wattmeter'; known: amdsmi, csv, dcgm"),
         ("dcgm", "dcgm=http://host:9400/metrics"),
+        ("dcgm=http://h/metrics#a=b", "does not know the option 'a=b'"),
         ("none=x", "takes neither"),
         ("nvml=x", "takes no address"),
+        ("amdsmi=x", "takes no address"),
+        ("redfish=https://admin:pw@bmc", "would show in logs"),
+        ("redfish=bmc", "needs an address"),
+        ("redfish=https://bmc#user-env=NOBODY_SET_THIS", "which is not set"),
+        ("redfish=https://bmc#user-env=PATH", "both user-env and password-env"),
+        ("redfish=https://bmc#verify=maybe", "expected one of yes, no"),
+        ("zeusd", "zeusd=http://host:4938"),
+        ("ipmi=-Oevil", "is not a host name"),
+        ("ipmi#sensor", "unknown power source 'ipmi#sensor'"),
+        ("prometheus=http://h/m", "needs joules=METRIC or watts=METRIC"),
+        ("prometheus=http://h/m#joules=x", "cannot know what its joules contain"),
+        ("prometheus=http://h/m#joules=x{&boundary=gpu", "is not a series"),
+        ('prometheus=http://h/m#joules=x{a=~"("}&boundary=gpu', "is not a series"),
+        ("prometheus=http://h/m#joules=x&joules-scale=0", "a number above 0"),
+        ("prometheus=http://h/m#joules=x&boundary=moon", "expected one of gpu, host"),
+        ("csv", "needs a recording"),
+        ("csv=/no/such/file", "No such file"),
     ],
 )
 def test_a_source_that_cannot_be_meant_is_refused(text: str, complaint: str) -> None:
@@ -129,106 +119,19 @@ def test_a_source_that_cannot_be_meant_is_refused(text: str, complaint: str) -> 
     with pytest.raises(ConfigError) as caught:
         choose_and_open()
     assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-READ_TWICE = """
-import json, sys
-from proxy.errors import ProxyError
-from proxy.power import SOURCES
-from proxy.power.reading import SourceOptions
-out = []
-try:
-    source = SOURCES["nvml"](SourceOptions(gpus=tuple(sys.argv[1:])))
-    for _ in range(3):
-        try:
-            out.append([[r.device, r.joules, r.watts] for r in source.read()])
-        except ProxyError as error:
-            out.append(str(error))
-    source.close()
-    source.close()
-except ProxyError as error:
-    out.append(f"{type(error).__name__}: {error}")
-print(json.dumps(out))
-"""
+@pytest.mark.parametrize("name", ["rapl", "redfish=https://bmc", "ipmi", "csv=x"])
+def test_gpus_are_not_chosen_from_what_has_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="--gpus is not for it"):
+        source_opener(name, ("0",))()
 
 
-@pytest.fixture(scope="module")
-def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("a C compiler is missing: install gcc to test the NVML source")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("nvml_stub.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source],
-        check=True,
-    )
-    return folder
-
-
-def read_nvml(
-    library: Path | None, script: list[int], *gpus: str, **environment: str
-) -> Any:
-    """Three reads through the real pynvml, in a process that finds our library."""
-    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    if library is not None:
-        path = library / f"script-{'-'.join(map(str, script))}"
-        path.write_text("\n".join(map(str, script)))
-        env["LD_LIBRARY_PATH"] = str(library)
-        env["SERVEWATT_NVML_SCRIPT"] = str(path)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_TWICE, *gpus],
-        env=env | environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
-def test_nvml_gives_joules_and_instant_watts(nvml_library: Path) -> None:
-    assert read_nvml(nvml_library, [1000, 1500, 2250]) == [
-        [["gpu0", 1.0, 300.0]], [["gpu0", 1.5, 300.0]], [["gpu0", 2.25, 300.0]],
+def test_sources_are_separated_by_commas_that_are_not_in_an_address() -> None:
+    assert split_sources("nvml, rapl,redfish=https://bmc#chassis=1") == [
+        "nvml", "rapl", "redfish=https://bmc#chassis=1",
     ]  # fmt: skip
-
-
-def test_nvml_falls_back_to_the_power_call_of_old_drivers(nvml_library: Path) -> None:
-    first = read_nvml(nvml_library, [1000], SERVEWATT_NVML_OLD="1")[0]
-    assert first == [["gpu0", 1.0, 301.0]]
-
-
-def test_a_board_without_a_counter_has_power_only(nvml_library: Path) -> None:
-    assert read_nvml(nvml_library, [-3])[0] == [["gpu0", None, 300.0]]
-
-
-def test_a_lost_gpu_is_an_error_and_then_reads_again(nvml_library: Path) -> None:
-    first, second, third = read_nvml(nvml_library, [1000, -15, 1200])
-    assert first == [["gpu0", 1.0, 300.0]]
-    assert "nvml energy of gpu0: GPU is lost" in second
-    assert third == [["gpu0", 1.2, 300.0]]
-
-
-def test_several_gpus_are_one_group_and_visible_devices_count(
-    nvml_library: Path,
-) -> None:
-    def devices(*gpus: str, **environment: str) -> list[str]:
-        reads = read_nvml(
-            nvml_library, [5], *gpus, SERVEWATT_NVML_BOARDS="2", **environment
-        )
-        return [row[0] for row in reads[0]]
-
-    assert devices() == ["gpu0", "gpu1"]
-    assert devices(CUDA_VISIBLE_DEVICES="1") == ["gpu1"]
-    assert devices("0", CUDA_VISIBLE_DEVICES="1") == ["gpu0"]
-    assert devices("GPU-stub-0") == ["GPU-stub-0"]
-
-
-def test_a_mig_instance_or_unknown_gpu_is_refused_with_the_reason(
-    nvml_library: Path,
-) -> None:
-    assert "whole board" in read_nvml(nvml_library, [5], "MIG-1234")[0]
-    assert "expected an index below 1" in read_nvml(nvml_library, [5], "7")[0]
-
-
-def test_without_a_driver_nvml_says_what_is_missing() -> None:
-    if any(Path(p).exists() for p in ("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",)):
-        pytest.skip("this host has an NVIDIA driver, so its absence cannot be shown")
-    (message,) = read_nvml(None, [])
-    assert message.startswith("SensorError: nvml cannot start")
+    page = 'prometheus=http://h/m#joules=x{gpu="0",host="csv"}&boundary=gpu'
+    assert split_sources(f"{page},ipmi") == [page, "ipmi"]
+    assert split_sources("nvml,wattmeter") == ["nvml,wattmeter"]
