@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -270,7 +270,9 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> No
     """Stop when the parent closes our standard input, or dies."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # not sys.stdin: a daemon thread that holds its lock aborts the exit
+        while os.read(0, 4096):
+            pass
         with suppress(RuntimeError):  # the loop has just been closed
             loop.call_soon_threadsafe(stopping.set)
 

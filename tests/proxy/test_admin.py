@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
+from sqlalchemy import make_url
 
 from proxy.admin import AdminSources, admin_app
 from proxy.meter import Meter, MeterConfig
 from proxy.sampler import SamplerStats
+from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
 from tests.proxy.metered import metered
 
@@ -26,10 +30,11 @@ def ask(
     has_sensor: bool = True,
     stats: SamplerStats | None = None,
     upstream: str | None = None,
+    kept: Archive | None = None,
 ) -> None:
     """Serve the API on loopback and let a client visit it."""
     known, records = metered()
-    kept = Archive()
+    kept = kept or Archive()
     kept.add(records)
 
     async def upstream_state() -> str | None:
@@ -82,9 +87,49 @@ def test_records_are_read_by_a_cursor() -> None:
     ask(visit)
 
 
+def test_an_instant_is_a_cursor_too() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        everything = (await client.get("/requests")).text
+        now = time.time()
+        since = f"/requests?from_unix={now - 60}"
+        assert (await client.get(since)).text == everything
+        assert (await client.get(f"/requests?from_unix={now + 60}")).text == ""
+        # the later of the two counts
+        last = lines(everything)[-1]["sequence"]
+        assert (await client.get(f"{since}&since={last}")).text == ""
+
+    ask(visit)
+
+
+def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) -> None:
+    url = make_url(sqlite_url(tmp_path / "away" / "records.sqlite"))
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        refused = await client.get("/requests")
+        assert refused.status_code == 503
+        assert "unable to open database file" in refused.json()["error"]
+        assert (await client.get("/requests/of-last-year")).status_code == 503
+        assert (await client.get("/requests/coder")).status_code == 200
+        (at,) = re.findall(r"since=(\d+)", refused.json()["error"])
+        assert len(lines((await client.get(f"/requests?since={at}")).text)) == 2
+        store = (await client.get("/info")).json()["store"]
+        assert not store["up"]
+        assert store["queue_records"] == 2
+        assert store["last_error"] == "unable to open database file"
+
+    ask(visit, kept=Archive(url, upstream="http://engine"))
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/requests?since=x", "/requests?limit=0", "/books?at=noon", "/books?at=nan"],
+    [
+        "/requests?since=x",
+        "/requests?limit=0",
+        "/requests?from_unix=nan",
+        "/requests?from_unix=yesterday",
+        "/books?at=noon",
+        "/books?at=nan",
+    ],
 )
 def test_a_question_that_makes_no_sense_is_refused(path: str) -> None:
     async def visit(client: httpx.AsyncClient) -> None:
