@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from loadgen.simulator.config import EngineConfig
 from loadgen.simulator.driver import Trace, simulate
 from loadgen.simulator.power import PowerCurve
 from loadgen.simulator.presets import GPUS, MODELS, PRESETS
+from loadgen.simulator.roofline import roofline
 from loadgen.simulator.scheduler import SimRequest
 from loadgen.simulator.sensor import GpuSensor, SensorConfig
 from proxy.attribution import POLICIES, CostModel, Policy, by_phase
@@ -303,7 +305,11 @@ def _bias(
 
 
 def wrong_constants() -> dict[str, Policy]:
-    """`phase` with one group of constants wrong by a factor of two."""
+    """`phase` with one group of constants wrong by a factor of two.
+
+    And with the simulator's own for the first row's hardware (additive parts only):
+    what is left then is the method's error, not that of the constants.
+    """
     right = CostModel()
     groups = {
         "step": ("step_joules",),
@@ -317,7 +323,22 @@ def wrong_constants() -> dict[str, Policy]:
             changed = {name: factor * getattr(right, name) for name in names}
             cost = replace(right, **changed)
             made[f"phase, {group} x{factor:g}"] = partial(by_phase, cost=cost)
+    made["phase, the simulator's own constants"] = partial(by_phase, cost=own_cost())
     return made
+
+
+def own_cost() -> CostModel:
+    """The simulator's constants for an H100 and 8B, where memory-bound or not."""
+    cost = roofline(engine_config(Scenario("own")))
+    joules_per_flop = cost.joules_per_flop + cost.active_watts / cost.flops_per_second
+    joules_per_byte = cost.joules_per_byte + cost.active_watts / cost.bytes_per_second
+    return CostModel(
+        step_joules=joules_per_byte * cost.weight_bytes,
+        prefill_token_joules=joules_per_flop * cost.flops_per_token,
+        prefill_context_joules=joules_per_flop * cost.attention_flops_per_pair,
+        decode_token_joules=cost.joules_per_flop * cost.flops_per_token,
+        kv_token_joules=joules_per_byte * cost.kv_bytes_per_token,
+    )
 
 
 SCENARIOS = [
@@ -346,22 +367,43 @@ SCENARIOS = [
 
 
 def table(rows: Sequence[Row]) -> list[str]:
+    """One line per scenario: every policy's median, more of `phase`."""
     lines = [
-        "| scenario | policy | view | median error | p90 error "
-        "| bias conversation, code | recomputed | residual |",
-        "|---|---|---|---:|---:|---|---:|---:|",
+        "| scenario | equal | tokens | phase | phase p90 | phase bias: conversation, "
+        "code | phase, inclusive | computed twice | residual |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
-    for row in rows:
-        bias = ", ".join(
-            f"{row.bias[kind]:.2f}" if kind in row.bias else "-"
-            for kind in ("conversation", "code")
-        )
+    for name in dict.fromkeys(row.scenario for row in rows):
+        own = {(row.policy, row.view): row for row in rows if row.scenario == name}
+        phase = own["phase", "active"]
+        medians = [own[policy, "active"].median_error for policy in POLICIES]
         lines.append(
-            f"| {row.scenario} | {row.policy} | {row.view} | {row.median_error:.1%} "
-            f"| {row.p90_error:.1%} | {bias} | {row.recomputed_fraction:.0%} "
-            f"| {row.residual_joules * 1e3:.1g} mJ |"
+            f"| {name} | {' | '.join(f'{median:.1%}' for median in medians)} "
+            f"| {phase.p90_error:.1%} | {_bias_text(phase)} "
+            f"| {own['phase', 'inclusive'].median_error:.1%} "
+            f"| {phase.recomputed_fraction:.0%} "
+            f"| {phase.residual_joules * 1e3:.1g} mJ |"
         )
     return lines
+
+
+def constants_table(rows: Sequence[Row]) -> list[str]:
+    """One line per set of constants."""
+    return [
+        "| constants | median | p90 | bias: conversation, code |",
+        "|---|---:|---:|---|",
+        *(
+            f"| {row.policy} | {row.median_error:.1%} | {row.p90_error:.1%} "
+            f"| {_bias_text(row)} |"
+            for row in rows
+            if row.view == "active"
+        ),
+    ]
+
+
+def _bias_text(row: Row) -> str:
+    kinds = ("conversation", "code")
+    return ", ".join(f"{row.bias[k]:.2f}" if k in row.bias else "-" for k in kinds)
 
 
 def main() -> None:
@@ -374,24 +416,29 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     jitter_seconds = options.jitter_ms / 1e3
+    count = options.requests
     rows: list[Row] = []
     for scenario in SCENARIOS:
         if options.only in scenario.name:
-            rows += rows_of(scenario, options.requests, jitter_seconds)
-    default = Scenario("mixed, 8 req/s, wrong constants")
-    if options.only in default.name:
-        found = rows_of(default, options.requests, jitter_seconds, wrong_constants())
-        rows += (row for row in found if row.view == "active")
+            rows += rows_of(scenario, count, jitter_seconds)
+    wrong: list[Row] = []
+    if not options.only:
+        default = Scenario("mixed, 8 req/s, constants")
+        wrong += rows_of(default, count, jitter_seconds, wrong_constants())
     seconds = time.perf_counter() - began
     note = (
-        f"{options.requests} requests each, {platform.machine()}, Python "
-        f"{platform.python_version()}, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s"
+        f"Median and p90 of the relative error per request, {count} requests each; "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s."
     )
-    text = "\n".join([*table(rows), "", note, ""])
+    text = "\n".join([note, "", *table(rows), ""])
+    if wrong:
+        text += "\n".join(["", *constants_table(wrong), ""])
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        print(json.dumps({"note": note, "rows": [asdict(row) for row in rows]}))
+        found = [asdict(row) for row in (*rows, *wrong)]
+        print(json.dumps({"note": note, "rows": found}))
     else:
         print(text)
 

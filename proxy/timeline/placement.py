@@ -9,8 +9,10 @@ and never before it arrived, nor into a step already under way on arrival.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -27,32 +29,35 @@ MISSED_STEPS = 3
 Pause = tuple[float, float, float]
 """Last token, next token, tokens before that one."""
 
-MEMORY_TOKENS = 200_000
-"""Observed speed is that of the last so many prompt tokens."""
+SAMPLES = 64
+SAMPLE_TOKENS = 4096
+ENOUGH_SAMPLES = 3
 
 
 class PromptSpeed:
-    """Seconds per computed prompt token, learnt from finished prefills."""
+    """Seconds per computed prompt token, learnt from finished prefills.
+
+    Each sample is the time of some prompts by their tokens: of several, because
+    prompts that share a step take its time once. The median is believed, because
+    a prompt that waited for memory makes its sample many times too slow.
+    """
 
     def __init__(self) -> None:
+        self.token_seconds = PROMPT_TOKEN_SECONDS
+        self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._tokens = 0.0
         self._seconds = 0.0
-
-    @property
-    def token_seconds(self) -> float:
-        """What one prompt token takes; the default until 2,000 were seen."""
-        if self._tokens < 2000 or self._seconds <= 0:
-            return PROMPT_TOKEN_SECONDS
-        return self._seconds / self._tokens
 
     def learn(self, tokens: float, seconds: float) -> None:
         """A prompt took these seconds alone, or was done in passing (0 seconds)."""
         self._tokens += tokens
         self._seconds += seconds
-        if self._tokens > MEMORY_TOKENS:
-            shrink = MEMORY_TOKENS / self._tokens
-            self._tokens *= shrink
-            self._seconds *= shrink
+        if self._tokens < SAMPLE_TOKENS or self._seconds <= 0:
+            return
+        self._samples.append(self._seconds / self._tokens)
+        self._tokens = self._seconds = 0.0
+        if len(self._samples) >= ENOUGH_SAMPLES:
+            self.token_seconds = median(self._samples)
 
 
 @dataclass(frozen=True, slots=True)
