@@ -42,7 +42,7 @@ class RequestRecord:
     """
 
     sequence: int
-    """Order of settlement, from 1: the cursor of `/requests?since=`."""
+    """Order of settlement in this run, from 1; the store numbers across runs."""
     request_id: str
     route: str
     model: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,11 +77,11 @@ def proxy(
         process.communicate()
 
 
-def ask(addresses: dict[str, Any], *names: str) -> None:
+def ask(addresses: dict[str, Any], *names: str, model: str = "m") -> None:
     for name in names:
         reply = httpx.post(
             f"{addresses['url']}/v1/chat/completions",
-            json={"model": "m", "messages": [{"role": "user", "content": "well"}]},
+            json={"model": model, "messages": [{"role": "user", "content": "well"}]},
             headers={"x-request-id": name},
         )
         assert reply.status_code == 200
@@ -119,6 +121,39 @@ def test_what_was_metered_is_there_after_a_restart(
         assert "\nservewatt_store_up 1.0\n" in metrics
 
 
+def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> None:
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", "simulate", "--listen", "127.0.0.1:0",
+         "--announce"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert simulator.stdout is not None
+    upstream = json.loads(simulator.stdout.readline())["url"]
+    path = tmp_path / "records.sqlite"
+    options = (
+        "--power",
+        f"dcgm={upstream}/dcgm/metrics",
+        "--store",
+        f"sqlite:///{path}",
+    )
+    with proxy(upstream, *options) as (addresses, process):
+        deadline = time.monotonic() + 30
+        while httpx.get(f"{addresses['admin_url']}/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ask(addresses, "first", "last", model="simulated-llama-3.1-8b")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    simulator.communicate()  # closes its standard input: it leaves
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute(
+            "select request_id, quality, energy_joules > 0 from servewatt_records"
+        ).fetchall()
+    connection.close()
+    assert rows == [("first", "exact", 1), ("last", "exact", 1)]
+
+
 def test_a_store_that_cannot_be_opened_stops_no_request(
     tmp_path: Path, engine: str
 ) -> None:
@@ -137,15 +172,17 @@ def test_a_store_that_cannot_be_opened_stops_no_request(
 def test_a_store_of_a_newer_version_is_refused_in_one_line(
     tmp_path: Path, engine: str
 ) -> None:
-    path = tmp_path / "records.sqlite"
+    path = tmp_path / "servewatt" / "records.sqlite"  # where it is by default
+    path.parent.mkdir()
     with sqlite3.connect(path) as connection:
         connection.execute("create table servewatt_meta (name text, value integer)")
         connection.execute("insert into servewatt_meta values ('schema', 99)")
     connection.close()
     done = subprocess.run(
         [sys.executable, "-m", "proxy", "serve", "--upstream", engine, "--power",
-         "none", "--store", f"sqlite:///{path}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
+         "none"],
+        cwd=ROOT, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
