@@ -36,14 +36,14 @@ TGI_OPENAI = Flavour(name="tgi", requires_end=True)
 NATIVE_ROUTES = ("/", "/generate", "/generate_stream")
 
 
-class Token(msgspec.Struct):
+class Token(msgspec.Struct, gc=False):
     """One generated token; a special one (end of text) shows nothing."""
 
     text: str = ""
     special: bool = False
 
 
-class Details(msgspec.Struct):
+class Details(msgspec.Struct, gc=False):
     """Counts at the end of a stream or in a reply, if asked for."""
 
     finish_reason: str | None = None
@@ -51,7 +51,7 @@ class Details(msgspec.Struct):
     input_length: Count | None = None
 
 
-class Event(Body):
+class Event(Body, gc=False):
     """A stream event of either kind; only native ones have `token`."""
 
     token: Token | None = None
@@ -59,14 +59,14 @@ class Event(Body):
     details: Details | None = None
 
 
-class NativeReply(msgspec.Struct):
+class NativeReply(msgspec.Struct, gc=False):
     """A whole reply of `/generate`, or the element of the list that `/` sends."""
 
     generated_text: str | None = None
     details: Details | None = None
 
 
-class NativeRequest(msgspec.Struct):
+class NativeRequest(msgspec.Struct, gc=False):
     """A native request; any type anywhere, the router is the one to refuse it."""
 
     stream: Any = None

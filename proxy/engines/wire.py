@@ -2,6 +2,7 @@
 
 Only what the meter needs is named. A value whose type varies between servers is
 `Any`, or `Raw` (kept as bytes) where it may be large: it never fails the decoding.
+Nothing here can be part of a cycle, so the collector need not look (`gc=False`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct, gc=False):
     """Part of usage; vLLM sends it with `--enable-prompt-tokens-details`."""
 
     cached_tokens: Count | None = None
 
 
-class UsageBody(msgspec.Struct):
+class UsageBody(msgspec.Struct, gc=False):
     """`usage`, cumulative over all choices."""
 
     prompt_tokens: Count | None = None
@@ -44,7 +45,7 @@ class UsageBody(msgspec.Struct):
         )
 
 
-class MetricsBody(msgspec.Struct):
+class MetricsBody(msgspec.Struct, gc=False):
     """vLLM's `metrics` (`--enable-per-request-metrics`), in milliseconds."""
 
     queue_time_ms: float | None = None
@@ -61,7 +62,7 @@ class MetricsBody(msgspec.Struct):
         )
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """What one chat event adds, also the `message` of a whole reply."""
 
     role: str | None = None
@@ -83,7 +84,7 @@ class Delta(msgspec.Struct):
         )
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One choice of one event or reply; chat has delta or message, the rest text."""
 
     index: int = 0
@@ -94,7 +95,7 @@ class Choice(msgspec.Struct):
     token_ids: list[int] | None = None
 
 
-class Body(msgspec.Struct):
+class Body(msgspec.Struct, gc=False):
     """A stream event or a whole reply."""
 
     choices: list[Choice] | None = None
@@ -103,7 +104,7 @@ class Body(msgspec.Struct):
     error: Any = None
 
 
-class RequestBody(msgspec.Struct):
+class RequestBody(msgspec.Struct, gc=False):
     """A request; any type anywhere, the engine is the one to refuse it."""
 
     model: Any = None

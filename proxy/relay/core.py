@@ -27,6 +27,15 @@ class InProgress(Protocol):
         """End it now: the proxy is closing."""
 
 
+class Client(Protocol):
+    """The downstream connection, as its exchange sees it."""
+
+    transport: asyncio.Transport
+
+    def exchange_done(self, *, keeps_alive: bool) -> None:
+        """The reply is out (or cut); the next request may start."""
+
+
 @dataclass(slots=True)
 class Request:
     """A whole request of a client, as parsed."""

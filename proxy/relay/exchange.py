@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
 
-from proxy.relay.core import Core, Request
+from proxy.engines.dialect import RequestFacts
+from proxy.relay.core import Client, Core, Request
 from proxy.relay.headers import (
+    frame_reply,
     is_compressed,
     is_event_stream,
-    reply_head,
     request_head,
     request_id_of,
 )
 from proxy.relay.replies import Refusal, refusal_bytes
-from proxy.relay.routes import passes_unmetered
+from proxy.relay.routes import admit
 from proxy.relay.tap import Tap
 from proxy.relay.upstream import ReplyHead, UpstreamConnection
 from proxy.relay.usage_filter import UsageFilter
@@ -32,15 +32,6 @@ MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
 
 log = logging.getLogger(__name__)
-
-
-class Client(Protocol):
-    """The downstream connection, as its exchange sees it."""
-
-    transport: asyncio.Transport
-
-    def exchange_done(self, *, keeps_alive: bool) -> None:
-        """The reply is out (or cut); the next request may start."""
 
 
 class Exchange:
@@ -92,37 +83,43 @@ class Exchange:
     def start(self) -> None:
         """Meter the request if it is of that kind, and send it on."""
         core, request = self._core, self._request
-        path = request.target.partition(b"?")[0].decode("latin-1")
-        method = request.method.decode("latin-1")
         core.exchanges.add(self)
         core.counters.in_flight += 1
-        facts = core.engine.read_request(method, path, request.body)
-        body = request.body
-        if facts is not None:
-            if facts.is_stream and not facts.wants_usage and core.config.asks_for_usage:
-                body = core.engine.with_usage(request.body)
-                if body is not request.body:
-                    self._filter = UsageFilter(core.engine)
-            key = core.guard.opened(
-                self._request_id.decode("ascii"),
-                request.arrived_seconds,
-                facts,
-                core.labels.read(facts, request.headers),
-            )
-            at_seconds = request.arrived_seconds
-            self._tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
-        elif core.config.allow_unknown_routes or passes_unmetered(method, path):
+        admitted = admit(
+            core.engine,
+            request.method.decode("latin-1"),
+            request.target.decode("latin-1"),
+            request.body,
+            asks_for_usage=core.config.asks_for_usage,
+            allow_unknown=core.config.allow_unknown_routes,
+        )
+        if isinstance(admitted, Refusal):
+            self._refuse(admitted)
+            return
+        if admitted.facts is None:
             core.counters.unmetered += 1
         else:
-            message = f"{method[:20]} {path[:80]} is not a route of this proxy"
-            self._refuse(Refusal(404, "unknown_route", message))
-            return
-        self._request_bytes = self._head_for_engine(len(body)) + body
+            self._open_meter(admitted.facts)
+        if admitted.has_usage_added:
+            self._filter = UsageFilter(core.engine)
+        head = self._head_for_engine(len(admitted.body))
+        self._request_bytes = head + admitted.body
         connection = core.pool.take_idle()
         if connection is None:
             self._connecting = core.loop.create_task(self._connect())
         else:
             self._send(connection)
+
+    def _open_meter(self, facts: RequestFacts) -> None:
+        core, request = self._core, self._request
+        at_seconds = request.arrived_seconds
+        key = core.guard.opened(
+            self._request_id.decode("ascii"),
+            at_seconds,
+            facts,
+            core.labels.read(facts, request.headers),
+        )
+        self._tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
 
     def _head_for_engine(self, body_size: int) -> bytes:
         request, upstream = self._request, self._core.upstream
@@ -158,27 +155,23 @@ class Exchange:
 
     def begin(self, head: ReplyHead) -> None:
         """The reply's head: decide the framing, keep it for the first bytes."""
-        request = self._request
         self._has_begun = True
         self._request_bytes = b""
-        has_body = not (self.is_head_request or head.status in (204, 304))
         if not is_event_stream(head.headers) or is_compressed(head.headers):
             self._filter = None
-        keeps_length = head.has_length and not head.is_chunked and self._filter is None
-        is_framed = keeps_length or not has_body
-        self._is_chunked = not is_framed and not request.is_http_10
-        if not is_framed and request.is_http_10:
-            self._keeps_alive = False
-        kept = b"keep-alive" if request.is_http_10 else None
-        self._head = reply_head(
+        framing = frame_reply(
             head.status,
             head.reason,
             head.headers,
             request_id=self._request_id,
-            is_chunked=self._is_chunked,
-            keeps_length=keeps_length,
-            connection=kept if self._keeps_alive else b"close",
+            has_body=not (self.is_head_request or head.status in (204, 304)),
+            has_length=head.has_length and not head.is_chunked and not self._filter,
+            is_http_10=self._request.is_http_10,
+            keeps_alive=self._keeps_alive,
         )
+        self._head = framing.head
+        self._is_chunked = framing.is_chunked
+        self._keeps_alive = framing.keeps_alive
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
+from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
 """As they came; httptools has already refused control characters."""
@@ -91,33 +92,48 @@ def request_head(
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def reply_head(
+@dataclass(frozen=True, slots=True)
+class ReplyFraming:
+    """How a reply goes to this client: its head, and how the body shows its end."""
+
+    head: bytes
+    is_chunked: bool
+    keeps_alive: bool
+
+
+def frame_reply(
     status: int,
     reason: bytes,
     headers: Headers,
     *,
     request_id: bytes,
-    is_chunked: bool,
-    keeps_length: bool,
-    connection: bytes | None,
-) -> bytes:
-    """What goes to the client before the body.
+    has_body: bool,
+    has_length: bool,
+    is_http_10: bool,
+    keeps_alive: bool,
+) -> ReplyFraming:
+    """The engine's length where it holds (`has_length`), else chunks.
 
-    `keeps_length` passes the engine's Content-Length, `connection` is what the
-    Connection header says, if it needs saying.
+    HTTP/1.0 has no chunks: there the end of the connection ends the body.
     """
-    dropped = {REQUEST_ID} if keeps_length else {REQUEST_ID, b"content-length"}
-    lines = [b"HTTP/1.1 %d %s" % (status, reason)]
+    is_framed = has_length or not has_body
+    is_chunked = not is_framed and not is_http_10
+    keeps_alive = keeps_alive and (is_framed or is_chunked)
+    dropped = {REQUEST_ID} if is_framed else {REQUEST_ID, b"content-length"}
     passed = end_to_end(headers, dropped)
+    lines = [b"HTTP/1.1 %d %s" % (status, reason)]
     lines += [b"%s: %s" % field for field in passed]
     lines.append(b"x-request-id: " + request_id)
     if is_event_stream(headers) and value_of(passed, b"x-accel-buffering") is None:
         lines.append(b"X-Accel-Buffering: no")
     if is_chunked:
         lines.append(b"transfer-encoding: chunked")
-    if connection is not None:
-        lines.append(b"connection: " + connection)
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    if not keeps_alive:
+        lines.append(b"connection: close")
+    elif is_http_10:
+        lines.append(b"connection: keep-alive")
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    return ReplyFraming(head, is_chunked, keeps_alive)
 
 
 def is_event_stream(headers: Headers) -> bool:

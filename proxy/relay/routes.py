@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from proxy.engines.dialect import Engine, RequestFacts
+from proxy.relay.replies import Refusal
+
 READABLE = frozenset(
     [
         "/", "/health", "/ping", "/version", "/info", "/load", "/metrics",
@@ -24,3 +29,38 @@ def passes_unmetered(method: str, path: str) -> bool:
     if method in ("GET", "HEAD"):
         return path in READABLE or path.startswith(READABLE_BELOW)
     return method == "POST" and path in CALLABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that goes to the engine."""
+
+    facts: RequestFacts | None
+    """None: it is not metered."""
+    body: bytes
+    """As sent, or asking for usage as well."""
+    has_usage_added: bool = False
+    """The usage event must be taken out again: the client did not ask for it."""
+
+
+def admit(
+    engine: Engine,
+    method: str,
+    target: str,
+    body: bytes,
+    *,
+    asks_for_usage: bool,
+    allow_unknown: bool,
+) -> Admission | Refusal:
+    """Whether a request may pass, metered or not, and with which body."""
+    path = target.partition("?")[0]
+    facts = engine.read_request(method, path, body)
+    if facts is None:
+        if allow_unknown or passes_unmetered(method, path):
+            return Admission(None, body)
+        message = f"{method[:20]} {path[:80]} is not a route of this proxy"
+        return Refusal(404, "unknown_route", message)
+    if not facts.is_stream or facts.wants_usage or not asks_for_usage:
+        return Admission(facts, body)
+    asking = engine.with_usage(body)
+    return Admission(facts, asking, has_usage_added=asking is not body)
