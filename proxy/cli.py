@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from proxy.attribution import POLICIES
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
 from proxy.power import SOURCES
+from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 
 SERVE_EXAMPLES = """\b
@@ -178,6 +180,25 @@ def serve(announce: bool, **options: Any) -> None:
     # httpx logs every scrape of a sensor, fifty a second
     logging.getLogger("httpx").setLevel(logging.WARNING)
     run(Config(**options), _announce if announce else _greet, until_eof=announce)
+
+
+@cli.command()
+@click.argument("asked", nargs=-1, metavar="[SOURCE[=ADDRESS]]...")
+@click.option(
+    "--gpus", default="", callback=_names, metavar="0,1", help="Indices or UUIDs."
+)
+@click.option("--json", "is_json", is_flag=True, help="One JSON list on stdout.")
+def sources(asked: tuple[str, ...], gpus: tuple[str, ...], is_json: bool) -> None:
+    """Show which sensors this host has, and what the others lack.
+
+    Each is read for a second or more to see how often it changes. Sensors
+    reached over the network are tried when given as for --power.
+    """
+    found = find_sources(asked, gpus)
+    if is_json:
+        click.echo(json.dumps(as_json(found), indent=2))
+    else:
+        click.echo(describe_sources(found, shutil.get_terminal_size().columns))
 
 
 def _announce(addresses: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -94,6 +95,8 @@ class HttpSensor:
 
 def _unix_seconds(date: str | None) -> float | None:
     try:
-        return parsedate_to_datetime(date).timestamp() if date else None
+        parsed = parsedate_to_datetime(date) if date else None
     except (ValueError, OverflowError):
         return None
+    # A zone of -0000 is read as no zone at all; HTTP knows GMT only.
+    return parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() if parsed else None

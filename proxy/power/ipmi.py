@@ -83,12 +83,12 @@ class IpmiSource:
         if watts is None:
             said = (done.stderr or done.stdout).strip().splitlines()
             reason = said[0] if said else f"exit code {done.returncode}, no output"
-            raise SensorError(f"ipmi: no power from {self._shown()}: {reason.strip()}")
+            raise SensorError(
+                f"ipmi: no power from `{' '.join(self._command)}`: {reason.strip()}; "
+                "run as root on a host with a BMC, or give its address: ipmi=HOST"
+            )
         at_seconds = (begin + time.monotonic()) / 2
         return [Reading(self._device, watts=watts, at_seconds=at_seconds)]
-
-    def _shown(self) -> str:
-        return f"`{' '.join(self._command)}`"
 
 
 def parse_dcmi(text: str) -> float | None:

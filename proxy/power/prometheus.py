@@ -23,10 +23,7 @@ from proxy.power.exposition import samples_named
 from proxy.power.http import HttpSensor
 from proxy.power.reading import EnergySource, Reading, SourceOptions
 
-EXAMPLE = (
-    "'prometheus=http://host:8888/metrics#joules=node_rapl_package_joules_total"
-    "&device=index&boundary=host'"
-)
+EXAMPLE = "'prometheus=http://host:8888/metrics#joules=METRIC&boundary=host'"
 OPTIONS = ("joules", "watts", "joules-scale", "watts-scale", "device", "boundary")
 
 DEVICE_LABELS = ("gpu", "device", "index", "instance")

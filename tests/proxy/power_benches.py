@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,17 +51,27 @@ class Bench(Protocol):
 
 
 @contextmanager
-def serving(routes: dict[str, Route]) -> Iterator[str]:
-    """A local HTTP server's base URL; routes by path, query left out."""
+def serving(
+    routes: dict[str, Route],
+    seen: list[tuple[str, dict[str, str]]] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[str]:
+    """A local HTTP server's base URL; routes by path, query left out.
+
+    `seen` collects each request's path with query, and its headers.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            if seen is not None:
+                seen.append((self.path, dict(self.headers.items())))
             route = routes.get(urlsplit(self.path).path)
             status, text, headers = route() if route else (404, "", {})
-            self.send_response(status)
+            self.send_response_only(status)
+            headers = {"date": formatdate(usegmt=True)} | headers
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(text.encode())))
@@ -71,10 +83,12 @@ def serving(routes: dict[str, Route]) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
