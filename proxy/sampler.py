@@ -8,6 +8,7 @@ slots that a slow read overran are counted as missed, never caught up on.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Sampler:
         self.stats = SamplerStats()
         self._open_source = open_source
         self._deliver = deliver
-        self._newest_seconds = 0.0
+        self._newest_seconds = -math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 

@@ -9,9 +9,11 @@ trusted; a board that fails has watts only, and says so.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from proxy.errors import ConfigError, SensorError
@@ -27,7 +29,10 @@ TRUSTED_RATIO = (0.5, 2.0)
 enough for a frozen accumulator or a wrong unit."""
 
 POWER_KEYS = ("current_socket_power", "socket_power", "average_socket_power")
-"""Newer boards fill the first, older ones the last; the rest holds "N/A"."""
+"""Newer boards fill the first, older ones the last; the rest holds "N/A" or 0."""
+
+MOST_WATTS = 0xFFFE
+"""Fields that a board does not fill are all ones, in 16 bits or more."""
 
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -147,8 +152,10 @@ class AmdSmiSource:
 
     def _watts(self, device: str, handle: Any) -> float | None:
         found = self._call("amdsmi_get_power_info", device, handle)
-        figures = (_number(found.get(key)) for key in POWER_KEYS)
-        return next((watts for watts in figures if watts is not None), None)
+        figures = [_number(found.get(key)) for key in POWER_KEYS]
+        known = [watts for watts in figures if watts is not None]
+        filled = [watts for watts in known if 0 < watts <= MOST_WATTS]
+        return filled[0] if filled else 0.0 if 0.0 in known else None
 
     def _call(self, function: str, device: str, handle: Any) -> dict[str, Any]:
         """What the module answers; empty where the board does not have it."""
@@ -163,16 +170,18 @@ class AmdSmiSource:
 
 def _import() -> Any:
     try:
-        return importlib.import_module("amdsmi")
+        # the module loads libamd_smi.so as it is imported, and prints what it thinks
+        with redirect_stdout(io.StringIO()):
+            return importlib.import_module("amdsmi")
     except ModuleNotFoundError:
         raise SensorError(
             "amdsmi needs AMD's Python package: pip install servewatt[amd] "
             "in the release of the installed ROCm"
         ) from None
-    except (ImportError, OSError, KeyError, RuntimeError, AttributeError) as error:
-        # the module loads libamd_smi.so as it is imported, in its own ways
+    except (ImportError, OSError, KeyError, RuntimeError, AttributeError):
         raise SensorError(
-            f"amdsmi cannot load libamd_smi.so: {_line(error)}; is ROCm installed?"
+            "amdsmi cannot load libamd_smi.so: install ROCm or the package "
+            "amd-smi-lib, in the release of the Python package"
         ) from None
 
 

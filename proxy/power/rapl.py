@@ -66,7 +66,7 @@ def _find_zones(sysfs: Path) -> list[_Zone]:
         name = _text(path / "name")
         if not name.startswith(("package", "dram")):
             continue
-        if name == "dram":
+        if name == "dram" and path.name.count(":") > 1:
             # `intel-rapl:0:1` is the memory of `intel-rapl:0`
             parent = path.with_name(path.name.rpartition(":")[0])
             name = f"{_text(parent / 'name')}-dram"

@@ -478,7 +478,9 @@ def amdsmi_get_energy_count(handle):
     return {"energy_accumulator": round((now["joules"] + grown) * 1e6 / 15.3),
             "counter_resolution": 15.3, "timestamp": 0}
 def amdsmi_get_power_info(handle):
-    return {"current_socket_power": "N/A", "average_socket_power": state()["watts"]}
+    now = state()
+    return {"socket_power": "N/A", "average_socket_power": now["watts"],
+            "current_socket_power": now.get("current", "N/A")}
 '''
 
 

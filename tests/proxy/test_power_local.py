@@ -152,6 +152,29 @@ def test_an_amd_driver_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     assert "Error code: 43 | AMDSMI_STATUS_NO_DRV; is the amdgpu" in str(caught.value)
 
 
+def test_an_amd_package_without_its_library_says_so_and_prints_nothing(
+    tmp_path: Path,
+) -> None:
+    environment = amdsmi_module(tmp_path)
+    (tmp_path / "amdsmi.py").write_text(
+        "print('Unable to find libamd_smi.so')\n{}['libamd_smi.so']\n"
+    )
+    with child(**environment) as process, pytest.raises(SensorError) as caught:
+        ChildSource(process, "amdsmi")
+    assert str(caught.value).startswith("amdsmi cannot load libamd_smi.so: install")
+
+
+@pytest.mark.parametrize(
+    ("current", "average", "shown"),
+    [("N/A", 90, 90), (0, 90, 90), (0xFFFFFFFF, 90, 90), (310, 300, 310), (0, 0, 0)],
+)
+def test_amd_watts_are_those_of_the_field_that_the_board_fills(
+    tmp_path: Path, current: object, average: object, shown: float
+) -> None:
+    readings = amd_reading(tmp_path, watts=average, current=current, is_running=False)
+    assert readings == [Reading("gpu0", None, shown)]
+
+
 def test_amd_without_its_package_says_what_to_install() -> None:
     with pytest.raises(SensorError, match=r"pip install servewatt\[amd\]"):
         open_amdsmi(SourceOptions())

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.energy.device import DeviceCurve
 from proxy.errors import ConfigError, SensorError
 from proxy.power import source_opener
 from proxy.power.clock import RemoteClock
@@ -97,6 +98,18 @@ def test_a_paced_sensor_is_asked_once_until_it_is_due() -> None:
     assert slow.read() == slow.read() == slow.read()
     assert len(asked) == 1
     assert fast.read() != fast.read()
+
+
+def test_repeated_readings_of_a_paced_sensor_change_no_joule() -> None:
+    def integrated(repeats: int) -> float:
+        curve = DeviceCurve()
+        for second in range(11):
+            for _ in range(repeats):
+                curve.observe(float(second), None, 300.0 + 10 * second)
+        assert not any(curve.reasons)
+        return curve.total_joules
+
+    assert integrated(50) == integrated(1) == pytest.approx(3500.0)
 
 
 # --- Prometheus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -104,3 +105,28 @@ def test_one_read_says_whether_a_source_works() -> None:
     assert source.closed == 1
     with pytest.raises(SensorError, match="none shows no device"):
         read_once(NoSource)
+
+
+class StampingSource(ScriptedSource):
+    """A remote sensor: each reading carries the time at which it was measured."""
+
+    clock_offset_seconds = 2.5
+
+    def __init__(self, ages: list[float]) -> None:
+        super().__init__([])
+        self.ages = ages
+        self.begin_seconds = time.monotonic()
+
+    def read(self) -> Sequence[Reading]:
+        age = self.ages.pop(0) if self.ages else 0.0
+        return [Reading("gpu0", watts=1.0, at_seconds=self.begin_seconds - age)]
+
+
+def test_the_sensors_own_time_is_used_but_never_turns_back() -> None:
+    source = StampingSource([9.0, 5.0, 7.0, -3600.0])
+    events, sampler = collect(source, 4)
+    stamps = [event.at_seconds - source.begin_seconds for event in events]
+    assert stamps[:3] == pytest.approx([-9.0, -5.0, -5.0])
+    # a reading from the future was taken by the end of the call at the latest
+    assert -5.0 <= stamps[3] < PATIENCE_SECONDS
+    assert sampler.stats.clock_offset_seconds == 2.5
