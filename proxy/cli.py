@@ -128,7 +128,7 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--admin", default="127.0.0.1:9464", show_default=True,
                      callback=_address, help="Metrics, books and records."),
         click.option("--power", required=True, metavar="SOURCE",
-                     help=f"Sensor: {', '.join(SOURCES)}; dcgm takes =URL."),
+                     help=f"Sensor: {', '.join(SOURCES)}; `sources` shows how."),
         click.option("--gpus", default="", callback=_names, metavar="0,1",
                      help="The engine's GPUs: indices or UUIDs.  [default: all]"),
         click.option("--engine", default="vllm", show_default=True,
