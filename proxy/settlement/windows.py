@@ -78,6 +78,7 @@ class Settlement:
         self._placement = PromptPlacement()
         self._busy_until_seconds = -np.inf
         self._until_seconds = -np.inf
+        self._arrivals = (np.empty(0, np.int64), np.empty(0))
 
     @property
     def prompt_token_seconds(self) -> float:
@@ -98,6 +99,10 @@ class Settlement:
             self._forget_unmeasured(now_seconds)
             return
         present = list(entries)
+        self._arrivals = (
+            np.array([entry.timeline.serial for entry in present], np.int64),
+            np.array([entry.timeline.arrived_seconds for entry in present]),
+        )
         while True:
             window = self.curve.next_window(self.settled_seconds, self._window_seconds)
             if window is None or window.end_seconds > until_seconds:
@@ -216,7 +221,7 @@ class Settlement:
     def _divided(self, window: Window, measured: float, ran: list[Entry]) -> Closing:
         people = population([entry.timeline for entry in ran])
         steps = self.steps.steps
-        starts = step_starts(steps, people.serials, people.arrived_seconds)
+        starts = step_starts(steps, *self._arrivals)
         division = divide(
             window,
             people,
@@ -245,11 +250,7 @@ class Settlement:
         """Place the prompts that are due; return those let in for this window only."""
         steps = self.steps.steps
         timelines = [entry.timeline for entry in among]
-        starts = step_starts(
-            steps,
-            np.array([t.serial for t in timelines], np.int64),
-            np.array([t.arrived_seconds for t in timelines]),
-        )
+        starts = step_starts(steps, *self._arrivals)
         waiting = [t for t in timelines if t.scheduled_seconds is None]
         due = [
             t

@@ -58,7 +58,9 @@ def activity_between(
     )
     stop = min(int(stop) + 1, len(steps.end_seconds))
     reads = _reads(int(first), stop, people, steps)
-    row, row_step = _prefill_rows(int(first), stop, people, steps)
+    row, row_step = _prefill_rows(
+        people, steps.end_seconds[first:stop], starts[first:stop]
+    )
     share = _step_shares(stop - int(first), reads, row_step)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
@@ -182,11 +184,13 @@ def _presence(
 
 
 def _prefill_rows(
-    first: int, stop: int, people: Population, steps: Steps
+    people: Population, ends: FloatArray, starts: FloatArray
 ) -> tuple[IntArray, IntArray]:
-    """Prefill rows in the same range of steps, and the step of each."""
-    ends = steps.end_seconds[first:stop]
-    step = np.searchsorted(ends, people.row_seconds[:, 1], side="left")
-    floor = steps.floor_seconds[first] if stop > first else np.inf
-    row = np.flatnonzero((step < stop - first) & (people.row_seconds[:, 1] > floor))
+    """Prefill rows that lie in some of these steps, and the step of each."""
+    if not len(ends):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    until = people.row_seconds[:, 1]
+    step = np.searchsorted(ends, until, side="left")
+    place = np.minimum(step, len(ends) - 1)
+    row = np.flatnonzero((step < len(ends)) & (until > starts[place]))
     return row, step[row]

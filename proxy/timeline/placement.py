@@ -9,55 +9,21 @@ and never before it arrived, nor into a step already under way on arrival.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import groupby
 
 import numpy as np
 
 from proxy.timeline.request import RequestTimeline
+from proxy.timeline.speed import PromptSpeed
 from proxy.timeline.steps import FloatArray, IntArray, Steps
-
-PROMPT_TOKEN_SECONDS = 6e-5
-"""Until observed: 2 x 8e9 FLOP at half of an A100's or H100's dense bf16 peak
-takes 32 to 100 microseconds."""
 
 MISSED_STEPS = 3
 """So many steps of others without a token: the engine has set the request aside."""
 
 Pause = tuple[float, float, float]
 """Last token, next token, tokens before that one."""
-
-SAMPLES = 64
-SAMPLE_TOKENS = 4096
-ENOUGH_SAMPLES = 3
-
-
-class PromptSpeed:
-    """Seconds per computed prompt token, learnt from finished prefills.
-
-    Each sample is the time of some prompts by their tokens: of several, because
-    prompts that share a step take its time once. The median is believed, because
-    a prompt that waited for memory makes its sample many times too slow.
-    """
-
-    def __init__(self) -> None:
-        self.token_seconds = PROMPT_TOKEN_SECONDS
-        self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self._tokens = 0.0
-        self._seconds = 0.0
-
-    def learn(self, tokens: float, seconds: float) -> None:
-        """A prompt took these seconds alone, or was done in passing (0 seconds)."""
-        self._tokens += tokens
-        self._seconds += seconds
-        if self._tokens < SAMPLE_TOKENS or self._seconds <= 0:
-            return
-        self._samples.append(self._seconds / self._tokens)
-        self._tokens = self._seconds = 0.0
-        if len(self._samples) >= ENOUGH_SAMPLES:
-            self.token_seconds = median(self._samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +56,17 @@ class Seen:
         return len(np.unique(step[is_later]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A prompt to place, or what was computed again after a pause."""
+
+    at_seconds: float
+    """When it was done: the request's first token, the next one, or its close."""
+    arrived_seconds: float
+    request: RequestTimeline
+    pause: Pause | None
+
+
 class PromptPlacement:
     """Places prompts in steps, in order of their completion, each once."""
 
@@ -104,22 +81,17 @@ class PromptPlacement:
         Those already placed get rows for what was computed again since: a request
         that the engine set aside for others lost its cache.
         """
-        jobs: list[tuple[float, float, int, RequestTimeline, Pause | None]] = []
+        jobs: list[_Job] = []
         for request in requests:
-            arrived, serial = request.arrived_seconds, request.serial
+            arrived = request.arrived_seconds
             if request.scheduled_seconds is None:
                 at = request.first_token_seconds or request.closed_seconds or arrived
-                jobs.append((at, arrived, serial, request, None))
+                jobs.append(_Job(at, arrived, request, None))
             due = [pause for pause in request.pauses if seen.has(pause)]
-            jobs += [(pause[1], arrived, serial, request, pause) for pause in due]
+            jobs += [_Job(pause[1], arrived, request, pause) for pause in due]
             request.pauses = request.pauses[len(due) :]
-        for *_, request, paused in sorted(jobs, key=lambda job: job[:3]):
-            if paused is not None:
-                self._place_again(request, paused, seen)
-            elif request.first_token_seconds is None:
-                self._place_unanswered(request, seen)
-            else:
-                self._place_one(request, seen)
+        for _, tied in groupby(sorted(jobs, key=_when), key=_when):
+            self._place_tied(list(tied), seen)
 
     def forget(self, before_seconds: float) -> None:
         """Drop what is known of steps that are settled."""
@@ -127,54 +99,86 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
-    def _place_one(self, request: RequestTimeline, seen: Seen) -> None:
-        first = request.first_token_seconds
-        assert first is not None
-        arrived = request.arrived_seconds
-        if not len(seen.starts):  # its steps were dropped while nothing was measured
-            request.scheduled_seconds = arrived
-            return
-        last = min(seen.step_at(first), len(seen.starts) - 1)
-        lowest = _lowest_step(request, seen, last)
-        earliest = max(float(seen.starts[lowest]), arrived, seen.settled_seconds)
-        self._learn(request, float(seen.steps.end_seconds[last]), earliest)
-        tokens = self._prompt_tokens(request, first - earliest)
-        rows = self._fill(tokens, seen, lowest, last)
-        began = max(rows[-1][0], arrived, seen.settled_seconds)
-        if request.prefill_seconds is not None:
-            began = max(first - request.prefill_seconds, arrived)
-            request.is_scheduled_exact = True
-        request.scheduled_seconds = began = min(began, first)
-        request.prefill_rows = [
-            (max(start, began), end, taken) for start, end, taken in rows if end > began
-        ] or [(began, first, tokens)]
-        self._released_seconds = max(self._released_seconds, first)
+    def _place_tied(self, tied: list[_Job], seen: Seen) -> None:
+        """Jobs of one instant fill the same room, in proportion to their tokens."""
+        spans: dict[tuple[int, int], list[tuple[_Job, float]]] = {}
+        for job in tied:
+            if job.pause is None and job.request.first_token_seconds is None:
+                self._place_unanswered(job.request, seen)
+            elif not len(seen.starts):  # dropped while nothing was measured
+                job.request.scheduled_seconds = job.arrived_seconds
+            elif (span := self._span(job, seen)) is not None:
+                tokens = self._tokens(job, float(seen.starts[span[0]]), seen)
+                spans.setdefault(span, []).append((job, tokens))
+        self._learn(tied, seen)
+        for (lowest, last), members in sorted(spans.items(), key=_span_of):
+            total = sum(tokens for _, tokens in members)
+            rows = self._fill(total, seen, lowest, last)
+            for job, tokens in members:
+                part = tokens / total
+                own = [(start, end, taken * part) for start, end, taken in rows]
+                _settle_rows(job, own, seen)
+            self._released_seconds = max(self._released_seconds, tied[0].at_seconds)
 
-    def _place_again(self, request: RequestTimeline, pause: Pause, seen: Seen) -> None:
-        """A pause in which others got tokens: set aside, then computed again.
+    def _span(self, job: _Job, seen: Seen) -> tuple[int, int] | None:
+        """First and last step that may have computed it; None: nothing was.
 
-        One step alone can be long and a prefill can hold up everybody's decode, so
-        only steps count in which others went on decoding; and only where the engine
-        itself counts tokens is a pause known not to be a hidden token.
+        A pause counts where others got tokens meanwhile: it was set aside, then
+        computed again. One step alone can be long and a prefill can hold up
+        everybody's decode, so only steps in which others went on decoding count;
+        and only where the engine itself counts tokens is none hidden.
         """
-        stopped, resumed, before = pause
-        if not request.has_running_usage:
-            return
+        if job.pause is None:
+            last = min(seen.step_at(job.at_seconds), len(seen.starts) - 1)
+            return _lowest_step(job.request, seen, last), last
+        stopped, resumed, _ = job.pause
         first = seen.step_at(math.nextafter(stopped, math.inf))
         last = seen.step_at(resumed)
-        if last - first < MISSED_STEPS or (
-            seen.decoding_steps(first, last) < MISSED_STEPS
-        ):
-            return
-        tokens = request.estimated_prompt_tokens + before
-        rows = self._fill(tokens, seen, first, last)
-        began = max(rows[-1][0], stopped, seen.settled_seconds)
-        request.prefill_rows += [
-            (max(start, began), end, taken) for start, end, taken in rows if end > began
+        if last - first < MISSED_STEPS or not job.request.has_running_usage:
+            return None
+        if seen.decoding_steps(first, last) < MISSED_STEPS:
+            return None
+        return first, last
+
+    def _tokens(self, job: _Job, earliest_seconds: float, seen: Seen) -> float:
+        """Tokens to compute; where nobody told, what the time allowed for."""
+        request = job.request
+        if job.pause is not None:
+            return request.estimated_prompt_tokens + job.pause[2]
+        if request.prompt_tokens is not None:
+            request.estimated_prompt_tokens = float(request.prompt_tokens)
+            return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
+        earliest = max(earliest_seconds, job.arrived_seconds, seen.settled_seconds)
+        allowed = (job.at_seconds - earliest) / self.speed.token_seconds
+        request.estimated_prompt_tokens = max(allowed, 1.0)
+        return request.estimated_prompt_tokens
+
+    def _learn(self, tied: list[_Job], seen: Seen) -> None:
+        """The time from the previous prompt's end to this one's, by its tokens."""
+        prompts = [
+            job
+            for job in tied
+            if job.pause is None
+            and job.request.first_token_seconds is not None
+            and job.request.prompt_tokens is not None
         ]
-        if began > stopped:
-            request.stalls.append((stopped, began))
-        self._released_seconds = max(self._released_seconds, resumed)
+        if not prompts or not len(seen.starts):
+            return
+        last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
+        earliest = min(
+            max(
+                float(seen.starts[_lowest_step(job.request, seen, last)]),
+                job.arrived_seconds,
+            )
+            for job in prompts
+        )
+        alone_from = max(earliest, seen.settled_seconds, self._released_seconds)
+        tokens = sum(
+            (job.request.prompt_tokens or 0) - (job.request.cached_tokens or 0)
+            for job in prompts
+        )
+        end = float(seen.steps.end_seconds[last])
+        self.speed.learn(tokens, max(end - alone_from, 0.0))
 
     def _fill(
         self, tokens: float, seen: Seen, lowest: int, last: int
@@ -201,22 +205,6 @@ class PromptPlacement:
         grown = tokens / (tokens - left)
         return [(start, end, taken * grown) for start, end, taken in rows]
 
-    def _learn(self, request: RequestTimeline, end: float, earliest: float) -> None:
-        if request.prompt_tokens is None:
-            return
-        computed = request.prompt_tokens - (request.cached_tokens or 0)
-        alone_from = max(earliest, self._released_seconds)
-        self.speed.learn(computed, max(end - alone_from, 0.0))
-
-    def _prompt_tokens(self, request: RequestTimeline, seconds: float) -> float:
-        """Tokens to compute; where nobody told, what the time allowed for."""
-        if request.prompt_tokens is None:
-            estimate = max(seconds / self.speed.token_seconds, 1.0)
-            request.estimated_prompt_tokens = estimate
-            return estimate
-        request.estimated_prompt_tokens = float(request.prompt_tokens)
-        return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
-
     def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
         closed = request.closed_seconds
@@ -241,6 +229,35 @@ class PromptPlacement:
         request.scheduled_seconds = begin
         request.prefill_rows = [(begin, closed, tokens)]
         self._released_seconds = closed
+
+
+def _when(job: _Job) -> tuple[float, float]:
+    return job.at_seconds, job.arrived_seconds
+
+
+def _span_of(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
+    return item[0]
+
+
+def _settle_rows(job: _Job, rows: list[tuple[float, float, float]], seen: Seen) -> None:
+    """Write the rows to the request, from when it can have begun at the earliest."""
+    request, first = job.request, job.at_seconds
+    if job.pause is not None:
+        stopped = job.pause[0]
+        began = max(rows[-1][0], stopped, seen.settled_seconds)
+        if began > stopped:
+            request.stalls.append((stopped, began))
+    else:
+        began = max(rows[-1][0], job.arrived_seconds, seen.settled_seconds)
+        if request.prefill_seconds is not None:
+            began = max(first - request.prefill_seconds, job.arrived_seconds)
+            request.is_scheduled_exact = True
+        began = min(began, first)
+        request.scheduled_seconds = began
+    tokens = sum(taken for *_, taken in rows)
+    request.prefill_rows += [
+        (max(start, began), end, taken) for start, end, taken in rows if end > began
+    ] or [(began, first, tokens)]
 
 
 def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
