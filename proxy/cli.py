@@ -18,6 +18,7 @@ import click
 from proxy import __version__
 from proxy.app import Config, run
 from proxy.attribution import POLICIES
+from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
 from proxy.power import SOURCES
@@ -199,6 +200,9 @@ def sources(asked: tuple[str, ...], gpus: tuple[str, ...], is_json: bool) -> Non
         click.echo(json.dumps(as_json(found), indent=2))
     else:
         click.echo(describe_sources(found, shutil.get_terminal_size().columns))
+
+
+cli.add_command(meter)
 
 
 def _announce(addresses: dict[str, Any]) -> None:

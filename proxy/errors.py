@@ -2,6 +2,7 @@
 
 ProxyError              one line for the user, exit code 1
 ├── ConfigError         a bad option or combination, exit code 2
+├── CommandError        a command to be metered cannot be started, exit code 126 or 127
 ├── SensorError         a power source cannot be read (now, or at all)
 ├── StoreError          records that only the store has, while it does not answer
 └── SseError            a stream that is not SSE, or an event beyond the bound
@@ -22,6 +23,14 @@ class ConfigError(ProxyError):
     """A bad option or combination of options."""
 
     exit_code = 2
+
+
+class CommandError(ProxyError):
+    """A command that cannot be started; `exit_code` as a shell gives it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class SensorError(ProxyError):

@@ -26,7 +26,7 @@ PURE = {
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "settlement", "power", "meter", "sampler", "sources", "store", "relay", "metrics",
+    "settlement", "power", "meter", "sampler", "sources", "command", "store", "relay", "metrics",
     "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")

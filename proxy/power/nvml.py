@@ -59,6 +59,17 @@ class NvmlSource:
             for name, handle in self._devices
         ]
 
+    def limit_watts(self) -> float | None:
+        """The power limits set for these boards, which an administrator may lower."""
+        try:
+            milliwatts = [
+                pynvml.nvmlDeviceGetPowerManagementLimit(handle)
+                for _, handle in self._devices
+            ]
+        except pynvml.NVMLError:  # laptops and virtual GPUs have none
+            return None
+        return float(sum(milliwatts)) / 1000
+
     def close(self) -> None:
         """Shut NVML down; a second call does nothing."""
         if self._is_open:

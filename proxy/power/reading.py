@@ -61,3 +61,11 @@ class RemoteSource(Protocol):
     @property
     def clock_offset_seconds(self) -> float | None:
         """Remote minus local clock, already taken out of `at_seconds`."""
+
+
+@runtime_checkable
+class LimitedSource(Protocol):
+    """A source that knows the power its devices may draw at most."""
+
+    def limit_watts(self) -> float | None:
+        """Of all its devices together; None where one of them does not tell."""
