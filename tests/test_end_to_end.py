@@ -104,7 +104,9 @@ def test_every_request_has_its_joules(finished: tuple[Path, str]) -> None:
             + energy["decode_joules"]
             + energy["idle_share_joules"]
         )
-        assert set(energy["policy_joules"]) == {"equal", "tokens", "phase"}
+        assert set(energy["policy_joules"]) == {
+            "equal", "tokens", "phase", "calibrated",
+        }  # fmt: skip
         assert sum(row["chunk_tokens"]) == row["output_tokens"]
         assert row["output_tokens"] == row["requested_output_tokens"]
 

@@ -9,12 +9,13 @@ rest is what the requests caused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from proxy.attribution import FloatArray, Policy, attribute, by_running_time
 from proxy.energy.group import Window
+from proxy.settlement.calibration import CONSTANTS, work_of
 from proxy.timeline.activity import activity_between
 from proxy.timeline.population import Population, busy_seconds_until
 from proxy.timeline.steps import Steps
@@ -69,6 +70,10 @@ class Division:
     """Shape (requests,)."""
     policy_joules: FloatArray
     """Shape (policies, requests, 2): prefill and decode."""
+    caused_joules: float = 0.0
+    """What the requests caused: the sum of every policy's joules."""
+    work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
+    """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
 
 
 def divide(
@@ -94,15 +99,17 @@ def divide(
     quiet = np.clip(np.diff(edges) - busy, 0.0, None)
     idle = np.where(nobody, spans, np.minimum(watts * quiet, spans))
     shared = np.minimum(watts * busy, spans - idle)
-    caused = float((spans - idle - shared).sum())
+    caused = max(float((spans - idle - shared).sum()), 0.0)
     activity = activity_between(
         window.start_seconds, window.end_seconds, people, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
         return _all_idle(spans, len(policies), len(people.serials))
     shares = attribute(float(shared.sum()), activity, by_running_time).sum(axis=1)
-    charged = [attribute(max(caused, 0.0), activity, policy) for policy in policies]
-    return Division(float(idle.sum()), shares, np.stack(charged))
+    charged = [attribute(caused, activity, policy) for policy in policies]
+    return Division(
+        float(idle.sum()), shares, np.stack(charged), caused, work_of(activity)
+    )
 
 
 def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from proxy.attribution import Policy
+from proxy.attribution import Policy, by_calibration
 from proxy.energy.group import GroupCurve, Window
 from proxy.ledger import Closing, Ledger
+from proxy.settlement.calibration import Calibration
 from proxy.settlement.divide import IdleWatts, divide
 from proxy.timeline.placement import PromptPlacement, Seen, step_starts
 from proxy.timeline.population import population
@@ -65,6 +67,7 @@ class Settlement:
         self.curve = GroupCurve()
         self.steps = StepBook()
         self.idle = IdleWatts(idle_watts)
+        self.calibration = Calibration()
         self.settled_seconds: float | None = None
         """End of the last closed window; None before the first edge."""
         self.measured_from_seconds: float | None = None
@@ -211,25 +214,40 @@ class Settlement:
                 unattributed_reason=window.gap_reason,
             )
         else:
-            closing = self._divided(window, measured, ran)
+            is_whole = not guests and all(
+                entry.timeline.scheduled_seconds is not None for entry in among
+            )
+            closing = self._divided(window, measured, ran, is_whole)
             if is_quiet:
                 self.idle.learn(joules, window.end_seconds - window.start_seconds)
         self._ledger.close(closing)
         for timeline in guests:
             timeline.scheduled_seconds = None
 
-    def _divided(self, window: Window, measured: float, ran: list[Entry]) -> Closing:
+    def _divided(
+        self, window: Window, measured: float, ran: list[Entry], is_whole: bool
+    ) -> Closing:
         people = population([entry.timeline for entry in ran])
         steps = self.steps.steps
         starts = step_starts(steps, *self._arrivals)
+        calibrated = partial(by_calibration, cost=self.calibration.cost)
         division = divide(
             window,
             people,
             steps,
             starts,
             idle_watts=self.idle.watts,
-            policies=self._policies,
+            policies=[
+                calibrated if policy is by_calibration else policy
+                for policy in self._policies
+            ],
         )
+        if is_whole and self.idle.watts is not None:  # work and joules are both known
+            self.calibration.learn(
+                division.work,
+                division.caused_joules,
+                window.end_seconds - window.start_seconds,
+            )
         return Closing(
             window.end_seconds,
             measured,

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from proxy.attribution import POLICIES
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.errors import ConfigError
 from proxy.meter import Labels, Meter, MeterConfig
@@ -251,11 +252,11 @@ def test_state_shows_the_sensor_and_the_classes() -> None:
     assert state.device_watts["gpu0"] == pytest.approx(300.0)
     assert state.class_tokens[Labels("m", "code", "a")] == (100, 40, 30)
     assert state.quality_requests == {"exact": 0, "estimated": 1, "unknown": 0}
-    assert set(state.policy_joules) == {"equal", "tokens", "phase"}
+    assert set(state.policy_joules) == set(POLICIES)
 
 
 def test_an_unknown_policy_is_refused_with_those_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown policy 'fair'; known: equal, "):
+    with pytest.raises(ConfigError, match=r"unknown policy 'fair'; known: calibrated, "):
         MeterConfig(policy="fair")
 
 

@@ -1,0 +1,195 @@
+"""The fit of the cost model's constants, on made-up rows with known constants."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.attribution import FloatArray
+from proxy.settlement.calibration import (
+    CONSTANTS,
+    PRIOR,
+    Calibration,
+    FitRules,
+    added,
+    fitted,
+    no_sums,
+    nonnegative_least_squares,
+)
+
+TRUE_RATIOS = np.array([1.07, 0.72, 0.8, 0.6, 1.03])
+
+
+def varied_work(rng: np.random.Generator) -> FloatArray:
+    """Two seconds of a varied load, in natural units."""
+    steps = rng.uniform(20, 250)
+    prefill = rng.uniform(0, 30_000)
+    decode = steps * rng.uniform(0.2, 20)
+    return np.array(
+        [
+            steps,
+            prefill,
+            prefill * rng.uniform(50, 2000),
+            decode,
+            decode * rng.uniform(100, 3000),
+        ]
+    )
+
+
+def taught(
+    rows: int, *, noise_joules: float = 5.0, rules: FitRules | None = None
+) -> Calibration:
+    """A calibration that has seen rows of an engine with `TRUE_RATIOS`."""
+    rng = np.random.default_rng(5)
+    calibration = Calibration(rules)
+    for _ in range(rows):
+        work = varied_work(rng)
+        joules = work @ (PRIOR * TRUE_RATIOS) + rng.normal(0, noise_joules)
+        calibration.learn(work, float(joules), 2.0)
+    return calibration
+
+
+def test_the_constants_of_a_varied_load_are_found_within_their_errors() -> None:
+    fit = taught(300).fit
+    assert fit is not None
+    assert fit.reason is None
+    off = np.abs(fit.joules - PRIOR * TRUE_RATIOS)
+    assert (off <= 4 * fit.error_joules).all()
+    assert fit.joules[:2] == pytest.approx((PRIOR * TRUE_RATIOS)[:2], rel=0.02)
+
+
+def test_standard_errors_shrink_with_the_square_root_of_the_rows() -> None:
+    few, many = taught(100).fit, taught(400).fit
+    assert few is not None
+    assert many is not None
+    assert many.error_joules == pytest.approx(few.error_joules / 2, rel=0.25)
+
+
+def test_nothing_is_trusted_before_enough_rows() -> None:
+    calibration = taught(9)
+    assert calibration.cost is None
+    assert calibration.fit is not None
+    assert calibration.fit.reason == "9 of 10 rows of load seen"
+
+
+def test_a_load_that_never_varies_is_not_trusted() -> None:
+    calibration = Calibration()
+    work = varied_work(np.random.default_rng(1))
+    for number in range(200):
+        calibration.learn(work * (1 + number % 3), 300.0 * (1 + number % 3), 2.0)
+    fit = calibration.fit
+    assert fit is not None
+    assert fit.reason is not None
+    assert "has not varied enough" in fit.reason
+    assert calibration.cost is None
+    # what the load does not tell stays at the ratios of `phase`
+    assert fit.joules / PRIOR == pytest.approx([fit.joules[0] / PRIOR[0]] * 5, rel=0.1)
+
+
+def test_energy_that_the_work_does_not_explain_is_not_trusted() -> None:
+    fit = taught(300, noise_joules=400.0).fit
+    assert fit is not None
+    assert fit.reason is not None
+    assert "unexplained" in fit.reason
+
+
+def test_a_constant_that_is_too_uncertain_is_named() -> None:
+    strict = FitRules(most_split_error=1e-4)
+    fit = taught(300, rules=strict).fit
+    assert fit is not None
+    assert fit.reason is not None
+    assert any(name in fit.reason for name in CONSTANTS)
+
+
+def test_old_rows_fade_and_a_changed_engine_is_learnt() -> None:
+    rng = np.random.default_rng(2)
+    calibration = taught(200, rules=FitRules(most_rows=50))
+    for _ in range(400):
+        work = varied_work(rng)
+        joules = work @ (PRIOR * TRUE_RATIOS * 2) + rng.normal(0, 5.0)
+        calibration.learn(work, float(joules), 2.0)
+    assert calibration.sums.rows == pytest.approx(50.0)
+    assert calibration.fit is not None
+    assert calibration.fit.joules[0] == pytest.approx(
+        2 * PRIOR[0] * TRUE_RATIOS[0], rel=0.05
+    )
+
+
+def test_short_windows_are_added_up_to_a_row() -> None:
+    calibration = Calibration(FitRules(row_seconds=2.0))
+    for _ in range(3):
+        calibration.learn(np.ones(5), 1.0, 0.5)
+    assert calibration.sums.rows == 0
+    calibration.learn(np.ones(5), 1.0, 0.5)
+    assert calibration.sums.rows == 1
+    assert calibration.sums.joules == 4.0
+    assert calibration.sums.work == pytest.approx(4 * PRIOR)
+
+
+def test_a_resumed_calibration_is_the_one_that_was_saved() -> None:
+    earlier = taught(50)
+    later = Calibration()
+    later.resume(earlier.sums)
+    assert later.fit is not None
+    assert earlier.fit is not None
+    assert later.fit.joules.tolist() == earlier.fit.joules.tolist()
+
+
+def test_work_that_never_came_does_not_spoil_the_condition() -> None:
+    rng = np.random.default_rng(3)
+    sums = no_sums()
+    for _ in range(100):
+        work = varied_work(rng) * PRIOR
+        work[3:] = 0.0  # replies of one token: nobody ever decoded
+        sums = added(sums, work, float(work @ TRUE_RATIOS + rng.normal()), 600.0)
+    fit = fitted(sums, FitRules())
+    assert fit is not None
+    assert fit.reason is None
+
+
+@pytest.mark.parametrize("joules", [0.0, 10.0])
+def test_no_work_or_no_energy_is_no_fit(joules: float) -> None:
+    work = np.zeros(5) if joules else np.ones(5)
+    assert fitted(added(no_sums(), work, joules, 600.0), FitRules()) is None
+
+
+rows_of_five = st.lists(
+    st.lists(st.floats(-10, 10), min_size=6, max_size=6), min_size=5, max_size=12
+)
+
+
+@given(rows=rows_of_five)
+def test_nonnegative_least_squares_meets_the_conditions_of_a_minimum(
+    rows: list[list[float]],
+) -> None:
+    table = np.array(rows)
+    left, right = table[:, :5], table[:, 5]
+    squares = left.T @ left + 0.1 * np.eye(5)
+    products = left.T @ right
+    found = nonnegative_least_squares(squares, products)
+    slope = squares @ found - products
+    tolerance = 1e-6 * (1 + np.abs(products).max())
+    assert (found >= 0).all()
+    assert (slope >= -tolerance).all()  # going up from 0 never helps
+    assert (np.abs(slope[found > 0]) <= tolerance).all()
+
+
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 40))
+def test_constants_and_errors_are_never_negative_or_unknown(
+    seed: int, rows: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    sums = no_sums()
+    for _ in range(rows):
+        work = rng.uniform(0, 1, 5) * (rng.random(5) < 0.6)
+        sums = added(sums, work, float(rng.uniform(0, 1e3)), 20.0)
+    fit = fitted(sums, replace(FitRules(), least_rows=1))
+    if fit is None:
+        return
+    for values in (fit.joules, fit.error_joules):
+        assert np.isfinite(values).all()
+        assert (values >= 0).all()
