@@ -17,6 +17,7 @@ from proxy.attribution import Policy, by_calibration
 from proxy.energy.group import GroupCurve, Window
 from proxy.ledger import Closing, Ledger
 from proxy.settlement.calibration import Calibration
+from proxy.settlement.cut import EDGE_SECONDS, too_late_to_cut
 from proxy.settlement.divide import IdleWatts, divide
 from proxy.timeline.placement import PromptPlacement, Seen, step_starts
 from proxy.timeline.population import population
@@ -35,6 +36,10 @@ MOST_READS = 4096
 PATIENCE_SECONDS = 30.0
 PATIENCE_PERIODS = 4.0
 """Longer than a record waits, so that steps outlive the requests in them."""
+
+WIDEST = 2.0
+"""Times a window's width: short requests that come in step with the counter, each
+just before an update, would put its end off for ever."""
 
 AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
@@ -107,15 +112,11 @@ class Settlement:
             np.array([entry.timeline.arrived_seconds for entry in present]),
         )
         while True:
-            window = self.curve.next_window(self.settled_seconds, self._window_seconds)
+            window, among = self._next_window(present, self._window_seconds)
             if window is None or window.end_seconds > until_seconds:
                 break
-            among = [
-                entry
-                for entry in present
-                if entry.timeline.arrived_seconds < window.end_seconds
-                and entry.timeline.end_seconds > window.start_seconds
-            ]
+            if not self._is_cut_seen(window, among):
+                break
             unknown = [e for e in among if not self._is_known(e, window, until_seconds)]
             if unknown and now_seconds < window.end_seconds + self._wait_seconds:
                 break
@@ -127,6 +128,32 @@ class Settlement:
             self._placement.forget(window.end_seconds)
         self.curve.forget(self.settled_seconds)
         self._forget_unmeasured(now_seconds)
+
+    def _next_window(
+        self, present: Sequence[Entry], width_seconds: float
+    ) -> tuple[Window | None, list[Entry]]:
+        """The next window and who was there; wider where its end would cut badly."""
+        start_seconds = self.settled_seconds
+        assert start_seconds is not None
+        window = self.curve.next_window(start_seconds, width_seconds)
+        if window is None:
+            return None, []
+        among = [
+            entry
+            for entry in present
+            if entry.timeline.arrived_seconds < window.end_seconds
+            and entry.timeline.end_seconds > window.start_seconds
+        ]
+        began_seconds = too_late_to_cut(
+            window.end_seconds, (entry.timeline for entry in among)
+        )
+        if began_seconds is None:
+            return window, among
+        wider_seconds = began_seconds + EDGE_SECONDS - start_seconds
+        is_gap_ahead = wider_seconds <= width_seconds
+        if is_gap_ahead or wider_seconds > WIDEST * self._window_seconds:
+            return window, among
+        return self._next_window(present, wider_seconds)
 
     def _forget_unmeasured(self, now_seconds: float) -> None:
         """Steps that no window came for: their requests are given up by now."""
@@ -162,6 +189,17 @@ class Settlement:
         if closed is not None:
             self._busy_until_seconds = max(self._busy_until_seconds, closed)
 
+    def _is_cut_seen(self, window: Window, among: Sequence[Entry]) -> bool:
+        """Whether the step that the window's end lies in is among those seen."""
+        ends = self.steps.steps.end_seconds
+        if len(ends) and ends[-1] >= window.end_seconds:
+            return True
+        return not any(
+            entry.timeline.last_token_seconds is not None
+            and entry.timeline.last_token_seconds > self._until_seconds
+            for entry in among
+        )
+
     def _is_known(self, entry: Entry, window: Window, until_seconds: float) -> bool:
         """Whether all that the request did in the window is known by now."""
         timeline = entry.timeline
@@ -186,7 +224,7 @@ class Settlement:
         if self._busy_until_seconds > since:
             return False
         return not any(
-            entry.timeline.arrived_seconds < window.end_seconds
+            entry.timeline.arrived_seconds < window.end_seconds + EDGE_SECONDS
             and (
                 entry.timeline.closed_seconds is None
                 or entry.timeline.closed_seconds > since

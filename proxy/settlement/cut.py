@@ -1,0 +1,42 @@
+"""Where a window may end: not right after somebody began on an idle engine.
+
+An edge of the counter is off by half a polling interval and by what the sensor is
+late. Work that lies within that of the window's end may have its energy behind
+it; a prefill of a few milliseconds would then be charged nothing, or twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy.timeline.request import RequestTimeline
+
+EDGE_SECONDS = 0.05
+"""A 20 ms poll is off by 10 ms, reading a remote sensor may take some more."""
+
+
+def too_late_to_cut(
+    end_seconds: float, timelines: Iterable[RequestTimeline]
+) -> float | None:
+    """When the engine went to work so shortly before an end that it has to move.
+
+    None where the end is a good one. `timelines` are those that ran before it.
+    """
+    spans = sorted(
+        (_began(timeline), timeline.end_seconds)
+        for timeline in timelines
+        if not timeline.is_refused
+    )
+    busy_until_seconds = -float("inf")
+    for began, ended in spans:
+        if began >= end_seconds:
+            break
+        if began > max(busy_until_seconds, end_seconds - EDGE_SECONDS):
+            return began
+        busy_until_seconds = max(busy_until_seconds, ended)
+    return None
+
+
+def _began(timeline: RequestTimeline) -> float:
+    scheduled = timeline.scheduled_seconds
+    return timeline.arrived_seconds if scheduled is None else scheduled
