@@ -18,7 +18,8 @@ from proxy.engines.dialect import RequestFacts, Update
 from proxy.errors import ConfigError
 from proxy.ledger import Books, Ledger, RequestRecord
 from proxy.power.reading import Reading
-from proxy.settlement.records import Labels, Request, is_settled, record_of
+from proxy.settlement.calibration import Calibration, FitRules, Sums
+from proxy.settlement.records import Labels, Request, first_model, is_settled, record_of
 from proxy.settlement.state import MeterState
 from proxy.settlement.windows import Entry, Settlement
 from proxy.timeline.request import RequestTimeline, TokenLog
@@ -95,6 +96,10 @@ class MeterConfig:
     windows charge the counter's and the stamps' jitter to requests."""
     wait_seconds: float = 10.0
     """How long a window waits for the facts of its requests."""
+    fit_rules: FitRules = field(default_factory=FitRules)
+    """When the constants of `calibrated` are trusted."""
+    calibrations: Mapping[str, Sums] = field(default_factory=dict)
+    """What earlier runs of this engine saw, by model."""
 
     def __post_init__(self) -> None:
         if self.policy not in self.policies:
@@ -114,6 +119,7 @@ class Meter:
             idle_watts=self.config.idle_watts,
             window_seconds=self.config.window_seconds,
             wait_seconds=self.config.wait_seconds,
+            calibration=Calibration(self.config.fit_rules, self.config.calibrations),
         )
         self._log = TokenLog()
         self._open: dict[int, RequestTimeline] = {}
@@ -197,6 +203,8 @@ class Meter:
         settlement = self._settlement
         if self.config.has_sensor:
             entries = (request.entry for request in self._requests.values())
+            if self._requests:
+                settlement.calibration.serve(first_model(self._requests.values()))
             settlement.advance(entries, self._log, now_seconds)
             if settlement.settled_seconds is not None:
                 self._settled_seconds = settlement.settled_seconds
@@ -251,6 +259,7 @@ class Meter:
             unsettled_requests=len(self._requests),
             late_reads_total=self._late_reads_total,
             counter_resets_total=curve.resets,
+            calibration=self._settlement.calibration.state,
         )
 
     def _is_done(self, request: Request, now_seconds: float) -> bool:

@@ -11,6 +11,7 @@ the load did not show better (ridge). Until they can be trusted, `phase` is used
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import combinations
 
@@ -51,6 +52,8 @@ class FitRules:
     most_rows: float = 600.0
     """Older rows fade: twenty minutes of load, so that a new clock limit or
     engine setting is learnt."""
+    resumed_rows: float = 60.0
+    """What an earlier run saw weighs so much at most: it may have been another GPU."""
     prior_spread: float = 0.5
     """Standard deviation given to `phase`'s ratios, as a fraction of each: data
     sheets and the simulated hardware differ from them by up to 40 %."""
@@ -120,14 +123,42 @@ def work_of(activity: Activity) -> FloatArray:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationState:
+    """The calibration as users see it, and as it is saved."""
+
+    model: str | None
+    """None before the first request."""
+    row_seconds: float
+    sums: Sums
+    fit: Fit | None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the policy `calibrated` uses the fitted constants."""
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why they are not used; None where they are."""
+        return self.fit.reason if self.fit else "no load was measured yet"
+
+
 class Calibration:
     """Constants of one engine and model, fitted as its windows are settled."""
 
-    def __init__(self, rules: FitRules | None = None) -> None:
+    def __init__(
+        self,
+        rules: FitRules | None = None,
+        saved: Mapping[str, Sums] | None = None,
+    ) -> None:
+        """`saved` is what earlier runs of this engine saw, by model."""
         self.rules = rules or FitRules()
+        self.model: str | None = None
         self.sums = no_sums()
         self.fit: Fit | None = None
         """From the rows so far; None before the first."""
+        self._saved = dict(saved or {})
         self._work = np.zeros(len(CONSTANTS))
         self._joules = 0.0
         self._seconds = 0.0
@@ -139,10 +170,23 @@ class Calibration:
             return None
         return self.fit.cost
 
-    def resume(self, sums: Sums) -> None:
-        """Go on from what an earlier run saw."""
-        self.sums = sums
-        self.fit = fitted(sums, self.rules)
+    @property
+    def state(self) -> CalibrationState:
+        """One consistent picture."""
+        return CalibrationState(self.model, self.rules.row_seconds, self.sums, self.fit)
+
+    def serve(self, model: str) -> None:
+        """The engine serves this model: go on from what an earlier run saw of it.
+
+        One engine serves one model; other names that come later (adapters) count
+        as the first.
+        """
+        if self.model is not None:
+            return
+        self.model = model
+        if model in self._saved:
+            self.sums = faded(self._saved[model], self.rules.resumed_rows)
+            self.fit = fitted(self.sums, self.rules)
 
     def learn(self, work: FloatArray, joules: float, seconds: float) -> None:
         """A window was settled: this work caused these joules."""
@@ -157,16 +201,29 @@ class Calibration:
         self._joules = self._seconds = 0.0
 
 
+def faded(sums: Sums, most_rows: float) -> Sums:
+    """The same, weighing `most_rows` at most."""
+    keep = min(1.0, most_rows / sums.rows) if sums.rows else 1.0
+    return Sums(
+        keep * sums.rows,
+        keep * sums.squares,
+        keep * sums.products,
+        keep * sums.work,
+        keep * sums.joules,
+        keep * sums.square_joules,
+    )
+
+
 def added(sums: Sums, work: FloatArray, joules: float, most_rows: float) -> Sums:
     """One row more; beyond `most_rows` the older ones fade."""
-    keep = min(1.0, (most_rows - 1) / sums.rows) if sums.rows else 1.0
+    old = faded(sums, most_rows - 1)
     return Sums(
-        keep * sums.rows + 1,
-        keep * sums.squares + np.outer(work, work),
-        keep * sums.products + work * joules,
-        keep * sums.work + work,
-        keep * sums.joules + joules,
-        keep * sums.square_joules + joules**2,
+        old.rows + 1,
+        old.squares + np.outer(work, work),
+        old.products + work * joules,
+        old.work + work,
+        old.joules + joules,
+        old.square_joules + joules**2,
     )
 
 

@@ -6,6 +6,7 @@ a part of it and never 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proxy.ledger import Ledger, RequestEnergy, RequestRecord
@@ -32,6 +33,12 @@ class Request:
     outcome: str = ""
     status: int | None = None
     error: str | None = None
+
+
+def first_model(requests: Iterable[Request]) -> str:
+    """Model that the first of some requests asked for."""
+    first = min(requests, key=lambda each: each.entry.timeline.arrived_seconds)
+    return first.labels.model
 
 
 def is_settled(request: Request, settled_seconds: float | None) -> bool:

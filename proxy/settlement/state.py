@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.ledger import Books
+from proxy.settlement.calibration import CalibrationState
 from proxy.settlement.records import Labels
 
 
@@ -44,3 +45,5 @@ class MeterState:
     late_reads_total: int = 0
     """Reads with tokens that came for time already settled; counted as later."""
     counter_resets_total: int = 0
+    calibration: CalibrationState | None = None
+    """The constants of the policy `calibrated`, and whether they are in use."""

@@ -68,11 +68,12 @@ class Settlement:
         idle_watts: float | None,
         window_seconds: float,
         wait_seconds: float,
+        calibration: Calibration | None = None,
     ) -> None:
         self.curve = GroupCurve()
         self.steps = StepBook()
         self.idle = IdleWatts(idle_watts)
-        self.calibration = Calibration()
+        self.calibration = calibration or Calibration()
         self.settled_seconds: float | None = None
         """End of the last closed window; None before the first edge."""
         self.measured_from_seconds: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from proxy.attribution import POLICIES
 from proxy.ledger import RequestRecord
 from proxy.meter import Labels, Meter, MeterConfig
+from proxy.settlement.calibration import FitRules
 from tests.proxy.meter_scenes import (
     Asked,
     Event,
@@ -23,6 +25,14 @@ from tests.proxy.meter_scenes import (
 )
 
 MILLIJOULE = 1e-3
+EAGER = FitRules(
+    row_seconds=0.0,
+    least_rows=2,
+    most_condition=math.inf,
+    most_split_error=math.inf,
+    most_misfit=math.inf,
+)
+"""Trusts its constants after two windows, so that these short scenes use them."""
 
 pytestmark = pytest.mark.parametrize("policy", POLICIES)
 quickly = settings(
@@ -54,6 +64,11 @@ def requests(draw: st.DrawFn) -> Asked:
     )
 
 
+def config_of(policy: str, idle_watts: float | None = None) -> MeterConfig:
+    """The policy as headline; one that learns does so at once."""
+    return MeterConfig(policy=policy, idle_watts=idle_watts, fit_rules=EAGER)
+
+
 several = st.lists(requests(), min_size=1, max_size=6)
 powers = st.lists(st.floats(1.0, 900.0), min_size=80, max_size=80)
 
@@ -72,7 +87,7 @@ def joules_of(records: dict[str, RequestRecord]) -> dict[str, float]:
 def test_every_joule_lands_in_exactly_one_account(
     policy: str, asked: list[Asked], watts: list[float]
 ) -> None:
-    meter, records = settled(asked, counter_of(watts), MeterConfig(policy=policy))
+    meter, records = settled(asked, counter_of(watts), config_of(policy))
     books = meter.books_at()
     paid = sum(joules_of(records).values())
     assert abs(books.residual_joules) < MILLIJOULE
@@ -88,7 +103,7 @@ def test_every_joule_lands_in_exactly_one_account(
 def test_no_share_is_negative(
     policy: str, asked: list[Asked], watts: list[float]
 ) -> None:
-    _, records = settled(asked, counter_of(watts), MeterConfig(policy=policy))
+    _, records = settled(asked, counter_of(watts), config_of(policy))
     for record in records.values():
         energy = record.energy
         for joules in (
@@ -106,7 +121,7 @@ def test_no_share_is_negative(
 def test_nobody_pays_before_arrival_or_after_the_last_token(
     policy: str, asked: list[Asked], watts: list[float]
 ) -> None:
-    config = MeterConfig(policy=policy, idle_watts=0.0)
+    config = config_of(policy, idle_watts=0.0)
     spike = [1.0] * len(watts)
     begin = min(one.arrived for one in asked)
     end = max(one.closed_seconds for one in asked)
@@ -123,7 +138,7 @@ def test_nobody_pays_before_arrival_or_after_the_last_token(
 def test_every_edge_of_the_counter_is_used_once(
     policy: str, asked: list[Asked], watts: list[float]
 ) -> None:
-    meter, _ = settled(asked, counter_of(watts), MeterConfig(policy=policy))
+    meter, _ = settled(asked, counter_of(watts), config_of(policy))
     books = meter.books_at()
     total = meter.state().device_joules["gpu0"]
     # Updates show from 0.1 s on; the first change is the zero, the last is shown.
@@ -140,11 +155,11 @@ def test_the_order_in_which_events_are_told_does_not_matter(
     policy: str, asked: list[Asked], watts: list[float], seed: int
 ) -> None:
     sensor = counter_of(watts)
-    _, in_order = settled(asked, sensor, MeterConfig(policy=policy))
+    _, in_order = settled(asked, sensor, config_of(policy))
     told: dict[int, list[Event]] = defaultdict(list)
     for event in events_of(asked):
         told[event.key].append(event)
-    meter = Meter(MeterConfig(policy=policy))
+    meter = Meter(config_of(policy))
     keys = np.random.default_rng(seed).permutation(len(asked)).tolist()
     play(meter, [event for key in keys for event in told[key]])
     play(meter, sensor)
@@ -158,8 +173,8 @@ def test_when_settlement_runs_does_not_matter(
     policy: str, asked: list[Asked], watts: list[float], beat: float
 ) -> None:
     sensor = counter_of(watts)
-    _, at_once = settled(asked, sensor, MeterConfig(policy=policy))
-    meter = Meter(MeterConfig(policy=policy))
+    _, at_once = settled(asked, sensor, config_of(policy))
+    meter = Meter(config_of(policy))
     found: dict[str, RequestRecord] = {}
     due = beat
     for event in sorted([*events_of(asked), *sensor], key=lambda event: event.at):
@@ -181,7 +196,7 @@ def test_several_events_in_one_read_are_the_same_as_one_by_one(
         replace(one, tokens=[round(at * 10) / 10 + 0.1 for at in one.tokens])
         for one in asked
     ]
-    _, single = settled(coarse, sensor, MeterConfig(policy=policy))
+    _, single = settled(coarse, sensor, config_of(policy))
     merged: dict[tuple[float, int], Event] = {}
     others: list[Event] = []
     for event in events_of(coarse):
@@ -197,7 +212,7 @@ def test_several_events_in_one_read_are_the_same_as_one_by_one(
             merged[place] = event
     order = {"opened": 0, "received": 1, "closed": 2, "sampled": 3}
     events = [*merged.values(), *others, *sensor]
-    meter = Meter(MeterConfig(policy=policy))
+    meter = Meter(config_of(policy))
     play(meter, sorted(events, key=lambda event: (event.at, order[event.what])))
     together = {record.request_id: record for record in meter.settle(1000.0)}
     assert joules_of(together) == pytest.approx(joules_of(single), abs=1e-6)
@@ -208,7 +223,7 @@ def test_several_events_in_one_read_are_the_same_as_one_by_one(
 def test_classes_add_up_to_the_books(
     policy: str, asked: list[Asked], watts: list[float]
 ) -> None:
-    meter, records = settled(asked, counter_of(watts), MeterConfig(policy=policy))
+    meter, records = settled(asked, counter_of(watts), config_of(policy))
     books = meter.books_at()
     state = meter.state()
     by_class = np.array(list(state.class_joules.values()))
@@ -236,7 +251,7 @@ def test_classes_add_up_to_the_books(
 def test_equal_requests_get_equal_shares(
     policy: str, one: Asked, watts: list[float], count: int
 ) -> None:
-    _, records = settled([one] * count, counter_of(watts), MeterConfig(policy=policy))
+    _, records = settled([one] * count, counter_of(watts), config_of(policy))
     shares = list(joules_of(records).values())
     if one.tokens:
         assert shares == pytest.approx([shares[0]] * count, abs=1e-6)
@@ -248,7 +263,7 @@ def test_who_did_nothing_pays_nothing_and_changes_nothing(
     policy: str, asked: list[Asked], watts: list[float], at: float
 ) -> None:
     sensor = counter_of(watts)
-    config = MeterConfig(policy=policy, idle_watts=70.0)
+    config = config_of(policy, idle_watts=70.0)
     _, without = settled(asked, sensor, config)
     refused = Asked(at, [], closed=at + 1.0, status=429, outcome="upstream_error")
     _, records = settled([*asked, refused], sensor, config)
@@ -268,7 +283,7 @@ def test_a_gap_is_never_filled(
     ]
     if not any(event.what == "read failed" for event in sensor):
         return
-    meter, records = settled(asked, sensor, MeterConfig(policy=policy))
+    meter, records = settled(asked, sensor, config_of(policy))
     books = meter.books_at()
     assert abs(books.residual_joules) < MILLIJOULE
     assert books.unattributed_joules["sensor_gap"] > 0.0
@@ -287,7 +302,7 @@ def test_a_counter_reset_is_unknown_energy_and_never_negative(
     policy: str, asked: list[Asked], watts: list[float], reset: int
 ) -> None:
     meter, records = settled(
-        asked, counter_of(watts, reset_at=reset), MeterConfig(policy=policy)
+        asked, counter_of(watts, reset_at=reset), config_of(policy)
     )
     books = meter.books_at()
     assert abs(books.residual_joules) < MILLIJOULE
@@ -296,3 +311,15 @@ def test_a_counter_reset_is_unknown_energy_and_never_negative(
     shown = np.cumsum(np.array(watts) * 0.1)
     assert books.measured_joules <= shown[-1] + 1e-6
     assert all(joules >= 0 for joules in joules_of(records).values())
+
+
+@quickly
+@given(asked=several, watts=powers, more=powers)
+def test_what_is_settled_does_not_depend_on_what_comes_later(
+    policy: str, asked: list[Asked], watts: list[float], more: list[float]
+) -> None:
+    """A policy that learns uses what was settled before, and nothing else."""
+    first, _ = settled(asked, counter_of(watts), config_of(policy))
+    longer, _ = settled(asked, counter_of(watts + more), config_of(policy))
+    books = first.books_at()
+    assert longer.books_at(books.settled_seconds) == books

@@ -130,13 +130,28 @@ def test_short_windows_are_added_up_to_a_row() -> None:
     assert calibration.sums.work == pytest.approx(4 * PRIOR)
 
 
-def test_a_resumed_calibration_is_the_one_that_was_saved() -> None:
+def test_a_known_model_goes_on_from_what_was_saved() -> None:
     earlier = taught(50)
-    later = Calibration()
-    later.resume(earlier.sums)
+    later = Calibration(saved={"llama": earlier.sums, "other": no_sums()})
+    later.serve("llama")
+    later.serve("an-adapter")
+    assert later.model == "llama"
     assert later.fit is not None
     assert earlier.fit is not None
     assert later.fit.joules.tolist() == earlier.fit.joules.tolist()
+
+
+def test_an_unknown_model_begins_anew() -> None:
+    later = Calibration(saved={"llama": taught(50).sums})
+    later.serve("mistral")
+    assert later.fit is None
+    assert later.state.reason == "no load was measured yet"
+
+
+def test_what_was_saved_is_soon_outweighed() -> None:
+    later = Calibration(saved={"llama": taught(600).sums})
+    later.serve("llama")
+    assert later.sums.rows == pytest.approx(60.0)
 
 
 def test_work_that_never_came_does_not_spoil_the_condition() -> None:
