@@ -32,6 +32,8 @@ class RequestEnergy:
     """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
     policy_joules: Mapping[str, float] = field(default_factory=dict)
     """Active joules (prefill + decode) under every policy, on the same intervals."""
+    boundaries: Mapping[str, RequestEnergy] = field(default_factory=dict)
+    """What it cost at the other boundaries metered; never summed: they overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class RequestRecord:
     cached_tokens: int | None
     output_tokens: int | None
     energy: RequestEnergy
+    serial: int = 0
+    """Order of arrival in this run, from 1: the same in every boundary's meter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class Books:
     """By reason; never silently spread over requests."""
     residual_joules: float
     """measured minus all accounts; not 0 means a defect."""
+    gap_seconds: float = 0.0
+    """Time without measurement so far: its joules are unattributed or unknown."""
 
 
 HISTORY_WINDOWS = 200_000
@@ -87,6 +93,7 @@ CLASSES = 200
 
 UNATTRIBUTED_REASONS = ("sensor_gap", "counter_reset", "external", "shared_gpu")
 _ACCOUNTS = 5 + len(UNATTRIBUTED_REASONS)
+_GAP = _ACCOUNTS  # after the accounts comes one column of seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ class Closing:
     idle_joules: float = 0.0
     unattributed_joules: float = 0.0
     unattributed_reason: str = "sensor_gap"
+    gap_seconds: float = 0.0
+    """Of the window, not measured."""
     slots: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     """Entries of the requests, each at most once, shape (requests,)."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
@@ -121,8 +130,8 @@ class Ledger:
         self._class_joules = np.zeros((CLASSES, 3))
         self._class_tokens = np.zeros((CLASSES, 3), np.int64)
         self._policy_totals = np.zeros((len(self.policies), 2))
-        self._totals = np.zeros(_ACCOUNTS)
-        self._history = [array("d") for _ in range(1 + _ACCOUNTS)]
+        self._totals = np.zeros(_ACCOUNTS + 1)
+        self._history = [array("d") for _ in range(2 + _ACCOUNTS)]
 
     def open(self, labels: tuple[str, ...]) -> int:
         """A new entry, all zero; `labels` is the class it is summed under."""
@@ -173,6 +182,7 @@ class Ledger:
         self._totals[4] += closing.idle_joules
         reason = UNATTRIBUTED_REASONS.index(closing.unattributed_reason)
         self._totals[5 + reason] += closing.unattributed_joules
+        self._totals[_GAP] += closing.gap_seconds
         self._remember(closing.end_seconds)
 
     def books_at(self, at_seconds: float | None = None) -> Books | None:
@@ -248,8 +258,11 @@ class Ledger:
             idle_joules=idle,
             unattributed_joules={
                 reason: float(joules)
-                for reason, joules in zip(UNATTRIBUTED_REASONS, row[5:], strict=True)
+                for reason, joules in zip(
+                    UNATTRIBUTED_REASONS, row[5:_ACCOUNTS], strict=True
+                )
                 if joules > 0
             },
-            residual_joules=measured - float(row[1:].sum()),
+            residual_joules=measured - float(row[1:_ACCOUNTS].sum()),
+            gap_seconds=float(row[_GAP]),
         )

@@ -70,7 +70,7 @@ class MeterProtocol(Protocol):
         """One consistent picture; no side effects."""
 
 
-NO_BOOKS = Books(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 """Before the first edge."""
 
 REFUSALS = frozenset(range(400, 500)) | {503}
@@ -255,6 +255,7 @@ class Meter:
                 for labels, tokens in self._ledger.class_tokens.items()
             },
             policy_joules=self._ledger.policy_joules,
+            window_seconds=self._settlement.window_seconds,
             quality_requests=dict(self._quality_requests),
             unsettled_requests=len(self._requests),
             late_reads_total=self._late_reads_total,
@@ -271,6 +272,7 @@ class Meter:
             return True
         patience = self.config.wait_seconds + GRACE_SECONDS
         patience += GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
+        patience += settlement.window_seconds
         closed = request.entry.timeline.closed_seconds
         return closed is not None and now_seconds > closed + patience
 

@@ -17,7 +17,7 @@ EDGE_LIBRARIES = {
 PURE = {
     "proxy": [
         "errors", "sse", "timeline", "energy", "attribution", "settlement", "ledger",
-        "meter", "engines",
+        "meter", "boundaries", "engines",
     ],
     "loadgen": [
         "errors", "trace", "readers", "prompts", "arrivals", "plan", "backends",
@@ -26,8 +26,8 @@ PURE = {
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "settlement", "power", "meter", "sampler", "sources", "command", "store", "relay", "metrics",
-    "admin", "app", "cli",
+    "settlement", "power", "meter", "boundaries", "sampler", "sources", "command",
+    "store", "relay", "metrics", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

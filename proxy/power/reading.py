@@ -21,6 +21,8 @@ class Reading:
     watts: float | None = None
     at_seconds: float | None = None
     """When the sensor measured it, monotonic; None: while it was read."""
+    is_outside: bool = False
+    """Of the same host, but not of the engine: `--gpus` left it out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def record_of(
             and _is_covered(request, measured_from_seconds),
             has_idle_watts=has_idle_watts,
         ),
+        serial=timeline.serial,
     )
 
 

@@ -38,6 +38,8 @@ class MeterState:
     """Prompt, cached and output tokens of settled requests, by class."""
     policy_joules: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Settled prefill and decode joules of all requests, under every policy."""
+    window_seconds: float = 0.5
+    """How wide windows are made; wider than asked for where the sensor is slow."""
     quality_requests: Mapping[str, int] = field(default_factory=dict)
     """Settled requests by quality."""
     unsettled_requests: int = 0

@@ -94,6 +94,11 @@ class Settlement:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
 
+    @property
+    def window_seconds(self) -> float:
+        """How wide they are made: as told, and wider for a slow sensor."""
+        return self.curve.wide_enough_seconds(self._window_seconds)
+
     def advance(
         self, entries: Iterable[Entry], log: TokenLog, now_seconds: float
     ) -> None:
@@ -113,7 +118,7 @@ class Settlement:
             np.array([entry.timeline.arrived_seconds for entry in present]),
         )
         while True:
-            window, among = self._next_window(present, self._window_seconds)
+            window, among = self._next_window(present, self.window_seconds)
             if window is None or window.end_seconds > until_seconds:
                 break
             if not self._is_cut_seen(window, among):
@@ -152,13 +157,13 @@ class Settlement:
             return window, among
         wider_seconds = began_seconds + EDGE_SECONDS - start_seconds
         is_gap_ahead = wider_seconds <= width_seconds
-        if is_gap_ahead or wider_seconds > WIDEST * self._window_seconds:
+        if is_gap_ahead or wider_seconds > WIDEST * self.window_seconds:
             return window, among
         return self._next_window(present, wider_seconds)
 
     def _forget_unmeasured(self, now_seconds: float) -> None:
         """Steps that no window came for: their requests are given up by now."""
-        patience = self._wait_seconds + PATIENCE_SECONDS
+        patience = self._wait_seconds + PATIENCE_SECONDS + self.window_seconds
         patience += PATIENCE_PERIODS * (self.curve.period_seconds or 0.0)
         self.steps.forget(now_seconds - patience)
 
@@ -205,10 +210,8 @@ class Settlement:
         """Whether all that the request did in the window is known by now."""
         timeline = entry.timeline
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
-        if any(
-            stopped < window.end_seconds and resumed > until_seconds
-            for stopped, resumed, _ in timeline.pauses
-        ):
+        end_seconds, pauses = window.end_seconds, timeline.pauses
+        if any(stop < end_seconds and go > until_seconds for stop, go, _ in pauses):
             return False
         if timeline.closed_seconds is not None:
             ended = first if first is not None else timeline.closed_seconds
@@ -217,7 +220,7 @@ class Settlement:
             return False
         if self.engine_tells_late and window.start_seconds < first:
             return False
-        return first <= until_seconds and last >= window.end_seconds
+        return first <= until_seconds and last >= end_seconds
 
     def _is_quiet(self, window: Window, present: Sequence[Entry]) -> bool:
         """Nobody was there in the window, nor a while before it."""
@@ -251,6 +254,7 @@ class Settlement:
                 measured,
                 unattributed_joules=joules,
                 unattributed_reason=window.gap_reason,
+                gap_seconds=window.end_seconds - window.start_seconds,
             )
         else:
             is_whole = not guests and all(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter import Labels, Meter, MeterConfig, MeterProtocol
 from proxy.power.reading import Reading
 
 
@@ -104,7 +104,7 @@ def counter_of(
     ]
 
 
-def play(meter: Meter, events: Iterable[Event]) -> None:
+def play(meter: MeterProtocol, events: Iterable[Event]) -> None:
     """Make the calls in the order given."""
     for event in events:
         detail = event.detail
