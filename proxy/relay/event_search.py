@@ -1,0 +1,74 @@
+"""Finds one event in a stream while everything before it passes on. Pure.
+
+Whole events pass at once; only the tail of an unfinished one waits for its end,
+since no client can use it before, and nobody can tell yet whether it is the one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+MAX_HELD_BYTES = 64 * 1024
+"""What the relay looks for has some hundred bytes; what is longer is not it."""
+
+_END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+def data_of(block: bytes) -> bytes:
+    """The data of one event as it stands in the stream, as `SseDecoder` gives it."""
+    lines = _LINE_END.split(block)
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+
+
+class EventSearch:
+    """One search in one stream; `feed` every read, in order, until `found`.
+
+    `mark` is in every event looked for: reads without it pass unseen. `is_it`
+    decides; its argument is one whole event with its blank line.
+    """
+
+    __slots__ = ("_held", "_is_it", "_is_long", "_mark", "found")
+
+    def __init__(self, mark: bytes, is_it: Callable[[bytes], bool]) -> None:
+        self._mark = mark
+        self._is_it = is_it
+        self._held = b""
+        self._is_long = False
+        self.found: tuple[bytes, bytes] | None = None
+        """The event, and what came after it in the same read."""
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether all that came so far ended with a blank line."""
+        return not (self._held or self._is_long)
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to pass on now, possibly none."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if data.endswith(b"\n\n") and self._mark not in data:
+            self._is_long = False
+            return data
+        return self._whole_events(data)
+
+    def flush(self) -> bytes:
+        """What is still held when the stream ends in the middle of an event."""
+        held, self._held = self._held, b""
+        return held
+
+    def _whole_events(self, data: bytes) -> bytes:
+        start = 0
+        for end in (match.end() for match in _END_OF_EVENT.finditer(data)):
+            if not self._is_long and self._is_it(data[start:end]):
+                self.found = data[start:end], data[end:]
+                return data[:start]
+            self._is_long = False
+            start = end
+        if self._is_long or len(data) - start > MAX_HELD_BYTES:
+            self._is_long = True
+            start = len(data.rstrip(b"\r\n"))  # its blank line may come in halves
+        self._held = data[start:]
+        return data[:start]
