@@ -16,9 +16,10 @@ from proxy.attribution import POLICIES, Policy
 from proxy.energy.device import GAP_REASONS, SENSOR_GAP
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.errors import ConfigError
-from proxy.ledger import Books, Ledger, RequestRecord
+from proxy.ledger import Books, Ledger, RequestEnergy, RequestRecord
 from proxy.power.reading import Reading
 from proxy.settlement.calibration import Calibration, FitRules, Sums
+from proxy.settlement.estimate import EnergySoFar, estimated_energy, unknown_energy
 from proxy.settlement.records import Labels, Request, first_model, is_settled, record_of
 from proxy.settlement.state import MeterState
 from proxy.settlement.windows import Entry, Settlement
@@ -63,6 +64,9 @@ class MeterProtocol(Protocol):
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close every interval whose facts are known; the records now final."""
 
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        """What a request has consumed so far; no side effects, and never a wait."""
+
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
 
@@ -75,6 +79,9 @@ NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 
 REFUSALS = frozenset(range(400, 500)) | {503}
 """The engine turned the request away: it never computed anything for it."""
+
+FINAL_ENERGIES = 4096
+"""Of the newest records: a reply that waits for its energy asks for it afterwards."""
 
 GRACE_SECONDS = 5.0
 GRACE_PERIODS = 3.0
@@ -124,6 +131,8 @@ class Meter:
         self._log = TokenLog()
         self._open: dict[int, RequestTimeline] = {}
         self._requests: dict[int, Request] = {}
+        self._by_key: dict[int, Request] = {}
+        self._final: dict[int, RequestEnergy] = {}
         self._serials = 0
         self._sequence = 0
         self._samples_total = 0
@@ -146,8 +155,8 @@ class Meter:
         timeline = RequestTimeline(self._serials, at_seconds, facts)
         slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
         entry = Entry(timeline, slot)
-        self._requests[timeline.serial] = Request(
-            entry, request_id, facts.route, labels
+        self._requests[timeline.serial] = self._by_key[key] = Request(
+            entry, request_id, facts.route, labels, key=key
         )
         self._open[key] = timeline
 
@@ -218,6 +227,23 @@ class Meter:
         ]
         done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
         return [self._finish(request) for request in done]
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        """What a request has consumed so far; no side effects, and never a wait."""
+        request = self._by_key.get(key)
+        if request is None or not self.config.has_sensor:
+            unknown = unknown_energy(self.config.policy)
+            return EnergySoFar(self._final.get(key, unknown), is_settled=True)
+        energy = estimated_energy(
+            request,
+            list(self._requests.values()),
+            settlement=self._settlement,
+            ledger=self._ledger,
+            log=self._log,
+            policy=self.config.policies[self.config.policy],
+            at_seconds=at_seconds,
+        )
+        return EnergySoFar(energy, is_settled=False)
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
@@ -296,5 +322,9 @@ class Meter:
         )
         self._ledger.release(request.entry.slot)
         del self._requests[timeline.serial]
+        self._by_key.pop(request.key, None)
+        self._final[request.key] = record.energy
+        if len(self._final) > FINAL_ENERGIES:
+            del self._final[next(iter(self._final))]
         self._quality_requests[record.energy.quality] += 1
         return record

@@ -13,11 +13,12 @@ import uvloop
 
 from proxy.engines import ENGINES
 from proxy.engines.dialect import RequestFacts, Update
-from proxy.ledger import Books, RequestRecord
+from proxy.ledger import Books, RequestEnergy, RequestRecord
 from proxy.meter import Labels, MeterState
 from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
+from proxy.settlement.estimate import EnergySoFar
 from tests.scripted import Peer, Script, ScriptedServer, connect
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -65,6 +66,10 @@ class RecordingMeter:
     def __init__(self) -> None:
         self.requests: dict[int, Metered] = {}
         self.fails = False
+        self.energy = RequestEnergy(1.5, 2.25, 0.25, 4.0, "phase", "estimated")
+        self.settles = False
+        """Whether the energy of a closed request is settled at once, or never."""
+        self.estimates: list[tuple[int, float]] = []
         self._closings = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -124,6 +129,13 @@ class RecordingMeter:
 
     def sensor_gap(self, at_seconds: float, reason: str) -> None:
         raise NotImplementedError("the relay does not sample")
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        self._may_fail()
+        self.estimates.append((key, at_seconds))
+        request = self.requests[key]
+        is_settled = self.settles and request.outcome is not None
+        return EnergySoFar(self.energy, is_settled)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         raise NotImplementedError("the relay does not settle")

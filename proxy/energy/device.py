@@ -45,6 +45,7 @@ class DeviceCurve:
         self._last_joules: float | None = None
         self._last_seconds = 0.0
         self._last_watts: float | None = None
+        self._span_watts: float | None = None
         self._power_joules = 0.0
         self._power_start: tuple[float, float] | None = None
         self._power_end = 0.0
@@ -102,10 +103,7 @@ class DeviceCurve:
     @property
     def watts(self) -> float | None:
         """Mean power over the last span between edges; None in a gap."""
-        if len(self.seconds) < 2 or self.reasons[-1] or self._pending:
-            return None
-        span = self.seconds[-1] - self.seconds[-2]
-        return (self.joules[-1] - self.joules[-2]) / span
+        return None if self._pending else self._span_watts
 
     def forget(self, before_seconds: float) -> None:
         """Drop points that are settled, but the last one of them."""
@@ -156,6 +154,10 @@ class DeviceCurve:
         if self._power_start is None and self._last_watts is not None:
             self._power_start = (self._power_joules, self._total)
         self._power_end = self._power_joules
+        self._span_watts = None
+        if len(self.seconds) and not self._pending:
+            span = at_seconds - self.seconds[-1]
+            self._span_watts = (self._total - self.joules[-1]) / span
         self.seconds.append(at_seconds)
         self.joules.append(self._total)
         self.reasons.append(self._pending if len(self.seconds) > 1 else 0)

@@ -93,23 +93,32 @@ def divide(
     spans = np.clip(np.diff(window.joules), 0.0, None)
     if not len(people.serials):
         return _all_idle(spans, len(policies), 0)
-    busy = np.diff(busy_seconds_until(edges, window.start_seconds, people))
+    idle, shared, caused = split_idle(edges, spans, people, idle_watts)
+    activity = activity_between(
+        window.start_seconds, window.end_seconds, people, steps, starts
+    )
+    if not (activity.prefill_seconds + activity.decode_seconds).any():
+        return _all_idle(spans, len(policies), len(people.serials))
+    shares = attribute(shared, activity, by_running_time).sum(axis=1)
+    charged = [attribute(caused, activity, policy) for policy in policies]
+    return Division(idle, shares, np.stack(charged), caused, work_of(activity))
+
+
+def split_idle(
+    edges: FloatArray, spans: FloatArray, people: Population, idle_watts: float | None
+) -> tuple[float, float, float]:
+    """Joules of the idle account, of the idle shares, and what requests caused.
+
+    `spans` are the joules between consecutive edges.
+    """
+    busy = np.diff(busy_seconds_until(edges, float(edges[0]), people))
     watts = idle_watts or 0.0
     nobody = busy <= BUSY_ENOUGH_SECONDS
     quiet = np.clip(np.diff(edges) - busy, 0.0, None)
     idle = np.where(nobody, spans, np.minimum(watts * quiet, spans))
     shared = np.minimum(watts * busy, spans - idle)
     caused = max(float((spans - idle - shared).sum()), 0.0)
-    activity = activity_between(
-        window.start_seconds, window.end_seconds, people, steps, starts
-    )
-    if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(people.serials))
-    shares = attribute(float(shared.sum()), activity, by_running_time).sum(axis=1)
-    charged = [attribute(caused, activity, policy) for policy in policies]
-    return Division(
-        float(idle.sum()), shares, np.stack(charged), caused, work_of(activity)
-    )
+    return float(idle.sum()), float(shared.sum()), caused
 
 
 def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:

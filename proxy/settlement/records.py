@@ -33,6 +33,8 @@ class Request:
     outcome: str = ""
     status: int | None = None
     error: str | None = None
+    key: int = 0
+    """The relay's name for it."""
 
 
 def first_model(requests: Iterable[Request]) -> str:
