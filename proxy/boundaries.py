@@ -15,6 +15,7 @@ from proxy.engines.dialect import RequestFacts, Update
 from proxy.ledger import Books, RequestEnergy, RequestRecord
 from proxy.meter import Labels, Meter, MeterConfig, MeterState
 from proxy.power.reading import Reading
+from proxy.settlement.estimate import EnergySoFar
 
 IDLE_ACCELERATORS = "idle_accelerators"
 """GPUs that the source sees and the engine does not use: inside the node's joules,
@@ -182,6 +183,10 @@ class Boundaries:
             meter.settle(now_seconds)
         self._compare()
         return self._joined(now_seconds)
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        """What a request has consumed so far, inside the headline's boundary."""
+        return self._meters[self.headline].estimate(key, at_seconds)
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """The headline's accounts."""
