@@ -27,7 +27,7 @@ PURE = {
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
     "settlement", "power", "meter", "boundaries", "sampler", "sources", "command",
-    "store", "relay", "metrics", "admin", "app", "cli",
+    "store", "calibration", "relay", "metrics", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 
@@ -69,6 +69,13 @@ def test_the_simulators_core_is_pure() -> None:
         if core / "server" not in path.parents:
             edges = {name.split(".")[0] for name in imports_of(path)} & EDGE_LIBRARIES
             assert not edges, f"{path.relative_to(ROOT)} imports {sorted(edges)}"
+
+
+def test_the_figures_of_a_command_are_pure() -> None:
+    for name in ("figures", "watch", "report", "words"):
+        path = ROOT / "proxy" / "command" / f"{name}.py"
+        edges = {name.split(".")[0] for name in imports_of(path)} & EDGE_LIBRARIES
+        assert not edges, f"{path.relative_to(ROOT)} imports {sorted(edges)}"
 
 
 def test_the_proxy_never_imports_loadgen() -> None:

@@ -1,8 +1,8 @@
 """What a command's joules were, and how sure that is: pure, from device curves.
 
 A counter is known at its edges only, so the energy between two instants lies
-between what was counted strictly inside and what was counted around them. The
-figure is read off the curve; those two bounds are its error, not an estimate of
+between what was counted surely inside and what was counted surely around them.
+The figure is read off the curve; those bounds are its error, not an estimate of
 one. Where time was not measured the energy is unknown, with a lower bound.
 """
 
@@ -32,20 +32,23 @@ WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Bracket:
-    """Cumulative joules at one instant: what is read off, and what it can be."""
+class Point:
+    """One point of a device's curve."""
 
-    least_joules: float | None
-    joules: float | None
-    most_joules: float | None
+    seconds: float
+    joules: float
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """What is known of a device at a command's start; later its curve gets coarser."""
+class Bracket:
+    """A device at one instant: what is read off its curve, and what bounds that."""
 
-    bracket: Bracket
-    baseline_watts: float | None
+    before: Point | None = None
+    """The last point that was seen before the instant."""
+    joules: float | None = None
+    """Cumulative, between the points around the instant."""
+    after: Point | None = None
+    """The first point that surely was reached after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,48 +86,37 @@ class Energy:
         )
 
 
-def bracket(curve: DeviceCurve, at_seconds: float, slack_seconds: float) -> Bracket:
-    """Joules at an instant, between points that surely lie before and after it.
-
-    `slack_seconds` is how far a point's time may be off.
-    """
-    seconds, joules = np.array(curve.seconds), np.array(curve.joules)
-    before = int(np.searchsorted(seconds, at_seconds - slack_seconds, "right")) - 1
-    after = int(np.searchsorted(seconds, at_seconds + slack_seconds, "left"))
-    is_inside = len(seconds) > 0 and seconds[0] <= at_seconds <= seconds[-1]
-    return Bracket(
-        float(joules[before]) if before >= 0 else None,
-        float(np.interp(at_seconds, seconds, joules)) if is_inside else None,
-        float(joules[after]) if after < len(joules) else None,
-    )
+def last_point(curve: DeviceCurve) -> Point | None:
+    """The newest one; None while there is none."""
+    return Point(curve.seconds[-1], curve.joules[-1]) if len(curve.seconds) else None
 
 
-def opening(
-    curve: DeviceCurve, start_seconds: float, slack_seconds: float, *, baseline: bool
-) -> Opening:
-    """The bracket at the start and, if wanted, the mean power before it."""
-    watts = _watts_before(curve, start_seconds - slack_seconds) if baseline else None
-    return Opening(bracket(curve, start_seconds, slack_seconds), watts)
-
-
-def _watts_before(curve: DeviceCurve, until_seconds: float) -> float | None:
-    """Mean from the first point, or the last gap, to the last point by an instant."""
-    count = int(np.searchsorted(np.array(curve.seconds), until_seconds, "right"))
-    gaps = np.flatnonzero(np.array(curve.reasons)[:count])
-    first = int(gaps[-1]) if len(gaps) else 0
-    if count - first < 2:
+def joules_at(curve: DeviceCurve, at_seconds: float) -> float | None:
+    """Cumulative joules at an instant; None outside the measured span."""
+    seconds = np.array(curve.seconds)
+    if not len(seconds) or not seconds[0] <= at_seconds <= seconds[-1]:
         return None
-    joules = curve.joules[count - 1] - curve.joules[first]
-    return joules / (curve.seconds[count - 1] - curve.seconds[first])
+    return float(np.interp(at_seconds, seconds, np.array(curve.joules)))
+
+
+def mean_watts(curve: DeviceCurve) -> float | None:
+    """From the first point, or the last gap, to the newest; None for fewer than two."""
+    gaps = np.flatnonzero(np.array(curve.reasons))
+    first = int(gaps[-1]) if len(gaps) else 0
+    if len(curve.seconds) - first < 2:
+        return None
+    joules = curve.joules[-1] - curve.joules[first]
+    return joules / (curve.seconds[-1] - curve.seconds[first])
 
 
 def device_energy(
     device: str,
     curve: DeviceCurve,
-    opened: Opening,
     span_seconds: tuple[float, float],
+    opened: Bracket,
+    closed: Bracket,
     *,
-    slack_seconds: float,
+    baseline_watts: float | None,
     peak_watts: float | None,
     has_counter: bool,
     is_lost: bool,
@@ -134,22 +126,18 @@ def device_energy(
     `is_lost`: it could not be read any more in the end.
     """
     start, end = span_seconds
-    closed = bracket(curve, end, slack_seconds)
-    least, most = _bounds(opened.bracket, closed)
+    least, most = _bounds(opened, closed)
     unmeasured, gaps = _unmeasured(curve, start, end)
-    if is_lost and closed.most_joules is None:
+    if is_lost and closed.after is None:
         last = max(start, curve.seconds[-1]) if len(curve.seconds) else start
         gaps[SENSOR_GAP] = gaps.get(SENSOR_GAP, 0.0) + max(0.0, end - last)
-    because = _unknown_because(
-        curve, opened.bracket, closed, unmeasured, gaps,
-        _points_inside(curve, start + slack_seconds, end - slack_seconds),
-    )  # fmt: skip
+    because = _unknown_because(curve, opened, closed, unmeasured, gaps)
     joules = None
-    if because is None and None not in (closed.joules, opened.bracket.joules):
-        joules = (closed.joules or 0.0) - (opened.bracket.joules or 0.0)
+    if because is None and opened.joules is not None and closed.joules is not None:
+        joules = closed.joules - opened.joules
     above = None
-    if joules is not None and opened.baseline_watts is not None:
-        above = joules - opened.baseline_watts * (end - start)
+    if joules is not None and baseline_watts is not None:
+        above = joules - baseline_watts * (end - start)
     return Energy(
         device=device,
         joules=joules,
@@ -157,7 +145,7 @@ def device_energy(
         at_most_joules=None if unmeasured > 0 else most,
         mean_watts=None if joules is None else joules / (end - start),
         peak_watts=peak_watts,
-        baseline_watts=opened.baseline_watts,
+        baseline_watts=baseline_watts,
         above_baseline_joules=above,
         unmeasured_seconds=end - start if because == TOO_SHORT else unmeasured,
         gap_seconds=gaps,
@@ -169,17 +157,12 @@ def device_energy(
 
 
 def _bounds(opened: Bracket, closed: Bracket) -> tuple[float, float | None]:
-    least = 0.0
-    if opened.most_joules is not None and closed.least_joules is not None:
-        least = max(0.0, closed.least_joules - opened.most_joules)
-    if opened.least_joules is None or closed.most_joules is None:
-        return least, None
-    return least, closed.most_joules - opened.least_joules
-
-
-def _points_inside(curve: DeviceCurve, start: float, end: float) -> int:
-    seconds = np.array(curve.seconds)
-    return int(((seconds >= start) & (seconds <= end)).sum())
+    least, most = 0.0, None
+    if opened.after is not None and closed.before is not None:
+        least = max(0.0, closed.before.joules - opened.after.joules)
+    if opened.before is not None and closed.after is not None:
+        most = closed.after.joules - opened.before.joules
+    return least, most
 
 
 def _unmeasured(
@@ -214,19 +197,19 @@ def _unknown_because(
     closed: Bracket,
     unmeasured: float,
     gaps: dict[str, float],
-    points_inside: int,
 ) -> str | None:
     if unmeasured > 0 and gaps:
-        return max(gaps, key=lambda reason: (GAP_REASONS.index(reason), reason))
+        return max(gaps, key=GAP_REASONS.index)
     if not len(curve.seconds):
         return TOO_SHORT
-    if opened.least_joules is None or opened.joules is None:
+    if opened.before is None or opened.joules is None:
         return NOT_READ_BEFORE
-    if closed.most_joules is None or closed.joules is None:
+    if closed.after is None or closed.joules is None:
         return NOT_READ_AFTER
-    if points_inside < 2:
+    if opened.after is None or closed.before is None:
         return TOO_SHORT
-    return None
+    # Two points inside: less would be a guess between 0 and twice the figure.
+    return TOO_SHORT if closed.before.seconds <= opened.after.seconds else None
 
 
 def total_energy(

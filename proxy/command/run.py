@@ -170,8 +170,7 @@ def _wait_for_baseline(
     """Until the baseline is measured and every device has a point to count from."""
 
     def are_ready() -> bool:
-        now = time.monotonic()
-        return all(s.watch.is_failing or s.watch.is_ready(now) for s in sensors)
+        return all(s.watch.is_failing or s.watch.is_ready for s in sensors)
 
     if all(sensor.watch.is_failing for sensor in sensors):
         return

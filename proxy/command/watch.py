@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.command.figures import (
+    Bracket,
     Energy,
-    Opening,
+    Point,
     device_energy,
-    opening,
+    joules_at,
+    last_point,
+    mean_watts,
     total_energy,
 )
 from proxy.energy.device import SENSOR_GAP, DeviceCurve
@@ -24,6 +27,45 @@ PEAK_SECONDS = 0.1
 less, the times of its edges are too uncertain."""
 
 
+class _Mark:
+    """The instant of a command's start or end, between points of every device.
+
+    What was seen before the instant happened before it. A counter's change that
+    is seen after it may have happened before, unless the counter was read in
+    between: twice, as the first of these reads may have begun before the instant.
+    """
+
+    def __init__(self, at_seconds: float, group: GroupCurve) -> None:
+        self.at_seconds = at_seconds
+        self.brackets: dict[str, Bracket] = {}
+        self._before = {
+            device: last_point(curve) for device, curve in group.devices.items()
+        }
+        self._reads_after = 0
+
+    def see(
+        self, at_seconds: float, group: GroupCurve, changed: dict[str, bool]
+    ) -> None:
+        """After one more read; `changed` devices, with whether they have a counter."""
+        if at_seconds < self.at_seconds:
+            return
+        for device, has_counter in changed.items():
+            if device in self.brackets or (has_counter and self._reads_after < 2):
+                continue
+            curve = group.devices[device]
+            self.brackets[device] = Bracket(
+                self._before.get(device),
+                joules_at(curve, self.at_seconds),
+                last_point(curve),
+            )
+        self._reads_after += 1
+
+    def bracket(self, device: str, curve: DeviceCurve) -> Bracket:
+        """As far as it is known."""
+        known = Bracket(self._before.get(device), joules_at(curve, self.at_seconds))
+        return self.brackets.get(device, known)
+
+
 class Watch:
     """Devices of one source, from before a command begins until after its end."""
 
@@ -33,80 +75,78 @@ class Watch:
         self.first_failure: str | None = None
         self.peak_watts: float | None = None
         self._has_baseline = has_baseline
-        self._start_seconds: float | None = None
-        self._end_seconds: float | None = None
-        self._last_seconds: float | None = None
-        self._slack_seconds = 0.0
-        self._has_counter: dict[str, bool] = {}
-        self._openings: dict[str, Opening] = {}
-        self._peaks: dict[str, float] = {}
-        self._anchors: dict[str, tuple[float, float]] = {}
-        self._counted: dict[str, float] = {}
+        self._start: _Mark | None = None
+        self._end: _Mark | None = None
         self._shown: frozenset[str] = frozenset()
+        self._has_counter: dict[str, bool] = {}
+        self._baseline_watts: dict[str, float | None] = {}
+        self._peaks: dict[str, float] = {}
+        self._anchors: dict[str, Point] = {}
+        self._counted: dict[str, float] = {}
 
     def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
         """One successful read of all devices, in order of time."""
         self.is_failing = False
-        if self._last_seconds is not None:
-            spacing = at_seconds - self._last_seconds
-            # A point lies anywhere between two reads, and a read takes time.
-            self._slack_seconds = max(self._slack_seconds, spacing)
-        self._last_seconds = at_seconds
         self._shown = frozenset(reading.device for reading in readings)
+        before = {d: last_point(curve) for d, curve in self.group.devices.items()}
         self.group.observe(
             at_seconds, ((r.device, r.joules, r.watts) for r in readings)
         )
         for reading in readings:
             if reading.joules is not None or reading.watts is not None:
                 self._has_counter.setdefault(reading.device, reading.joules is not None)
-        self._open()
-        if self._start_seconds is not None and self._end_seconds is None:
-            self._see_peaks(at_seconds, readings)
+        changed = {
+            device: self._has_counter[device]
+            for device, curve in self.group.devices.items()
+            if last_point(curve) != before.get(device)
+        }
+        if self._start is not None:
+            self._start.see(at_seconds, self.group, changed)
+            if self._end is not None:
+                self._end.see(at_seconds, self.group, changed)
+            elif at_seconds >= self._start.at_seconds:
+                self._see_peaks(readings)
 
     def failed(self, reason: str) -> None:
         """The source could not be read: a gap until it can."""
         self.is_failing = True
         self.first_failure = self.first_failure or reason
         self._shown = frozenset()
-        self._last_seconds = None  # a gap is no slack: it is accounted for as a gap
         self._anchors.clear()
         self.group.interrupt(SENSOR_GAP)
 
     def start(self, at_seconds: float) -> None:
-        """The command begins."""
-        self._start_seconds = at_seconds
+        """The command begins; what was read until now was read before."""
+        self._start = _Mark(at_seconds, self.group)
+        if self._has_baseline:
+            for device, curve in self.group.devices.items():
+                self._baseline_watts[device] = mean_watts(curve)
 
     def end(self, at_seconds: float) -> None:
-        """The command has ended."""
-        self._end_seconds = at_seconds
+        """The command has ended; what was read until now was read before."""
+        self._end = _Mark(at_seconds, self.group)
 
-    def is_ready(self, now_seconds: float) -> bool:
-        """Has every device a point before now, from which its joules can count?"""
-        return bool(self.group.devices) and all(
-            len(curve.seconds) and curve.seconds[0] <= now_seconds - self._slack(device)
-            for device, curve in self.group.devices.items()
-        )
+    @property
+    def is_ready(self) -> bool:
+        """Has every device a point from which its joules can count?"""
+        curves = self.group.devices.values()
+        return bool(curves) and all(len(curve.seconds) for curve in curves)
 
     @property
     def is_settled(self) -> bool:
         """Has every device that ever changed a point after the end?"""
-        assert self._end_seconds is not None
-        seen = [
-            curve.seconds[-1] >= self._end_seconds + self._slack(device)
-            for device, curve in self.group.devices.items()
-            if len(curve.seconds)
-        ]
-        return bool(seen) and all(seen)
+        assert self._end is not None
+        ever = {d for d, curve in self.group.devices.items() if len(curve.seconds)}
+        return bool(ever) and ever <= self._end.brackets.keys()
 
     def energies(self) -> tuple[Energy, ...]:
         """Each device over the command, in order of name."""
-        span = self._span()
+        start, end = self._marks()
         return tuple(
             device_energy(
-                device, curve,
-                self._openings.get(device) or self._opening(device, curve),
-                span,
-                slack_seconds=self._slack(device),
+                device, curve, (start.at_seconds, end.at_seconds),
+                start.bracket(device, curve), end.bracket(device, curve),
+                baseline_watts=self._baseline_watts.get(device),
                 peak_watts=self._peaks.get(device),
                 has_counter=self._has_counter.get(device, False),
                 is_lost=device not in self._shown,
@@ -116,38 +156,16 @@ class Watch:
 
     def total(self) -> Energy:
         """All devices together."""
-        start, end = self._span()
-        return total_energy(self.energies(), end - start, self.peak_watts)
+        start, end = self._marks()
+        seconds = end.at_seconds - start.at_seconds
+        return total_energy(self.energies(), seconds, self.peak_watts)
 
-    def _span(self) -> tuple[float, float]:
-        assert self._start_seconds is not None
-        assert self._end_seconds is not None
-        return self._start_seconds, self._end_seconds
+    def _marks(self) -> tuple[_Mark, _Mark]:
+        assert self._start is not None
+        assert self._end is not None
+        return self._start, self._end
 
-    def _slack(self, device: str) -> float:
-        """Points of integrated power lie exactly where they were read."""
-        return self._slack_seconds if self._has_counter.get(device) else 0.0
-
-    def _open(self) -> None:
-        """Keep the start's points: the curve of a long command gets coarser."""
-        if self._start_seconds is None:
-            return
-        for device, curve in self.group.devices.items():
-            if device in self._openings or not len(curve.seconds):
-                continue
-            if curve.seconds[-1] >= self._start_seconds + self._slack(device):
-                self._openings[device] = self._opening(device, curve)
-
-    def _opening(self, device: str, curve: DeviceCurve) -> Opening:
-        assert self._start_seconds is not None
-        return opening(
-            curve, self._start_seconds, self._slack(device), baseline=self._has_baseline
-        )
-
-    def _see_peaks(self, at_seconds: float, readings: Sequence[Reading]) -> None:
-        assert self._start_seconds is not None
-        if at_seconds < self._start_seconds:
-            return
+    def _see_peaks(self, readings: Sequence[Reading]) -> None:
         together: list[float] = []
         for reading in readings:
             watts = reading.watts
@@ -163,13 +181,15 @@ class Watch:
 
     def _count_watts(self, device: str) -> None:
         """Mean of a counter over the last `PEAK_SECONDS` or more of its points."""
+        assert self._start is not None
         curve = self.group.devices[device]
-        if not len(curve.seconds):
+        newest = last_point(curve)
+        if newest is None:
             return
-        newest = (curve.seconds[-1], curve.joules[-1])
         anchor = self._anchors.setdefault(device, newest)
-        if anchor[0] < (self._start_seconds or 0.0) or curve.reasons[-1]:
+        if anchor.seconds < self._start.at_seconds or curve.reasons[-1]:
             self._anchors[device] = newest  # what was before, or in a gap, is not it
-        elif newest[0] - anchor[0] >= PEAK_SECONDS:
+        elif newest.seconds - anchor.seconds >= PEAK_SECONDS:
             self._anchors[device] = newest
-            self._counted[device] = (newest[1] - anchor[1]) / (newest[0] - anchor[0])
+            joules = newest.joules - anchor.joules
+            self._counted[device] = joules / (newest.seconds - anchor.seconds)

@@ -104,6 +104,12 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *out) {
     return 0;
 }
 
+nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int *out) {
+    if (getenv("SERVEWATT_NVML_OLD")) return 3;
+    *out = device == &boards[0] ? 700000u : 500000u;
+    return 0;
+}
+
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int n, field_value *values) {
     if (lost[(int *)device - boards]) return lost[(int *)device - boards];
     for (int i = 0; i < n; i++) {

@@ -165,9 +165,32 @@ def test_idle_power_is_measured_before_and_taken_off() -> None:
     assert energy.mean_watts == pytest.approx(400, abs=15)
 
 
+def test_a_read_that_was_under_way_at_the_start_is_not_the_commands() -> None:
+    watch = Watch(has_baseline=True)
+    for hundredths in range(0, 100, 10):
+        watch.sampled(hundredths / 100, [Reading("gpu0", watts=100)])
+    watch.start(1.0)
+    watch.sampled(0.99, [Reading("gpu0", watts=700)])
+    for hundredths in range(100, 201, 10):
+        watch.sampled(hundredths / 100, [Reading("gpu0", watts=100)])
+    watch.end(2.0)
+    watch.sampled(2.01, [Reading("gpu0", watts=100)])
+    energy = only(watch)
+    assert energy.peak_watts == 100
+    assert energy.at_least_joules == pytest.approx(100)
+    assert energy.joules == pytest.approx(100)
+
+
+def test_the_baseline_begins_after_the_last_gap() -> None:
+    course = Course(((1.0, 600.0), (0.8, 50.0), (3.0, 300.0)))
+    for kind in ("counter", "power"):
+        watch = watched({"gpu0": course}, 1.8, 3.0, kind=kind, gap=(0.9, 1.1))
+        assert only(watch).baseline_watts == pytest.approx(50, abs=1)
+
+
 @pytest.mark.parametrize("kind", ["counter", "power"])
 def test_the_peak_is_of_the_command_and_not_of_what_came_before(kind: Kind) -> None:
-    course = Course(((0.9, 700.0), (1.0, 100.0), (0.7, 350.0), (1.0, 100.0)))
+    course = Course(((1.2, 700.0), (0.8, 100.0), (0.6, 350.0), (1.0, 100.0)))
     watch = watched({"gpu0": course}, 1.2, 3.2, kind=kind)
     assert only(watch).peak_watts == pytest.approx(350, rel=0.25)
     assert watch.peak_watts == only(watch).peak_watts
