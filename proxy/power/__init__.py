@@ -44,9 +44,12 @@ def split_sources(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def source_opener(text: str, gpus: tuple[str, ...]) -> Callable[[], EnergySource]:
+def source_opener(
+    text: str, gpus: tuple[str, ...], *, shows_outside: bool = False
+) -> Callable[[], EnergySource]:
     """How to open what `--power NAME` or `NAME=ADDRESS` means; may fail when called.
 
+    With `shows_outside` it also reads the GPUs that `gpus` leaves out.
     Raises ConfigError for an unknown name.
     """
     name, _, argument = text.partition("=")
@@ -54,4 +57,5 @@ def source_opener(text: str, gpus: tuple[str, ...]) -> Callable[[], EnergySource
         raise ConfigError(
             f"unknown power source {name!r}; known: {', '.join(sorted(SOURCES))}"
         )
-    return partial(SOURCES[name], SourceOptions(argument or None, gpus))
+    options = SourceOptions(argument or None, gpus, shows_outside)
+    return partial(SOURCES[name], options)

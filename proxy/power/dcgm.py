@@ -26,8 +26,11 @@ class DcgmSource:
     name = "dcgm"
     boundary = "gpu"
 
-    def __init__(self, url: str, gpus: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: str, gpus: Sequence[str] = (), *, shows_outside: bool = False
+    ) -> None:
         self._url = url
+        self._shows_outside = shows_outside
         self._gpus = frozenset(gpus)
         self._http = HttpSensor(
             self.name,
@@ -39,12 +42,14 @@ class DcgmSource:
         """One scrape. Raises SensorError with the address and what was wrong."""
         reply = self._http.get(self._url)
         readings, self.is_simulated = parse_dcgm(reply.text, self._gpus)
-        if not readings:
+        if all(reading.is_outside for reading in readings):
             wanted = f" for GPU {', '.join(sorted(self._gpus))}" if self._gpus else ""
             raise SensorError(
                 f"dcgm at {self._url} shows neither {POWER} nor {ENERGY}{wanted}"
             )
-        return readings
+        if self._shows_outside:
+            return readings
+        return [reading for reading in readings if not reading.is_outside]
 
     def close(self) -> None:
         """Close the connection."""
@@ -54,22 +59,27 @@ class DcgmSource:
 def parse_dcgm(text: str, gpus: frozenset[str]) -> tuple[list[Reading], bool]:
     """Readings by device, and whether a simulator made them.
 
-    `gpus` are indices or UUIDs; empty means all. Raises SensorError on text
-    that is not in Prometheus' format.
+    `gpus` are indices or UUIDs, all others are outside; empty means all.
+    Raises SensorError on text that is not in Prometheus' format.
     """
     samples, is_simulated = samples_named(text, (ENERGY, POWER))
     joules: dict[str, float] = {}
     watts: dict[str, float] = {}
+    outside: set[str] = set()
     for sample in samples:
         index = sample.labels.get("gpu", "?")
         if gpus and not gpus & {index, sample.labels.get("UUID", "")}:
-            continue
+            outside.add(f"gpu{index}")
         if sample.name == ENERGY:
             joules[f"gpu{index}"] = sample.value / 1000  # DCGM counts millijoules
         else:
             watts[f"gpu{index}"] = sample.value
     devices = sorted(joules.keys() | watts.keys())
-    return [Reading(d, joules.get(d), watts.get(d)) for d in devices], is_simulated
+    readings = [
+        Reading(device, joules.get(device), watts.get(device), None, device in outside)
+        for device in devices
+    ]
+    return readings, is_simulated
 
 
 def open_dcgm(options: SourceOptions) -> EnergySource:
@@ -77,4 +87,5 @@ def open_dcgm(options: SourceOptions) -> EnergySource:
     argument = parse_argument("dcgm", options.argument)
     if not argument.address:
         raise ConfigError(f"--power dcgm needs the exporter's address: {EXAMPLE}")
-    return DcgmSource(base_url("dcgm", argument.address, EXAMPLE), options.gpus)
+    url = base_url("dcgm", argument.address, EXAMPLE)
+    return DcgmSource(url, options.gpus, shows_outside=options.shows_outside)

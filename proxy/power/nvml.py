@@ -12,6 +12,7 @@ seen by the curve as a reset.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,8 @@ UNSUPPORTED = (
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
 )
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+OUTSIDE_SECONDS = 1.0
+"""Boards that the engine does not use are read no more often: nobody divides them."""
 
 
 class NvmlSource:
@@ -37,7 +40,9 @@ class NvmlSource:
     boundary = "gpu"
     is_simulated = False
 
-    def __init__(self, gpus: Sequence[str] = ()) -> None:
+    def __init__(
+        self, gpus: Sequence[str] = (), *, shows_outside: bool = False
+    ) -> None:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
@@ -46,18 +51,21 @@ class NvmlSource:
                 "in a container the `utility` capability given?"
             ) from None
         self._is_open = True
+        self._others_due_seconds = 0.0
         try:
             self._devices = _choose(gpus)
+            self._others = _others(self._devices) if shows_outside else []
         except Exception:
             self.close()
             raise
 
     def read(self) -> Sequence[Reading]:
         """Every device, or SensorError if one of them cannot be read."""
-        return [
+        own = [
             Reading(name, _joules(name, handle), _watts(name, handle))
             for name, handle in self._devices
         ]
+        return [*own, *self._read_others()]
 
     def limit_watts(self) -> float | None:
         """The power limits set for these boards, which an administrator may lower."""
@@ -69,6 +77,19 @@ class NvmlSource:
         except pynvml.NVMLError:  # laptops and virtual GPUs have none
             return None
         return float(sum(milliwatts)) / 1000
+
+    def _read_others(self) -> list[Reading]:
+        """Boards of the host that the engine does not use, now and then."""
+        now = time.monotonic()
+        if not self._others or now < self._others_due_seconds:
+            return []
+        self._others_due_seconds = now + OUTSIDE_SECONDS
+        found = []
+        for name, handle in self._others:
+            with suppress(SensorError):  # another board's fault is not ours
+                joules, watts = _joules(name, handle), _watts(name, handle)
+                found.append(Reading(name, joules, watts, is_outside=True))
+        return found
 
     def close(self) -> None:
         """Shut NVML down; a second call does nothing."""
@@ -98,6 +119,19 @@ def _choose(gpus: Sequence[str]) -> list[tuple[str, Any]]:
             "double, name each board once"
         )
     return devices
+
+
+def _others(chosen: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Name and handle of every board of the host that is not chosen."""
+    found: list[tuple[str, Any]] = []
+    with suppress(pynvml.NVMLError):
+        own = {pynvml.nvmlDeviceGetUUID(handle) for _, handle in chosen}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                if pynvml.nvmlDeviceGetUUID(handle) not in own:
+                    found.append((f"gpu{index}", handle))
+    return found
 
 
 def _check_order(count: int) -> None:
@@ -199,4 +233,4 @@ def open_nvml(options: SourceOptions) -> EnergySource:
     """Raises SensorError without a driver, ConfigError for a GPU not to be metered."""
     if options.argument is not None:
         raise ConfigError("--power nvml takes no address; choose GPUs with --gpus")
-    return NvmlSource(options.gpus)
+    return NvmlSource(options.gpus, shows_outside=options.shows_outside)

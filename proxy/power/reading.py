@@ -32,6 +32,8 @@ class SourceOptions:
     argument: str | None = None
     gpus: tuple[str, ...] = ()
     """Indices or UUIDs; empty means every visible device."""
+    shows_outside: bool = False
+    """Also read the devices that are not chosen, where the source can see them."""
 
 
 class EnergySource(Protocol):

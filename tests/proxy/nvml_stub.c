@@ -5,7 +5,8 @@
  * that until NVML is shut down and started again. Power is SERVEWATT_NVML_MILLIWATTS
  * (default 300000). SERVEWATT_NVML_MIG is the index of a board with MIG mode on;
  * with SERVEWATT_NVML_MIXED the second board is another model; SERVEWATT_NVML_OLD
- * is a driver without instant power and MIG.
+ * is a driver without instant power and MIG. SERVEWATT_NVML_LOST is the index of a
+ * board that is lost from the start.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,11 @@ static int boards[2];
 static long line_of[2];
 static nvmlReturn_t lost[2];
 static int starts;
+
+static int is_lost(nvmlDevice_t device) {
+    const char *text = getenv("SERVEWATT_NVML_LOST");
+    return text && (int *)device - boards == atoi(text);
+}
 
 static int count(void) {
     const char *text = getenv("SERVEWATT_NVML_BOARDS");
@@ -79,6 +85,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device,
                                                  unsigned long long *out) {
     long board = (int *)device - boards, wanted = line_of[board]++, seen = 0;
     long long value = 0, next;
+    if (is_lost(device)) return 15;
     if (lost[board]) return lost[board];
     FILE *script = fopen(getenv("SERVEWATT_NVML_SCRIPT"), "r");
     if (!script) return 999;

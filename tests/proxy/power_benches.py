@@ -353,11 +353,14 @@ for line in sys.stdin:
     command, said = line.strip(), {}
     try:
         if command.startswith("open"):
-            source = source_opener(command.split()[1], tuple(command.split()[2:]))()
+            verb, power, *gpus = command.split()
+            outside = verb == "open-all"
+            source = source_opener(power, tuple(gpus), shows_outside=outside)()
             said = {"name": source.name, "boundary": source.boundary,
                     "is_simulated": source.is_simulated}
         elif command == "read":
-            said = {"readings": [[r.device, r.joules, r.watts] for r in source.read()]}
+            said = {"readings": [[r.device, r.joules, r.watts, None, r.is_outside]
+                                 for r in source.read()]}
         else:
             source.close()
     except ProxyError as error:
@@ -369,9 +372,11 @@ for line in sys.stdin:
 class ChildSource:
     """A source in a process of its own, asked line by line."""
 
-    def __init__(self, child: subprocess.Popen[str], power: str) -> None:
+    def __init__(
+        self, child: subprocess.Popen[str], power: str, verb: str = "open"
+    ) -> None:
         self._child = child
-        said = self._ask(f"open {power}")
+        said = self._ask(f"{verb} {power}")
         self.name: str = said["name"]
         self.boundary: str = said["boundary"]
         self.is_simulated: bool = said["is_simulated"]

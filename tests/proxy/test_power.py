@@ -33,7 +33,17 @@ def test_dcgm_text_becomes_joules_and_watts_per_gpu() -> None:
 @pytest.mark.parametrize("chosen", ["1", "GPU-b"])
 def test_dcgm_gpus_are_chosen_by_index_or_uuid(chosen: str) -> None:
     readings, _ = parse_dcgm(DCGM_TEXT, frozenset({chosen}))
-    assert [reading.device for reading in readings] == ["gpu1"]
+    shown = [(reading.device, reading.is_outside) for reading in readings]
+    assert shown == [("gpu0", True), ("gpu1", False)]
+    answer = {"/metrics": lambda: (200, DCGM_TEXT, {})}
+    with serving(answer) as url:  # type: ignore[arg-type]  # a lambda of that shape
+        for more, devices in (
+            ({}, ["gpu1"]),
+            ({"shows_outside": True}, ["gpu0", "gpu1"]),
+        ):
+            source = source_opener(f"dcgm={url}/metrics", (chosen,), **more)()
+            assert [reading.device for reading in source.read()] == devices
+            source.close()
 
 
 def test_a_missing_counter_is_unknown_and_not_zero() -> None:

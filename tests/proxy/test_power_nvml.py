@@ -145,6 +145,39 @@ def test_several_gpus_are_one_group_and_visible_devices_count(library: Path) -> 
     assert devices("GPU-stub-0") == ["GPU-stub-0"]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "device"), [("nvml 0", "gpu0"), ("nvml GPU-stub-0", "GPU-stub-0")]
+)
+def test_boards_that_are_not_chosen_are_shown_as_outside(
+    library: Path, chosen: str, device: str
+) -> None:
+    script = environment(library, [1000, 2000, 3000])
+    with child(**script, SERVEWATT_NVML_BOARDS="2") as process:
+        source = ChildSource(process, chosen, verb="open-all")
+        first, second = source.read(), source.read()
+        source.close()
+    assert [(r.device, r.joules, r.is_outside) for r in first] == [
+        (device, 1.0, False), ("gpu1", 1.0, True),
+    ]  # fmt: skip
+    # and not as often: nobody divides them
+    assert [r.is_outside for r in second] == [False]
+
+
+def test_a_board_outside_that_fails_takes_nothing_from_the_chosen(
+    library: Path,
+) -> None:
+    # MIG, and lost on its first read: neither is the engine's concern
+    script = environment(library, [1000, 2000])
+    more = {"SERVEWATT_NVML_BOARDS": "2", "SERVEWATT_NVML_MIG": "1"}
+    with child(**script, **more, SERVEWATT_NVML_LOST="1") as process:
+        source = ChildSource(process, "nvml 0", verb="open-all")
+        reads = [source.read(), source.read()]
+        source.close()
+    assert [[(r.device, r.joules) for r in read] for read in reads] == [
+        [("gpu0", 1.0)], [("gpu0", 2.0)],
+    ]  # fmt: skip
+
+
 def refusal(library: Path, *gpus: str, **more: str) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
         read_nvml(library, [5], *gpus, SERVEWATT_NVML_BOARDS="2", **more)
