@@ -22,7 +22,8 @@ REASONS = {
 
 def describe(report: CommandReport) -> str:
     """Several lines: the command, then a table and remarks for each source."""
-    lines = [_cut(f"metering-proxy: {shlex.join(report.command)}", COLUMNS)]
+    words = "".join(c if c.isprintable() else " " for c in shlex.join(report.command))
+    lines = [_cut(f"metering-proxy: {words}", COLUMNS)]
     end = f"exit code {report.exit_code}"
     if report.signal is not None:
         end = f"ended by {report.signal}, {end}"
@@ -79,7 +80,8 @@ def _remarks(source: SourceReport, duration_seconds: float) -> Iterator[str]:
     if not source.devices:
         yield f"energy unknown: {source.failure or 'no reading came'}"
     told = {(each.unknown_because, *each.gap_seconds) for each in source.devices}
-    for energy in source.devices if len(told) != 1 else (source.total,):
+    is_same_for_all = len(told) == 1 and len(source.devices) > 1
+    for energy in (source.total,) if is_same_for_all else source.devices:
         if energy.joules is None:
             yield f"{energy.device} unknown: {why_unknown(energy)}; {_limits(energy)}"
         for reason, seconds in energy.gap_seconds.items():

@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.command.figures import NOT_READ_AFTER, TOO_SHORT, Energy
-from proxy.command.report import runtime_times_power
+from proxy.command.report import (
+    CommandReport,
+    SourceReport,
+    as_json,
+    runtime_times_power,
+)
 from proxy.command.watch import Watch
+from proxy.command.words import describe
 from proxy.power.reading import Reading
 
 MILLIJOULE = 0.001
@@ -297,3 +303,39 @@ def test_runtime_times_power_is_compared_with_no_unknown() -> None:
     said = runtime_times_power(700, "--tdp", 0.01, total)
     assert said is not None
     assert said.error_percent is None
+
+
+def made_of(watch: Watch, *command: str) -> CommandReport:
+    total = watch.total()
+    source = SourceReport(
+        source="nvml", boundary="gpu", is_simulated=False, devices=watch.energies(),
+        total=total, runtime=runtime_times_power(700, "--tdp", 2.0, total),
+        samples=1, missed=0, errors=0, failure=None,
+    )  # fmt: skip
+    return CommandReport(
+        command=command, name="x", labels={}, started_unix_seconds=0.0,
+        duration_seconds=2.0, exit_code=0, signal=None, sample_interval_seconds=0.02,
+        sources=(source,),
+    )  # fmt: skip
+
+
+def test_words_fit_a_terminal_and_repeat_no_control_characters() -> None:
+    name = "GPU-8d7f2f0a-5a83-4d0b-b1f7-3d2ac0ffee00"
+    steady = Course(((1.0, 300.0),))
+    watch = watched({name: steady, "gpu1": steady}, 1.2, 3.2, gap=(2.0, 2.1))
+    words = describe(made_of(watch, "sh", "-c", "printf '\x1b[31m'\n" * 40))
+    assert max(map(len, words.splitlines())) <= 100
+    assert all(line.isprintable() for line in words.splitlines())
+    assert "17 % too much" in words
+    assert "all: not read for" in words
+
+
+def test_words_and_json_say_the_same_of_the_unknown() -> None:
+    watch = watched({"gpu0": Course(((1.0, 500.0),))}, 1.52, 1.55)
+    report = made_of(watch, "true")
+    words = describe(report)
+    (source,) = as_json(report)["sources"]
+    assert source["joules"] is None
+    assert "gpu0 unknown: the command is too short for this sensor" in words
+    assert f"{source['at_most_joules']:.4g} J" in words
+    assert " 0 J\n" not in words

@@ -437,6 +437,21 @@ def test_a_signal_the_command_does_not_survive_still_gives_figures(
     assert "ended by SIGTERM" in figures["said"]
 
 
+def test_ctrl_c_before_the_command_began_runs_nothing(
+    exporter: Exporter, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*METER, "--power", exporter.power, "--baseline", "600", "--", "touch",
+         str(tmp_path / "ran")],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    exporter.wait_for_reads(5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert not (tmp_path / "ran").exists()
+
+
 IN_A_TERMINAL = """
 import os, pty, sys
 code = pty.spawn(sys.argv[1:])
