@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from proxy.calibration.document import encoded, saved_of
 from proxy.errors import StoreError
 from proxy.ledger import Books
 from proxy.meter import MeterProtocol
@@ -53,6 +54,8 @@ class AdminSources:
     source: str
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
+    engine: str = "vllm"
+    """The upstream's dialect, which its calibration is kept under."""
 
 
 def admin_app(sources: AdminSources) -> web.Application:
@@ -66,6 +69,7 @@ def admin_app(sources: AdminSources) -> web.Application:
     app.router.add_get("/requests/{request_id}", views.request)
     app.router.add_get("/books", views.books)
     app.router.add_get("/info", views.info)
+    app.router.add_get("/calibration", views.calibration)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
     return app
@@ -197,6 +201,11 @@ class _Views:
         store = self._from.records.state()
         shown = None if store is None else _store_json(store)
         return _json({**self._from.info, "sensor": sensor, "store": shown})
+
+    async def calibration(self, request: web.Request) -> web.Response:
+        state = self._from.meter.state().calibration
+        found = [] if state is None else [saved_of(state, self._from.engine)]
+        return web.Response(body=encoded(found), content_type="application/json")
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"healthy": True})

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import AdminSources, admin_app
+from proxy.calibration.file import CalibrationFile
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError, SensorError
 from proxy.meter import Meter, MeterConfig
@@ -66,6 +67,8 @@ class Config:
     allow_unknown_routes: bool
     store: str | None = None
     """URL of the database of records; None: in memory only."""
+    calibration: str | None = None
+    """File of fitted constants; None: learnt anew in every run."""
     retention: Retention = field(default_factory=Retention)
 
 
@@ -93,8 +96,10 @@ class _App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.has_sensor = config.power != "none"
+        self.calibration = CalibrationFile(config.calibration, config.engine)
         self.meter = Meter(
             MeterConfig(
+                calibrations=self.calibration.by_model,
                 policy=config.policy,
                 idle_watts=config.idle_watts,
                 window_seconds=config.window_seconds,
@@ -141,6 +146,7 @@ class _App:
         if self.sampler is not None:
             await asyncio.to_thread(self.sampler.stop)
         await relay.close()
+        await asyncio.to_thread(self.calibration.save, self.meter.state().calibration)
         await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
 
@@ -187,6 +193,7 @@ class _App:
             window_seconds=self.config.window_seconds,
             sample_interval_seconds=self.config.sample_interval_seconds,
             source=self.config.power.partition("=")[0],
+            engine=self.config.engine,
         )
 
     def _start_sampler(self, loop: asyncio.AbstractEventLoop) -> Sampler:
@@ -226,6 +233,9 @@ class _App:
             self.loop_lag_seconds = max(0.0, now - due)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
+            if self.calibration.is_due(now):
+                learnt = self.meter.state().calibration
+                await asyncio.to_thread(self.calibration.save, learnt)
 
     def _settle(self, now_seconds: float) -> None:
         """Close windows and publish records; a defect here never stops a request."""

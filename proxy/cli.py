@@ -18,6 +18,7 @@ import click
 from proxy import __version__
 from proxy.app import Config, run
 from proxy.attribution import POLICIES
+from proxy.calibration.cli import calibrate
 from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
@@ -138,6 +139,8 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--policy", default="phase", show_default=True,
                      type=click.Choice(list(POLICIES)),
                      help="Headline attribution policy."),
+        click.option("--calibration", default=None, metavar="PATH",
+                     help="Keep the fitted constants in this JSON file."),
         click.option("--idle-watts", default="auto", show_default=True,
                      callback=_idle_watts, metavar="W|auto",
                      help="Loaded idle power; auto measures it while nothing runs."),
@@ -203,6 +206,7 @@ def sources(asked: tuple[str, ...], gpus: tuple[str, ...], is_json: bool) -> Non
 
 
 cli.add_command(meter)
+cli.add_command(calibrate)
 
 
 def _announce(addresses: dict[str, Any]) -> None:

@@ -193,6 +193,19 @@ def test_a_meter_that_measures_is_ready() -> None:
     ask(visit, stats=SamplerStats(is_up=True))
 
 
+def test_the_calibration_is_shown_with_the_reason_why_it_is_not_trusted() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        found = (await client.get("/calibration")).json()
+        assert found["version"] == 1
+        (entry,) = found["calibrations"]
+        assert (entry["engine"], entry["model"]) == ("vllm", "m")
+        assert entry["is_fitted"] is False
+        assert "rows of load seen" in entry["reason"]
+        assert entry["constants"]["step_joules"]["unit"] == "J per step"
+
+    ask(visit)
+
+
 def test_metrics_are_negotiated() -> None:
     async def visit(client: httpx.AsyncClient) -> None:
         assert (await client.get("/metrics")).text == "text"

@@ -7,19 +7,23 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.recent import render_recent
 from proxy.metrics.table import METRICS, Snapshot
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
+from proxy.settlement.calibration import FitRules
 from proxy.store.writer import StoreState
 from tests.proxy.metered import metered
 
 
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
-    meter, records = metered()
+    meter, records = metered(
+        MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1))
+    )
     found = Metrics()
     found.observe(records)
     found.show(
@@ -92,6 +96,14 @@ def test_every_line_of_the_table_is_shown(metrics: Metrics) -> None:
         "servewatt_energy_counter_power_ratio",
     }
     assert set(METRICS) - shown == without_cause
+
+
+def test_fitted_constants_are_shown(metrics: Metrics) -> None:
+    shown = values(metrics)
+    constants = [name for name in shown if name.startswith("servewatt_calibration_j")]
+    assert len(constants) == 5
+    assert all(shown[name] >= 0 for name in constants)
+    assert shown["servewatt_calibration_fitted{}"] == 0.0  # two requests of one shape
 
 
 def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:

@@ -1,0 +1,1 @@
+"""Fitted constants outside the process: their JSON, their file, their command."""

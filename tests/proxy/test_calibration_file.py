@@ -1,0 +1,164 @@
+"""Fitted constants that outlive the process, and the command that shows them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from proxy.calibration.document import decoded, encoded, saved_of
+from proxy.calibration.file import SAVE_SECONDS, CalibrationFile
+from proxy.cli import cli
+from proxy.errors import ConfigError, ProxyError
+from proxy.settlement.calibration import PRIOR, Calibration, CalibrationState
+
+
+def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState:
+    """What was learnt from a varied load, on an engine `level` times as hungry."""
+    rng = np.random.default_rng(1)
+    calibration = Calibration()
+    calibration.serve(model)
+    for _ in range(rows):
+        work = rng.uniform(0.1, 1.0, 5) * 100 / PRIOR
+        joules = level * float((work * PRIOR).sum()) + rng.normal()
+        calibration.learn(work, joules, 2.0)
+    return calibration.state
+
+
+def test_what_was_saved_is_what_the_next_run_goes_on_from(tmp_path: Path) -> None:
+    path = str(tmp_path / "fit.json")
+    state = state_of("llama")
+    CalibrationFile(path, "vllm").save(state)
+    later = Calibration(saved=CalibrationFile(path, "vllm").by_model)
+    later.serve("llama")
+    assert later.fit is not None
+    assert state.fit is not None
+    assert later.fit.joules == pytest.approx(state.fit.joules)
+    assert later.fit.error_joules == pytest.approx(state.fit.error_joules)
+    assert later.state.is_fitted
+
+
+def test_another_engine_or_model_is_kept_and_not_used(tmp_path: Path) -> None:
+    path = str(tmp_path / "fit.json")
+    CalibrationFile(path, "vllm").save(state_of("llama"))
+    CalibrationFile(path, "tgi").save(state_of("llama"))
+    CalibrationFile(path, "vllm").save(state_of("mistral"))
+    CalibrationFile(path, "vllm").save(state_of("llama", rows=70))
+    found = decoded(Path(path).read_bytes(), path)
+    assert {(entry.engine, entry.model, entry.rows) for entry in found} == {
+        ("vllm", "llama", 70.0),
+        ("tgi", "llama", 50.0),
+        ("vllm", "mistral", 50.0),
+    }
+    assert set(CalibrationFile(path, "tgi").by_model) == {"llama"}
+
+
+def test_it_is_written_once_a_minute_at_most(tmp_path: Path) -> None:
+    file = CalibrationFile(str(tmp_path / "fit.json"), "vllm")
+    assert file.is_due(1e12)
+    file.save(state_of("llama"))
+    assert not file.is_due(file._due_seconds - 1.0)
+    assert file.is_due(file._due_seconds)
+    assert SAVE_SECONDS == 60.0
+
+
+def test_without_a_path_nothing_is_due_or_written(tmp_path: Path) -> None:
+    file = CalibrationFile(None, "vllm")
+    file.save(state_of("llama"))
+    assert not file.is_due(1e12)
+    assert not file.by_model
+
+
+def test_nothing_learnt_is_not_written_over_what_was(tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    CalibrationFile(str(path), "vllm").save(state_of("llama"))
+    before = path.read_bytes()
+    CalibrationFile(str(path), "vllm").save(state_of("llama", rows=0))
+    CalibrationFile(str(path), "vllm").save(None)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["fit.json"]
+
+
+def test_a_disk_that_refuses_is_said_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = CalibrationFile(str(tmp_path / "missing" / "fit.json"), "vllm")
+    with caplog.at_level(logging.WARNING):
+        file.save(state_of("llama"))
+        file.save(state_of("llama"))
+    assert len(caplog.records) == 1
+    assert "No such file" in caplog.text
+
+
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(encoded([saved_of(state_of("m"), "vllm")]))
+    return found
+
+
+def with_sums(**changed: Any) -> bytes:
+    found = document()
+    found["calibrations"][0]["sums"] |= changed
+    return json.dumps(found).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "is no calibration"),
+        (b'{"calibrations": 3}', "is no calibration"),
+        (b'{"version": 2, "calibrations": []}', "version 2, expected 1"),
+        (with_sums(products=[1.0]), "not of 5 constants"),
+        (with_sums(rows=-1.0), "negative"),
+        (with_sums(squares=[[0.0, 9.0, 0.0, 0.0, 0.0]] + [[0.0] * 5] * 4), "squares"),
+    ],
+)
+def test_a_file_that_does_not_hold_is_refused_and_not_overwritten(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "fit.json"
+    path.write_bytes(content)
+    with pytest.raises(ProxyError, match=reason):
+        decoded(content, str(path))
+    with pytest.raises(ConfigError, match="--calibration"):
+        CalibrationFile(str(path), "vllm")
+    assert path.read_bytes() == content
+
+
+def test_the_command_shows_constants_units_errors_and_trust(tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    trusted = saved_of(state_of("llama"), "vllm")
+    young = saved_of(state_of("mistral", rows=3), "vllm")
+    path.write_bytes(encoded([trusted, young]))
+    shown = CliRunner().invoke(cli, ["calibrate", str(path)]).output
+    assert "vllm, llama: trusted" in shown
+    assert "vllm, mistral: not trusted: 3 of 10 rows of load seen" in shown
+    for unit in ("J per step", "J per prefill token", "J per KV token read"):
+        assert unit in shown
+    assert "+-" in shown
+
+
+def test_the_command_gives_the_same_document_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    path.write_bytes(encoded([saved_of(state_of("llama"), "vllm")]))
+    shown = CliRunner().invoke(cli, ["calibrate", "--json", str(path)]).output
+    assert json.loads(shown) == json.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("where", ["/nowhere/fit.json", "http://127.0.0.1:9"])
+def test_a_place_without_a_calibration_is_named(where: str) -> None:
+    failed = CliRunner().invoke(cli, ["calibrate", where])
+    assert isinstance(failed.exception, ProxyError)
+    assert str(failed.exception).startswith(where)
+
+
+def test_a_condition_without_end_is_left_out() -> None:
+    state = state_of("llama")
+    assert state.fit is not None
+    endless = replace(state, fit=replace(state.fit, condition=np.inf))
+    assert saved_of(endless, "vllm").condition is None
