@@ -29,6 +29,7 @@ from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
 from proxy.power import source_opener
 from proxy.relay.config import RelayConfig
+from proxy.relay.energy_note import Provenance
 from proxy.relay.server import RelayServer, start_relay
 from proxy.sampler import Failed, Sampled, Sampler, read_once
 from proxy.store.address import Retention, shown_url, store_url
@@ -65,6 +66,8 @@ class Config:
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
+    energy_in_response: bool = False
+    energy_wait_seconds: float = 0.0
     store: str | None = None
     """URL of the database of records; None: in memory only."""
     calibration: str | None = None
@@ -159,8 +162,22 @@ class _App:
             tenant_header=self.config.tenant_header,
             tenants=frozenset(self.config.tenants),
             allow_unknown_routes=self.config.allow_unknown_routes,
+            energy_in_response=self.config.energy_in_response,
+            energy_wait_seconds=self.config.energy_wait_seconds,
         )
-        return await start_relay(relay_config, self.meter, ENGINES[self.config.engine])
+        return await start_relay(
+            relay_config,
+            self.meter,
+            ENGINES[self.config.engine],
+            provenance=self._provenance,
+        )
+
+    def _provenance(self) -> Provenance:
+        """What replies say about the joules that they tell."""
+        stats = self.sampler.stats if self.sampler else None
+        if stats is None or stats.boundary == "unknown":
+            return Provenance()
+        return Provenance(stats.boundary, stats.is_simulated)
 
     async def _open_admin(self) -> web.AppRunner:
         host, port = self.config.admin

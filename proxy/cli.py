@@ -156,6 +156,12 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Tenants shown by name; any other is `other`."),
         click.option("--allow-unknown-routes", is_flag=True,
                      help="Pass routes on that are neither metered nor known."),
+        click.option("--energy-in-response", is_flag=True,
+                     help="Tell clients the energy of each reply, in the reply; "
+                     "one asks or declines with `x-servewatt-energy: 1` or 0."),
+        click.option("--energy-wait", "energy_wait_seconds", default=0.0,
+                     show_default=True, type=click.FloatRange(0, 60), metavar="S",
+                     help="Hold the end of such a reply for settled figures."),
         click.option("--store", default="default", metavar="URL|none",
                      callback=_store, help="Database of finished requests: "
                      "sqlite:///PATH, postgresql://USER@HOST/NAME, or none.  "

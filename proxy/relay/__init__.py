@@ -9,5 +9,6 @@
 
 Built on protocols, not on a web framework: an aiohttp handler costs 21-26 us of
 CPU per streamed chunk, and the chunks of every request pass through here.
-`headers`, `replies`, `routes`, `labels` and `usage_filter` are pure.
+`headers`, `replies`, `routes`, `labels`, `event_search`, `usage_filter` and
+`energy_note` are pure.
 """

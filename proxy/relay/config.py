@@ -20,6 +20,10 @@ class RelayConfig:
     """0 takes any free port."""
     asks_for_usage: bool = True
     """Ask for the usage event where the client did not, and drop it again."""
+    energy_in_response: bool = False
+    """Tell each request its energy in its own reply, unless it declines."""
+    energy_wait_seconds: float = 0.0
+    """How long the end of such a reply may wait for settlement; 0: an estimate."""
     allow_unknown_routes: bool = False
     """Off: engines have control routes (/pause, /abort_requests) without a guard."""
     tenant_header: str | None = None

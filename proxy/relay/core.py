@@ -11,6 +11,7 @@ from typing import Protocol
 from proxy.engines.dialect import Engine
 from proxy.relay.config import RelayConfig, Upstream
 from proxy.relay.counters import RelayCounters
+from proxy.relay.energy_note import Provenance
 from proxy.relay.headers import Headers
 from proxy.relay.labels import LabelReader
 from proxy.relay.pool import UpstreamPool
@@ -61,6 +62,8 @@ class Core:
     counters: RelayCounters
     pool: UpstreamPool
     clock: Callable[[], float]
+    provenance: Callable[[], Provenance]
+    """Which joules the meter counts, now."""
     loop: asyncio.AbstractEventLoop
     unparsed: deque[Tap]
     """Taps with reads that the next beat parses."""

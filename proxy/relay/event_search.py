@@ -29,26 +29,27 @@ class EventSearch:
     decides; its argument is one whole event with its blank line.
     """
 
-    __slots__ = ("_held", "_is_it", "_is_long", "_mark", "found")
+    __slots__ = ("_is_it", "_is_long", "_mark", "found", "held")
 
     def __init__(self, mark: bytes, is_it: Callable[[bytes], bool]) -> None:
         self._mark = mark
         self._is_it = is_it
-        self._held = b""
         self._is_long = False
+        self.held = b""
+        """The beginning of an event that is not whole yet."""
         self.found: tuple[bytes, bytes] | None = None
         """The event, and what came after it in the same read."""
 
     @property
     def is_between_events(self) -> bool:
         """Whether all that came so far ended with a blank line."""
-        return not (self._held or self._is_long)
+        return not (self.held or self._is_long)
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on now, possibly none."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
+        if self.held:
+            data = self.held + data
+            self.held = b""
         if data.endswith(b"\n\n") and self._mark not in data:
             self._is_long = False
             return data
@@ -56,7 +57,7 @@ class EventSearch:
 
     def flush(self) -> bytes:
         """What is still held when the stream ends in the middle of an event."""
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         return held
 
     def _whole_events(self, data: bytes) -> bytes:
@@ -70,5 +71,5 @@ class EventSearch:
         if self._is_long or len(data) - start > MAX_HELD_BYTES:
             self._is_long = True
             start = len(data.rstrip(b"\r\n"))  # its blank line may come in halves
-        self._held = data[start:]
+        self.held = data[start:]
         return data[:start]

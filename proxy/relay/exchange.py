@@ -12,14 +12,11 @@ import logging
 
 from proxy.engines.dialect import RequestFacts
 from proxy.relay.core import Client, Core, Request
-from proxy.relay.headers import (
-    frame_reply,
-    is_compressed,
-    is_event_stream,
-    request_head,
-    request_id_of,
-)
-from proxy.relay.replies import Refusal, refusal_bytes
+from proxy.relay.ending import EnergyEnding
+from proxy.relay.energy_note import wants_energy
+from proxy.relay.headers import request_head, request_id_of
+from proxy.relay.outgoing import Outgoing
+from proxy.relay.replies import Refusal
 from proxy.relay.routes import admit
 from proxy.relay.tap import Tap
 from proxy.relay.upstream import ReplyHead, UpstreamConnection
@@ -42,13 +39,10 @@ class Exchange:
         "_connecting",
         "_connection",
         "_core",
-        "_filter",
-        "_has_begun",
-        "_head",
-        "_is_chunked",
+        "_ending",
         "_is_over",
         "_is_paused",
-        "_keeps_alive",
+        "_outgoing",
         "_request",
         "_request_bytes",
         "_request_id",
@@ -66,17 +60,20 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tap: Tap | None = None
-        self._filter: UsageFilter | None = None
+        self._ending: EnergyEnding | None = None
         self._request_bytes = b""
-        self._head: bytes | None = None
-        self._has_begun = False
-        self._is_chunked = False
         self._is_over = False
         self._is_paused = False
-        self._keeps_alive = request.keeps_alive
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
         self.is_head_request = request.method == b"HEAD"
+        self._outgoing = Outgoing(
+            client.transport,
+            self._request_id,
+            is_http_10=request.is_http_10,
+            is_head_request=self.is_head_request,
+            keeps_alive=request.keeps_alive,
+        )
 
     # the way up
 
@@ -101,7 +98,7 @@ class Exchange:
         else:
             self._open_meter(admitted.facts)
         if admitted.has_usage_added:
-            self._filter = UsageFilter(core.engine)
+            self._outgoing.drop_usage(UsageFilter(core.engine))
         head = self._head_for_engine(len(admitted.body))
         self._request_bytes = head + admitted.body
         connection = core.pool.take_idle()
@@ -119,7 +116,12 @@ class Exchange:
             facts,
             core.labels.read(facts, request.headers),
         )
-        self._tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
+        tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
+        self._tap = tap
+        if wants_energy(request.headers, core.config.energy_in_response):
+            self._ending = EnergyEnding(
+                core, tap, self._outgoing, self._request_id, self._end
+            )
 
     def _head_for_engine(self, body_size: int) -> bytes:
         request, upstream = self._request, self._core.upstream
@@ -154,44 +156,35 @@ class Exchange:
     # the way down; called by the upstream connection
 
     def begin(self, head: ReplyHead) -> None:
-        """The reply's head: decide the framing, keep it for the first bytes."""
-        self._has_begun = True
+        """The reply's head, kept for the first bytes."""
         self._request_bytes = b""
-        if not is_event_stream(head.headers) or is_compressed(head.headers):
-            self._filter = None
-        framing = frame_reply(
-            head.status,
-            head.reason,
-            head.headers,
-            request_id=self._request_id,
-            has_body=not (self.is_head_request or head.status in (204, 304)),
-            has_length=head.has_length and not head.is_chunked and not self._filter,
-            is_http_10=self._request.is_http_10,
-            keeps_alive=self._keeps_alive,
-        )
-        self._head = framing.head
-        self._is_chunked = framing.is_chunked
-        self._keeps_alive = framing.keeps_alive
+        self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
+        if self._ending is not None:
+            self._ending.begin(head)
 
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
-        """One read of the reply: out with it, then the copy."""
-        out = data
-        if self._filter is not None:
-            out = self._filter.feed(data)
+        """One read of the reply: out with it, then the copy.
+
+        A reply that tells its energy is copied first, and ends when that is told.
+        """
+        if self._ending is None:
+            self._outgoing.write(data, is_last=is_last)
+            self._copy(at_seconds, data)
             if is_last:
-                out += self._filter.flush()
-        if self._is_chunked:
-            if out:
-                out = b"%x\r\n%b\r\n" % (len(out), out)
+                self._finish("ok", None, at=at_seconds)
+                return
+        else:
+            self._copy(at_seconds, data)
             if is_last:
-                out += b"0\r\n\r\n"
-        if self._head is not None:
-            out = self._head + out
-            self._head = None
-        if out:
-            self._client.transport.write(out)
+                self._close_tap(at_seconds)
+            self._ending.deliver(data, is_last)
+        if self.deadline_seconds is not None and not self._is_over:
+            timeout = None if is_last else self._core.config.read_timeout_seconds
+            self._set_deadline(timeout)
+
+    def _copy(self, at_seconds: float, data: bytes) -> None:
         tap = self._tap
         if data and tap is not None:
             if not tap.reads:
@@ -199,10 +192,16 @@ class Exchange:
             tap.reads.append((at_seconds, data))
             if len(tap.reads) > MAX_UNPARSED_READS:
                 tap.drain()
-        if is_last:
-            self._finish("ok", None, keeps_alive=self._keeps_alive, at=at_seconds)
-        elif self.deadline_seconds is not None:
-            self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def _close_tap(self, at_seconds: float) -> None:
+        """The engine is done; its reply may wait for what the meter says now."""
+        self._give_back()
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close(at_seconds, "ok", None)
+
+    def _end(self) -> None:
+        self._finish("ok", None)
 
     def upstream_lost(self, reason: str) -> None:
         """The engine left. Once, a kept connection may turn out to have been closed.
@@ -271,54 +270,52 @@ class Exchange:
         message = f"upstream {self._core.upstream.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
         log.warning("request %s: %s", self._request_id.decode(), message)
-        if self._has_begun and self._head is None:
+        if self._outgoing.has_left:
             self._finish(outcome, message, keeps_alive=False)
         else:
-            self._reply(Refusal(status, code, message))
-            self._finish(outcome, message, keeps_alive=self._keeps_alive)
+            self._outgoing.refuse(Refusal(status, code, message))
+            self._finish(outcome, message)
 
     def _refuse(self, refusal: Refusal) -> None:
         self._core.counters.refused[refusal.status] += 1
-        self._reply(refusal)
-        self._finish("refused", None, keeps_alive=self._keeps_alive)
-
-    def _reply(self, refusal: Refusal) -> None:
-        self._client.transport.write(
-            refusal_bytes(
-                refusal,
-                self._request_id,
-                closes=not self._keeps_alive,
-                has_body=not self.is_head_request,
-            )
-        )
+        self._outgoing.refuse(refusal)
+        self._finish("refused", None)
 
     def _finish(
         self,
         outcome: str,
         error: str | None,
         *,
-        keeps_alive: bool,
+        keeps_alive: bool = True,
         at: float | None = None,
     ) -> None:
         if self._is_over:
             return
         self._is_over = True
         core = self._core
-        connection, self._connection = self._connection, None
         if self._connecting is not None and outcome == "aborted":
             self._connecting.cancel()
-        if connection is not None:
-            if outcome != "ok":
-                connection.abort()
-            else:
-                if self._is_paused:
-                    connection.transport.resume_reading()
-                core.pool.give_back(connection)
+        if self._ending is not None:
+            self._ending.cancel()
+        if outcome == "ok":
+            self._give_back()
+        elif self._connection is not None:
+            self._connection.abort()
+        self._connection = None
         core.exchanges.discard(self)
         # After the bytes: the loop writes before it runs what is scheduled here.
         at_seconds = core.clock() if at is None else at
         core.loop.call_soon(self._account, at_seconds, outcome, error)
-        self._client.exchange_done(keeps_alive=keeps_alive)
+        self._client.exchange_done(
+            keeps_alive=keeps_alive and self._outgoing.keeps_alive
+        )
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._is_paused:
+                connection.transport.resume_reading()
+            self._core.pool.give_back(connection)
 
     def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
         try:

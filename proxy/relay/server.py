@@ -14,6 +14,7 @@ from proxy.relay.config import RelayConfig, parse_upstream
 from proxy.relay.core import Core
 from proxy.relay.counters import RelayCounters
 from proxy.relay.downstream import ClientConnection
+from proxy.relay.energy_note import Provenance
 from proxy.relay.labels import LabelReader
 from proxy.relay.pool import UpstreamPool
 from proxy.relay.tap import MeterGuard
@@ -34,6 +35,7 @@ class RelayServer:
         meter: MeterProtocol,
         engine: Engine,
         clock: Callable[[], float],
+        provenance: Callable[[], Provenance],
     ) -> None:
         upstream = parse_upstream(config.upstream_url)
         self.counters = RelayCounters()
@@ -50,6 +52,7 @@ class RelayServer:
             counters=self.counters,
             pool=UpstreamPool(config, upstream, self.counters, clock),
             clock=clock,
+            provenance=provenance,
             loop=asyncio.get_running_loop(),
             unparsed=deque(),
             exchanges=set(),
@@ -143,11 +146,13 @@ async def start_relay(
     meter: MeterProtocol,
     engine: Engine,
     clock: Callable[[], float] = time.monotonic,
+    provenance: Callable[[], Provenance] = Provenance,
 ) -> RelayServer:
     """A relay that listens; `await drain(timeout)` and `await close()` end it.
 
+    `provenance` says whose joules the meter counts, for replies that tell them.
     Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
     """
-    server = RelayServer(config, meter, engine, clock)
+    server = RelayServer(config, meter, engine, clock, provenance)
     await server.listen()
     return server

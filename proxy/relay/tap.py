@@ -14,6 +14,7 @@ from proxy.errors import SseError
 from proxy.meter import Labels, MeterProtocol
 from proxy.relay.counters import RelayCounters
 from proxy.relay.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.settlement.estimate import EnergySoFar
 from proxy.sse import SseDecoder
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -62,6 +63,14 @@ class MeterGuard:
                 key, at_seconds, outcome, status=status, error=error
             )
         )
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
+        """What a request has consumed so far; None where the meter fails."""
+        try:
+            return self._meter.estimate(key, at_seconds)
+        except Exception:  # the meter fails open
+            self._failed()
+            return None
 
     def _call(self, call: Callable[[], None]) -> None:
         try:
@@ -164,6 +173,11 @@ class Tap:
         self._guard.closed(self._key, at_seconds, outcome, self._status, error)
         self._counters.requests[outcome] += 1
         return outcome
+
+    def energy(self, at_seconds: float) -> EnergySoFar | None:
+        """What the request has consumed by what was read so far."""
+        self.drain()
+        return self._guard.estimate(self._key, at_seconds)
 
     def _read_events(self, decoder: SseDecoder, at_seconds: float, data: bytes) -> None:
         try:
