@@ -1,6 +1,6 @@
 """How wrong is a request's energy? Every policy against the simulator's truth.
 
-    python benchmarks/attribution_error.py [--requests 800] [--json] [--markdown FILE]
+    python benchmarks/attribution_error.py [--requests 1000] [--json] [--markdown FILE]
 
 Virtual time, no sockets. The simulator's core decides which step computes whom and
 what it costs; its truth is the Shapley share of the real, non-linear step energy.
@@ -20,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -33,11 +34,18 @@ from loadgen.simulator.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.roofline import roofline
 from loadgen.simulator.scheduler import SimRequest
 from loadgen.simulator.sensor import GpuSensor, SensorConfig
-from proxy.attribution import POLICIES, CostModel, Policy, by_phase
+from proxy.attribution import (
+    POLICIES,
+    CostModel,
+    Policy,
+    by_calibration,
+    by_phase,
+)
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.ledger import RequestRecord
 from proxy.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
+from proxy.settlement.calibration import Sums
 
 # Input and output tokens as (mean, median): Azure traces, arXiv 2504.17674 Table 1, 2.
 LENGTHS = {
@@ -84,6 +92,8 @@ class Row:
     bias: Mapping[str, float]
     residual_joules: float
     recomputed_fraction: float
+    trusted_fraction: float
+    """Of the busy time: how long `calibrated` used constants of its own."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +231,13 @@ def events_of(made: Load, scenario: Scenario, jitter_seconds: float) -> list[Eve
 
 def play(
     made: Load, scenario: Scenario, meter: Meter, jitter_seconds: float
-) -> list[RequestRecord]:
-    """Make all calls; the settled records."""
+) -> tuple[list[RequestRecord], float]:
+    """Make all calls; the settled records, and since when constants were trusted.
+
+    The latter as a part of the busy time, 0..1.
+    """
     assert made.trace is not None
+    trusted: list[bool] = []
     sensor = sensor_of(made.trace, scenario)
     facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
     records: list[RequestRecord] = []
@@ -237,12 +251,15 @@ def play(
             meter.sampled(at, [Reading("gpu0", joules, shown.watts)])
         elif event.what == "settled":
             records += meter.settle(at)
+            calibration = meter.state().calibration
+            if calibration is not None and QUIET_SECONDS < at < made.trace.end_seconds:
+                trusted.append(calibration.is_fitted)
         elif event.what == "opened":
             labels = Labels(kind=made.kinds[key])
             meter.opened(key, made.requests[key].request_id, at, facts, labels)
         else:
             meter.closed(key, at, "ok", status=200)
-    return records
+    return records, float(np.mean(trusted))
 
 
 def rows_of(
@@ -250,12 +267,16 @@ def rows_of(
     count: int,
     jitter_seconds: float,
     policies: Mapping[str, Policy] = POLICIES,
+    calibrations: Mapping[str, Sums] | None = None,
 ) -> Iterator[Row]:
     """One scenario through the meter; a row per policy, and one inclusive."""
     made = load(replace_sensor(scenario), count)
     assert made.trace is not None
-    meter = Meter(MeterConfig(policy=list(policies)[-1], policies=policies))
-    records = play(made, scenario, meter, jitter_seconds)
+    config = MeterConfig(
+        policy=list(policies)[-1], policies=policies, calibrations=calibrations or {}
+    )
+    meter = Meter(config)
+    records, trusted_fraction = play(made, scenario, meter, jitter_seconds)
     truths = [made.trace.truth[record.request_id] for record in records]
     idle = np.array([truth.idle_share_joules for truth in truths])
     active = np.array([truth.prefill_joules + truth.decode_joules for truth in truths])
@@ -278,7 +299,13 @@ def rows_of(
                 _bias(records, got, true),
                 residual,
                 made.recomputed_fraction,
+                trusted_fraction,
             )
+
+
+def scenario_rows(count: int, jitter_seconds: float, scenario: Scenario) -> list[Row]:
+    """As `rows_of`, for another process."""
+    return list(rows_of(scenario, count, jitter_seconds))
 
 
 def replace_sensor(scenario: Scenario) -> Scenario:
@@ -327,6 +354,28 @@ def wrong_constants() -> dict[str, Policy]:
     return made
 
 
+def constants_rows(count: int, jitter_seconds: float) -> list[Row]:
+    """What constants matter, fitted ones beside wrong ones."""
+    default = Scenario("mixed, 8 req/s, constants")
+    rows = list(rows_of(default, count, jitter_seconds, wrong_constants()))
+    fitted = {"calibrated, from nothing": by_calibration}
+    rows += rows_of(default, count, jitter_seconds, fitted)
+    resumed = {"calibrated, going on from a saved run": by_calibration}
+    calibrations = learnt(replace(default, seed=2), count, jitter_seconds)
+    rows += rows_of(default, count, jitter_seconds, resumed, calibrations)
+    return rows
+
+
+def learnt(scenario: Scenario, count: int, jitter_seconds: float) -> Mapping[str, Sums]:
+    """What a run of other requests leaves for the next one."""
+    meter = Meter()
+    play(load(replace_sensor(scenario), count), scenario, meter, jitter_seconds)
+    calibration = meter.state().calibration
+    assert calibration is not None
+    assert calibration.model is not None
+    return {calibration.model: calibration.sums}
+
+
 def own_cost() -> CostModel:
     """The simulator's constants for an H100 and 8B, where memory-bound or not."""
     cost = roofline(engine_config(Scenario("own")))
@@ -367,21 +416,26 @@ SCENARIOS = [
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """One line per scenario: every policy's median, more of `phase`."""
+    """One line per scenario: every policy's median, more of the last two."""
     lines = [
-        "| scenario | equal | tokens | phase | phase p90 | phase bias: conversation, "
-        "code | phase, inclusive | computed twice | residual |",
-        "|---|---:|---:|---:|---:|---|---:|---:|---:|",
+        f"| scenario | {' | '.join(POLICIES)} | p90: phase, calibrated | bias of "
+        "conversation, code: phase | calibrated | inclusive: phase, calibrated "
+        "| trusted | computed twice | residual |",
+        f"|---|{'---:|' * len(POLICIES)}---:|---|---|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(row.scenario for row in rows):
         own = {(row.policy, row.view): row for row in rows if row.scenario == name}
-        phase = own["phase", "active"]
         medians = [own[policy, "active"].median_error for policy in POLICIES]
+        phase, fitted = own["phase", "active"], own["calibrated", "active"]
+        inclusive = [
+            own[policy, "inclusive"].median_error for policy in ("phase", "calibrated")
+        ]
         lines.append(
             f"| {name} | {' | '.join(f'{median:.1%}' for median in medians)} "
-            f"| {phase.p90_error:.1%} | {_bias_text(phase)} "
-            f"| {own['phase', 'inclusive'].median_error:.1%} "
-            f"| {phase.recomputed_fraction:.0%} "
+            f"| {phase.p90_error:.1%}, {fitted.p90_error:.1%} "
+            f"| {_bias_text(phase)} | {_bias_text(fitted)} "
+            f"| {inclusive[0]:.1%}, {inclusive[1]:.1%} "
+            f"| {phase.trusted_fraction:.0%} | {phase.recomputed_fraction:.0%} "
             f"| {phase.residual_joules * 1e3:.1g} mJ |"
         )
     return lines
@@ -408,7 +462,7 @@ def _bias_text(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=800, metavar="N")
+    parser.add_argument("--requests", type=int, default=1000, metavar="N")
     parser.add_argument("--jitter-ms", type=float, default=1.0)
     parser.add_argument("--only", default="", help="scenarios whose name has this")
     parser.add_argument("--json", action="store_true")
@@ -417,14 +471,14 @@ def main() -> None:
     began = time.perf_counter()
     jitter_seconds = options.jitter_ms / 1e3
     count = options.requests
-    rows: list[Row] = []
-    for scenario in SCENARIOS:
-        if options.only in scenario.name:
-            rows += rows_of(scenario, count, jitter_seconds)
-    wrong: list[Row] = []
-    if not options.only:
-        default = Scenario("mixed, 8 req/s, constants")
-        wrong += rows_of(default, count, jitter_seconds, wrong_constants())
+    chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        constants = None
+        if not options.only:
+            constants = pool.submit(constants_rows, count, jitter_seconds)
+        found = pool.map(partial(scenario_rows, count, jitter_seconds), chosen)
+        rows = [row for some in found for row in some]
+        wrong = constants.result() if constants else []
     seconds = time.perf_counter() - began
     note = (
         f"Median and p90 of the relative error per request, {count} requests each; "
@@ -437,8 +491,8 @@ def main() -> None:
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        found = [asdict(row) for row in (*rows, *wrong)]
-        print(json.dumps({"note": note, "rows": found}))
+        shown = [asdict(row) for row in (*rows, *wrong)]
+        print(json.dumps({"note": note, "rows": shown}))
     else:
         print(text)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.attribution_error import Row, Scenario, rows_of
+from benchmarks.attribution_error import Row, Scenario, learnt, rows_of
+from proxy.attribution import by_calibration
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], Row]:
     scenario = Scenario("mixed, 8 req/s", 8)
-    found = rows_of(scenario, 250, jitter_seconds=0.001)
+    found = rows_of(scenario, 400, jitter_seconds=0.001)
     return {(row.policy, row.view): row for row in found}
 
 
@@ -25,6 +28,26 @@ def test_phase_is_within_fifteen_percent_of_the_truth(
     assert rows["phase", view].median_error <= 0.15
     for bias in rows["phase", view].bias.values():
         assert bias == pytest.approx(1.0, abs=0.10)
+
+
+def test_calibrated_learns_the_engine_to_five_percent(
+    rows: dict[tuple[str, str], Row],
+) -> None:
+    fitted = rows["calibrated", "active"]
+    assert fitted.median_error <= 0.05
+    assert fitted.median_error < rows["phase", "active"].median_error
+    for bias in fitted.bias.values():
+        assert bias == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_a_run_learnt_serves_the_next_one_from_its_first_request() -> None:
+    scenario = Scenario("mixed, 8 req/s", 8)
+    calibrations = learnt(replace(scenario, seed=2), 300, jitter_seconds=0.001)
+    policies = {"calibrated": by_calibration}
+    found = rows_of(scenario, 60, 0.001, policies, calibrations)
+    fitted = next(row for row in found if row.view == "active")
+    assert fitted.trusted_fraction == 1.0
+    assert fitted.median_error <= 0.05
 
 
 def test_phase_is_better_than_policies_that_ignore_the_engine(
