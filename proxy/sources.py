@@ -78,6 +78,19 @@ class Found:
     clock_offset_seconds: float | None = None
 
 
+def gpus_for(text: str, texts: Sequence[str], gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """What of `--gpus` one source among several is told: it is for those of GPUs.
+
+    Where none of them is, the source is told, and refuses it.
+    """
+
+    def is_of_gpus(source: str) -> bool:
+        return MEASURES.get(source.partition("=")[0], ("",))[0] == "gpu"
+
+    has_other = any(is_of_gpus(source) for source in texts)
+    return gpus if is_of_gpus(text) or not has_other else ()
+
+
 def find_sources(asked: Sequence[str], gpus: tuple[str, ...]) -> list[Found]:
     """Those asked for as in `--power`, or every source there is.
 

@@ -26,8 +26,8 @@ PURE = {
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "settlement", "power", "meter", "boundaries", "sampler", "sources", "command",
-    "store", "calibration", "relay", "metrics", "admin", "app", "cli",
+    "settlement", "power", "meter", "boundaries", "sampler", "sources", "sensing",
+    "command", "store", "calibration", "relay", "metrics", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

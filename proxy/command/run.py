@@ -22,7 +22,7 @@ from proxy.errors import ConfigError, ProxyError, SensorError
 from proxy.power import source_opener
 from proxy.power.reading import EnergySource, LimitedSource
 from proxy.sampler import Failed, Sampled, Sampler
-from proxy.sources import MEASURES
+from proxy.sources import MEASURES, gpus_for
 
 FIRST_POINT_SECONDS = 0.5
 """Without a baseline, wait this long for a counter to tick: from there it counts."""
@@ -53,7 +53,7 @@ class _Sensor:
         self.watch = Watch(has_baseline=config.baseline_seconds > 0)
         self.limit_watts: float | None = None
         self._lock = lock
-        opener = source_opener(text, _gpus_for(text, config))
+        opener = source_opener(text, gpus_for(text, config.sources, config.gpus))
         self.sampler = Sampler(opener, config.sample_interval_seconds, self._deliver)
         self._try(opener)
 
@@ -189,16 +189,6 @@ def _wait_for_last_points(
 
     with lock:
         lock.wait_for(are_settled, max(LAST_POINT_SECONDS, baseline_seconds))
-
-
-def _gpus_for(text: str, config: MeterConfig) -> tuple[str, ...]:
-    """`--gpus` is for the sources of GPUs; where none is, the source refuses it."""
-
-    def is_of_gpus(source: str) -> bool:
-        return MEASURES.get(source.partition("=")[0], ("",))[0] == "gpu"
-
-    has_other = any(is_of_gpus(source) for source in config.sources)
-    return config.gpus if is_of_gpus(text) or not has_other else ()
 
 
 def _signal_name(number: int) -> str:

@@ -35,13 +35,11 @@ def test_dcgm_gpus_are_chosen_by_index_or_uuid(chosen: str) -> None:
     readings, _ = parse_dcgm(DCGM_TEXT, frozenset({chosen}))
     shown = [(reading.device, reading.is_outside) for reading in readings]
     assert shown == [("gpu0", True), ("gpu1", False)]
-    answer = {"/metrics": lambda: (200, DCGM_TEXT, {})}
-    with serving(answer) as url:  # type: ignore[arg-type]  # a lambda of that shape
-        for more, devices in (
-            ({}, ["gpu1"]),
-            ({"shows_outside": True}, ["gpu0", "gpu1"]),
-        ):
-            source = source_opener(f"dcgm={url}/metrics", (chosen,), **more)()
+    with serving({"/metrics": lambda: (200, DCGM_TEXT, {})}) as url:
+        for shows_outside, devices in (False, ["gpu1"]), (True, ["gpu0", "gpu1"]):
+            source = source_opener(
+                f"dcgm={url}/metrics", (chosen,), shows_outside=shows_outside
+            )()
             assert [reading.device for reading in source.read()] == devices
             source.close()
 
