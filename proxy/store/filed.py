@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.ledger import RequestRecord
+from proxy.ledger import RequestEnergy, RequestRecord
 
 MICROSECONDS = 1_000_000
 INSTANTS = ("arrived", "scheduled", "first_token", "last_token", "finished")
@@ -22,6 +22,8 @@ ENERGIES = (
     "prefill_joules", "decode_joules", "idle_share_joules", "energy_joules",
     "policy", "quality",
 )  # fmt: skip
+BESIDE = (*ENERGIES[:4], "quality")
+"""What is shown of the boundaries beside the headline; the policy is the same."""
 _ORDER = (
     "sequence", *TEXTS, "status", *(f"{name}_unix_seconds" for name in INSTANTS),
     "prompt_tokens", "cached_tokens", "output_tokens",
@@ -89,6 +91,7 @@ def row_of(filed: Filed) -> dict[str, Any]:
     for name in ENERGIES:
         row[name] = getattr(energy, name)
     row["policy_joules"] = msgspec.json.encode(energy.policy_joules).decode()
+    row["boundaries"] = _boundaries(energy)
     return row
 
 
@@ -96,7 +99,20 @@ def json_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """One line of `/requests`, from the columns of one record."""
     energy = {name: row[name] for name in ENERGIES}
     energy["policy_joules"] = msgspec.Raw(row["policy_joules"].encode())
+    if row["boundaries"] is not None:
+        energy["boundaries"] = msgspec.Raw(row["boundaries"].encode())
     return {**{name: row[name] for name in _ORDER}, "energy": energy}
+
+
+def _boundaries(energy: RequestEnergy) -> str | None:
+    """The joules at the other boundaries as JSON; None where there is no other."""
+    if not energy.boundaries:
+        return None
+    shown = {
+        name: {figure: getattr(beside, figure) for figure in BESIDE}
+        for name, beside in energy.boundaries.items()
+    }
+    return msgspec.json.encode(shown).decode()
 
 
 def _storable(text: str | None) -> str | None:

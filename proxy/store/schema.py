@@ -15,12 +15,14 @@ from sqlalchemy import (
     func,
     inspect,
     select,
+    text,
 )
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from proxy.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""From 2 on there is `boundaries`; a store of version 1 is brought up to it."""
 LOCK = 0x5E12_3A77
 """Of those who create the tables, in PostgreSQL; any number that is ours."""
 
@@ -61,8 +63,10 @@ RECORDS = Table(
     Column("policy", Text, nullable=False),
     Column("quality", Text, nullable=False),
     Column("policy_joules", Text, nullable=False),
+    Column("boundaries", Text),
 )
-"""Instants in Unix seconds (UTC), energy in joules, `policy_joules` a JSON object."""
+"""Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
+and so is `boundaries`, null where only one boundary was metered."""
 
 Index("servewatt_records_request_id", RECORDS.c.request_id)
 Index("servewatt_records_finished", RECORDS.c.finished_unix_seconds)
@@ -75,6 +79,9 @@ def prepare(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
     if inspect(connection).has_table(META.name):
         found = connection.scalar(select(META.c.value).where(META.c.name == "schema"))
+        if found == 1:
+            _add_boundaries(connection)
+            return
         if found is not None:
             check_version(found)
             return
@@ -83,6 +90,16 @@ def prepare(connection: Connection) -> None:
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             connection.execute(CreateIndex(index, if_not_exists=True))
     connection.execute(META.insert().values(name="schema", value=SCHEMA_VERSION))
+
+
+def _add_boundaries(connection: Connection) -> None:
+    """Version 1 to 2, in the caller's transaction: what is there stays as it is."""
+    column = RECORDS.c.boundaries
+    there = {found["name"] for found in inspect(connection).get_columns(RECORDS.name)}
+    if column.name not in there:  # else another proxy was faster, or was killed here
+        added = f"ALTER TABLE {RECORDS.name} ADD COLUMN {column.name} TEXT"
+        connection.execute(text(added))
+    connection.execute(META.update().where(META.c.name == "schema").values(value=2))
 
 
 def check_version(found: int) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, make_url, select, text
 
 from proxy.errors import ConfigError
+from proxy.ledger import RequestEnergy
 from proxy.store.archive import Archive
 from proxy.store.database import Database
-from proxy.store.filed import row_of
+from proxy.store.filed import Filed, json_of, row_of
 from proxy.store.schema import META, SCHEMA_VERSION
-from tests.proxy.filing import filed
+from tests.proxy.filing import filed, record
 
 
 def opened(url: URL, upstream: str = "http://engine", run: str = "run") -> Database:
@@ -94,7 +97,7 @@ def test_the_oldest_are_deleted_in_batches(url: URL) -> None:
 
 @pytest.mark.parametrize(
     ("version", "way_out"),
-    [(SCHEMA_VERSION + 1, "newer .*upgrade"), (SCHEMA_VERSION - 1, "older .*--store")],
+    [(SCHEMA_VERSION + 1, "newer .*upgrade"), (0, "older .*--store")],
 )
 def test_a_schema_of_another_version_is_refused(
     url: URL, version: int, way_out: str
@@ -105,6 +108,34 @@ def test_a_schema_of_another_version_is_refused(
     database.close()
     with pytest.raises(ConfigError, match=way_out):
         Archive(url, upstream="http://engine")
+
+
+def test_a_store_of_version_1_gets_its_column_and_keeps_its_records(url: URL) -> None:
+    old = opened(url)
+    old.write([row_of(filed(1))])
+    with old.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE servewatt_records DROP COLUMN boundaries"))
+        connection.execute(META.update().values(value=1))
+    old.close()
+    for _ in range(2):  # killed halfway: the column is there, the version is not
+        database = opened(url)
+        with database.engine.begin() as connection:
+            assert connection.scalar(select(META.c.value)) == SCHEMA_VERSION
+            connection.execute(META.update().values(value=1))
+        database.close()
+    database = opened(url)
+    beside = RequestEnergy(1.0, 2.0, 3.0, 6.0, "phase", "estimated")
+    energy = replace(record(2).energy, boundaries={"node": beside})
+    database.write([row_of(Filed(2, 1.7e9, replace(record(2), energy=energy)))])
+    first, second = (json_of(row)["energy"] for row in database.page(0, 9, 9))
+    assert "boundaries" not in first
+    assert json.loads(bytes(second["boundaries"])) == {
+        "node": {
+            "prefill_joules": 1.0, "decode_joules": 2.0, "idle_share_joules": 3.0,
+            "energy_joules": 6.0, "quality": "estimated",
+        }
+    }  # fmt: skip
+    database.close()
 
 
 def test_a_file_that_is_no_database_is_left_alone(
