@@ -52,6 +52,8 @@ LENGTHS = {
     "conversation": ((1631.58, 928), (105.51, 41)),
     "code": ((2511.28, 1930), (22.69, 8)),
     "reasoning": ((200.0, 150), (600.0, 400)),  # made up: little in, much out
+    "talk": ((400.0, 400.0), (100.0, 100.0)),  # two classes without any spread
+    "paste": ((3000.0, 3000.0), (20.0, 20.0)),
 }
 LONGEST_TOKENS = 8192
 QUIET_SECONDS = 5.0  # before the first arrival: loaded idle is measured here
@@ -75,6 +77,8 @@ class Scenario:
     repeat_fraction: float = 0.0
     """Requests whose prompt repeats an earlier one: the prefix cache has it."""
     kv_blocks: int | None = None
+    is_regular: bool = False
+    """Arrivals one like the other, for checks that need steady load."""
     seed: int = 1
 
 
@@ -149,7 +153,8 @@ def load(scenario: Scenario, count: int) -> Load:
     made = Load()
     at_seconds = QUIET_SECONDS
     for number in range(count):
-        at_seconds += rng.exponential(1 / scenario.rate_per_second)
+        gap = 1.0 if scenario.is_regular else rng.exponential()
+        at_seconds += gap / scenario.rate_per_second
         kind = scenario.kinds[int(rng.integers(len(scenario.kinds)))]
         given, produced = LENGTHS[kind]
         prompt = lognormal(rng, *given, 8, LONGEST_TOKENS)
