@@ -23,6 +23,7 @@ from proxy.admin import AdminSources, admin_app
 from proxy.calibration.file import CalibrationFile
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError, SensorError
+from proxy.gauges import GaugeStats, gauges_url, watch_gauges
 from proxy.meter import Meter, MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
@@ -66,6 +67,8 @@ class Config:
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
+    engine_metrics: str = "auto"
+    """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
     energy_in_response: bool = False
     energy_wait_seconds: float = 0.0
     store: str | None = None
@@ -115,6 +118,7 @@ class _App:
             retention=config.retention,
         )
         self.metrics = Metrics()
+        self.gauges = GaugeStats()
         self.sampler: Sampler | None = None
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
@@ -134,6 +138,7 @@ class _App:
         if self.has_sensor:
             self.sampler = self._start_sampler(loop)
         beat = asyncio.create_task(self._beat_until_stopped())
+        scrapes = asyncio.create_task(self._watch_engine())
         announce(
             {
                 "url": f"http://{self.config.listen[0]}:{relay.port}",
@@ -143,6 +148,7 @@ class _App:
         await self.stopping.wait()
         await relay.drain(DRAIN_SECONDS)
         await self._settle_the_last()
+        scrapes.cancel()
         beat.cancel()
         with suppress(asyncio.CancelledError):
             await beat
@@ -240,6 +246,12 @@ class _App:
                 while self.meter.state().unsettled_requests:  # noqa: ASYNC110
                     await asyncio.sleep(BEAT_SECONDS)
         self._settle(time.monotonic() + FORCED_SECONDS)
+
+    async def _watch_engine(self) -> None:
+        config = self.config
+        url = gauges_url(config.engine_metrics, config.engine, config.upstream)
+        if url is not None:
+            await watch_gauges(url, self.meter.gauged, self.gauges)
 
     async def _beat_until_stopped(self) -> None:
         due = time.monotonic()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from proxy.engines.dialect import RequestFacts, Update
+from proxy.engines.gauges import EngineGauges
 from proxy.ledger import Books, RequestEnergy, RequestRecord
 from proxy.meter import Labels, Meter, MeterConfig, MeterState
 from proxy.power.reading import Reading
@@ -164,6 +165,11 @@ class Boundaries:
     def sensor_gap(self, at_seconds: float, reason: str) -> None:
         """The headline's sensor failed."""
         self.failed(self.headline, at_seconds, reason)
+
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        """The engine's own count of who runs and waits, scraped at one moment."""
+        for meter in self._meters.values():
+            meter.gauged(at_seconds, gauges)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close what is final at every boundary; the records to be filed now.

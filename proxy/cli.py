@@ -76,6 +76,10 @@ def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
     return url.rstrip("/")
 
 
+def _engine_metrics(context: click.Context, option: click.Parameter, text: str) -> str:
+    return text if text in {"auto", "none"} else _upstream(context, option, text)
+
+
 def _idle_watts(
     context: click.Context, option: click.Parameter, text: str
 ) -> float | None:
@@ -136,6 +140,9 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--engine", default="vllm", show_default=True,
                      type=click.Choice(sorted(ENGINES)),
                      help="What the upstream speaks."),
+        click.option("--engine-metrics", default="auto", show_default=True,
+                     metavar="URL|auto|none", callback=_engine_metrics,
+                     help="The engine's own gauges of who runs and who waits."),
         click.option("--policy", default="phase", show_default=True,
                      type=click.Choice(list(POLICIES)),
                      help="Headline attribution policy."),

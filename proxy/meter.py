@@ -8,22 +8,23 @@ from one thread (the event loop's); instants are monotonic seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
-from proxy.attribution import POLICIES, Policy
 from proxy.energy.device import GAP_REASONS, SENSOR_GAP
 from proxy.engines.dialect import RequestFacts, Update
-from proxy.errors import ConfigError
+from proxy.engines.gauges import EngineGauges
 from proxy.ledger import Books, Ledger, RequestEnergy, RequestRecord
 from proxy.power.reading import Reading
-from proxy.settlement.calibration import Calibration, FitRules, Sums
+from proxy.settlement.calibration import Calibration
+from proxy.settlement.config import MeterConfig
+from proxy.settlement.entry import Entry
 from proxy.settlement.estimate import EnergySoFar, estimated_energy, unknown_energy
 from proxy.settlement.records import Labels, Request, first_model, is_settled, record_of
 from proxy.settlement.state import MeterState
-from proxy.settlement.windows import Entry, Settlement
+from proxy.settlement.windows import Settlement
 from proxy.timeline.request import RequestTimeline, TokenLog
+from proxy.timeline.run_on import LEFT
 
 __all__ = ["Labels", "Meter", "MeterConfig", "MeterProtocol", "MeterState"]
 
@@ -61,6 +62,9 @@ class MeterProtocol(Protocol):
     def sensor_gap(self, at_seconds: float, reason: str) -> None:
         """A read failed: energy until the next reading is unattributed or unknown."""
 
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        """The engine's own count of who runs and waits, scraped at one moment."""
+
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close every interval whose facts are known; the records now final."""
 
@@ -85,33 +89,6 @@ FINAL_ENERGIES = 4096
 
 GRACE_SECONDS = 5.0
 GRACE_PERIODS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class MeterConfig:
-    """How the meter settles. Raises ConfigError for an unknown policy."""
-
-    policy: str = "phase"
-    """The headline; all of `policies` run side by side."""
-    policies: Mapping[str, Policy] = field(default_factory=lambda: dict(POLICIES))
-    idle_watts: float | None = None
-    """Loaded idle of the whole group; None: measured whenever nothing runs."""
-    has_sensor: bool = True
-    """False: no energy will ever be known, and records do not wait for it."""
-    window_seconds: float = 0.5
-    """Five updates of a 100 ms counter, some twenty steps of an 8B model: shorter
-    windows charge the counter's and the stamps' jitter to requests."""
-    wait_seconds: float = 10.0
-    """How long a window waits for the facts of its requests."""
-    fit_rules: FitRules = field(default_factory=FitRules)
-    """When the constants of `calibrated` are trusted."""
-    calibrations: Mapping[str, Sums] = field(default_factory=dict)
-    """What earlier runs of this engine saw, by model."""
-
-    def __post_init__(self) -> None:
-        if self.policy not in self.policies:
-            known = ", ".join(sorted(self.policies))
-            raise ConfigError(f"unknown policy {self.policy!r}; known: {known}")
 
 
 class Meter:
@@ -188,6 +165,8 @@ class Meter:
         timeline.close(at_seconds, is_refused=status in REFUSALS)
         if not timeline.is_streamed and self.config.has_sensor:
             self._settlement.spread(timeline, self._log)
+        if outcome in LEFT and status not in REFUSALS:
+            self._settlement.client_left(timeline, at_seconds)
         if timeline.has_late_facts:
             self._settlement.engine_tells_late = True
 
@@ -206,6 +185,12 @@ class Meter:
         self._settlement.curve.interrupt(
             reason if reason in GAP_REASONS else SENSOR_GAP
         )
+
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        """The engine's own count of who runs and waits, scraped at one moment."""
+        if self.config.has_sensor:
+            entries = [request.entry for request in self._requests.values()]
+            self._settlement.gauged(at_seconds, gauges, entries, self._log)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close every interval whose facts are known; the records now final."""
@@ -294,12 +279,16 @@ class Meter:
         if not self.config.has_sensor:
             return True
         settlement = self._settlement
+        timeline = request.entry.timeline
         if is_settled(request, settlement.settled_seconds):
-            return True
+            # the next scrape may tell of a preemption: then it was not exact
+            return not timeline.is_scheduled_exact or settlement.gauges.covers(
+                timeline.end_seconds, now_seconds
+            )
         patience = self.config.wait_seconds + GRACE_SECONDS
         patience += GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
         patience += settlement.window_seconds
-        closed = request.entry.timeline.closed_seconds
+        closed = timeline.closed_seconds
         return closed is not None and now_seconds > closed + patience
 
     def _finish(self, request: Request) -> RequestRecord:

@@ -26,8 +26,9 @@ PURE = {
 }  # fmt: skip
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
-    "settlement", "power", "meter", "boundaries", "sampler", "sources", "sensing",
-    "command", "store", "calibration", "relay", "metrics", "admin", "app", "cli",
+    "settlement", "power", "meter", "boundaries", "sampler", "gauges", "sources",
+    "sensing", "command", "store", "calibration", "relay", "metrics", "admin", "app",
+    "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

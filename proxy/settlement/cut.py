@@ -22,16 +22,19 @@ def too_late_to_cut(
 
     None where the end is a good one. `timelines` are those that ran before it.
     """
-    spans = sorted(
-        (_began(timeline), timeline.end_seconds)
-        for timeline in timelines
-        if not timeline.is_refused
-    )
+    since_seconds = end_seconds - EDGE_SECONDS
     busy_until_seconds = -float("inf")
-    for began, ended in spans:
-        if began >= end_seconds:
-            break
-        if began > max(busy_until_seconds, end_seconds - EDGE_SECONDS):
+    late: list[tuple[float, float]] = []
+    for timeline in timelines:
+        began, ended = _began(timeline), timeline.end_seconds
+        if timeline.is_refused or began >= end_seconds:
+            continue
+        if began > since_seconds:
+            late.append((began, ended))
+        else:
+            busy_until_seconds = max(busy_until_seconds, ended)
+    for began, ended in sorted(late):
+        if began > busy_until_seconds:
             return began
         busy_until_seconds = max(busy_until_seconds, ended)
     return None

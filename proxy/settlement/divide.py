@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from proxy.attribution import FloatArray, Policy, attribute, by_running_time
 from proxy.energy.group import Window
 from proxy.settlement.calibration import CONSTANTS, work_of
-from proxy.timeline.activity import activity_between
+from proxy.timeline.activity import Activity, activity_between
 from proxy.timeline.population import Population, busy_seconds_until
 from proxy.timeline.steps import Steps
 
@@ -74,6 +75,8 @@ class Division:
     """What the requests caused: the sum of every policy's joules."""
     work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
     """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
+    external_joules: float = 0.0
+    """Of those that are not the proxy's: idle share and what they caused."""
 
 
 def divide(
@@ -84,9 +87,12 @@ def divide(
     *,
     idle_watts: float | None,
     policies: Sequence[Policy],
+    strangers: int = 0,
 ) -> Division:
     """Divide a window among `people`, all of whom ran in it.
 
+    The last `strangers` of them are not the proxy's: of those only the time they
+    ran is known, so by that they get their part, under every policy the same.
     Unknown idle watts count as 0: then what requests caused includes their idle.
     """
     edges = window.edges_seconds
@@ -98,10 +104,35 @@ def divide(
         window.start_seconds, window.end_seconds, people, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(people.serials))
+        return _all_idle(spans, len(policies), len(people.serials) - strangers)
     shares = attribute(shared, activity, by_running_time).sum(axis=1)
-    charged = [attribute(caused, activity, policy) for policy in policies]
-    return Division(idle, shares, np.stack(charged), caused, work_of(activity))
+    own = len(shares) - strangers
+    seconds = by_running_time(activity).sum(axis=1)
+    foreign = caused * float(seconds[own:].sum() / seconds.sum())
+    charged = [
+        attribute(caused - foreign, activity, partial(_among_first, own, policy))[:own]
+        for policy in policies
+    ]
+    return Division(
+        idle,
+        shares[:own],
+        np.stack(charged),
+        caused - foreign,
+        work_of(activity),
+        foreign + float(shares[own:].sum()),
+    )
+
+
+def _among_first(count: int, policy: Policy, activity: Activity) -> FloatArray:
+    """What a policy says, nothing for those after the first `count`."""
+    weights = policy(activity)
+    if count == len(weights):
+        return weights
+    is_own = (np.arange(len(weights)) < count)[:, np.newaxis]
+    weights = np.where(is_own, weights, 0.0)
+    if not (weights > 0).any():
+        weights = np.where(is_own, by_running_time(activity), 0.0)
+    return np.asarray(weights, dtype=np.float64)
 
 
 def split_idle(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proxy.ledger import Ledger, RequestEnergy, RequestRecord
-from proxy.settlement.windows import Entry
+from proxy.settlement.entry import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def _energy(
         timeline.is_scheduled_exact
         and timeline.is_count_exact
         and not request.entry.is_forced
+        and not request.entry.has_preemption
         and has_idle_watts
     )
     return RequestEnergy(

@@ -85,7 +85,7 @@ class PromptPlacement:
         for request in requests:
             arrived = request.arrived_seconds
             if request.scheduled_seconds is None:
-                at = request.first_token_seconds or request.closed_seconds or arrived
+                at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Job(at, arrived, request, None))
             due = [pause for pause in request.pauses if seen.has(pause)]
             jobs += [_Job(pause[1], arrived, request, pause) for pause in due]
@@ -207,16 +207,17 @@ class PromptPlacement:
 
     def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
-        closed = request.closed_seconds
+        closed = request.left_seconds
         assert closed is not None
         request.scheduled_seconds = closed
-        under_way = seen.step_at(request.arrived_seconds)
-        begin = max(request.arrived_seconds, seen.settled_seconds)
+        ready = request.waited_until_seconds
+        under_way = seen.step_at(ready)
+        begin = max(ready, seen.settled_seconds)
         if self._released_seconds < closed:
             begin = max(begin, self._released_seconds)
         if (
             under_way < len(seen.starts)
-            and seen.starts[under_way] < request.arrived_seconds
+            and seen.starts[under_way] < ready
             and seen.steps.end_seconds[under_way] < closed
         ):
             begin = max(begin, float(seen.steps.end_seconds[under_way]))
@@ -248,7 +249,8 @@ def _settle_rows(job: _Job, rows: list[tuple[float, float, float]], seen: Seen) 
         if began > stopped:
             request.stalls.append((stopped, began))
     else:
-        began = max(rows[-1][0], job.arrived_seconds, seen.settled_seconds)
+        ready = request.waited_until_seconds
+        began = max(rows[-1][0], ready, seen.settled_seconds)
         if request.prefill_seconds is not None:
             began = max(first - request.prefill_seconds, job.arrived_seconds)
             request.is_scheduled_exact = True
@@ -262,7 +264,7 @@ def _settle_rows(job: _Job, rows: list[tuple[float, float, float]], seen: Seen) 
 
 def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
-    begin = request.arrived_seconds
+    begin = request.waited_until_seconds
     ends = seen.steps.end_seconds
     if request.prefill_seconds is not None:
         assert request.first_token_seconds is not None

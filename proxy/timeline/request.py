@@ -48,18 +48,22 @@ PAUSE_SECONDS = 0.05
 class RequestTimeline:
     """Mutable record of one request in flight; instants in monotonic seconds.
 
-    `prefill_rows` (start, end, tokens of a step), `stalls` (from, to) and
-    `scheduled_seconds` are filled in by `PromptPlacement`; `pauses` (last token,
-    next one, tokens before it) is what it has yet to look at.
+    `waited_until_seconds` is when the engine's gauges last showed it in the queue;
+    `ran_on_seconds` until when they showed it running after its client had left,
+    while `may_run_on` says that this is not decided yet. `prefill_rows` (start,
+    end, tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled
+    in by `PromptPlacement`; `pauses` (last token, next one, tokens before it) is
+    what it has yet to look at.
     """
 
     __slots__ = (
         "arrived_seconds", "cached_tokens", "closed_seconds", "counted_tokens",
         "decode_seconds", "estimated_prompt_tokens", "first_token_seconds",
-        "has_late_facts", "has_running_usage", "is_refused", "is_scheduled_exact",
-        "is_streamed", "last_token_seconds", "output_tokens", "pauses", "prefill_rows",
-        "prefill_seconds", "prompt_tokens", "scheduled_seconds", "sequences", "serial",
-        "stalls",
+        "has_late_facts", "has_running_usage", "inference_seconds", "is_refused",
+        "is_scheduled_exact", "is_streamed", "last_token_seconds", "may_run_on",
+        "output_tokens", "pauses", "prefill_rows", "prefill_seconds", "prompt_tokens",
+        "ran_on_seconds", "scheduled_seconds", "sequences", "serial", "stalls",
+        "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, serial: int, at_seconds: float, facts: RequestFacts) -> None:
@@ -74,6 +78,7 @@ class RequestTimeline:
         self.output_tokens: int | None = None
         self.prefill_seconds: float | None = None
         self.decode_seconds: float | None = None
+        self.inference_seconds: float | None = None
         self.has_late_facts = False
         self.is_refused = False
         self.scheduled_seconds: float | None = None
@@ -85,6 +90,9 @@ class RequestTimeline:
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
         self.closed_seconds: float | None = None
+        self.may_run_on = False
+        self.ran_on_seconds: float | None = None
+        self.waited_until_seconds = at_seconds
 
     def receive(
         self, at_seconds: float, updates: Sequence[Update], log: TokenLog
@@ -116,11 +124,13 @@ class RequestTimeline:
         """Take usage and phase times; the tokens this event adds to its read."""
         usage, phases = update.usage, update.phases
         if phases is not None:
-            self.has_late_facts = True
+            self.has_late_facts = self.is_streamed
             if phases.prefill_seconds is not None:
                 self.prefill_seconds = phases.prefill_seconds
             if phases.decode_seconds is not None:
                 self.decode_seconds = phases.decode_seconds
+            if phases.inference_seconds is not None:
+                self.inference_seconds = phases.inference_seconds
         cumulative: int | None = None
         if usage is not None:
             if usage.prompt_tokens is not None:
@@ -196,10 +206,19 @@ class RequestTimeline:
         return self.output_tokens / self.counted_tokens
 
     @property
+    def left_seconds(self) -> float | None:
+        """When the engine was done with it, as far as is known; None while open."""
+        if self.ran_on_seconds is not None:
+            return self.ran_on_seconds
+        return self.closed_seconds
+
+    @property
     def end_seconds(self) -> float:
         """When it stopped running: last token, else the close; inf while open."""
-        if self.closed_seconds is None:
+        if self.closed_seconds is None or self.may_run_on:
             return float("inf")
+        if self.ran_on_seconds is not None:
+            return self.ran_on_seconds
         if self.last_token_seconds is not None:
             return self.last_token_seconds
         return self.closed_seconds

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
+from proxy.engines.gauges import EngineGauges
 from proxy.ledger import RequestRecord
 from proxy.meter import Labels, Meter, MeterConfig, MeterProtocol
 from proxy.power.reading import Reading
@@ -123,6 +124,9 @@ def play(meter: MeterProtocol, events: Iterable[Event]) -> None:
         elif event.what == "sampled":
             assert isinstance(detail, tuple)
             meter.sampled(event.at, detail)
+        elif event.what == "gauged":
+            assert isinstance(detail, EngineGauges)
+            meter.gauged(event.at, detail)
         else:
             meter.sensor_gap(event.at, event.what)
 

@@ -1,0 +1,85 @@
+"""Scrapes the engine's gauges: one task, once a second, for as long as it is alive.
+
+Rule: it reads beside the requests and never in their way. A page that cannot be
+had is said once, counted, and asked for again; the meter then goes on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from proxy.engines.gauges import METRICS_PATHS, EngineGauges, read_gauges
+
+log = logging.getLogger("servewatt.gauges")
+
+SCRAPE_SECONDS = 1.0
+"""An engine's page may have 60 kB and take it some milliseconds to write."""
+TIMEOUT_SECONDS = 0.9
+
+Deliver = Callable[[float, EngineGauges], None]
+
+
+@dataclass(slots=True)
+class GaugeStats:
+    """What the task did so far."""
+
+    scrapes_total: int = 0
+    errors_total: int = 0
+    is_up: bool = False
+    """The last scrape found gauges."""
+
+
+def gauges_url(asked: str, engine: str, upstream: str) -> str | None:
+    """Where to scrape: as asked, `auto` by the engine, None for `none`."""
+    if asked == "none":
+        return None
+    if asked != "auto":
+        return asked
+    path = METRICS_PATHS.get(engine)
+    return None if path is None else f"{upstream}{path}"
+
+
+async def watch_gauges(
+    url: str,
+    deliver: Deliver,
+    stats: GaugeStats,
+    *,
+    every_seconds: float = SCRAPE_SECONDS,
+) -> None:
+    """Scrape for ever; `deliver` gets the middle of each scrape and its gauges."""
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+        due_seconds = time.monotonic()
+        said: str | None = None
+        while True:
+            problem = await _scrape(client, url, deliver)
+            stats.scrapes_total += 1
+            stats.errors_total += problem is not None
+            stats.is_up = problem is None
+            if problem is not None and problem != said:
+                log.warning("engine gauges: %s: %s; going on without", url, problem)
+            said = problem
+            due_seconds = max(due_seconds + every_seconds, time.monotonic())
+            await asyncio.sleep(due_seconds - time.monotonic())
+
+
+async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str | None:
+    """One scrape; None when it went well, else why not."""
+    asked_seconds = time.monotonic()
+    try:
+        reply = await client.get(url)
+    except httpx.HTTPError as error:
+        return str(error) or type(error).__name__
+    answered_seconds = time.monotonic()
+    if reply.status_code != 200:
+        return f"status {reply.status_code}"
+    gauges = read_gauges(reply.text)
+    if gauges is None:
+        return "no gauge of vLLM or TGI on this page"
+    deliver((asked_seconds + answered_seconds) / 2, gauges)
+    return None

@@ -1,0 +1,62 @@
+"""What is read from an engine's own metrics page."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.engines.gauges import EngineGauges, read_gauges
+
+VLLM = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a{b} 7"} 3.0
+vllm:num_requests_running{engine="1",model_name="a{b} 7"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="a{b} 7"} 1.0
+vllm:num_requests_waiting{engine="1",model_name="a{b} 7"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
+vllm:num_preemptions_total{engine="0",model_name="a{b} 7"} 4.0
+vllm:num_preemptions_created{engine="0",model_name="a{b} 7"} 1.7e+09
+vllm:prompt_tokens_total{engine="0",model_name="a{b} 7"} 1.2e+06
+vllm:generation_tokens_total{engine="0",model_name="a{b} 7"} 345.0
+vllm:generation_tokens_created{engine="0",model_name="a{b} 7"} 1.7e+09
+"""
+TGI = """\
+# TYPE tgi_batch_current_size gauge
+tgi_batch_current_size 5
+# TYPE tgi_queue_size gauge
+tgi_queue_size 2
+# TYPE tgi_batch_inference_count counter
+tgi_batch_inference_count{method="prefill"} 10
+tgi_batch_inference_count{method="decode"} 90
+"""
+
+
+def test_vllm_ranks_are_added_up() -> None:
+    assert read_gauges(VLLM) == EngineGauges(5, 1, 4, 1_200_345.0)
+
+
+def test_tgi_counts_no_preemptions() -> None:
+    assert read_gauges(TGI) == EngineGauges(5, 2, None, 100.0)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "",
+        "<html>",
+        "process_cpu_seconds_total 4\n",
+        "vllm:num_requests_running 3\n",  # half of it is no picture
+        "vllm:num_requests_running NaN\nvllm:num_requests_waiting NaN\n",
+        "vllm:num_requests_running 1e+\nvllm:num_requests_waiting 0\n",
+    ],
+)
+def test_other_pages_have_none(page: str) -> None:
+    assert read_gauges(page) is None
+
+
+@given(st.text(alphabet=st.sampled_from('vllm:num_requests_{}" 0123456789e+.\n#')))
+def test_any_text_is_read_without_an_error(page: str) -> None:
+    assert read_gauges(page) is None or page
+    read_gauges(VLLM + page)
