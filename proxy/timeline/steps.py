@@ -23,6 +23,8 @@ reads within 0.1 ms of each other, steps of 8B-class models take 5 ms and more.
 Faster steps run together, and then count as often as a request was read in them."""
 
 GRID_SECONDS = 0.02
+TICK_SECONDS = 1e-6
+"""Keeps steps apart that are in one cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,13 @@ class StepBook:
         """Made-up stamps moved back onto steps seen shortly before them.
 
         Where none was seen they go onto a common grid, so that requests that ran
-        side by side share steps there too. The last stamp is a real one and stays.
+        side by side share steps there too; a grid's cell holds as many steps as one
+        request has stamps in it. The last stamp is a real one and stays.
         """
         ends = self._steps.end_seconds
-        moved = np.maximum(np.floor(stamps / GRID_SECONDS) * GRID_SECONDS, not_before)
+        cells = np.floor(stamps / GRID_SECONDS)
+        rank = np.arange(len(stamps)) - np.searchsorted(cells, cells)
+        moved = np.maximum(cells * GRID_SECONDS, not_before) + rank * TICK_SECONDS
         if len(ends):
             index = np.searchsorted(ends, stamps, side="right") - 1
             seen = ends[np.maximum(index, 0)]
