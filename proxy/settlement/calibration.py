@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
-from proxy.attribution import CostModel, FloatArray
+from proxy.attribution import CostModel, FloatArray, Policy, by_calibration
 from proxy.timeline.activity import Activity
 
 CONSTANTS = tuple(field.name for field in fields(CostModel))
@@ -174,6 +175,12 @@ class Calibration:
     def state(self) -> CalibrationState:
         """One consistent picture."""
         return CalibrationState(self.model, self.rules.row_seconds, self.sums, self.fit)
+
+    def bound(self, policy: Policy) -> Policy:
+        """The policy as it ranks now: `by_calibration` with the constants in use."""
+        if policy is by_calibration:
+            return partial(by_calibration, cost=self.cost)
+        return policy
 
     def serve(self, model: str) -> None:
         """The engine serves this model: go on from what an earlier run saw of it.

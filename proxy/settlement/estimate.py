@@ -19,8 +19,7 @@ from proxy.energy.group import GroupCurve
 from proxy.ledger import Ledger, RequestEnergy
 from proxy.settlement.divide import split_idle
 from proxy.settlement.records import Request
-from proxy.settlement.whole_reply import STEP_SECONDS
-from proxy.settlement.windows import Settlement
+from proxy.settlement.windows import STEP_SECONDS, Settlement
 from proxy.timeline.activity import Activity
 from proxy.timeline.population import Population, population, shared_seconds
 from proxy.timeline.request import RequestTimeline, TokenLog
@@ -68,7 +67,8 @@ def estimated_energy(
     by_policy, idle_share = ledger.entry(request.entry.slot)
     parts = np.array([*by_policy[ledger.policies.index(ledger.headline)], idle_share])
     if own in among:
-        shares = unsettled_shares(*measured, among, settlement, log, policy)
+        bound = settlement.calibration.bound(policy)
+        shares = unsettled_shares(*measured, among, settlement, log, bound)
         parts += shares[among.index(own)]
     prefill, decode, idle_share = parts.tolist()
     return RequestEnergy(

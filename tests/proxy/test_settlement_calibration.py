@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.attribution import FloatArray
+from proxy.attribution import FloatArray, by_calibration, by_phase, by_tokens
 from proxy.settlement.calibration import (
     CONSTANTS,
     PRIOR,
@@ -20,6 +20,7 @@ from proxy.settlement.calibration import (
     no_sums,
     nonnegative_least_squares,
 )
+from proxy.timeline.activity import Activity
 
 TRUE_RATIOS = np.array([1.07, 0.72, 0.8, 0.6, 1.03])
 
@@ -67,6 +68,16 @@ def test_standard_errors_shrink_with_the_square_root_of_the_rows() -> None:
     assert few is not None
     assert many is not None
     assert many.error_joules == pytest.approx(few.error_joules / 2, rel=0.25)
+
+
+def test_the_policy_ranks_by_the_constants_in_use_and_by_phase_without() -> None:
+    did = Activity(*(np.array([1.0, 5.0]) for _ in fields(Activity)))
+    young, old = taught(5), taught(300)
+    assert young.bound(by_tokens) is by_tokens
+    assert young.bound(by_calibration)(did).tolist() == by_phase(did).tolist()
+    expected = by_phase(did, old.cost).tolist()
+    assert old.bound(by_calibration)(did).tolist() == expected
+    assert expected != by_phase(did).tolist()
 
 
 def test_nothing_is_trusted_before_enough_rows() -> None:
