@@ -204,11 +204,12 @@ class Meter:
                 self._settled_seconds = settlement.settled_seconds
         else:
             self._log.clear()
+        given_up_seconds = now_seconds - self._patience_seconds()
         done = [
             request
             for request in self._requests.values()
             if request.entry.timeline.closed_seconds is not None
-            and self._is_done(request, now_seconds)
+            and self._is_done(request, now_seconds, given_up_seconds)
         ]
         done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
         return [self._finish(request) for request in done]
@@ -225,7 +226,9 @@ class Meter:
             settlement=self._settlement,
             ledger=self._ledger,
             log=self._log,
-            policy=self.config.policies[self.config.policy],
+            policy=self._settlement.calibration.bound(
+                self.config.policies[self.config.policy]
+            ),
             at_seconds=at_seconds,
         )
         return EnergySoFar(energy, is_settled=False)
@@ -274,22 +277,27 @@ class Meter:
             calibration=self._settlement.calibration.state,
         )
 
-    def _is_done(self, request: Request, now_seconds: float) -> bool:
+    def _patience_seconds(self) -> float:
+        """How long after its end a request may wait for its energy."""
+        settlement = self._settlement
+        periods = GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
+        patience = self.config.wait_seconds + GRACE_SECONDS + periods
+        return patience + settlement.window_seconds
+
+    def _is_done(
+        self, request: Request, now_seconds: float, given_up_seconds: float
+    ) -> bool:
         """Settled, or it can not be: nobody waits for energy that never comes."""
         if not self.config.has_sensor:
             return True
-        settlement = self._settlement
         timeline = request.entry.timeline
-        if is_settled(request, settlement.settled_seconds):
+        if is_settled(request, self._settlement.settled_seconds):
             # the next scrape may tell of a preemption: then it was not exact
-            return not timeline.is_scheduled_exact or settlement.gauges.covers(
+            return not timeline.is_scheduled_exact or self._settlement.gauges.covers(
                 timeline.end_seconds, now_seconds
             )
-        patience = self.config.wait_seconds + GRACE_SECONDS
-        patience += GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
-        patience += settlement.window_seconds
         closed = timeline.closed_seconds
-        return closed is not None and now_seconds > closed + patience
+        return closed is not None and closed < given_up_seconds
 
     def _finish(self, request: Request) -> RequestRecord:
         """Write the record and let the request go."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
-from proxy.attribution import Policy, by_calibration
+from proxy.attribution import Policy
 from proxy.energy.group import Window
 from proxy.ledger import Closing, Ledger
 from proxy.settlement.calibration import Calibration
@@ -136,17 +135,13 @@ class WindowCloser:
         people = population([*(entry.timeline for entry in ran), *strangers])
         steps = self.steps.steps
         starts = step_starts(steps, *self._arrivals)
-        calibrated = partial(by_calibration, cost=self.calibration.cost)
         division = divide(
             window,
             people,
             steps,
             starts,
             idle_watts=self.idle.watts,
-            policies=[
-                calibrated if policy is by_calibration else policy
-                for policy in self._policies
-            ],
+            policies=[self.calibration.bound(policy) for policy in self._policies],
             strangers=len(strangers),
         )
         is_whole = is_whole and not strangers

@@ -19,7 +19,8 @@ from proxy.energy.group import GroupCurve
 from proxy.ledger import Ledger, RequestEnergy
 from proxy.settlement.divide import split_idle
 from proxy.settlement.records import Request
-from proxy.settlement.windows import STEP_SECONDS, Settlement
+from proxy.settlement.whole_reply import STEP_SECONDS
+from proxy.settlement.windows import Settlement
 from proxy.timeline.activity import Activity
 from proxy.timeline.population import Population, population, shared_seconds
 from proxy.timeline.request import RequestTimeline, TokenLog
