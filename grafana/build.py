@@ -14,6 +14,9 @@ from typing import Any
 FOLDER = Path(__file__).parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 JOB = 'job=~"$job",instance=~"$instance"'
+CHOSEN = 'boundary=~"$boundary"'
+"""Boundaries overlap: what a node drew contains what its GPUs drew, so joules are
+never summed over them. One at a time is shown."""
 WIDTH = 24
 HEIGHT = 8
 STAT_HEIGHT = 4
@@ -49,10 +52,11 @@ def ratio(over: str, under: str) -> str:
     return f"sum(rate({over}[$__rate_interval])) / sum(rate({under}[$__rate_interval]))"
 
 
-def rate_by(metric: str, by: str = "") -> str:
+def rate_by(metric: str, by: str = "", within: str = "") -> str:
     """A counter's rate, summed over everything but these labels."""
     group = f" by ({by})" if by else ""
-    return f"sum{group} (rate({metric}{{{JOB}}}[$__rate_interval]))"
+    labels = f"{JOB},{within}" if within else JOB
+    return f"sum{group} (rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
 def quantiles(histogram: str) -> dict[str, str]:
@@ -124,7 +128,7 @@ ENERGY_ROWS = [
                 "Power",
                 "watt",
                 "Power of all metered devices, over the last counter interval.",
-                {"": f"sum(servewatt_device_power_watts{{{JOB}}})"},
+                {"": f"sum(servewatt_device_power_watts{{{JOB},{CHOSEN}}})"},
                 kind="stat",
                 width=4,
             ),
@@ -165,7 +169,11 @@ ENERGY_ROWS = [
                 "Settled energy by account. The stack is the measured power: "
                 "prefill and decode belong to requests, the idle share is the idle "
                 "power while they ran, idle is when nobody ran.",
-                {"{{account}}": rate_by("servewatt_energy_joules_total", "account")},
+                {
+                    "{{account}}": rate_by(
+                        "servewatt_energy_joules_total", "account", CHOSEN
+                    )
+                },
                 stacked=True,
                 palette=ACCOUNT_COLOURS,
             ),
@@ -174,8 +182,8 @@ ENERGY_ROWS = [
                 "watt",
                 "Mean power of each device between fresh readings, and loaded idle.",
                 {
-                    "{{device}}": f"servewatt_device_power_watts{{{JOB}}}",
-                    "loaded idle": f"sum(servewatt_idle_power_watts{{{JOB}}})",
+                    "{{device}}": f"servewatt_device_power_watts{{{JOB},{CHOSEN}}}",
+                    "loaded idle": f"sum(servewatt_idle_power_watts{{{JOB},{CHOSEN}}})",
                 },
             ),
             Panel(
@@ -195,7 +203,7 @@ ENERGY_ROWS = [
                 "Measured energy that belongs to no request, by reason.",
                 {
                     "{{reason}}": rate_by(
-                        "servewatt_unattributed_energy_joules_total", "reason"
+                        "servewatt_unattributed_energy_joules_total", "reason", CHOSEN
                     )
                 },
                 stacked=True,
@@ -262,27 +270,89 @@ ENERGY_ROWS = [
         ],
     ),
     Row(
+        "Boundaries",
+        [
+            Panel(
+                "Power by boundary",
+                "watt",
+                "Settled energy of each boundary. They overlap: the node's contains "
+                "the others', so these lines are compared and never added.",
+                {"{{boundary}}": rate_by("servewatt_energy_joules_total", "boundary")},
+                width=8,
+            ),
+            Panel(
+                "Share of the node's energy",
+                "percentunit",
+                "Joules inside the boundary over those of the node, over the same "
+                "time since start. Idle accelerators are GPUs the engine does not use.",
+                {"{{inner}}": f"servewatt_boundary_ratio{{{JOB}}}"},
+                width=8,
+            ),
+            Panel(
+                "Idle and idle accelerators",
+                "watt",
+                "Loaded idle, of which bare idle would be there without the model; and "
+                "what the host's other GPUs draw.",
+                {
+                    "loaded idle, {{boundary}}": f"servewatt_idle_power_watts{{{JOB}}}",
+                    "bare idle, {{boundary}}": "servewatt_bare_idle_power_watts"
+                    f"{{{JOB}}}",
+                    "not the engine's, {{device}}": (
+                        f"servewatt_idle_accelerators_power_watts{{{JOB}}}"
+                    ),
+                },
+                width=8,
+            ),
+            Panel(
+                "Not measured",
+                "percentunit",
+                "Part of the time in which a boundary had no reading to settle with.",
+                {
+                    "{{boundary}}": rate_by(
+                        "servewatt_boundary_gap_seconds_total", "boundary"
+                    )
+                },
+            ),
+            Panel(
+                "Records without a boundary's joules",
+                "reqps",
+                "Requests whose record did not get the joules of a slower boundary.",
+                {
+                    "{{boundary}}": rate_by(
+                        "servewatt_boundary_requests_without_energy_total", "boundary"
+                    )
+                },
+            ),
+        ],
+    ),
+    Row(
         "Can these joules be believed?",
         [
             Panel(
                 "Residual of the books",
                 "joule",
                 "Measured energy minus all accounts: anything but 0 is a defect.",
-                {"residual": f"max(abs(servewatt_books_residual_joules{{{JOB}}}))"},
+                {
+                    "{{boundary}}": "max by (boundary) "
+                    f"(abs(servewatt_books_residual_joules{{{JOB}}}))"
+                },
                 width=8,
             ),
             Panel(
                 "Counter over integrated power",
                 "none",
                 "About 1 when the energy counter and the power readings agree.",
-                {"ratio": f"servewatt_energy_counter_power_ratio{{{JOB}}}"},
+                {"{{boundary}}": f"servewatt_energy_counter_power_ratio{{{JOB}}}"},
                 width=8,
             ),
             Panel(
                 "Settlement lag",
                 "s",
                 "How far settled energy is behind the newest reading.",
-                {"lag": f"max(servewatt_settlement_lag_seconds{{{JOB}}})"},
+                {
+                    "{{boundary}}": "max by (boundary) "
+                    f"(servewatt_settlement_lag_seconds{{{JOB}}})"
+                },
                 width=8,
             ),
             Panel(
@@ -452,7 +522,7 @@ def dashboard(uid: str, title: str, anchor: str, rows: list[Row]) -> dict[str, A
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": _variables(anchor)},
+        "templating": {"list": _variables(anchor, rows)},
         "annotations": {"list": []},
         "links": [],
         "panels": panels,
@@ -527,7 +597,7 @@ def _colour(name: str, colour: str) -> dict[str, Any]:
     }
 
 
-def _variables(anchor: str) -> list[dict[str, Any]]:
+def _variables(anchor: str, rows: list[Row]) -> list[dict[str, Any]]:
     def of_label(label: str, within: str) -> dict[str, Any]:
         query = f"label_values({anchor}{within}, {label})"
         return {
@@ -544,7 +614,7 @@ def _variables(anchor: str) -> list[dict[str, Any]]:
             "current": {"text": "All", "value": "$__all"},
         }
 
-    return [
+    shown = [
         {
             "name": "datasource",
             "label": "Data Source",
@@ -555,6 +625,14 @@ def _variables(anchor: str) -> list[dict[str, Any]]:
         of_label("job", ""),
         of_label("instance", '{job=~"$job"}'),
     ]
+    queries = [
+        q for row in rows for panel in row.panels for q in panel.queries.values()
+    ]
+    if any(CHOSEN in query for query in queries):
+        boundary = of_label("boundary", f"{{{JOB}}}")
+        one = {"multi": False, "includeAll": False, "current": {}}
+        shown.append({**boundary, **one})
+    return shown
 
 
 def rendered() -> dict[str, str]:

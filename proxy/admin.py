@@ -9,21 +9,26 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from proxy.admin_json import (
+    boundary_json,
+    lacking,
+    ratio_json,
+    sensor_json,
+    store_json,
+)
+from proxy.boundaries import Boundaries
 from proxy.calibration.document import encoded, saved_of
 from proxy.errors import StoreError
-from proxy.ledger import Books
-from proxy.meter import MeterProtocol
-from proxy.sampler import SamplerStats
+from proxy.sensing import Measured
 from proxy.store.archive import Archive
 from proxy.store.filed import sequence_at
-from proxy.store.writer import StoreState
 
 MOST_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
@@ -37,11 +42,10 @@ CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset
 class AdminSources:
     """Where the admin API looks; it changes nothing."""
 
-    meter: MeterProtocol
+    boundaries: Boundaries
+    measured: Callable[[], Sequence[Measured]]
+    """Every boundary now, the headline first."""
     records: Archive
-    sampler: Callable[[], SamplerStats | None]
-    has_sensor: bool
-    """False when there is no power source, and so no energy."""
     info: Mapping[str, Any]
     """Configuration as a user may see it: no secrets."""
     render_metrics: Callable[[bool], bytes]
@@ -49,9 +53,7 @@ class AdminSources:
     render_recent: Callable[[], bytes]
     upstream_state: Callable[[], Any]
     """Awaitable: None when the upstream answers, else why it does not."""
-    window_seconds: float
     sample_interval_seconds: float
-    source: str
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
     engine: str = "vllm"
@@ -154,56 +156,40 @@ class _Views:
             if not math.isfinite(at_unix):
                 return _refuse("at is finite Unix seconds")
         at = None if at_unix is None else at_unix - offset
-        return _json(self._books_json(self._from.meter.books_at(at), at, offset))
-
-    def _books_json(
-        self, books: Books, at_seconds: float | None, offset: float
-    ) -> dict[str, Any]:
-        state = self._from.meter.state()
-        stats = self._from.sampler()
-        settled = state.books.settled_seconds
-        reply: dict[str, Any] = {
-            "settled_unix_seconds": settled + offset
-            if math.isfinite(settled)
-            else None,
-            "complete": at_seconds is None or settled >= at_seconds,
-            "boundary": stats.boundary if stats else "none",
-            "source": self._from.source,
-            "simulated": bool(stats and stats.is_simulated),
-            "sensor_up": bool(stats and stats.is_up),
-            "policy": state.policy,
-            "sample_interval_seconds": self._from.sample_interval_seconds,
-            "window_seconds": self._from.window_seconds,
+        replies = {
+            measured.boundary: boundary_json(
+                self._from.boundaries,
+                measured,
+                at,
+                unix_offset_seconds=offset,
+                sample_interval_seconds=self._from.sample_interval_seconds,
+            )
+            for measured in self._from.measured()
         }
-        is_measured = state.samples_total > 0 and math.isfinite(settled)
-        reply |= books_json(books) if is_measured else NO_BOOKS
-        reply |= {
-            "idle_watts": state.idle_watts,
-            "idle_source": state.idle_source,
-            "device_watts": dict(state.device_watts),
-            "gaps_total": state.gaps_total,
-            "samples_total": state.samples_total,
-            "missed_total": stats.missed if stats else 0,
-            "counter_period_seconds": state.counter_period_seconds,
-            "counter_power_ratio": state.counter_power_ratio,
-            "unsettled_seconds": state.unsettled_seconds,
-            "open_requests": state.open_requests,
-        }
-        return reply
+        chosen = request.query.get("boundary")
+        if chosen is None:
+            return _json(
+                {
+                    **replies[self._from.boundaries.headline],
+                    "boundaries": replies,
+                    "ratios": [ratio_json(r) for r in self._from.boundaries.ratios()],
+                }
+            )
+        if chosen not in replies:
+            return _refuse(f"boundary is one of {', '.join(replies)}")
+        return _json(replies[chosen])
 
     async def info(self, request: web.Request) -> web.Response:
-        stats = self._from.sampler()
-        sensor = {
-            "up": bool(stats and stats.is_up),
-            "simulated": bool(stats and stats.is_simulated),
-            "last_error": stats.last_error if stats else None,
-        }
+        sensors = {m.boundary: sensor_json(m) for m in self._from.measured()}
         store = self._from.records.state()
-        shown = None if store is None else _store_json(store)
-        return _json({**self._from.info, "sensor": sensor, "store": shown})
+        shown = None if store is None else store_json(store)
+        sensor = sensors[self._from.boundaries.headline]
+        return _json(
+            {**self._from.info, "sensor": sensor, "sensors": sensors, "store": shown}
+        )
 
     async def calibration(self, request: web.Request) -> web.Response:
-        state = self._from.meter.state().calibration
+        state = self._from.boundaries.state().calibration
         found = [] if state is None else [saved_of(state, self._from.engine)]
         return web.Response(body=encoded(found), content_type="application/json")
 
@@ -212,61 +198,22 @@ class _Views:
 
     async def readyz(self, request: web.Request) -> web.Response:
         upstream_reason = await self._from.upstream_state()
-        sensor_reason = self._sensor_reason()
+        headline, *others = self._from.measured()
+        sensor_reason = lacking(headline)
         reasons = [r for r in (upstream_reason, sensor_reason) if r is not None]
         body = {
             "ready": not reasons,
             "upstream": upstream_reason is None,
             "sensor": sensor_reason is None,
             "reasons": reasons,
+            # of the boundaries beside the headline; requests do not wait for them
+            "lacking": {
+                other.boundary: reason
+                for other in others
+                if (reason := lacking(other)) is not None
+            },
         }
         return _json(body, 503 if reasons else 200)
-
-    def _sensor_reason(self) -> str | None:
-        """Why energy is not known yet; None when it is, or is not asked for."""
-        stats = self._from.sampler()
-        if not self._from.has_sensor:
-            return None
-        if stats is None or not stats.is_up:
-            error = stats.last_error if stats else None
-            return error or "the power source has not answered yet"
-        state = self._from.meter.state()
-        if state.books.measured_joules <= 0:
-            return "the energy counter has not moved yet"
-        if state.idle_watts is None:
-            return "idle power is still being measured"
-        return None
-
-
-NO_BOOKS: dict[str, Any] = {
-    "measured_joules": None,
-    "attributed_joules": None,
-    "idle_share_joules": None,
-    "idle_joules": None,
-    "unattributed_joules": None,
-    "residual_joules": None,
-}
-"""Before any reading the joules are unknown, which is not zero."""
-
-
-def books_json(books: Books) -> dict[str, Any]:
-    """The accounts as `/books` shows them."""
-    return {
-        "measured_joules": books.measured_joules,
-        "attributed_joules": {
-            "prefill": books.prefill_joules,
-            "decode": books.decode_joules,
-        },
-        "idle_share_joules": books.idle_share_joules,
-        "idle_joules": books.idle_joules,
-        "unattributed_joules": dict(books.unattributed_joules),
-        "residual_joules": books.residual_joules,
-    }
-
-
-def _store_json(state: StoreState) -> dict[str, Any]:
-    shown: dict[str, Any] = msgspec.to_builtins(state)
-    return {"up": shown.pop("is_up"), **shown}
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:

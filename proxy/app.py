@@ -1,4 +1,4 @@
-"""Wiring, start and stop: one event loop, one sampler thread, two ports."""
+"""Wiring, start and stop: one event loop, a thread per sensor, two ports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,19 +20,19 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import AdminSources, admin_app
+from proxy.boundaries import Boundaries
 from proxy.calibration.file import CalibrationFile
 from proxy.engines import ENGINES
-from proxy.errors import ProxyError, SensorError
+from proxy.errors import ProxyError
 from proxy.gauges import GaugeStats, gauges_url, watch_gauges
-from proxy.meter import Meter, MeterConfig
+from proxy.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
-from proxy.power import source_opener
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_note import Provenance
 from proxy.relay.server import RelayServer, start_relay
-from proxy.sampler import Failed, Sampled, Sampler, read_once
+from proxy.sensing import Sensor, Sensors, plan_sensors, try_sensors
 from proxy.store.address import Retention, shown_url, store_url
 from proxy.store.archive import Archive
 
@@ -57,7 +57,8 @@ class Config:
     upstream: str
     listen: tuple[str, int]
     admin: tuple[str, int]
-    power: str
+    power: tuple[str, ...]
+    """Sources, one per boundary; the first is the headline."""
     gpus: tuple[str, ...]
     engine: str
     policy: str
@@ -69,6 +70,7 @@ class Config:
     allow_unknown_routes: bool
     engine_metrics: str = "auto"
     """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
+    bare_idle_watts: float | None = None
     energy_in_response: bool = False
     energy_wait_seconds: float = 0.0
     store: str | None = None
@@ -85,32 +87,34 @@ def run(
 
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
-    opener = source_opener(config.power, config.gpus)
-    if config.power != "none":
-        try:
-            read_once(opener)
-        except SensorError as error:
-            log.warning("power source: %s; serving without energy for now", error)
-    else:
-        opener()
-    uvloop.run(_App(config).serve(announce, until_eof))
+    sensors = plan_sensors(config.power, config.gpus)
+    try_sensors(sensors)
+    uvloop.run(_App(config, sensors).serve(announce, until_eof))
 
 
 class _App:
     """Everything that lives as long as the process."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, planned: Sequence[Sensor]) -> None:
         self.config = config
-        self.has_sensor = config.power != "none"
         self.calibration = CalibrationFile(config.calibration, config.engine)
-        self.meter = Meter(
-            MeterConfig(
-                calibrations=self.calibration.by_model,
-                policy=config.policy,
-                idle_watts=config.idle_watts,
-                window_seconds=config.window_seconds,
-                has_sensor=self.has_sensor,
-            )
+        common = MeterConfig(
+            policy=config.policy,
+            window_seconds=config.window_seconds,
+            has_sensor=bool(planned),
+        )
+        headline = replace(
+            common,
+            idle_watts=config.idle_watts,
+            calibrations=self.calibration.by_model,
+        )
+        names = [sensor.boundary for sensor in planned] or ["none"]
+        self.meter = Boundaries({n: common for n in names} | {names[0]: headline})
+        self.sensors = Sensors(
+            planned,
+            config.sample_interval_seconds,
+            self.meter,
+            config.bare_idle_watts,
         )
         self.records = Archive(
             None if config.store is None else store_url(config.store),
@@ -119,7 +123,6 @@ class _App:
         )
         self.metrics = Metrics()
         self.gauges = GaugeStats()
-        self.sampler: Sampler | None = None
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
         self.stopping = asyncio.Event()
@@ -135,8 +138,7 @@ class _App:
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
-        if self.has_sensor:
-            self.sampler = self._start_sampler(loop)
+        self.sensors.start(loop.call_soon_threadsafe)
         beat = asyncio.create_task(self._beat_until_stopped())
         scrapes = asyncio.create_task(self._watch_engine())
         announce(
@@ -152,8 +154,7 @@ class _App:
         beat.cancel()
         with suppress(asyncio.CancelledError):
             await beat
-        if self.sampler is not None:
-            await asyncio.to_thread(self.sampler.stop)
+        await asyncio.to_thread(self.sensors.stop)
         await relay.close()
         await asyncio.to_thread(self.calibration.save, self.meter.state().calibration)
         await asyncio.to_thread(self.records.stop)
@@ -180,8 +181,8 @@ class _App:
 
     def _provenance(self) -> Provenance:
         """What replies say about the joules that they tell."""
-        stats = self.sampler.stats if self.sampler else None
-        if stats is None or stats.boundary == "unknown":
+        stats = self.sensors.stats_of(self.meter.headline)
+        if stats is None:
             return Provenance()
         return Provenance(stats.boundary, stats.is_simulated)
 
@@ -204,39 +205,17 @@ class _App:
         if self.config.store is not None:  # it may hold a password
             shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
-            meter=self.meter,
+            boundaries=self.meter,
+            measured=self.sensors.measured,
             records=self.records,
-            sampler=lambda: self.sampler.stats if self.sampler else None,
-            has_sensor=self.has_sensor,
             info={"version": __version__, "config": shown},
             freshen=lambda: self.metrics.show(self._snapshot()),
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             upstream_state=self._upstream_state,
-            window_seconds=self.config.window_seconds,
             sample_interval_seconds=self.config.sample_interval_seconds,
-            source=self.config.power.partition("=")[0],
             engine=self.config.engine,
         )
-
-    def _start_sampler(self, loop: asyncio.AbstractEventLoop) -> Sampler:
-        def deliver(event: Sampled | Failed) -> None:
-            with suppress(RuntimeError):  # the loop has just been closed
-                loop.call_soon_threadsafe(self._sensed, event)
-
-        sampler = Sampler(
-            source_opener(self.config.power, self.config.gpus),
-            self.config.sample_interval_seconds,
-            deliver,
-        )
-        sampler.start()
-        return sampler
-
-    def _sensed(self, event: Sampled | Failed) -> None:
-        if isinstance(event, Sampled):
-            self.meter.sampled(event.at_seconds, event.readings)
-        else:
-            self.meter.sensor_gap(event.at_seconds, event.reason)
 
     async def _settle_the_last(self) -> None:
         """Wait a little for the joules of what has just finished; then file it so."""
@@ -245,7 +224,9 @@ class _App:
                 # the beat settles and signals nobody
                 while self.meter.state().unsettled_requests:  # noqa: ASYNC110
                     await asyncio.sleep(BEAT_SECONDS)
-        self._settle(time.monotonic() + FORCED_SECONDS)
+        # the first settles at every boundary, the second waits for none of them
+        for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
+            self._settle(time.monotonic() + patience)
 
     async def _watch_engine(self) -> None:
         config = self.config
@@ -280,13 +261,13 @@ class _App:
     def _snapshot(self) -> Snapshot:
         assert self.relay is not None
         return Snapshot(
-            meter=self.meter.state(),
+            measured=self.sensors.measured(),
             relay=self.relay.counters,
-            sampler=self.sampler.stats if self.sampler else None,
-            source=self.config.power.partition("=")[0],
             loop_lag_seconds=self.loop_lag_seconds,
             records_without_energy=self.metrics.records_without_energy,
             store=self.records.state(),
+            ratios=self.meter.ratios(),
+            unjoined_records=dict(self.meter.unjoined_total),
         )
 
     async def _upstream_state(self) -> str | None:

@@ -22,7 +22,7 @@ from proxy.calibration.cli import calibrate
 from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
-from proxy.power import SOURCES
+from proxy.power import SOURCES, split_sources
 from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 
@@ -30,6 +30,8 @@ SERVE_EXAMPLES = """\b
 Examples:
   metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml
   metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml --gpus 0,1
+  metering-proxy serve --upstream http://127.0.0.1:8000 \\
+      --power nvml,rapl,redfish=https://bmc
   metering-proxy serve --upstream http://gpu-host:8000 \\
       --power dcgm=http://gpu-host:9400/metrics
   metering-proxy serve --upstream http://127.0.0.1:3000 --engine tgi --power none
@@ -78,6 +80,16 @@ def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
 
 def _engine_metrics(context: click.Context, option: click.Parameter, text: str) -> str:
     return text if text in {"auto", "none"} else _upstream(context, option, text)
+
+
+def _powers(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Sources in order; commas separate them, and the option may be repeated."""
+    found = tuple(source for text in texts for source in split_sources(text))
+    if not found:
+        raise click.BadParameter("names no source; `none` meters no energy")
+    return found
 
 
 def _idle_watts(
@@ -133,8 +145,10 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
                      callback=_address, help="Where clients connect."),
         click.option("--admin", default="127.0.0.1:9464", show_default=True,
                      callback=_address, help="Metrics, books and records."),
-        click.option("--power", required=True, metavar="SOURCE",
-                     help=f"Sensor: {', '.join(SOURCES)}; `sources` shows how."),
+        click.option("--power", required=True, multiple=True, callback=_powers,
+                     metavar="SOURCE[,SOURCE]",
+                     help=f"Sensors: {', '.join(SOURCES)}; `sources` shows how. One "
+                     "per boundary (gpu, host, node), the first is the headline."),
         click.option("--gpus", default="", callback=_names, metavar="0,1",
                      help="The engine's GPUs: indices or UUIDs.  [default: all]"),
         click.option("--engine", default="vllm", show_default=True,
@@ -151,6 +165,10 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--idle-watts", default="auto", show_default=True,
                      callback=_idle_watts, metavar="W|auto",
                      help="Loaded idle power; auto measures it while nothing runs."),
+        click.option("--bare-idle-watts", default=None, metavar="W",
+                     type=click.FloatRange(0),
+                     help="Power with no weights loaded, to be shown beside loaded "
+                     "idle."),
         click.option("--sample-interval", "sample_interval_seconds", default=0.02,
                      show_default=True, type=click.FloatRange(0.001, 60),
                      metavar="S", help="Seconds between two reads of the sensor."),

@@ -14,6 +14,7 @@ from functools import partial
 
 from proxy.boundaries import Boundaries
 from proxy.errors import ConfigError, SensorError
+from proxy.meter import MeterState
 from proxy.power import source_opener
 from proxy.power.argument import BOUNDARIES
 from proxy.power.reading import EnergySource
@@ -68,9 +69,31 @@ def try_sensors(sensors: Sequence[Sensor]) -> None:
             read_once(sensor.open)
         except SensorError as error:
             log.warning(
-                "power source: %s; serving without %s energy for now",
+                "power source: %s; serving without energy of the %s for now",
                 error, sensor.boundary,
             )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One boundary at one moment, as the metrics and the admin API show it."""
+
+    boundary: str
+    source: str
+    meter: MeterState
+    sampler: SamplerStats | None
+    """None where there is no sensor, and so no energy."""
+    outside: MeterState | None = None
+    """The GPUs of the host that are not the engine's; None where none is seen."""
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as told."""
+
+    @property
+    def model_idle_watts(self) -> float | None:
+        """Of the loaded idle, what is there because the weights are resident."""
+        if self.meter.idle_watts is None or self.bare_idle_watts is None:
+            return None
+        return self.meter.idle_watts - self.bare_idle_watts
 
 
 class Sensors:
@@ -81,11 +104,13 @@ class Sensors:
         sensors: Sequence[Sensor],
         interval_seconds: float,
         boundaries: Boundaries,
-        call_soon: Callable[[Callable[[], None]], object],
+        bare_idle_watts: float | None = None,
     ) -> None:
-        """`call_soon` runs a call on the thread of the meters, in order."""
+        """`bare_idle_watts` are the headline's."""
+        self._bare_idle_watts = bare_idle_watts
+        self._sources = {sensor.boundary: sensor.source for sensor in sensors}
         self._boundaries = boundaries
-        self._call_soon = call_soon
+        self._call_soon: Callable[[Callable[[], None]], object] | None = None
         self._samplers: dict[str, Sampler] = {}
         for sensor in sensors:
             deliver = partial(self._deliver, sensor.boundary)
@@ -93,8 +118,9 @@ class Sensors:
             sampler.stats.boundary = sensor.boundary
             self._samplers[sensor.boundary] = sampler
 
-    def start(self) -> None:
-        """Begin to read."""
+    def start(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Begin to read; `call_soon` runs a call on the meters' thread, in order."""
+        self._call_soon = call_soon
         for sampler in self._samplers.values():
             sampler.start()
 
@@ -108,12 +134,28 @@ class Sensors:
         sampler = self._samplers.get(boundary)
         return None if sampler is None else sampler.stats
 
+    def measured(self) -> tuple[Measured, ...]:
+        """Every boundary now, the headline first; from the meters' thread only."""
+        boundaries = self._boundaries
+        return tuple(
+            Measured(
+                name,
+                self._sources.get(name, "none"),
+                boundaries.state_of(name),
+                self.stats_of(name),
+                boundaries.outside_state(name),
+                self._bare_idle_watts if name == boundaries.headline else None,
+            )
+            for name in boundaries.names
+        )
+
     def _deliver(self, boundary: str, event: Sampled | Failed) -> None:
         at = event.at_seconds
         if isinstance(event, Sampled):
             call = partial(self._boundaries.sensed, boundary, at, event.readings)
         else:
             call = partial(self._boundaries.failed, boundary, at, event.reason)
+        assert self._call_soon is not None
         with suppress(RuntimeError):  # the loop has just been closed
             self._call_soon(call)
 

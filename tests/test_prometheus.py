@@ -25,7 +25,9 @@ pytestmark = pytest.mark.prometheus
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 90
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
-VARIABLES = {"$job": ".+", "$instance": ".+", "$__rate_interval": "1m"}
+VARIABLES = {
+    "$job": ".+", "$instance": ".+", "$boundary": "gpu", "$__rate_interval": "1m",
+}  # fmt: skip
 HAPPENS_ONLY_IN_TROUBLE = ("servewatt_unattributed_energy_joules_total",)
 """Series that exist once there is something to count; a good run has none."""
 
@@ -70,12 +72,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     load, listen = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     with Stack(folder / "logs") as stack:
         simulator = stack.start(
-            "simulator", "loadgen", ["simulate", "--listen", "127.0.0.1:0"]
-        )
-        power = f"dcgm={simulator.announced['power_url']}"
+            "simulator", "loadgen",
+            ["simulate", "--listen", "127.0.0.1:0", "--n-gpus", "2"],
+        )  # fmt: skip
+        # one GPU of the two is the engine's, and the node has a sensor too
+        node = folder / "node.csv"
+        rows_of_node = [f"{second},900\n" for second in range(600)]
+        node.write_text("".join(["# boundary=node\nseconds,watts\n", *rows_of_node]))
+        power = f"dcgm={simulator.announced['power_url']},csv={node}"
         proxy = stack.start(
             "proxy", "proxy",
             ["serve", "--upstream", simulator.url, "--power", power, "--store", "none",
+             "--gpus", "0", "--bare-idle-watts", "40",
              "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"],
         )  # fmt: skip
         admin = str(proxy.announced["admin_url"])
@@ -151,7 +159,7 @@ def test_every_panel_has_an_answer(
 def test_what_prometheus_adds_up_is_what_the_meter_measured(
     prometheus: httpx.Client,
 ) -> None:
-    (accounts,) = ask(prometheus, "sum(servewatt_energy_joules_total)")
+    (accounts,) = ask(prometheus, 'sum(servewatt_energy_joules_total{boundary="gpu"})')
     (classes,) = ask(prometheus, "sum(servewatt_attributed_energy_joules_total)")
     (single,) = ask(prometheus, "sum(servewatt_request_energy_joules_sum)")
     assert 0 < float(classes["value"][1]) < float(accounts["value"][1])

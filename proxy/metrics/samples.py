@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from proxy.boundaries import Ratio
 from proxy.meter import MeterState
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
+from proxy.sensing import Measured
 from proxy.settlement.calibration import CONSTANTS
 from proxy.store.writer import StoreState
 
@@ -20,18 +22,22 @@ TOKEN_TYPES = ("prompt", "cached", "output")
 class Snapshot:
     """What one scrape is made of, taken at one moment on the event loop."""
 
-    meter: MeterState
+    measured: Sequence[Measured]
+    """Every boundary; the first is the headline, whose joules requests have."""
     relay: RelayCounters
-    sampler: SamplerStats | None
-    source: str
     loop_lag_seconds: float
     records_without_energy: int
     store: StoreState | None = None
+    ratios: Sequence[Ratio] = ()
+    unjoined_records: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def boundary(self) -> str:
-        """What is inside the joules."""
-        return self.sampler.boundary if self.sampler else "none"
+    def meter(self) -> MeterState:
+        """The headline's."""
+        return self.measured[0].meter
+
+
+Samples = Callable[[Snapshot], Iterable[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class MetricSpec:
     """`counter` or `gauge`."""
     help: str
     labels: tuple[str, ...]
-    samples: Callable[[Snapshot], Iterable[Sample]]
+    samples: Samples
 
 
 def one(value: float | None) -> list[Sample]:
@@ -50,25 +56,79 @@ def one(value: float | None) -> list[Sample]:
     return [] if value is None else [((), value)]
 
 
+def by_boundary(figure: Callable[[Measured], float | None]) -> Samples:
+    """One value for each boundary that has a sensor; unknown is absent."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for measured in _with_sensor(snapshot):
+            value = figure(measured)
+            if value is not None:
+                yield (measured.boundary,), value
+
+    return samples
+
+
+def by_sensor(figure: Callable[[SamplerStats], float]) -> Samples:
+    """One value for each sensor."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for measured in snapshot.measured:
+            if measured.sampler is not None:
+                labels = (measured.boundary, measured.source)
+                yield labels, float(figure(measured.sampler))
+
+    return samples
+
+
+def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> Samples:
+    """One value for each device of each boundary."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for measured in _with_sensor(snapshot):
+            for device, value in figures(measured).items():
+                yield (measured.boundary, device), value
+
+    return samples
+
+
 def accounts(snapshot: Snapshot) -> Iterator[Sample]:
-    """Joules by account; nothing without a sensor."""
-    if snapshot.sampler is None:
-        return
-    books = snapshot.meter.books
-    for account, joules in (
-        ("prefill", books.prefill_joules),
-        ("decode", books.decode_joules),
-        ("idle_share", books.idle_share_joules),
-        ("idle", books.idle_joules),
-        ("unattributed", sum(books.unattributed_joules.values())),
-    ):
-        yield (snapshot.boundary, account), joules
+    """Joules by boundary and account; nothing without a sensor."""
+    for measured in _with_sensor(snapshot):
+        books = measured.meter.books
+        for account, joules in (
+            ("prefill", books.prefill_joules),
+            ("decode", books.decode_joules),
+            ("idle_share", books.idle_share_joules),
+            ("idle", books.idle_joules),
+            ("unattributed", sum(books.unattributed_joules.values())),
+        ):
+            yield (measured.boundary, account), joules
 
 
 def unattributed(snapshot: Snapshot) -> Iterator[Sample]:
-    """Joules of no request, by reason."""
-    for reason, joules in snapshot.meter.books.unattributed_joules.items():
-        yield (snapshot.boundary, reason), joules
+    """Joules of no request, by boundary and reason."""
+    for measured in _with_sensor(snapshot):
+        for reason, joules in measured.meter.books.unattributed_joules.items():
+            yield (measured.boundary, reason), joules
+
+
+def idle_watts(snapshot: Snapshot) -> Iterator[Sample]:
+    """Loaded idle by boundary, and where the figure is from."""
+    for measured in _with_sensor(snapshot):
+        if measured.meter.idle_watts is not None:
+            labels = (measured.boundary, measured.meter.idle_source)
+            yield labels, measured.meter.idle_watts
+
+
+def ratios(snapshot: Snapshot) -> Iterator[Sample]:
+    """Inner over outer joules; nothing before both were measured."""
+    for ratio in snapshot.ratios:
+        if ratio.ratio is not None:
+            yield (ratio.inner, ratio.outer), ratio.ratio
+
+
+def _with_sensor(snapshot: Snapshot) -> Iterator[Measured]:
+    return (measured for measured in snapshot.measured if measured.sampler is not None)
 
 
 def by_class(snapshot: Snapshot) -> Iterator[Sample]:
@@ -110,8 +170,3 @@ def constants(snapshot: Snapshot) -> Iterator[Sample]:
 def stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:
     """A figure of the store; nothing without one."""
     return [] if snapshot.store is None else [((), float(figure(snapshot.store)))]
-
-
-def by_device(values: Iterable[tuple[str, float]], boundary: str) -> list[Sample]:
-    """One value per device."""
-    return [((boundary, device), value) for device, value in values]

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from proxy.boundaries import Boundaries
 from proxy.engines.dialect import RequestFacts, Update, Usage
 from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter import Labels, MeterConfig
 from proxy.power.reading import Reading
 
 IDLE_WATTS = 100.0
 BUSY_WATTS = 400.0
+OTHER_WATTS = 25.0
 
 
-def metered(config: MeterConfig | None = None) -> tuple[Meter, list[RequestRecord]]:
-    """The meter at second 8, and what it settled: requests ran from 2.0 to 4.0."""
-    meter = Meter(config or MeterConfig())
+def metered(
+    config: MeterConfig | None = None, *, has_node: bool = False
+) -> tuple[Boundaries, list[RequestRecord]]:
+    """The meter at second 8, and what it settled: requests ran from 2.0 to 4.0.
+
+    The node, where it has a sensor, draws twice what the GPU draws, and has a GPU
+    that the engine does not use.
+    """
+    names = ("gpu", "node") if has_node else ("gpu",)
+    meter = Boundaries(dict.fromkeys(names, config or MeterConfig()))
     facts = RequestFacts(route="chat", model="m", is_stream=True)
     records: list[RequestRecord] = []
     opened = closed = False
@@ -35,5 +44,9 @@ def metered(config: MeterConfig | None = None) -> tuple[Meter, list[RequestRecor
                 meter.received(key, now, [Update(usage=usage, is_usage_only=True)])
                 meter.closed(key, now, "ok", status=200)
         meter.sampled(now, [Reading("gpu0", joules=round(joules, 3))])
+        if has_node:
+            other = Reading("gpu1", joules=round(now * OTHER_WATTS, 3), is_outside=True)
+            meter.sensed("gpu", now, [other])
+            meter.sensed("node", now, [Reading("psu", joules=round(2 * joules, 3))])
         records += meter.settle(now)
     return meter, records

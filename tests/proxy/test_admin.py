@@ -16,8 +16,10 @@ from aiohttp import web
 from sqlalchemy import make_url
 
 from proxy.admin import AdminSources, admin_app
-from proxy.meter import Meter, MeterConfig
+from proxy.boundaries import Boundaries
+from proxy.meter import MeterConfig
 from proxy.sampler import SamplerStats
+from proxy.sensing import Measured
 from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
 from tests.proxy.metered import metered
@@ -26,7 +28,7 @@ from tests.proxy.metered import metered
 def ask(
     visit: Callable[[httpx.AsyncClient], Awaitable[None]],
     *,
-    meter: Meter | None = None,
+    boundaries: Boundaries | None = None,
     has_sensor: bool = True,
     stats: SamplerStats | None = None,
     upstream: str | None = None,
@@ -34,24 +36,33 @@ def ask(
 ) -> None:
     """Serve the API on loopback and let a client visit it."""
     known, records = metered()
+    boundaries = boundaries or known
     kept = kept or Archive()
     kept.add(records)
 
     async def upstream_state() -> str | None:
         return upstream
 
+    def measured() -> list[Measured]:
+        return [
+            Measured(
+                name, "nvml", boundaries.state_of(name),
+                (stats or SamplerStats()) if has_sensor else None,
+                boundaries.outside_state(name),
+                bare_idle_watts=60.0,
+            )
+            for name in boundaries.names
+        ]  # fmt: skip
+
     sources = AdminSources(
-        meter=meter or known,
+        boundaries=boundaries,
+        measured=measured,
         records=kept,
-        sampler=lambda: stats if has_sensor else None,
-        has_sensor=has_sensor,
         info={"version": "test"},
         render_metrics=lambda openmetrics: b"openmetrics" if openmetrics else b"text",
         render_recent=lambda: b"recent",
         upstream_state=upstream_state,
-        window_seconds=0.5,
         sample_interval_seconds=0.02,
-        source="nvml",
         freshen=lambda: None,
     )
 
@@ -171,7 +182,8 @@ def test_without_a_sensor_joules_are_null() -> None:
         assert books["attributed_joules"] is None
         assert (await client.get("/readyz")).status_code == 200
 
-    ask(visit, meter=Meter(MeterConfig(has_sensor=False)), has_sensor=False)
+    none = Boundaries({"none": MeterConfig(has_sensor=False)})
+    ask(visit, boundaries=none, has_sensor=False)
 
 
 def test_readiness_says_what_is_missing() -> None:
@@ -217,3 +229,38 @@ def test_metrics_are_negotiated() -> None:
         assert "/books" in (await client.get("/")).json()["paths"]
 
     ask(visit)
+
+
+def test_every_boundary_has_its_books_and_a_share_of_the_whole() -> None:
+    around, _ = metered(has_node=True)
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        books = (await client.get("/books")).json()
+        assert list(books["boundaries"]) == ["gpu", "node"]
+        gpu = (await client.get("/books?boundary=gpu")).json()
+        node = (await client.get("/books?boundary=node")).json()
+        assert books["boundaries"] == {"gpu": gpu, "node": node}
+        assert {**books, **gpu} == books  # the headline's
+        for one in (gpu, node):
+            accounts = (
+                sum(one["attributed_joules"].values())
+                + one["idle_share_joules"]
+                + one["idle_joules"]
+                + sum(one["unattributed_joules"].values())
+            )
+            assert one["measured_joules"] == pytest.approx(accounts, abs=1e-3)
+        shares = {ratio["inner"]: ratio for ratio in books["ratios"]}
+        assert shares["gpu"]["ratio"] == pytest.approx(0.5, rel=1e-3)
+        assert shares["gpu"]["outer"] == "node"
+        assert 0 < gpu["idle_accelerators_joules"] < gpu["measured_joules"]
+        assert gpu["idle_accelerators_watts"] == {"gpu1": pytest.approx(25.0)}
+        assert node["idle_accelerators_joules"] is None
+        assert gpu["bare_idle_watts"] == 60.0
+        assert gpu["model_idle_watts"] == pytest.approx(40.0, rel=0.02)
+        refused = await client.get("/books?boundary=moon")
+        assert refused.status_code == 400
+        assert refused.json()["error"] == "boundary is one of gpu, node"
+        info = (await client.get("/info")).json()
+        assert info["sensors"]["node"]["up"]
+
+    ask(visit, boundaries=around, stats=SamplerStats(is_up=True))

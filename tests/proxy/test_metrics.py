@@ -14,6 +14,7 @@ from proxy.metrics.recent import render_recent
 from proxy.metrics.table import METRICS, Snapshot
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
+from proxy.sensing import Measured
 from proxy.settlement.calibration import FitRules
 from proxy.store.writer import StoreState
 from tests.proxy.metered import metered
@@ -28,10 +29,15 @@ def metrics() -> Metrics:
     found.observe(records)
     found.show(
         Snapshot(
-            meter=meter.state(),
+            measured=[
+                Measured(
+                    "gpu",
+                    "nvml",
+                    meter.state(),
+                    SamplerStats(samples=400, is_up=True, boundary="gpu"),
+                )
+            ],
             relay=RelayCounters(chunks=7),
-            sampler=SamplerStats(samples=400, is_up=True, boundary="gpu"),
-            source="nvml",
             loop_lag_seconds=0.001,
             records_without_energy=found.records_without_energy,
             store=StoreState(
@@ -46,6 +52,31 @@ def metrics() -> Metrics:
         )
     )
     found.observe([])
+    return found
+
+
+@pytest.fixture(scope="module")
+def around() -> Metrics:
+    """The same, with a sensor of the node beside it."""
+    meter, _ = metered(has_node=True)
+    up = SamplerStats(samples=400, is_up=True)
+    found = Metrics()
+    found.show(
+        Snapshot(
+            measured=[
+                Measured(
+                    "gpu", "nvml", meter.state_of("gpu"), up,
+                    meter.outside_state("gpu"), bare_idle_watts=60.0,
+                ),
+                Measured("node", "redfish", meter.state_of("node"), SamplerStats()),
+            ],
+            relay=RelayCounters(),
+            loop_lag_seconds=0.0,
+            records_without_energy=0,
+            ratios=meter.ratios(),
+            unjoined_records=meter.unjoined_total,
+        )
+    )  # fmt: skip
     return found
 
 
@@ -87,8 +118,35 @@ def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
     assert classes == pytest.approx(requests)
 
 
-def test_every_line_of_the_table_is_shown(metrics: Metrics) -> None:
-    shown = {name.partition("{")[0] for name in values(metrics)}
+def test_every_boundary_has_its_own_accounts_and_sensor(around: Metrics) -> None:
+    shown = values(around)
+    for name, source, up in (("gpu", "nvml", 1), ("node", "redfish", 0)):
+        sensor = f"{{boundary={name},source={source}}}"
+        assert shown[f"servewatt_sensor_up{sensor}"] == up
+        assert shown[f"servewatt_books_residual_joules{{boundary={name}}}"] < 1e-3
+        accounts = [
+            value
+            for key, value in shown.items()
+            if key.startswith("servewatt_energy_joules_total")
+            and f"boundary={name}}}" in key
+        ]
+        measured = [
+            value
+            for key, value in shown.items()
+            if key.startswith("servewatt_measured") and f"boundary={name}," in key
+        ]
+        assert len(accounts) == 5
+        assert 0 < sum(accounts) <= sum(measured)
+    ratio = "servewatt_boundary_ratio{{inner={},outer=node}}"
+    assert shown[ratio.format("gpu")] == pytest.approx(1 / 2, rel=1e-3)
+    assert 0 < shown[ratio.format("idle_accelerators")] < 25 / 200
+    outside = "servewatt_idle_accelerators_power_watts{boundary=gpu,device=gpu1}"
+    assert shown[outside] == pytest.approx(25.0)
+    assert shown["servewatt_bare_idle_power_watts{boundary=gpu}"] == 60.0
+
+
+def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> None:
+    shown = {name.partition("{")[0] for name in values(metrics) | values(around)}
     without_cause = {
         "servewatt_unattributed_energy_joules_total",
         "servewatt_requests_total",
@@ -123,7 +181,11 @@ def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
 def test_without_a_sensor_no_joule_is_shown() -> None:
     meter, _ = metered()
     bare = Metrics()
-    bare.show(Snapshot(meter.state(), RelayCounters(), None, "none", 0.0, 0))
+    bare.show(
+        Snapshot(
+            [Measured("none", "none", meter.state(), None)], RelayCounters(), 0.0, 0
+        )
+    )
     shown = {name.partition("{")[0] for name in values(bare)}
     assert "servewatt_energy_joules_total" not in shown
     assert "servewatt_books_residual_joules" not in shown

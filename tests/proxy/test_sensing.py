@@ -75,8 +75,8 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
         ]
         planned = plan_sensors(powers, ())
         boundaries = Boundaries({s.boundary: MeterConfig() for s in planned})
-        sensors = Sensors(planned, 0.005, boundaries, calls.put)
-        sensors.start()
+        sensors = Sensors(planned, 0.005, boundaries)
+        sensors.start(calls.put)
         (zone / "energy_uj").unlink()
 
         def seen(boundary: str) -> int:
