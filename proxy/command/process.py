@@ -8,6 +8,7 @@ alone are passed on.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,8 @@ FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
 class Child:
     """The command once it runs; before, signals for it are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, wakeup: int) -> None:
+        self._wakeup = wakeup
         self._process: subprocess.Popen[bytes] | None = None
         self._kept: list[int] = []
 
@@ -54,7 +56,10 @@ class Child:
             raise _cannot_start(command[0], error) from None
         for number in self._kept:
             self._process.send_signal(number)
-        code = self._process.wait()
+        # A signal just before a blocking wait() would be handled after it: too late.
+        while (code := self._process.poll()) is None:
+            select.select([self._wakeup], [], [])
+            os.read(self._wakeup, 1024)
         ended()
         return code
 
@@ -68,24 +73,34 @@ class Child:
 
 
 @contextmanager
-def passing_signals_to(child: Child) -> Iterator[None]:
+def metered_child() -> Iterator[Child]:
     """Within, no signal ends us; what only we have received reaches the child."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    child = Child(reader)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number not in FROM_KEYS or not _is_in_foreground():
             child.signal(number)
 
-    before = {number: signal.getsignal(number) for number in PASSED_ON}
     # What we were told to ignore (nohup, a shell's `&`), the command ignores too:
     # a handler would be reset to the default in it.
-    mine = [number for number in PASSED_ON if before[number] != signal.SIG_IGN]
-    for number in mine:
-        signal.signal(number, handle)
+    mine = [n for n in PASSED_ON if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in mine}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _only_wake)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield
+        yield child
     finally:
-        for number in mine:
-            signal.signal(number, before[number])
+        signal.set_wakeup_fd(former)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def _only_wake(number: int, frame: FrameType | None) -> None:
+    """Being there makes the signal write to the wakeup pipe."""
 
 
 def check_command(name: str) -> None:

@@ -12,9 +12,8 @@ from functools import partial
 
 from proxy.command.process import (
     SIGNALLED,
-    Child,
     check_command,
-    passing_signals_to,
+    metered_child,
 )
 from proxy.command.report import CommandReport, SourceReport, runtime_times_power
 from proxy.command.watch import Watch
@@ -138,8 +137,7 @@ def meter_command(config: MeterConfig) -> CommandReport:
 
     try:
         _wait_for_baseline(sensors, lock, config.baseline_seconds)
-        child = Child()
-        with passing_signals_to(child):
+        with metered_child() as child:
             started_unix_seconds = time.time()
             code = child.run(
                 config.command,
