@@ -5,8 +5,9 @@
 Needs a machine with an NVIDIA GPU and an engine on it (vLLM, TGI or `transformers
 serve`; without --url the usual local ports are tried). A metering proxy is put before
 the engine, `loadgen replay` sends two classes of requests: bursts with silence between
-(counter period, instant, average and counter beside each other, idle levels, lag), each
-class alone, mixes of both, and one mix whole and in halves. About ten minutes. The
+(counter period, instant, average and counter beside each other, idle levels, lag),
+varied load to fit constants from, each class alone, mixes of both, and one mix whole
+and in halves. About ten minutes. The
 result replaces the hardware section of docs/validation.md. With --power dcgm=URL of a
 simulator the same is exercised without a GPU; then nothing is written.
 """
@@ -48,14 +49,19 @@ from proxy.errors import ProxyError
 from proxy.power import source_opener
 from proxy.power.reading import EnergySource
 
-VALIDATION = Path(__file__).parent.parent / "docs" / "validation.md"
+ROOT = Path(__file__).parent.parent
+TRACES = ROOT / "traces"
+VALIDATION = ROOT / "docs" / "validation.md"
 USUAL_URLS = (
     ("http://127.0.0.1:8000", "vllm"),  # and `transformers serve`, same routes
     ("http://127.0.0.1:8080", "tgi"),
     ("http://127.0.0.1:3000", "tgi"),
 )
-CLASSES = {"conversation": (400, 100), "code": (3000, 20)}
-"""Prompt and output tokens: one mostly decodes, one mostly prefills."""
+CLASSES = {"conversation": (400, 100), "code": (3000, 20), "reasoning": (200, 600)}
+"""Prompt and output tokens: one mostly decodes, one mostly prefills; the third is
+for bursts, long enough for every sensor to follow."""
+VARIED = ("azure-conv", "azure-code")
+"""Shipped traces: classes of one length each teach `calibrated` too little."""
 KINDS = ("conversation", "code")
 MIXES = ((1, 0), (3, 1), (1, 1), (1, 3), (0, 1))
 SAMPLE_SECONDS = 0.005
@@ -88,10 +94,14 @@ class Bench:
         self, turns: Sequence[dict[str, Any]], *how: str
     ) -> list[dict[str, Any]]:
         """Send these requests; their records, in order of arrival."""
-        self._runs += 1
         trace = self.folder / f"trace{self._runs}.jsonl"
         header = {"loadtrace": "loadtrace/1", "name": trace.stem, "kind": "other"}
         trace.write_text("".join(json.dumps(line) + "\n" for line in (header, *turns)))
+        return self.replay_file(trace, *how)
+
+    def replay_file(self, trace: Path, *how: str) -> list[dict[str, Any]]:
+        """As `replay`, of a trace that exists."""
+        self._runs += 1
         command = [sys.executable, "-m", "loadgen", "replay", str(trace), *how]
         command += ["--url", self.proxy.url, "--ledger", self.admin_url, "--quiet"]
         command += ["--backend", self.options.backend, "--seed", str(self._runs)]
@@ -189,7 +199,7 @@ def sensor_report(bench: Bench, source: EnergySource) -> list[str]:
     probe.start()
     time.sleep(QUIET_SECONDS)
     bursts = [
-        turn("conversation", burst * BURST_SECONDS)
+        turn("reasoning", burst * BURST_SECONDS)
         for burst in range(BURSTS)
         for _ in range(BURST_REQUESTS)
     ]
@@ -201,6 +211,10 @@ def sensor_report(bench: Bench, source: EnergySource) -> list[str]:
 def division_report(bench: Bench) -> list[str]:
     """All checks of the division, for every policy on the same runs."""
     count = bench.options.requests
+    for name in VARIED:
+        limits = ("--num-prompts", str(2 * count), "--max-model-len", "4096")
+        rate = ("--rate", f"{bench.options.rate:g}", "--over-length", "drop")
+        bench.replay_file(TRACES / f"{name}.jsonl", *limits, *rate)
     alike = [bench.steady([kind] * count, "constant") for kind in KINDS]
     mixes = [bench.steady(mixed(count, parts), "poisson") for parts in MIXES]
     even = mixed(count, (1, 1))
