@@ -121,23 +121,14 @@ def device_energy(
     has_counter: bool,
     is_lost: bool,
 ) -> Energy:
-    """One device from the start to the end of a command.
-
-    `is_lost`: it could not be read any more in the end.
-    """
+    """One device over a command; `is_lost`: not read any more in the end."""
     start, end = span_seconds
     least, most = _bounds(opened, closed)
     unmeasured, gaps = _unmeasured(curve, start, end)
     if is_lost and closed.after is None:
-        last = max(start, curve.seconds[-1]) if len(curve.seconds) else start
-        gaps[SENSOR_GAP] = gaps.get(SENSOR_GAP, 0.0) + max(0.0, end - last)
+        gaps[SENSOR_GAP] = gaps.get(SENSOR_GAP, 0.0) + _seconds_after(curve, start, end)
     because = _unknown_because(curve, opened, closed, unmeasured, gaps)
-    joules = None
-    if because is None and opened.joules is not None and closed.joules is not None:
-        joules = closed.joules - opened.joules
-    above = None
-    if joules is not None and baseline_watts is not None:
-        above = joules - baseline_watts * (end - start)
+    joules = None if because else (closed.joules or 0.0) - (opened.joules or 0.0)
     return Energy(
         device=device,
         joules=joules,
@@ -146,7 +137,9 @@ def device_energy(
         mean_watts=None if joules is None else joules / (end - start),
         peak_watts=peak_watts,
         baseline_watts=baseline_watts,
-        above_baseline_joules=above,
+        above_baseline_joules=None
+        if joules is None or baseline_watts is None
+        else joules - baseline_watts * (end - start),
         unmeasured_seconds=end - start if because == TOO_SHORT else unmeasured,
         gap_seconds=gaps,
         unknown_because=because,
@@ -178,7 +171,7 @@ def _unmeasured(
     if not len(seconds):
         return end - start, {}
     before = min(max(0.0, float(seconds[0]) - start), end - start)
-    after = min(max(0.0, end - float(seconds[-1])), end - start)
+    after = _seconds_after(curve, start, end)
     overlap = np.minimum(seconds[1:], end) - np.maximum(seconds[:-1], start)
     overlap = np.maximum(overlap, 0.0)
     codes = np.array(curve.reasons)[1:]
@@ -189,6 +182,12 @@ def _unmeasured(
         if (overlap[codes == 1 + index] > 0).any()
     }
     return float(lost.sum()) + before + after, gaps
+
+
+def _seconds_after(curve: DeviceCurve, start: float, end: float) -> float:
+    """Of the command, behind the last point."""
+    last = last_point(curve)
+    return end - start if last is None else max(0.0, end - max(start, last.seconds))
 
 
 def _unknown_because(
@@ -202,7 +201,7 @@ def _unknown_because(
         return max(gaps, key=GAP_REASONS.index)
     if not len(curve.seconds):
         return TOO_SHORT
-    if opened.before is None or opened.joules is None:
+    if opened.before is None or opened.joules is None:  # None is never taken for 0
         return NOT_READ_BEFORE
     if closed.after is None or closed.joules is None:
         return NOT_READ_AFTER

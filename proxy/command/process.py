@@ -40,9 +40,12 @@ class Child:
         self._kept: list[int] = []
 
     def run(
-        self, command: Sequence[str], started: Callable[[], None],
+        self,
+        command: Sequence[str],
+        *,
+        started: Callable[[], None],
         ended: Callable[[], None],
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Run it to its end; returns its exit code, or -n when signal n ended it.
 
         `started` is called just before, `ended` just after. Raises CommandError

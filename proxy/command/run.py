@@ -127,28 +127,19 @@ def meter_command(config: MeterConfig) -> CommandReport:
     sensors = [_Sensor(text, config, lock) for text in config.sources]
     for sensor in sensors:
         sensor.sampler.start()
-    moments: list[float] = []
-
-    def stamp(sensors: list[_Sensor], *, is_end: bool) -> None:
-        with lock:
-            moments.append(time.monotonic())
-            for sensor in sensors:
-                (sensor.watch.end if is_end else sensor.watch.start)(moments[-1])
-
     try:
         _wait_for_baseline(sensors, lock, config.baseline_seconds)
         with metered_child() as child:
             started_unix_seconds = time.time()
-            code = child.run(
-                config.command,
-                partial(stamp, sensors, is_end=False),
-                partial(stamp, sensors, is_end=True),
-            )
+            moments: list[float] = []
+            stamp = partial(_stamp, moments, sensors, lock)
+            code = child.run(config.command, started=stamp, ended=stamp)
             _wait_for_last_points(sensors, lock, config.baseline_seconds)
     finally:
         for sensor in sensors:
             sensor.sampler.stop()
-    duration_seconds = moments[1] - moments[0]
+    start_seconds, end_seconds = moments
+    duration_seconds = end_seconds - start_seconds
     return CommandReport(
         command=config.command,
         name=config.name,
@@ -160,6 +151,17 @@ def meter_command(config: MeterConfig) -> CommandReport:
         sample_interval_seconds=config.sample_interval_seconds,
         sources=tuple(sensor.report(config, duration_seconds) for sensor in sensors),
     )
+
+
+def _stamp(
+    moments: list[float], sensors: list[_Sensor], lock: threading.Condition
+) -> None:
+    """The start at the first call, the end at the second; between two readings."""
+    with lock:
+        moments.append(time.monotonic())
+        for sensor in sensors:
+            watch = sensor.watch
+            (watch.start if len(moments) == 1 else watch.end)(moments[-1])
 
 
 def _wait_for_baseline(
