@@ -13,6 +13,7 @@ import uvloop
 
 from proxy.engines import ENGINES
 from proxy.engines.dialect import RequestFacts, Update
+from proxy.engines.gauges import EngineGauges
 from proxy.ledger import Books, RequestEnergy, RequestRecord
 from proxy.meter import Labels, MeterState
 from proxy.power.reading import Reading
@@ -129,6 +130,9 @@ class RecordingMeter:
 
     def sensor_gap(self, at_seconds: float, reason: str) -> None:
         raise NotImplementedError("the relay does not sample")
+
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        raise NotImplementedError("the relay does not scrape")
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         self._may_fail()

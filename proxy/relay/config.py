@@ -39,6 +39,8 @@ class RelayConfig:
     """A full queue may hold a request for minutes; for ever means a dead engine."""
     read_timeout_seconds: float | None = None
     """Between two reads of a reply; reasoning models pause as long as they like."""
+    write_timeout_seconds: float | None = 60.0
+    """Without one byte taken by a client that is behind; its engine is freed then."""
     upstream_idle_seconds: float = 4.0
     """uvicorn closes idle connections at 5 s; be gone before."""
     header_timeout_seconds: float = 30.0

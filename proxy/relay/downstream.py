@@ -113,6 +113,8 @@ class ClientConnection(asyncio.Protocol):
         if self._is_closing or not keeps_alive:
             self._waiting.clear()
             self.transport.close()
+            # What is still unread has its own time: the request's is long over.
+            self._set_deadline(self._core.config.write_timeout_seconds)
             return
         self._set_deadline(self._core.config.idle_timeout_seconds)
         self._start_next()
@@ -129,8 +131,10 @@ class ClientConnection(asyncio.Protocol):
         if deadline is not None and now_seconds >= deadline and not self._exchange:
             self.transport.abort()
 
-    def _set_deadline(self, timeout_seconds: float) -> None:
-        self.deadline_seconds = self._core.clock() + timeout_seconds
+    def _set_deadline(self, timeout_seconds: float | None) -> None:
+        self.deadline_seconds = None
+        if timeout_seconds is not None:
+            self.deadline_seconds = self._core.clock() + timeout_seconds
 
     def _client_gone(self) -> None:
         self._is_discarding = True

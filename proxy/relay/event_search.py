@@ -12,7 +12,8 @@ from collections.abc import Callable
 MAX_HELD_BYTES = 64 * 1024
 """What the relay looks for has some hundred bytes; what is longer is not it."""
 
-_END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
+"""A carriage return that ends a read may be half of a CRLF: it waits for the next."""
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 

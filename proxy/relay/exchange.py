@@ -236,6 +236,7 @@ class Exchange:
         """The client reads slowly: stop reading from the engine."""
         self._is_paused = True
         self._core.counters.pauses += 1
+        self._outgoing.is_stuck(self._core.clock(), None)
         if self._connection is not None:
             self._connection.transport.pause_reading()
 
@@ -246,10 +247,13 @@ class Exchange:
             self._connection.transport.resume_reading()
 
     def check_deadline(self, now_seconds: float) -> None:
-        """Give up on an engine that has been silent for too long."""
-        if self.deadline_seconds is None or now_seconds < self.deadline_seconds:
-            return
-        if not self._is_paused:
+        """Give up on an engine, or a client, that has stood still for too long."""
+        if self._is_paused:
+            limit = self._core.config.write_timeout_seconds
+            if self._outgoing.is_stuck(now_seconds, limit):
+                self._client.transport.abort()
+                self._finish("aborted", "the client stopped reading", keeps_alive=False)
+        elif self.deadline_seconds is not None and now_seconds >= self.deadline_seconds:
             self._fail(504, "upstream_timeout", "did not answer in time")
 
     def stop(self) -> None:

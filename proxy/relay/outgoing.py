@@ -29,6 +29,8 @@ class Outgoing:
         "_is_http_10",
         "_request_id",
         "_transport",
+        "_unread_bytes",
+        "_unread_since_seconds",
         "has_begun",
         "keeps_alive",
     )
@@ -49,6 +51,8 @@ class Outgoing:
         self._filter: UsageFilter | None = None
         self._head: bytes | None = None
         self._is_chunked = False
+        self._unread_bytes = 0
+        self._unread_since_seconds = 0.0
         self.has_begun = False
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
@@ -98,6 +102,19 @@ class Outgoing:
             self._head = None
         if out:
             self._transport.write(out)
+
+    def is_stuck(self, now_seconds: float, limit_seconds: float | None) -> bool:
+        """Whether the client has taken no byte for so long; asked while it is behind.
+
+        However slowly it reads, it is not: then what waits for it changes. The first
+        question, without a limit, begins the time.
+        """
+        unread = self._transport.get_write_buffer_size()
+        if limit_seconds is None or unread != self._unread_bytes:
+            self._unread_bytes = unread
+            self._unread_since_seconds = now_seconds
+            return False
+        return now_seconds - self._unread_since_seconds >= limit_seconds
 
     def refuse(self, refusal: Refusal) -> None:
         """The relay's own reply instead of the engine's; nothing has left yet."""

@@ -11,6 +11,7 @@ import pytest
 from proxy.engines import ENGINES
 from proxy.errors import ConfigError, ProxyError
 from proxy.relay.config import RelayConfig
+from proxy.relay.outgoing import Outgoing
 from proxy.relay.server import start_relay
 from tests.captures import reply_head_and_body, stream_body
 from tests.relaying import LOOPS, RecordingMeter, relaying, run
@@ -18,6 +19,7 @@ from tests.scripted import (
     DONE,
     LAST_CHUNK,
     Peer,
+    Script,
     ScriptedServer,
     chunk,
     reply_bytes,
@@ -592,3 +594,52 @@ def test_an_upstream_that_is_not_a_plain_http_url_is_refused(url: str) -> None:
             await start_relay(RelayConfig(url), RecordingMeter(), ENGINES["vllm"])
 
     run("asyncio", test)
+
+
+def endless(gone: asyncio.Event) -> Script:
+    """Streams more than any buffer holds, until its client is gone."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(stream_head())
+        while not peer.gone.is_set():
+            await peer.send(chunk(sse("x" * 60_000)))
+        gone.set()
+
+    return script
+
+
+def test_a_client_that_never_reads_is_cut_and_its_engine_freed(loop: str) -> None:
+    async def test() -> None:
+        gone = asyncio.Event()
+        async with relaying(endless(gone), write_timeout_seconds=0.1) as bench:
+            client = await bench.client()
+            client.transport.pause_reading()
+            await client.send(request_bytes(body=CHAT))
+            await gone.wait()
+            request = await bench.meter.only()
+            assert request.outcome == "aborted"
+            assert request.error == "the client stopped reading"
+            assert bench.relay.counters.pauses > 0
+            assert bench.relay.counters.clients_open == 0
+
+    run(loop, test)
+
+
+def test_a_client_that_reads_ever_so_slowly_is_not_stuck() -> None:
+    class Buffer(asyncio.Transport):
+        unread = 1000
+
+        def get_write_buffer_size(self) -> int:
+            return self.unread
+
+    buffer = Buffer()
+    outgoing = Outgoing(
+        buffer, b"r", is_http_10=False, is_head_request=False, keeps_alive=True
+    )
+    assert not outgoing.is_stuck(0.0, None)
+    for minute in range(1, 10):
+        buffer.unread -= 1
+        assert not outgoing.is_stuck(60.0 * minute, 60.0)
+    assert not outgoing.is_stuck(599.0, 60.0)
+    assert outgoing.is_stuck(600.0, 60.0)
