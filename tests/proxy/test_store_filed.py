@@ -100,5 +100,6 @@ def test_a_store_that_can_never_work_is_refused_with_the_way_out(text: str) -> N
 
 
 def test_a_store_is_shown_without_its_password() -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
     text = "postgres://joe:secret@db.local:5433/energy?password=other&sslmode=require"
     assert shown_url(store_url(text)) == "postgresql+psycopg://db.local:5433/energy"
