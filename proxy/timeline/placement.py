@@ -43,11 +43,6 @@ class Seen:
         ends = self.steps.end_seconds
         return int(np.searchsorted(ends, at_seconds, side="left"))
 
-    def has(self, pause: Pause) -> bool:
-        """Whether the pause has begun, and the step that ended it is known."""
-        stopped, resumed, _ = pause
-        return stopped < self.end_seconds and self.step_at(resumed) < len(self.starts)
-
     def decoding_steps(self, first: int, stop: int) -> int:
         """How many steps of a range gave anybody a later token than the first."""
         rows = self.steps.first_row
@@ -87,9 +82,7 @@ class PromptPlacement:
             if request.scheduled_seconds is None:
                 at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Job(at, arrived, request, None))
-            due = [pause for pause in request.pauses if seen.has(pause)]
-            jobs += [_Job(pause[1], arrived, request, pause) for pause in due]
-            request.pauses = request.pauses[len(due) :]
+        jobs += _set_aside(requests, seen)
         for _, tied in groupby(sorted(jobs, key=_when), key=_when):
             self._place_tied(list(tied), seen)
 
@@ -230,6 +223,30 @@ class PromptPlacement:
         request.scheduled_seconds = begin
         request.prefill_rows = [(begin, closed, tokens)]
         self._released_seconds = closed
+
+
+def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Job]:
+    """Pauses whose steps are known and in which others took several; all are ticked
+    off, as with long steps every token is a pause."""
+    pauses = [(request, pause) for request in requests for pause in request.pauses]
+    if not pauses:
+        return []
+    bounds = np.array([pause[:2] for _, pause in pauses])
+    ends = seen.steps.end_seconds
+    first = np.searchsorted(ends, bounds[:, 0], side="right")
+    last = np.searchsorted(ends, bounds[:, 1], side="left")
+    is_due = (bounds[:, 0] < seen.end_seconds) & (last < len(seen.starts))
+    is_long = is_due & (last - first >= MISSED_STEPS)
+    for request in requests:
+        if request.pauses:
+            request.pauses = []
+    for place in np.flatnonzero(~is_due).tolist():
+        request, pause = pauses[place]
+        request.pauses.append(pause)
+    return [
+        _Job(pause[1], request.arrived_seconds, request, pause)
+        for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+    ]
 
 
 def _when(job: _Job) -> tuple[float, float]:
