@@ -20,6 +20,8 @@ class ReplayConfig:
     headers: tuple[tuple[str, str], ...]
     power: str | None
     gpus: str
+    idle_watts: float | None
+    bare_idle_watts: float | None
     ledger: str | None
     sim_gpu: str
     sim_model: str

@@ -10,6 +10,16 @@ from __future__ import annotations
 import msgspec
 
 
+class BoundaryPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the request cost at another boundary than the headline's."""
+
+    prefill_joules: float | None
+    decode_joules: float | None
+    idle_share_joules: float | None
+    energy_joules: float | None
+    quality: str
+
+
 class EnergyPart(msgspec.Struct, frozen=True, kw_only=True):
     """What the proxy says the request cost; joined by request id, never by time."""
 
@@ -20,6 +30,8 @@ class EnergyPart(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     quality: str
     policy_joules: dict[str, float] = {}
+    boundaries: dict[str, BoundaryPart] = {}
+    """At the other boundaries metered; never added, for they overlap."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

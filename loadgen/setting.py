@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import uvloop
@@ -30,7 +31,14 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
     if url is None:
         simulator = stack.start("simulator", "loadgen", _simulator_arguments(config))
         url = simulator.url
-        power = power or f"dcgm={simulator.announced['power_url']}"
+        own = f"dcgm={simulator.announced['power_url']}"
+        power = re.sub(r"(?<![^,])\s*dcgm\s*(?![^,])", own, power) if power else own
+    idle = [config.idle_watts, config.bare_idle_watts]
+    if power is None and any(watts is not None for watts in idle):
+        raise UsageError(
+            "--idle-watts and --bare-idle-watts are for a proxy that --power starts; "
+            "give them to `metering-proxy serve` where it runs already"
+        )
     if power is not None:
         if admin_url is not None:
             raise UsageError("--power starts a proxy and --ledger names one: give one")
@@ -68,8 +76,13 @@ def _simulator_arguments(config: ReplayConfig) -> list[str]:
 
 
 def _proxy_arguments(url: str, power: str, config: ReplayConfig) -> list[str]:
-    return [
+    arguments = [
         "serve", "--upstream", url, "--listen", "127.0.0.1:0",
         "--admin", "127.0.0.1:0", "--engine", config.backend, "--power", power,
         "--gpus", config.gpus, "--store", "none",
     ]  # fmt: skip
+    if config.idle_watts is not None:
+        arguments += ["--idle-watts", f"{config.idle_watts:g}"]
+    if config.bare_idle_watts is not None:
+        arguments += ["--bare-idle-watts", f"{config.bare_idle_watts:g}"]
+    return arguments

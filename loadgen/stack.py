@@ -107,6 +107,7 @@ def wait_until_ready(
 ) -> str | None:
     """Wait for a proxy: None when ready, else why its energy is not (yet) known.
 
+    Boundaries beside the headline are waited for too, as long as a sensor is.
     `waiting` is told the current reason. A proxy whose upstream does not answer
     raises StackError; a sensor that does not come up only costs the energy.
     """
@@ -121,14 +122,22 @@ def wait_until_ready(
                 body = client.get(f"{admin_url}/readyz").json()
             except (httpx.HTTPError, ValueError) as error:
                 body = {"reasons": [f"admin API at {admin_url}: {error}"]}
-            if body.get("ready"):
-                return None
-            waiting("; ".join(body.get("reasons", [])))
+            lacking = body.get("lacking", {})
+            is_patient = now < deadline - seconds + patience
+            if body.get("ready") and not (lacking and is_patient):
+                return _words(lacking)
+            waiting("; ".join(body.get("reasons", [])) or _words(lacking) or "")
             time.sleep(0.1)
     reason = "; ".join(body.get("reasons", [])) or "no answer"
     if not body.get("upstream"):
         raise StackError(f"the target did not answer in {seconds:g} s: {reason}")
     return reason
+
+
+def _words(lacking: dict[str, str]) -> str | None:
+    """What is not known yet of the boundaries beside the headline."""
+    parts = [f"of the {name}: {reason}" for name, reason in lacking.items()]
+    return "; ".join(parts) or None
 
 
 def _announcement(

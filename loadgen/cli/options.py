@@ -91,6 +91,13 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
+def sources(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> str | None:
+    """One text for the proxy, which knows what separates sources."""
+    return ",".join(text.strip(", ") for text in texts) or None
+
+
 SECONDS = click.FloatRange(min=0, max=math.inf)
 POSITIVE = click.IntRange(min=1)
 
@@ -109,10 +116,17 @@ OPTIONS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         multiple=True,
                  help="Extra request header; may be repeated."),
     # meter
-    click.option("--power", metavar="SOURCE", help="Start a metering proxy before "
-                 "--url with this sensor: nvml, dcgm=URL or none."),
+    click.option("--power", metavar="SOURCE[,SOURCE]", multiple=True,
+                 callback=sources, help="Start a metering proxy before --url with "
+                 "these sensors, one per boundary: nvml, dcgm=URL, rapl, redfish=URL "
+                 "or none. Without --url a bare dcgm is the simulated GPU."),
     click.option("--gpus", default="", metavar="0,1", help="The server's GPUs, with "
                  "--power.  [default: all visible]"),
+    click.option("--idle-watts", type=click.FloatRange(0), metavar="W",
+                 help="Loaded idle power of the GPUs, with --power.  [default: "
+                 "measured]"),
+    click.option("--bare-idle-watts", type=click.FloatRange(0), metavar="W",
+                 help="Their power with no weights loaded, shown beside it."),
     click.option("--ledger", type=url, metavar="URL", help="Admin URL of a metering "
                  "proxy that already stands before --url."),
     click.option("--sim-gpu", type=click.Choice(sorted(GPUS)), default="h100",

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from loadgen.report.distribution import Distribution
+from loadgen.report.energy_tally import EnergyTally
 from loadgen.report.schema import EnergyBlock, PerRequest, Phases, PowerSeries
-from loadgen.report.tally import EnergyTally, Tally
+from loadgen.report.tally import Tally
 
 DEFINITIONS = {
     "measured_joules": "what the sensor counted in the window; at the run's own start "
@@ -23,6 +24,8 @@ DEFINITIONS = {
     "request's first or last interval is cut",
     "joules_per_request": "prefill + decode + idle share of each answered request "
     "of the window whose energy is known",
+    "active_joules_per_request": "the same requests without the idle share: what "
+    "they added to an engine that stands by",
     "joules_per_output_token": "the same requests: sum of their joules over sum of "
     "their output tokens",
     "joules_per_total_token": "the same, over prompt tokens (cached ones too) + "
@@ -61,6 +64,18 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     counter_period_seconds: float | None = None
     counter_power_ratio: float | None = None
     unsettled_seconds: float | None = None
+    gap_seconds: float | None = None
+    bare_idle_watts: float | None = None
+    model_idle_watts: float | None = None
+    idle_accelerators_joules: float | None = None
+    boundaries: dict[str, Books] = {}
+    """Of every boundary, the headline's among them."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether waiting makes it better: a sensor that is down settles nothing."""
+        every = (self, *self.boundaries.values())
+        return all(books.complete or not books.sensor_up for books in every)
 
 
 class Accounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +202,7 @@ def _of_requests(tally: Tally) -> dict[str, Any]:
     energy: EnergyTally = tally.energy
     return {
         "joules_per_request": _per_request(tally.measures["energy"]),
+        "active_joules_per_request": _per_request(tally.measures["active_energy"]),
         "joules_per_output_token": _ratio(
             energy.answered_joules, energy.answered_output_tokens
         ),
@@ -222,6 +238,8 @@ def _about(books: Books, metering: Metering) -> dict[str, Any]:
         "window_seconds": metering.window_seconds,
         "loaded_idle_watts": books.idle_watts,
         "idle_source": books.idle_source,
+        "bare_idle_watts": books.bare_idle_watts,
+        "model_idle_watts": books.model_idle_watts,
         "counter_period_seconds": books.counter_period_seconds,
         "counter_power_ratio": books.counter_power_ratio,
     }

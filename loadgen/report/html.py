@@ -72,6 +72,8 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         latency_rows=LATENCY_ROWS,
         energy_rows=ENERGY_ROWS,
         accounts=list(words.accounts(summary.energy)),
+        boundaries=list(words.boundary_rows(summary.energy)),
+        idle=words.idle_text(summary.energy),
         policies=policy_bars(summary),
         started=_started(summary),
         ramp_note=words.ramp_note(summary),

@@ -183,7 +183,7 @@ def wait_for_energies(
     while True:
         try:
             books = admin.books(end_unix_seconds)
-            is_final = books.complete or not books.sensor_up
+            is_final = books.is_final
             before = len(energies.by_id)
             energies.take(admin, wanted.sent)
             failures = 0

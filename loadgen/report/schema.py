@@ -42,6 +42,47 @@ class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_watts: list[float]
 
 
+class BoundaryBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """What one boundary used in the window; never added to another's: they overlap."""
+
+    source: str | None = None
+    simulated: bool = False
+    measured_joules: float | None = None
+    attributed_joules: Phases | None = None
+    idle_share_joules: float | None = None
+    idle_joules: float | None = None
+    unattributed_joules: dict[str, float] | None = None
+    residual_joules: float | None = None
+    mean_watts: float | None = None
+    measured_joules_per_request: float | None = None
+    """All measured joules over answered requests: idle included."""
+    joules_per_request: PerRequest | None = None
+    """Prefill, decode and idle share of answered requests."""
+    active_joules_per_request: PerRequest | None = None
+    """The same without the idle share."""
+    joules_per_output_token: float | None = None
+    requests_with_energy: int = 0
+    requests_without_energy: int = 0
+    loaded_idle_watts: float | None = None
+    idle_source: str | None = None
+    settlement_window_seconds: float | None = None
+    """Joules are divided, and cut at the window's ends, in pieces so long."""
+    counter_period_seconds: float | None = None
+    settled: bool | None = None
+    reason: str | None = None
+    """Why joules are null, or not whole."""
+
+
+class BoundaryRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured joules inside one boundary over those of one around it."""
+
+    inner: str
+    """A boundary, or `idle_accelerators`: GPUs of the node that were not used."""
+    outer: str
+    ratio: float | None
+    """Null unless both were measured through the whole window."""
+
+
 class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     """`energy` of `summary.json`; null where nothing is known, and then why."""
 
@@ -58,6 +99,9 @@ class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_joules: dict[str, float] | None = None
     residual_joules: float | None = None
     joules_per_request: PerRequest | None = None
+    """Inclusive: prefill, decode and idle share."""
+    active_joules_per_request: PerRequest | None = None
+    """The same requests without their idle share."""
     joules_per_output_token: float | None = None
     joules_per_total_token: float | None = None
     measured_joules_per_output_token: float | None = None
@@ -74,6 +118,10 @@ class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     quality: dict[str, int] = {}
     loaded_idle_watts: float | None = None
     idle_source: str | None = None
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as the proxy was told."""
+    model_idle_watts: float | None = None
+    """Loaded less bare: drawn because the model is resident."""
     readings: int | None = None
     """Of the sensor, since the proxy started."""
     missed_readings: int | None = None
@@ -83,6 +131,11 @@ class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
     settled: bool | None = None
     """False when the books were read before the window's end was final."""
     power: PowerSeries | None = None
+    boundaries: dict[str, BoundaryBlock] = {}
+    """Each one that was metered, the headline too; empty where it was the only one."""
+    boundary_ratios: list[BoundaryRatio] = []
+    idle_accelerators_joules: float | None = None
+    """Of the host's GPUs that were not the engine's; in no request and no account."""
     reason: str | None = None
     """Why joules are null."""
     definitions: dict[str, str] = {}

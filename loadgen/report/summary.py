@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.measures import MEASURES, POOLED_MEASURES
 from loadgen.plan import PlanHeader
+from loadgen.report.boundaries import with_boundaries
 from loadgen.report.distribution import Stats
 from loadgen.report.energy import Metering, energy_block
 from loadgen.report.environment import environment
@@ -63,7 +64,7 @@ def summarise(
     run_seconds: float,
 ) -> Summary:
     """Everything a run says, from one pass over its records."""
-    energy = energy_block(metering, tally)
+    energy = with_boundaries(energy_block(metering, tally), metering, tally)
     measures = _all_stats(tally)
     seconds = tally.window.seconds
     tokens = tally.output_tokens
@@ -164,13 +165,22 @@ def _energy_facts(energy: EnergyBlock) -> EnergyFacts:
     return EnergyFacts(
         unknown_reason=energy.reason,
         measured_joules=energy.measured_joules,
-        residual_joules=energy.residual_joules,
+        residual_joules=_worst_residual_joules(energy),
         unattributed_joules=energy.unattributed_joules or {},
         requests_with=energy.requests_with_energy,
         requests_without=energy.requests_without_energy,
         readings=energy.readings,
         missed_readings=energy.missed_readings,
         is_settled=energy.settled is not False,
+    )
+
+
+def _worst_residual_joules(energy: EnergyBlock) -> float | None:
+    """Of any boundary: books that do not close make a run invalid, whosever."""
+    every = [energy.residual_joules]
+    every += [block.residual_joules for block in energy.boundaries.values()]
+    return max(
+        (joules for joules in every if joules is not None), key=abs, default=None
     )
 
 

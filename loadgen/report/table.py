@@ -139,6 +139,8 @@ def _energy(summary: Summary) -> Iterator[Table]:
     yield _accounts(energy)
     yield _per_request(summary)
     yield _per_token(energy)
+    if energy.boundaries:
+        yield _boundaries(energy)
 
 
 def _accounts(energy: EnergyBlock) -> Table:
@@ -193,10 +195,33 @@ def _per_token(energy: EnergyBlock) -> Table:
         f"{say.joules(energy.measured_joules_per_output_token)} per output token, "
         "idle and unattributed joules included",
     )
+    if words.idle_text(energy):
+        _line(table, "idle", words.idle_text(energy))
     if energy.failed_request_joules:
         _line(table, "failed requests", say.joules(energy.failed_request_joules))
     if energy.reason:
         _line(table, "note", energy.reason)
+    return table
+
+
+def _boundaries(energy: EnergyBlock) -> Table:
+    """Side by side and never added: a node's joules contain its GPUs'."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    table.add_column("Boundaries (they overlap)", ratio=1)
+    for head in ("measured", "of the node", "power", "J/request", "active", "J/token"):
+        table.add_column(head, justify="right")
+    for row in words.boundary_rows(energy):
+        table.add_row(
+            row.name,
+            say.joules(row.measured_joules),
+            say.percent(row.of_node),
+            say.watts(row.mean_watts),
+            say.joules(row.mean_joules),
+            say.joules(row.mean_active_joules),
+            say.joules(row.joules_per_output_token),
+        )
+        if row.note:
+            table.add_row(f"  {row.note}")
     return table
 
 

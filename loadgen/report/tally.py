@@ -24,6 +24,7 @@ from loadgen.measures import (
     meets,
 )
 from loadgen.report.distribution import Distribution
+from loadgen.report.energy_tally import EnergyTally
 from loadgen.results import Result
 
 GROUP_MEASURES = ("ttft", "tpot", "e2el", "energy")
@@ -107,48 +108,6 @@ class Group:
         if joules is not None:
             self.energy_joules += joules
             self.energy_output_tokens += result.output_tokens or 0
-
-
-@dataclass(slots=True)
-class EnergyTally:
-    """Joules of the requests themselves, as joined by id."""
-
-    requests_with: int = 0
-    """Sent requests of any outcome."""
-    requests_without: int = 0
-    """Answered requests only: one that never reached the proxy has no joules."""
-    joined_joules: float = 0.0
-    failed_joules: float = 0.0
-    answered_joules: float = 0.0
-    answered_output_tokens: int = 0
-    answered_total_tokens: int = 0
-    policy_joules: dict[str, Counter[str]] = field(default_factory=dict)
-    """Active joules by policy, then kind."""
-    by_policy: dict[str, Distribution] = field(default_factory=dict)
-    """Active joules of single answered requests, as each policy would have it."""
-    quality: Counter[str] = field(default_factory=Counter)
-
-    def add(self, result: Result) -> None:
-        """Take one sent request into account."""
-        energy = result.energy
-        if energy is None or energy.energy_joules is None:
-            self.requests_without += is_ok(result)
-            return
-        self.requests_with += 1
-        self.quality[energy.quality] += 1
-        self.joined_joules += energy.energy_joules
-        for policy, joules in energy.policy_joules.items():
-            self.policy_joules.setdefault(policy, Counter())[result.kind] += joules  # type: ignore[assignment]  # a Counter of floats adds as well
-        if not is_ok(result):
-            self.failed_joules += energy.energy_joules
-            return
-        for policy, joules in energy.policy_joules.items():
-            self.by_policy.setdefault(policy, Distribution()).add(joules)
-        self.answered_joules += energy.energy_joules
-        self.answered_output_tokens += result.output_tokens or 0
-        self.answered_total_tokens += (result.prompt_tokens or 0) + (
-            result.output_tokens or 0
-        )
 
 
 @dataclass(slots=True)

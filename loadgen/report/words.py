@@ -39,6 +39,59 @@ def accounts(energy: EnergyBlock) -> Iterator[Account]:
         yield Account("unattributed", "unattributed", meaning, joules)
 
 
+class BoundaryRow(NamedTuple):
+    """One boundary, or the idle accelerators, beside the others."""
+
+    name: str
+    measured_joules: float | None
+    of_node: float | None
+    """Fraction of the node's joules."""
+    mean_watts: float | None
+    mean_joules: float | None
+    """Of a request, its share of idle included."""
+    mean_active_joules: float | None
+    joules_per_output_token: float | None
+    note: str
+
+
+def boundary_rows(energy: EnergyBlock) -> Iterator[BoundaryRow]:
+    """Every boundary that was metered; none where the headline was the only one."""
+    shares = {ratio.inner: ratio.ratio for ratio in energy.boundary_ratios}
+    for name, block in energy.boundaries.items():
+        whole, active = block.joules_per_request, block.active_joules_per_request
+        missing = block.requests_without_energy
+        notes = [block.reason or ""]
+        if missing:
+            notes.append(f"{missing:,} answered requests without its joules")
+        yield BoundaryRow(
+            f"{name} ({block.source})", block.measured_joules, shares.get(name),
+            block.mean_watts, whole.mean if whole else None,
+            active.mean if active else None, block.joules_per_output_token,
+            "; ".join(filter(None, notes)),
+        )  # fmt: skip
+    joules, seconds = energy.idle_accelerators_joules, energy.window_seconds
+    if energy.boundaries and joules is not None:
+        yield BoundaryRow(
+            "other GPUs of the host", joules, shares.get("idle_accelerators"),
+            joules / seconds if seconds else None, None, None, None,
+            "not the engine's: in the node's joules, in no request's GPU joules",
+        )  # fmt: skip
+
+
+def idle_text(energy: EnergyBlock) -> str:
+    """Loaded idle, and what of it is the model; empty when it is not known."""
+    if energy.loaded_idle_watts is None:
+        return ""
+    text = f"{say.watts(energy.loaded_idle_watts)} with the model loaded"
+    text += f" ({energy.idle_source})" if energy.idle_source else ""
+    bare, model = energy.bare_idle_watts, energy.model_idle_watts
+    if bare is None or model is None:
+        return text
+    if model < 0:
+        return f"{text}, below the {say.watts(bare)} told for bare idle: one is wrong"
+    return f"{text}, of which {say.watts(model)} because it is resident"
+
+
 def headline(summary: Summary) -> str:
     """The answer in one sentence; empty when no joules are known."""
     energy = summary.energy
