@@ -1,6 +1,6 @@
 """Does memory grow with what is finished, or with the length of the trace?
 
-    python benchmarks/trace_memory.py [--lines 100000 1000000] [--requests 20000]
+    python -m benchmarks.trace_memory [--lines 100000 1000000] [--requests 20000]
 
 For each length a loadtrace file is generated, planned as a whole, and the first
 `requests` of the plan are replayed as fast as 32 at a time allow against a scripted
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from client_honesty import Setup, scripted_engine
 
+from benchmarks.client_honesty import Setup, scripted_engine
 from loadgen.backends import RequestOptions, Target
 from loadgen.clock import SystemClock
 from loadgen.plan import PlannedSession, make_plan, read_plan

@@ -129,7 +129,7 @@ def test_more_lag_never_makes_a_run_better(
     lag: float, more: float, errors: int, dropped: int
 ) -> None:
     order = ["valid", "degraded", "invalid"]
-    counts = {
+    counts: dict[str, Any] = {
         "errors": {"error": errors},
         "completed": 100 - errors,
         "dropped": dropped,
