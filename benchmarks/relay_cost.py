@@ -1,6 +1,7 @@
 """CPU per streamed chunk: the relay beside nginx, same run, same engine, same client.
 
     python benchmarks/relay_cost.py [--rounds 5] [--json]
+    python benchmarks/relay_cost.py --scrape [--rounds 5]
 
 An engine that only plays a script (own process), nginx from Debian's package with
 `proxy_buffering off` (one worker) and the relay with the real meter (own process)
@@ -11,6 +12,12 @@ no usage (so the relay asks, and filters), and counts events. CPU is what the ke
 charged to the process, so the cores may be shared by all. `steady` has one event per
 read; `saturated` offers more than one core can pass, so several events share a read.
 Time to first byte is taken apart, one request at a time on a warm connection.
+
+`--scrape` asks something else: how much later chunks arrive while Prometheus reads
+`/metrics`. A whole `metering-proxy serve` (sensor at 50 Hz, six classes of requests, so
+that the page has more than 500 series) relays the steady load, in turn without and
+with a process that scrapes five times a second; the figure is by how much the time
+between two chunks of a stream exceeds the engine's 20 ms.
 """
 
 from __future__ import annotations
@@ -29,11 +36,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import uvloop
 
@@ -106,6 +114,9 @@ class EngineConnection(asyncio.Protocol):
         if not mark or len(body) < int(length or 0):
             return
         self.buffer = b""
+        if not head.startswith(b"POST"):  # a proxy that looks for the engine's gauges
+            self.transport.write(b"HTTP/1.1 404 None\r\ncontent-length: 0\r\n\r\n")
+            return
         asked = json.loads(body)
         self.transport.write(HEAD)
         self.speak(asked["max_tokens"], asked["gap_seconds"], self.loop.time())
@@ -191,14 +202,26 @@ class ClientConnection(asyncio.Protocol):
             self.done.set_exception(ConnectionError("a stream was cut"))
 
 
-async def connections(port: int, count: int, body: bytes) -> list[ClientConnection]:
+C = TypeVar("C", bound="ClientConnection")
+
+
+class StampedConnection(ClientConnection):
+    """One that remembers when each read came."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self.stamps: list[float] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp first."""
+        self.stamps.append(time.perf_counter())
+        super().data_received(data)
+
+
+async def connections(port: int, count: int, body: bytes, kind: type[C]) -> list[C]:
     loop = asyncio.get_running_loop()
     return [
-        (
-            await loop.create_connection(
-                lambda: ClientConnection(body), "127.0.0.1", port
-            )
-        )[1]
+        (await loop.create_connection(lambda: kind(body), "127.0.0.1", port))[1]
         for _ in range(count)
     ]
 
@@ -215,22 +238,22 @@ def body_of(events: int, gap_seconds: float) -> bytes:
     ).encode()
 
 
-async def drive(port: int, load: Load) -> int:
-    """Events that `load` brought through `port`; starts spread over one gap."""
+async def drive(port: int, load: Load, kind: type[C]) -> list[C]:
+    """Bring `load` through `port`, starts spread over one gap; the clients after it."""
     body = body_of(load.events, load.gap_seconds)
-    clients = await connections(port, load.streams, body)
+    clients = await connections(port, load.streams, body, kind)
     for client in clients:
         client.ask()
         await asyncio.sleep(load.gap_seconds / load.streams)
     await asyncio.gather(*(client.done for client in clients))
     for client in clients:
         client.transport.abort()
-    return sum(client.events for client in clients)
+    return clients
 
 
 async def first_bytes(port: int, requests: int) -> list[float]:
     """Milliseconds to the first byte, one request at a time on a warm connection."""
-    (client,) = await connections(port, 1, body_of(1, 0.0))
+    (client,) = await connections(port, 1, body_of(1, 0.0), ClientConnection)
     milliseconds = []
     for _ in range(requests):
         await asyncio.sleep(0.004)  # a busy engine's rate, not a race
@@ -252,11 +275,12 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def child(*arguments: str) -> Iterator[tuple[int, int]]:
+def child(*arguments: str, stderr: IO[str] | None = None) -> Iterator[tuple[int, int]]:
     """This program in another role: its pid and port."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--role", *arguments], stdout=subprocess.PIPE
-    )
+        [sys.executable, __file__, "--role", *arguments],
+        stdout=subprocess.PIPE, stderr=stderr,
+    )  # fmt: skip
     assert process.stdout is not None
     try:
         yield process.pid, int(process.stdout.readline())
@@ -330,7 +354,8 @@ class Target:
     def measure(self, load: Load) -> None:
         """One round of `load` through this target."""
         began, spent = time.perf_counter(), cpu_seconds(self.pid)
-        events = uvloop.run(drive(self.port, load))
+        clients = uvloop.run(drive(self.port, load, ClientConnection))
+        events = sum(client.events for client in clients)
         time.sleep(0.2)  # what is parsed on the beat belongs to these events
         cost = (cpu_seconds(self.pid) - spent) / events * 1e6
         elapsed = time.perf_counter() - began - 0.2
@@ -414,22 +439,122 @@ def report(result: dict[str, Any]) -> None:
     print(f"\ntarget: relay at most {TARGET_RATIO} x nginx, steady")
 
 
+# --- chunks while Prometheus scrapes ------------------------------------------
+
+SCRAPE_SECONDS = 0.2
+KINDS = ("conversation", "code", "reasoning", "summarization", "embedding", "other")
+
+
+def scraper(url: str) -> None:
+    """Read `url` for ever, as Prometheus does but more often; say how long it took."""
+    print(0, flush=True)
+    while True:
+        began = time.perf_counter()
+        with urllib.request.urlopen(url) as reply:
+            lines = reply.read().splitlines()
+        spent = time.perf_counter() - began
+        series = sum(not line.startswith(b"#") for line in lines)
+        print(f"{series} {spent * 1000:.1f}", file=sys.stderr, flush=True)
+        time.sleep(SCRAPE_SECONDS)
+
+
+@contextlib.contextmanager
+def whole_proxy(engine_port: int) -> Iterator[dict[str, str]]:
+    """`metering-proxy serve` with a recorded sensor; its addresses."""
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Path(folder, "power.csv")
+        rows = (f"{at / 10:.1f},gpu0,{30 * at},300" for at in range(6000))
+        recording.write_text("seconds,device,joules,watts\n" + "\n".join(rows) + "\n")
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "proxy", "serve", "--announce", "--store", "none",
+                "--upstream", f"http://127.0.0.1:{engine_port}",
+                "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
+                "--power", f"csv={recording}#boundary=gpu",
+            ],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+
+def fill_classes(url: str) -> None:
+    """One request of every kind: each is a class with some 80 series."""
+    for kind in KINDS:
+        headers = {"x-servewatt-kind": kind, "content-type": "application/json"}
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", body_of(3, 0.0), headers
+        )
+        with urllib.request.urlopen(request) as reply:
+            reply.read()
+    time.sleep(3)  # until all of them are settled and on the page
+
+
+def late_ms(port: int, load: Load) -> list[float]:
+    """How much later than the engine's gap each chunk came after the one before."""
+    clients = uvloop.run(drive(port, load, StampedConnection))
+    return [
+        (later - earlier - load.gap_seconds) * 1000
+        for client in clients
+        for earlier, later in zip(client.stamps, client.stamps[1:], strict=False)
+    ]
+
+
+def scrape(engine_port: int, rounds: int) -> None:
+    """Rounds without and with a scraper in turn; the percentiles of each."""
+    found: dict[str, list[float]] = {"alone": [], "scraped": []}
+    scrapes: list[list[str]] = []
+    with whole_proxy(engine_port) as addresses:
+        port = int(addresses["url"].rpartition(":")[2])
+        fill_classes(addresses["url"])
+        late_ms(port, LOADS[0])  # warm-up
+        for _ in range(rounds):
+            found["alone"].append(percentile(late_ms(port, LOADS[0]), 0.99))
+            with tempfile.TemporaryFile("w+") as said:
+                page = addresses["admin_url"] + "/metrics"
+                with child("scraper", page, stderr=said):
+                    found["scraped"].append(percentile(late_ms(port, LOADS[0]), 0.99))
+                said.seek(0)
+                scrapes += [line.split() for line in said]
+    series = max(int(count) for count, _ in scrapes)
+    took = statistics.median(float(ms) for _, ms in scrapes)
+    print(f"{len(scrapes)} scrapes of {series} series, median {took:.1f} ms each")
+    for name, values in found.items():
+        shown = " ".join(f"{value:.2f}" for value in values)
+        print(f"  {name:8} p99 of added delay {statistics.median(values):6.2f} ms"
+              f"  (rounds: {shown})")  # fmt: skip
+    added = statistics.median(found["scraped"]) - statistics.median(found["alone"])
+    print(f"  a scrape adds {added:+.2f} ms to the p99; target: below 5 ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--scrape", action="store_true")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
         role, *port = options.role
         if role == "engine":
             uvloop.run(engine())
+        elif role == "scraper":
+            scraper(port[0])
         else:
             uvloop.run(relay(int(port[0]), has_sensor=role == "relay+books"))
         return
     with contextlib.ExitStack() as stack:
         _, engine_port = stack.enter_context(child("engine"))
+        if options.scrape:
+            scrape(engine_port, options.rounds)
+            return
         targets = []
         if shutil.which("nginx"):
             targets.append(Target("nginx", *stack.enter_context(nginx(engine_port))))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ from proxy.store.archive import Archive
 
 log = logging.getLogger("servewatt.proxy")
 
+SWITCH_SECONDS = 0.0005
+"""How long a chunk may wait for a thread that renders `/metrics` or writes records;
+Python's own 5 ms is all that a scrape may add to the p99."""
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
 DRAIN_SECONDS = 10.0
@@ -89,6 +93,7 @@ def run(
     """
     sensors = plan_sensors(config.power, config.gpus)
     try_sensors(sensors)
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_App(config, sensors).serve(announce, until_eof))
 
 
