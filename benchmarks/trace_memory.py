@@ -115,7 +115,8 @@ def replayed(
 
 
 def in_fresh_process(lines: int, requests: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--requests", str(requests)]
+    module = "benchmarks.trace_memory"
+    command = [sys.executable, "-m", module, "--requests", str(requests)]
     done = subprocess.run(
         [*command, "--one", str(lines)], check=True, stdout=subprocess.PIPE, text=True
     )
