@@ -143,16 +143,16 @@ def _reads(first: int, stop: int, people: Population, steps: Steps) -> _Reads:
     scale = people.token_scale[request]
     before = steps.before[low:high][is_known]
     counted = steps.tokens[low:high][is_known]
-    is_first = before <= 0
     tokens = counted * scale
-    # A first read of k tokens came out of the prefill with one, k - 1 followed.
+    # The first token of each sequence came out of the prefill, the others followed.
     sequences = people.sequences[request]
-    decoded = np.where(is_first, np.maximum(tokens - sequences, 0.0), tokens)
-    middle = before * scale + (tokens - np.where(is_first, 0.0, 1.0)) / 2
+    is_first = before < sequences
+    decoded = np.clip(before * scale + tokens - sequences, 0.0, tokens)
+    middle = before * scale + (tokens - np.where(before <= 0, 0.0, 1.0)) / 2
     context = people.context_tokens[request] + np.maximum(middle / sequences, 0.0)
     stamps = steps.seconds[low:high][is_known]
-    with_first = stamps <= people.first_token_seconds[request]
-    presence = _presence(request, step, stamps, with_first, sequences)
+    with_first = is_first | (stamps <= people.first_token_seconds[request])
+    presence = _presence(request, step, stamps, with_first, counted / sequences)
     return _Reads(request, step, presence, tokens, decoded, context)
 
 
@@ -161,12 +161,13 @@ def _presence(
     step: IntArray,
     stamps: FloatArray,
     with_first: NDArray[np.bool_],
-    sequences: FloatArray,
+    tokens_each: FloatArray,
 ) -> FloatArray:
     """How often a request was read in a step, put on one of the reads.
 
     1 unless steps ran together in one cluster. Reads with the same stamp are one,
-    those of parallel sequences too; the first stamp is the prefill's.
+    and no step is counted without a token for each sequence: parallel ones may come
+    one by one or together. The first stamp is the prefill's.
     """
     order = np.lexsort((stamps, request, step))
     order = order[~with_first[order]]
@@ -177,9 +178,10 @@ def _presence(
     is_new[1:] = (np.diff(step[order]) != 0) | (np.diff(request[order]) != 0)
     is_other = is_new.copy()
     is_other[1:] |= np.diff(stamps[order]) != 0
-    reads = np.add.reduceat(is_other, np.flatnonzero(is_new))
-    head = order[is_new]
-    presence[head] = np.maximum(np.rint(reads / sequences[head]), 1.0)
+    places = np.flatnonzero(is_new)
+    reads = np.add.reduceat(is_other, places).astype(np.float64)
+    tokens = np.add.reduceat(tokens_each[order], places)
+    presence[order[is_new]] = np.maximum(np.rint(np.minimum(reads, tokens)), 1.0)
     return presence
 
 
