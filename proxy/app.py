@@ -273,6 +273,7 @@ class _App:
             store=self.records.state(),
             ratios=self.meter.ratios(),
             unjoined_records=dict(self.meter.unjoined_total),
+            gauges=self.gauges,
         )
 
     async def _upstream_state(self) -> str | None:

@@ -274,6 +274,9 @@ class Meter:
             unsettled_requests=len(self._requests),
             late_reads_total=self._late_reads_total,
             counter_resets_total=curve.resets,
+            external_requests=None
+            if newest is None
+            else self._settlement.gauges.strangers_at(newest),
             calibration=self._settlement.calibration.state,
         )
 

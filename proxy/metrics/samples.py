@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.boundaries import Ratio
+from proxy.gauges import GaugeStats
 from proxy.meter import MeterState
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
@@ -30,6 +31,7 @@ class Snapshot:
     store: StoreState | None = None
     ratios: Sequence[Ratio] = ()
     unjoined_records: Mapping[str, int] = field(default_factory=dict)
+    gauges: GaugeStats | None = None
 
     @property
     def meter(self) -> MeterState:

@@ -144,6 +144,24 @@ METRICS: dict[str, MetricSpec] = {
         ("boundary", "source"),
         by_sensor(lambda stats: stats.is_simulated),
     ),
+    "servewatt_engine_gauges_up": MetricSpec(
+        "gauge",
+        "1 while the engine's own metrics show who runs and who waits.",
+        (),
+        lambda s: one(s.gauges.is_up if s.gauges and s.gauges.scrapes_total else None),
+    ),
+    "servewatt_engine_gauge_errors_total": MetricSpec(
+        "counter",
+        "Scrapes of the engine's own metrics that gave nothing.",
+        (),
+        lambda s: one(s.gauges.errors_total if s.gauges else None),
+    ),
+    "servewatt_external_requests": MetricSpec(
+        "gauge",
+        "Sequences that the engine runs and that did not come through the proxy.",
+        (),
+        lambda s: one(s.meter.external_requests),
+    ),
     "servewatt_sensor_samples_total": MetricSpec(
         "counter",
         "Successful reads of the power source.",

@@ -47,5 +47,8 @@ class MeterState:
     late_reads_total: int = 0
     """Reads with tokens that came for time already settled; counted as later."""
     counter_resets_total: int = 0
+    external_requests: int | None = None
+    """Running in the engine, by its last scrape, and not the proxy's; None: no scrape
+    that is new enough."""
     calibration: CalibrationState | None = None
     """The constants of the policy `calibrated`, and whether they are in use."""

@@ -128,6 +128,10 @@ class GaugeLog:
                 break
         return True
 
+    def strangers_at(self, now_seconds: float) -> int | None:
+        """How many the last scrape showed; None where it is too old."""
+        return self._seen[-1].strangers if self.is_alive(now_seconds) else None
+
     def strangers(
         self, start_seconds: float, end_seconds: float
     ) -> list[RequestTimeline]:

@@ -7,6 +7,8 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.engines.gauges import EngineGauges
+from proxy.gauges import GaugeStats
 from proxy.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
@@ -25,6 +27,7 @@ def metrics() -> Metrics:
     meter, records = metered(
         MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1))
     )
+    meter.gauged(7.9, EngineGauges(running=0, waiting=0))
     found = Metrics()
     found.observe(records)
     found.show(
@@ -49,6 +52,7 @@ def metrics() -> Metrics:
                 dropped_total=2,
                 deleted_total=1,
             ),
+            gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
         )
     )
     found.observe([])
