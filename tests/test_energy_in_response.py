@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,8 @@ import httpx
 import pytest
 
 from proxy.sse import SseDecoder
+from tests.children import child, is_ready, record_of, wait_for
 
-ROOT = Path(__file__).parent.parent
-PATIENCE_SECONDS = 60
 MODEL = "simulated-llama-3.1-8b"
 IDLE_WATTS = "90"
 """Given, so that no test has to wait until idle was measured."""
@@ -34,25 +29,6 @@ class Stack:
     waiting_admin: str
     prompt: str
     prompt_admin: str
-
-
-@contextlib.contextmanager
-def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
-    """A process that announces itself; it ends with its standard input."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--announce"], cwd=cwd, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        announced: dict[str, Any] = json.loads(process.stdout.readline())
-        yield announced
-    finally:
-        process.stdin.close()
-        process.wait(PATIENCE_SECONDS)
-        process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -76,19 +52,6 @@ def stack(dialect: str, folder: Path) -> Iterator[Stack]:
         yield Stack(
             waiting["url"], waiting["admin_url"], prompt["url"], prompt["admin_url"]
         )
-
-
-def is_ready(admin: str) -> bool:
-    return httpx.get(f"{admin}/readyz").status_code == 200
-
-
-def wait_for(claim: Callable[[], object]) -> Any:
-    """Poll until a claim about other processes holds; bounded, never a measure."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (result := claim()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +89,6 @@ def comments_in(stream: bytes) -> list[dict[str, Any]]:
         last = blocks[-2] if blocks[-1].endswith(b"[DONE]") else blocks[-1]
         assert told == [last]
     return [json.loads(block.removeprefix(b": energy ")) for block in told]
-
-
-def record_of(admin: str, request_id: str) -> dict[str, Any]:
-    url = f"{admin}/requests/{request_id}"
-    wait_for(lambda: httpx.get(url).status_code == 200)
-    record: dict[str, Any] = httpx.get(url).json()
-    return record
 
 
 def joules_of(energy: dict[str, Any]) -> list[float]:

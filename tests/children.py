@@ -1,0 +1,57 @@
+"""The simulator and the proxy as real processes, for tests of the whole way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 60
+
+
+@contextlib.contextmanager
+def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
+    """A process that announces itself; it ends with its standard input."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--announce"], cwd=cwd, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        announced: dict[str, Any] = json.loads(process.stdout.readline())
+        yield announced
+    finally:
+        process.stdin.close()
+        process.wait(PATIENCE_SECONDS)
+        process.stdout.close()
+
+
+def is_ready(admin: str) -> bool:
+    return httpx.get(f"{admin}/readyz").status_code == 200
+
+
+def wait_for(claim: Callable[[], object]) -> Any:
+    """Poll until a claim about other processes holds; bounded, never a measure."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (result := claim()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def record_of(admin: str, request_id: str) -> dict[str, Any]:
+    url = f"{admin}/requests/{request_id}"
+    wait_for(lambda: httpx.get(url).status_code == 200)
+    record: dict[str, Any] = httpx.get(url).json()
+    return record
