@@ -312,7 +312,6 @@ class Meter:
             self._ledger,
             measured_from_seconds=settlement.measured_from_seconds,
             settled_seconds=settlement.settled_seconds,
-            has_idle_watts=settlement.idle.watts is not None,
         )
         timeline = request.entry.timeline
         settlement.left(timeline)

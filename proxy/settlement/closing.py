@@ -145,6 +145,8 @@ class WindowCloser:
             strangers=len(strangers),
         )
         is_whole = is_whole and not strangers
+        for entry in ran:
+            entry.lacks_idle |= self.idle.watts is None
         if is_whole and self.idle.watts is not None:  # work and joules are both known
             self.calibration.learn(
                 division.work,

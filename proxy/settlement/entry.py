@@ -19,3 +19,5 @@ class Entry:
     """A window was closed before all of its facts were known."""
     has_preemption: bool = False
     """The engine set somebody aside meanwhile; the wire does not tell whom."""
+    lacks_idle: bool = False
+    """A window was divided while idle watts were not known yet."""

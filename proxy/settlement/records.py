@@ -60,7 +60,6 @@ def record_of(
     *,
     measured_from_seconds: float | None,
     settled_seconds: float | None,
-    has_idle_watts: bool,
 ) -> RequestRecord:
     """The record of a closed request; unknown energy where it was not settled."""
     timeline = request.entry.timeline
@@ -88,7 +87,6 @@ def record_of(
             ledger,
             is_measured=is_settled(request, settled_seconds)
             and _is_covered(request, measured_from_seconds),
-            has_idle_watts=has_idle_watts,
         ),
         serial=timeline.serial,
     )
@@ -101,9 +99,7 @@ def _is_covered(request: Request, measured_from_seconds: float | None) -> bool:
     return scheduled >= measured_from_seconds and not request.entry.has_gap
 
 
-def _energy(
-    request: Request, ledger: Ledger, *, is_measured: bool, has_idle_watts: bool
-) -> RequestEnergy:
+def _energy(request: Request, ledger: Ledger, *, is_measured: bool) -> RequestEnergy:
     if not is_measured:
         return RequestEnergy(None, None, None, None, ledger.headline, "unknown")
     by_policy, idle_share = ledger.entry(request.entry.slot)
@@ -115,7 +111,7 @@ def _energy(
         and timeline.is_count_exact
         and not request.entry.is_forced
         and not request.entry.has_preemption
-        and has_idle_watts
+        and not request.entry.lacks_idle
     )
     return RequestEnergy(
         prefill_joules=prefill,

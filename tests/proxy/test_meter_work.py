@@ -119,8 +119,12 @@ def test_tgis_time_of_inference_says_when_it_was_scheduled() -> None:
     assert 2.3 < record.first_token_seconds < 2.4
 
 
-def test_without_idle_watts_nothing_is_called_exact() -> None:
-    """Idle would be part of what requests caused: the split is not known."""
+@pytest.mark.parametrize("settled_at", [1.2, 30.0])
+def test_without_idle_watts_nothing_is_called_exact(settled_at: float) -> None:
+    """Idle would be part of what requests caused: the split is not known.
+
+    Watts that are learnt afterwards do not change what was divided before.
+    """
     meter = Meter()
     play(meter, counter(6.0))
     facts = RequestFacts("chat")
@@ -129,7 +133,7 @@ def test_without_idle_watts_nothing_is_called_exact() -> None:
     reply = Update(carries_token=True, usage=Usage(PROMPT, 30, 0), phases=phases)
     meter.received(1, 0.4, [reply])
     meter.closed(1, 0.4, "ok", status=200)
-    (record,) = meter.settle(1.2)
-    assert meter.state().idle_source == "unknown"
+    (record,) = meter.settle(settled_at)
+    assert meter.state().idle_source == ("unknown" if settled_at < 2 else "measured")
     assert record.energy.quality == "estimated"
     assert record.energy.idle_share_joules == 0.0
