@@ -72,6 +72,13 @@ def test_the_simulators_core_is_pure() -> None:
             assert not edges, f"{path.relative_to(ROOT)} imports {sorted(edges)}"
 
 
+def test_the_figures_of_a_command_are_pure() -> None:
+    for name in ("figures", "watch", "report", "words"):
+        path = ROOT / "proxy" / "command" / f"{name}.py"
+        edges = {name.split(".")[0] for name in imports_of(path)} & EDGE_LIBRARIES
+        assert not edges, f"{path.relative_to(ROOT)} imports {sorted(edges)}"
+
+
 def test_the_proxy_never_imports_loadgen() -> None:
     for path in modules("proxy"):
         assert not {n for n in imports_of(path) if n.split(".")[0] == "loadgen"}, path
