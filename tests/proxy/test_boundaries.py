@@ -182,6 +182,15 @@ def test_a_sensor_that_hangs_holds_a_record_only_so_long() -> None:
         assert at < record.finished_seconds + 3.0 + MOST_WAIT_SECONDS
 
 
+def test_a_proxy_that_ends_hands_out_every_record() -> None:
+    boundaries = three()
+    early = [sensor for sensor in SENSORS if sensor[1] <= 4.0]
+    assert replayed(boundaries, REQUESTS, early, until=4.5) == []
+    out = boundaries.settle(64.0) + boundaries.settle(124.0)
+    assert {record.request_id for record in out} == {"r0", "r1"}
+    assert boundaries.state().unsettled_requests == 0
+
+
 def test_accelerators_the_engine_does_not_use_have_an_account_of_their_own() -> None:
     boundaries = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
     sensors: list[Sensor] = [

@@ -62,10 +62,11 @@ def engine() -> Iterator[str]:
 def proxy(
     upstream: str, *options: str
 ) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    power = () if "--power" in options else ("--power", "none")
     process = subprocess.Popen(
         [sys.executable, "-m", "proxy", "serve", "--upstream", upstream,
-         "--power", "none", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-         "--announce", *options],
+         "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
+         *power, *options],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
