@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
+from proxy.attribution import POLICIES
 from proxy.engines.gauges import EngineGauges
 from proxy.ledger import RequestRecord
 from proxy.meter import Meter, MeterConfig
@@ -247,3 +250,60 @@ def test_a_preemption_makes_the_records_of_its_time_estimated() -> None:
     assert [records[f"r{n}"].energy.quality for n in (1, 2)] == ["exact", "exact"]
     _, records = settled([first, early, during], rising)
     assert [records[f"r{n}"].energy.quality for n in (1, 2)] == ["exact", "estimated"]
+
+
+# --- whatever the gauges say --------------------------------------------------
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> Asked:
+    arrived = draw(st.floats(0.6, 6.0))
+    first = arrived + draw(st.floats(0.02, 2.0))
+    tokens = [first + 0.03 * number for number in range(draw(st.integers(0, 60)))]
+    return Asked(
+        arrived,
+        tokens,
+        prompt=draw(st.integers(1, 9000)),
+        closed=None if tokens else first,
+        outcome=draw(st.sampled_from(["ok", "aborted", "timeout"])),
+        prefill_seconds=draw(st.none() | st.floats(0.0, 3.0)),
+    )
+
+
+gauge = st.builds(
+    EngineGauges,
+    running=st.integers(0, 9),
+    waiting=st.integers(0, 9),
+    preemptions=st.none() | st.integers(0, 3),
+    progress=st.none() | st.floats(0, 3).map(round),
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    asked=st.lists(lives(), min_size=1, max_size=5),
+    pages=st.lists(gauge, min_size=1, max_size=14),
+)
+def test_no_gauge_breaks_the_books(
+    policy: str, asked: list[Asked], pages: list[EngineGauges]
+) -> None:
+    shown = [Event(0.4 + n, "gauged", detail=page) for n, page in enumerate(pages)]
+    meter, records = settled(
+        asked, shown, until=16.0, config=MeterConfig(policy=policy)
+    )
+    books = meter.books_at()
+    assert books.settled_seconds > 15.0
+    assert len(records) == len(asked)
+    external = sum(books.unattributed_joules.values())
+    assert external >= 0.0
+    paid = sum(joules(record) for record in records.values())
+    assert books.measured_joules == pytest.approx(paid + books.idle_joules + external)
+    for record in records.values():
+        parts = [*record.energy.policy_joules.values(), joules(record)]
+        assert min(parts) >= 0.0
+    for one, record in zip(
+        asked, (records[f"r{n}"] for n in range(len(asked))), strict=True
+    ):
+        assert record.scheduled_seconds is not None
+        assert record.scheduled_seconds >= one.arrived
