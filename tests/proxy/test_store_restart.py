@@ -71,8 +71,11 @@ def proxy(
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
+    assert process.stderr is not None
     try:
-        yield json.loads(process.stdout.readline()), process
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield json.loads(line), process
     finally:
         process.kill()
         process.communicate()
@@ -122,6 +125,15 @@ def test_what_was_metered_is_there_after_a_restart(
         assert "\nservewatt_store_up 1.0\n" in metrics
 
 
+@contextmanager
+def ending(child: subprocess.Popen[str]) -> Iterator[None]:
+    """A child of ours leaves when its standard input closes."""
+    try:
+        yield
+    finally:
+        child.communicate()
+
+
 def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> None:
     simulator = subprocess.Popen(
         [sys.executable, "-m", "loadgen", "simulate", "--listen", "127.0.0.1:0",
@@ -130,15 +142,13 @@ def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> No
         stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert simulator.stdout is not None
-    upstream = json.loads(simulator.stdout.readline())["url"]
     path = tmp_path / "records.sqlite"
-    options = (
-        "--power",
-        f"dcgm={upstream}/dcgm/metrics",
-        "--store",
-        f"sqlite:///{path}",
-    )
-    with proxy(upstream, *options) as (addresses, process):
+    upstream = json.loads(simulator.stdout.readline())["url"]
+    power = ("--power", f"dcgm={upstream}/dcgm/metrics")
+    with (
+        ending(simulator),
+        proxy(upstream, *power, "--store", f"sqlite:///{path}") as (addresses, process),
+    ):
         deadline = time.monotonic() + 30
         while httpx.get(f"{addresses['admin_url']}/readyz").status_code != 200:
             assert time.monotonic() < deadline
@@ -146,7 +156,6 @@ def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> No
         ask(addresses, "first", "last", model="simulated-llama-3.1-8b")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    simulator.communicate()  # closes its standard input: it leaves
     with sqlite3.connect(path) as connection:
         rows = connection.execute(
             "select request_id, quality, energy_joules > 0 from servewatt_records"
