@@ -1,7 +1,7 @@
 /* A libnvidia-ml.so.1 with a scripted counter, so that the real pynvml module
  * can be exercised without a GPU. SERVEWATT_NVML_SCRIPT names a file with one
  * line per energy read: millijoules, or a negative NVML return code. The last
- * line repeats. After -1 (uninitialized) or -15 (GPU is lost) a board answers only
+ * line repeats; without a script the counter shows 300 W, every 100 ms. After -1 (uninitialized) or -15 (GPU is lost) a board answers only
  * that until NVML is shut down and started again. Power is SERVEWATT_NVML_MILLIWATTS
  * (default 300000). SERVEWATT_NVML_MIG is the index of a board with MIG mode on;
  * with SERVEWATT_NVML_MIXED the second board is another model; SERVEWATT_NVML_OLD
@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 typedef int nvmlReturn_t;
 typedef void *nvmlDevice_t;
@@ -23,9 +24,9 @@ typedef struct {
     union { double d; unsigned int ui; unsigned long ul; unsigned long long ull; } value;
 } field_value;
 
-static int boards[2];
-static long line_of[2];
-static nvmlReturn_t lost[2];
+static int boards[8];
+static long line_of[8];
+static nvmlReturn_t lost[8];
 static int starts;
 
 static int is_lost(nvmlDevice_t device) {
@@ -87,6 +88,12 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device,
     long long value = 0, next;
     if (is_lost(device)) return 15;
     if (lost[board]) return lost[board];
+    if (!getenv("SERVEWATT_NVML_SCRIPT")) { /* 300 W by the clock, every 100 ms */
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        *out = 30000ull * (now.tv_sec * 10 + now.tv_nsec / 100000000);
+        return 0;
+    }
     FILE *script = fopen(getenv("SERVEWATT_NVML_SCRIPT"), "r");
     if (!script) return 999;
     while (fscanf(script, "%lld", &next) == 1) {
