@@ -9,33 +9,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 import uvloop
 from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import AdminSources, admin_app
-from proxy.boundaries import Boundaries
-from proxy.calibration.file import CalibrationFile
-from proxy.engines import ENGINES
 from proxy.errors import ProxyError
-from proxy.gauges import GaugeStats, gauges_url, watch_gauges
-from proxy.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
 from proxy.relay.config import RelayConfig
-from proxy.relay.energy_note import Provenance
-from proxy.relay.server import RelayServer, start_relay
-from proxy.sensing import Sensor, Sensors, plan_sensors, try_sensors
+from proxy.relay.server import RelayServer
 from proxy.store.address import Retention, shown_url, store_url
 from proxy.store.archive import Archive
+from proxy.unit import Metering, Unit, UpstreamConfig, upstream_name
 
 log = logging.getLogger("servewatt.proxy")
 
@@ -49,38 +41,23 @@ SETTLE_SECONDS = 3.0
 """How long a proxy that ends waits for the energy of its last requests."""
 FORCED_SECONDS = 60.0
 """Beyond any patience of the meter: what is not settled now never will be."""
-HEALTH_PATHS = {"openai": "/v1/models"}
-"""Where an engine says that it is up; `/health` for all the others."""
-HEALTH_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """What `metering-proxy serve` was asked to do."""
 
-    upstream: str
+    upstream: UpstreamConfig
     listen: tuple[str, int]
     admin: tuple[str, int]
-    power: tuple[str, ...]
-    """Sources, one per boundary; the first is the headline."""
-    gpus: tuple[str, ...]
-    engine: str
-    policy: str
-    idle_watts: float | None
-    sample_interval_seconds: float
-    window_seconds: float
+    metering: Metering
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
-    engine_metrics: str = "auto"
-    """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
-    bare_idle_watts: float | None = None
     energy_in_response: bool = False
     energy_wait_seconds: float = 0.0
     store: str | None = None
     """URL of the database of records; None: in memory only."""
-    calibration: str | None = None
-    """File of fitted constants; None: learnt anew in every run."""
     retention: Retention = field(default_factory=Retention)
 
 
@@ -91,43 +68,23 @@ def run(
 
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
-    sensors = plan_sensors(config.power, config.gpus)
-    try_sensors(sensors)
+    unit = Unit(config.upstream, config.metering)
     sys.setswitchinterval(SWITCH_SECONDS)
-    uvloop.run(_App(config, sensors).serve(announce, until_eof))
+    uvloop.run(_App(config, unit).serve(announce, until_eof))
 
 
 class _App:
     """Everything that lives as long as the process."""
 
-    def __init__(self, config: Config, planned: Sequence[Sensor]) -> None:
+    def __init__(self, config: Config, unit: Unit) -> None:
         self.config = config
-        self.calibration = CalibrationFile(config.calibration, config.engine)
-        common = MeterConfig(
-            policy=config.policy,
-            window_seconds=config.window_seconds,
-            has_sensor=bool(planned),
-        )
-        headline = replace(
-            common,
-            idle_watts=config.idle_watts,
-            calibrations=self.calibration.by_model,
-        )
-        names = [sensor.boundary for sensor in planned] or ["none"]
-        self.meter = Boundaries({n: common for n in names} | {names[0]: headline})
-        self.sensors = Sensors(
-            planned,
-            config.sample_interval_seconds,
-            self.meter,
-            config.bare_idle_watts,
-        )
+        self.unit = unit
         self.records = Archive(
             None if config.store is None else store_url(config.store),
-            upstream=upstream_name(config.upstream),
+            upstream=upstream_name(config.upstream.url),
             retention=config.retention,
         )
         self.metrics = Metrics()
-        self.gauges = GaugeStats()
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
         self.stopping = asyncio.Event()
@@ -143,9 +100,9 @@ class _App:
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
-        self.sensors.start(loop.call_soon_threadsafe)
+        self.unit.sensors.start(loop.call_soon_threadsafe)
         beat = asyncio.create_task(self._beat_until_stopped())
-        scrapes = asyncio.create_task(self._watch_engine())
+        scrapes = asyncio.create_task(self.unit.watch_engine())
         announce(
             {
                 "url": f"http://{self.config.listen[0]}:{relay.port}",
@@ -159,16 +116,16 @@ class _App:
         beat.cancel()
         with suppress(asyncio.CancelledError):
             await beat
-        await asyncio.to_thread(self.sensors.stop)
+        await asyncio.to_thread(self.unit.sensors.stop)
         await relay.close()
-        await asyncio.to_thread(self.calibration.save, self.meter.state().calibration)
+        await self.unit.save_calibration()
         await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
 
     async def _listen(self) -> RelayServer:
         host, port = self.config.listen
         relay_config = RelayConfig(
-            upstream_url=self.config.upstream,
+            upstream_url=self.unit.config.url,
             host=host,
             port=port,
             tenant_header=self.config.tenant_header,
@@ -177,19 +134,10 @@ class _App:
             energy_in_response=self.config.energy_in_response,
             energy_wait_seconds=self.config.energy_wait_seconds,
         )
-        return await start_relay(
-            relay_config,
-            self.meter,
-            ENGINES[self.config.engine],
-            provenance=self._provenance,
-        )
-
-    def _provenance(self) -> Provenance:
-        """What replies say about the joules that they tell."""
-        stats = self.sensors.stats_of(self.meter.headline)
-        if stats is None:
-            return Provenance()
-        return Provenance(stats.boundary, stats.is_simulated)
+        lane = self.unit.lane(relay_config, time.monotonic)
+        relay = RelayServer(relay_config, lane, time.monotonic)
+        await relay.listen()
+        return relay
 
     async def _open_admin(self) -> web.AppRunner:
         host, port = self.config.admin
@@ -207,19 +155,21 @@ class _App:
 
     def _admin_sources(self) -> AdminSources:
         shown = asdict(self.config)
+        upstream = shown.pop("upstream")
+        shown |= {"upstream": upstream.pop("url"), **upstream, **shown.pop("metering")}
         if self.config.store is not None:  # it may hold a password
             shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
-            boundaries=self.meter,
-            measured=self.sensors.measured,
+            boundaries=self.unit.meter,
+            measured=self.unit.sensors.measured,
             records=self.records,
             info={"version": __version__, "config": shown},
             freshen=lambda: self.metrics.show(self._snapshot()),
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
-            upstream_state=self._upstream_state,
-            sample_interval_seconds=self.config.sample_interval_seconds,
-            engine=self.config.engine,
+            upstream_state=self.unit.state,
+            sample_interval_seconds=self.config.metering.sample_interval_seconds,
+            engine=self.unit.config.engine,
         )
 
     async def _settle_the_last(self) -> None:
@@ -227,17 +177,11 @@ class _App:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
                 # the beat settles and signals nobody
-                while self.meter.state().unsettled_requests:  # noqa: ASYNC110
+                while self.unit.meter.state().unsettled_requests:  # noqa: ASYNC110
                     await asyncio.sleep(BEAT_SECONDS)
         # the first settles at every boundary, the second waits for none of them
         for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
             self._settle(time.monotonic() + patience)
-
-    async def _watch_engine(self) -> None:
-        config = self.config
-        url = gauges_url(config.engine_metrics, config.engine, config.upstream)
-        if url is not None:
-            await watch_gauges(url, self.meter.gauged, self.gauges)
 
     async def _beat_until_stopped(self) -> None:
         due = time.monotonic()
@@ -248,15 +192,13 @@ class _App:
             self.loop_lag_seconds = max(0.0, now - due)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
-            if self.calibration.is_due(now):
-                learnt = self.meter.state().calibration
-                await asyncio.to_thread(self.calibration.save, learnt)
+            await self.unit.keep_calibration()
 
     def _settle(self, now_seconds: float) -> None:
         """Close windows and publish records; a defect here never stops a request."""
         assert self.relay is not None
         try:
-            records = self.meter.settle(now_seconds)
+            records = self.unit.settle(now_seconds)
             self.records.add(records)
             self.metrics.observe(records)
         except Exception:  # the outermost loop: a defect here must not end the relay
@@ -266,30 +208,15 @@ class _App:
     def _snapshot(self) -> Snapshot:
         assert self.relay is not None
         return Snapshot(
-            measured=self.sensors.measured(),
+            measured=self.unit.sensors.measured(),
             relay=self.relay.counters,
             loop_lag_seconds=self.loop_lag_seconds,
             records_without_energy=self.metrics.records_without_energy,
             store=self.records.state(),
-            ratios=self.meter.ratios(),
-            unjoined_records=dict(self.meter.unjoined_total),
-            gauges=self.gauges,
+            ratios=self.unit.meter.ratios(),
+            unjoined_records=dict(self.unit.meter.unjoined_total),
+            gauges=self.unit.gauges,
         )
-
-    async def _upstream_state(self) -> str | None:
-        """None when the upstream answers, else one line why not."""
-        path = HEALTH_PATHS.get(self.config.engine, "/health")
-        url = f"{self.config.upstream}{path}"
-        try:
-            async with httpx.AsyncClient(
-                trust_env=False, timeout=HEALTH_SECONDS
-            ) as client:
-                reply = await client.get(url)
-        except httpx.HTTPError as error:
-            return f"upstream {url}: {str(error) or type(error).__name__}"
-        if reply.status_code >= 500:
-            return f"upstream {url} answered {reply.status_code}"
-        return None
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
@@ -303,12 +230,6 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> No
             loop.call_soon_threadsafe(stopping.set)
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()
-
-
-def upstream_name(url: str) -> str:
-    """Whose records these are, in a store that proxies share: no credentials."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _port_of(runner: web.AppRunner) -> int:

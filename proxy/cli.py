@@ -25,6 +25,7 @@ from proxy.errors import ProxyError
 from proxy.power import SOURCES, split_sources
 from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
+from proxy.unit import Metering, UpstreamConfig
 
 SERVE_EXAMPLES = """\b
 Examples:
@@ -214,7 +215,20 @@ def serve(announce: bool, **options: Any) -> None:
     )
     # httpx logs every scrape of a sensor, fifty a second
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    run(Config(**options), _announce if announce else _greet, until_eof=announce)
+    run(_config(options), _announce if announce else _greet, until_eof=announce)
+
+
+def _config(options: dict[str, Any]) -> Config:
+    """Options told apart: what is the upstream's, how to meter, and the rest."""
+    own = {
+        name: options.pop(name)
+        for name in UpstreamConfig.__dataclass_fields__
+        if name in options
+    }
+    metering = {name: options.pop(name) for name in Metering.__dataclass_fields__}
+    url = options.pop("upstream")
+    upstream = UpstreamConfig(name=own["engine"], url=url, **own)
+    return Config(upstream=upstream, metering=Metering(**metering), **options)
 
 
 @cli.command()

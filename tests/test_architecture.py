@@ -27,8 +27,8 @@ PURE = {
 PROXY_ORDER = [
     "errors", "sse", "engines", "timeline", "energy", "attribution", "ledger",
     "settlement", "power", "meter", "boundaries", "sampler", "gauges", "sources",
-    "sensing", "command", "store", "calibration", "relay", "metrics", "admin_json",
-    "admin", "app", "cli",
+    "sensing", "command", "store", "calibration", "relay", "unit", "metrics",
+    "admin_json", "admin", "app", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

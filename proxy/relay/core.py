@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy.engines.dialect import Engine
-from proxy.relay.config import RelayConfig, Upstream
+from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.relay.energy_note import Provenance
 from proxy.relay.headers import Headers
 from proxy.relay.labels import LabelReader
-from proxy.relay.pool import UpstreamPool
-from proxy.relay.tap import MeterGuard, Tap
+from proxy.relay.lane import Lane
+from proxy.relay.tap import Tap
 
 
 class InProgress(Protocol):
@@ -55,15 +53,10 @@ class Core:
     """What all exchanges of one relay share."""
 
     config: RelayConfig
-    upstream: Upstream
-    engine: Engine
-    guard: MeterGuard
+    lane: Lane
     labels: LabelReader
     counters: RelayCounters
-    pool: UpstreamPool
     clock: Callable[[], float]
-    provenance: Callable[[], Provenance]
-    """Which joules the meter counts, now."""
     loop: asyncio.AbstractEventLoop
     unparsed: deque[Tap]
     """Taps with reads that the next beat parses."""

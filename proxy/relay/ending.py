@@ -22,6 +22,7 @@ from proxy.relay.energy_note import (
 )
 from proxy.relay.event_search import EventSearch
 from proxy.relay.headers import is_event_stream
+from proxy.relay.lane import Lane
 from proxy.relay.outgoing import Outgoing, with_length
 from proxy.relay.tap import MAX_REPLY_BYTES, Tap
 from proxy.relay.upstream import ReplyHead
@@ -43,6 +44,7 @@ class EnergyEnding:
         "_is_whole",
         "_on_over",
         "_outgoing",
+        "_provenance",
         "_request_id",
         "_search",
         "_tap",
@@ -52,12 +54,14 @@ class EnergyEnding:
     def __init__(
         self,
         core: Core,
+        lane: Lane,
         tap: Tap,
         outgoing: Outgoing,
         request_id: bytes,
         on_over: Callable[[], None],
     ) -> None:
         self._core = core
+        self._provenance = lane.provenance
         self._tap = tap
         self._outgoing = outgoing
         self._request_id = request_id
@@ -133,7 +137,7 @@ class EnergyEnding:
             return
         self._timer = None
         self._is_done = True
-        note = note_of(so_far, core.provenance(), self._request_id.decode("ascii"))
+        note = note_of(so_far, self._provenance(), self._request_id.decode("ascii"))
         if self._search is None:
             self._end_document(note)
         else:

@@ -42,6 +42,7 @@ class Exchange:
         "_ending",
         "_is_over",
         "_is_paused",
+        "_lane",
         "_outgoing",
         "_request",
         "_request_bytes",
@@ -54,6 +55,7 @@ class Exchange:
 
     def __init__(self, core: Core, client: Client, request: Request) -> None:
         self._core = core
+        self._lane = core.lane
         self._client = client
         self._request = request
         self._request_id = request_id_of(request.headers)
@@ -83,7 +85,7 @@ class Exchange:
         core.exchanges.add(self)
         core.counters.in_flight += 1
         admitted = admit(
-            core.engine,
+            self._lane.engine,
             request.method.decode("latin-1"),
             request.target.decode("latin-1"),
             request.body,
@@ -94,37 +96,35 @@ class Exchange:
             self._refuse(admitted)
             return
         if admitted.facts is None:
-            core.counters.unmetered += 1
+            self._lane.counters.unmetered += 1
         else:
             self._open_meter(admitted.facts)
         if admitted.has_usage_added:
-            self._outgoing.drop_usage(UsageFilter(core.engine))
-        head = self._head_for_engine(len(admitted.body))
-        self._request_bytes = head + admitted.body
-        connection = core.pool.take_idle()
+            self._outgoing.drop_usage(UsageFilter(self._lane.engine))
+        self._request_bytes = self._head_for_engine(len(admitted.body)) + admitted.body
+        connection = self._lane.pool.take_idle()
         if connection is None:
             self._connecting = core.loop.create_task(self._connect())
         else:
             self._send(connection)
 
     def _open_meter(self, facts: RequestFacts) -> None:
-        core, request = self._core, self._request
-        at_seconds = request.arrived_seconds
-        key = core.guard.opened(
+        core, lane, request = self._core, self._lane, self._request
+        key = lane.guard.opened(
             self._request_id.decode("ascii"),
-            at_seconds,
+            request.arrived_seconds,
             facts,
             core.labels.read(facts, request.headers),
         )
-        tap = Tap(core.guard, core.engine, core.counters, key, at_seconds)
+        tap = Tap(lane.guard, lane.engine, lane.counters, key, request.arrived_seconds)
         self._tap = tap
         if wants_energy(request.headers, core.config.energy_in_response):
             self._ending = EnergyEnding(
-                core, tap, self._outgoing, self._request_id, self._end
+                core, lane, tap, self._outgoing, self._request_id, self._end
             )
 
     def _head_for_engine(self, body_size: int) -> bytes:
-        request, upstream = self._request, self._core.upstream
+        request, upstream = self._request, self._lane.upstream
         return request_head(
             request.method,
             upstream.prefix + request.target,
@@ -137,7 +137,7 @@ class Exchange:
 
     async def _connect(self) -> None:
         try:
-            connection = await self._core.pool.connect()
+            connection = await self._lane.pool.connect()
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
             reason = getattr(error, "strerror", None) or str(error)
             self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
@@ -219,7 +219,7 @@ class Exchange:
             and now - self._sent_seconds < STALE_SECONDS
         )
         if is_stale:
-            self._core.counters.upstream_retries += 1
+            self._lane.counters.upstream_retries += 1
             self._connecting = self._core.loop.create_task(self._connect())
         else:
             self._fail(502, "upstream_closed", reason)
@@ -235,7 +235,7 @@ class Exchange:
     def pause(self) -> None:
         """The client reads slowly: stop reading from the engine."""
         self._is_paused = True
-        self._core.counters.pauses += 1
+        self._lane.counters.pauses += 1
         self._outgoing.is_stuck(self._core.clock(), None)
         if self._connection is not None:
             self._connection.transport.pause_reading()
@@ -271,7 +271,7 @@ class Exchange:
 
     def _fail(self, status: int, code: str, reason: str) -> None:
         """A 502 or 504 if the client has seen nothing yet, else a cut reply."""
-        message = f"upstream {self._core.upstream.url} {reason}"
+        message = f"upstream {self._lane.upstream.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
         log.warning("request %s: %s", self._request_id.decode(), message)
         if self._outgoing.has_left:
@@ -319,7 +319,7 @@ class Exchange:
         if connection is not None:
             if self._is_paused:
                 connection.transport.resume_reading()
-            self._core.pool.give_back(connection)
+            self._lane.pool.give_back(connection)
 
     def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
         try:

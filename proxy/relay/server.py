@@ -10,14 +10,12 @@ from collections.abc import Callable
 from proxy.engines.dialect import Engine
 from proxy.errors import ProxyError
 from proxy.meter import MeterProtocol
-from proxy.relay.config import RelayConfig, parse_upstream
+from proxy.relay.config import RelayConfig
 from proxy.relay.core import Core
-from proxy.relay.counters import RelayCounters
 from proxy.relay.downstream import ClientConnection
 from proxy.relay.energy_note import Provenance
 from proxy.relay.labels import LabelReader
-from proxy.relay.pool import UpstreamPool
-from proxy.relay.tap import MeterGuard
+from proxy.relay.lane import Lane, open_lane
 
 BEAT_BUDGET_SECONDS = 0.002
 """Longest stretch of parsing before chunks that have arrived get their turn."""
@@ -32,27 +30,20 @@ class RelayServer:
     def __init__(
         self,
         config: RelayConfig,
-        meter: MeterProtocol,
-        engine: Engine,
+        lane: Lane,
         clock: Callable[[], float],
-        provenance: Callable[[], Provenance],
     ) -> None:
-        upstream = parse_upstream(config.upstream_url)
-        self.counters = RelayCounters()
+        self.counters = lane.counters
         self._clients: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event = asyncio.Event()
         self._core = Core(
             config=config,
-            upstream=upstream,
-            engine=engine,
-            guard=MeterGuard(meter, self.counters),
+            lane=lane,
             labels=LabelReader(config.tenant_header, config.tenants),
             counters=self.counters,
-            pool=UpstreamPool(config, upstream, self.counters, clock),
             clock=clock,
-            provenance=provenance,
             loop=asyncio.get_running_loop(),
             unparsed=deque(),
             exchanges=set(),
@@ -100,7 +91,7 @@ class RelayServer:
             exchange.stop()
         for client in list(self._clients):
             client.transport.abort()
-        self._core.pool.close()
+        self._core.lane.pool.close()
         if self._timer is not None:
             self._timer.cancel()
         if self.counters.in_flight:
@@ -128,7 +119,7 @@ class RelayServer:
             client.check_deadline(now_seconds)
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
-        core.pool.close_stale(now_seconds)
+        core.lane.pool.close_stale(now_seconds)
         self._parse()
 
     def _parse(self) -> None:
@@ -153,6 +144,7 @@ async def start_relay(
     `provenance` says whose joules the meter counts, for replies that tell them.
     Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
     """
-    server = RelayServer(config, meter, engine, clock, provenance)
+    lane = open_lane(engine.name, config, meter, engine, clock, provenance=provenance)
+    server = RelayServer(config, lane, clock)
     await server.listen()
     return server

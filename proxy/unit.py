@@ -1,0 +1,148 @@
+"""What there is once for each upstream: its meter, sensors, gauges and constants.
+
+Rule: an upstream has GPUs of its own and so a ledger of its own; nothing in a unit
+is shared with another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+import httpx
+
+from proxy.boundaries import Boundaries
+from proxy.calibration.file import CalibrationFile
+from proxy.engines import ENGINES
+from proxy.gauges import GaugeStats, gauges_url, watch_gauges
+from proxy.ledger import RequestRecord
+from proxy.meter import MeterConfig
+from proxy.relay.config import RelayConfig
+from proxy.relay.energy_note import Provenance
+from proxy.relay.lane import Lane, open_lane
+from proxy.sensing import Sensors, plan_sensors, try_sensors
+
+HEALTH_PATHS = {"openai": "/v1/models"}
+"""Where an engine says that it is up; `/health` for all the others."""
+HEALTH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """One upstream: where it is, what it speaks, and which sensors are its own."""
+
+    name: str
+    url: str
+    engine: str
+    power: tuple[str, ...]
+    """Sources, one per boundary; the first is the headline."""
+    gpus: tuple[str, ...] = ()
+    engine_metrics: str = "auto"
+    """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
+    idle_watts: float | None = None
+    bare_idle_watts: float | None = None
+    """With no weights loaded."""
+    calibration: str | None = None
+    """File of fitted constants; None: learnt anew in every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """How every unit meters."""
+
+    policy: str
+    sample_interval_seconds: float
+    window_seconds: float
+
+
+class Unit:
+    """One upstream and all that is metered of it."""
+
+    def __init__(self, config: UpstreamConfig, metering: Metering) -> None:
+        """Reads each sensor once. Raises ConfigError for what can never work."""
+        planned = plan_sensors(config.power, config.gpus)
+        try_sensors(planned)
+        self.config = config
+        self.calibration = CalibrationFile(config.calibration, config.engine)
+        common = MeterConfig(
+            policy=metering.policy,
+            window_seconds=metering.window_seconds,
+            has_sensor=bool(planned),
+        )
+        headline = replace(
+            common,
+            idle_watts=config.idle_watts,
+            calibrations=self.calibration.by_model,
+        )
+        names = [sensor.boundary for sensor in planned] or ["none"]
+        self.meter = Boundaries({n: common for n in names} | {names[0]: headline})
+        self.sensors = Sensors(
+            planned,
+            metering.sample_interval_seconds,
+            self.meter,
+            config.bare_idle_watts,
+        )
+        self.gauges = GaugeStats()
+
+    def lane(self, config: RelayConfig, clock: Callable[[], float]) -> Lane:
+        """The relay's way to it; the limits are the relay's."""
+        return open_lane(
+            self.config.name,
+            replace(config, upstream_url=self.config.url),
+            self.meter,
+            ENGINES[self.config.engine],
+            clock,
+            provenance=self._provenance,
+        )
+
+    async def watch_engine(self) -> None:
+        """Scrape the engine's gauges for as long as the proxy lives."""
+        config = self.config
+        url = gauges_url(config.engine_metrics, config.engine, config.url)
+        if url is not None:
+            await watch_gauges(url, self.meter.gauged, self.gauges)
+
+    def settle(self, now_seconds: float) -> list[RequestRecord]:
+        """Close windows; the records that are final now."""
+        return self.meter.settle(now_seconds)
+
+    async def keep_calibration(self) -> None:
+        """Write the constants if that is due."""
+        if self.calibration.is_due(time.monotonic()):
+            await self.save_calibration()
+
+    async def save_calibration(self) -> None:
+        """Write the constants now."""
+        learnt = self.meter.state().calibration
+        await asyncio.to_thread(self.calibration.save, learnt)
+
+    async def state(self) -> str | None:
+        """None when the upstream answers, else one line why not."""
+        path = HEALTH_PATHS.get(self.config.engine, "/health")
+        url = f"{self.config.url}{path}"
+        try:
+            async with httpx.AsyncClient(
+                trust_env=False, timeout=HEALTH_SECONDS
+            ) as client:
+                reply = await client.get(url)
+        except httpx.HTTPError as error:
+            return f"upstream {url}: {str(error) or type(error).__name__}"
+        if reply.status_code >= 500:
+            return f"upstream {url} answered {reply.status_code}"
+        return None
+
+    def _provenance(self) -> Provenance:
+        """What replies say about the joules that they tell."""
+        stats = self.sensors.stats_of(self.meter.headline)
+        if stats is None:
+            return Provenance()
+        return Provenance(stats.boundary, stats.is_simulated)
+
+
+def upstream_name(url: str) -> str:
+    """Whose records these are, in a store that proxies share: no credentials."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
