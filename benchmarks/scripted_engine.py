@@ -1,13 +1,15 @@
 """A scripted vLLM-style server for benchmarks: fixed delays, known stamps.
 
     python benchmarks/scripted_engine.py [--first-ms 50] [--gap-ms 10] [--tokens 100]
+                                         [--port 0]
 
 Prints its port on the first line and ends when its stdin does. Every chat request
 gets `tokens` events, the first `first-ms` after the request was read, each as one
 HTTP chunk with running usage, as vLLM sends them. `GET /stamps` returns what
 really happened, one line per request: id, when it was read, when its first and
-last token were written, on the machine's monotonic clock. Built to cost little:
-both sides of a measurement share two cores.
+last token were written, on the machine's monotonic clock. `GET /dcgm/metrics` shows a
+SIMULATED GPU that draws 400 W at all times. Built to cost little: both sides of a
+measurement share two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
+WATTS = 400
+SENSOR = """\
+servewatt_simulated 1
+DCGM_FI_DEV_POWER_USAGE{{gpu="0",modelName="SIMULATED"}} {watts}
+DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0",modelName="SIMULATED"}} {millijoules}
+"""
 COMMON = (
     '{"id":"chatcmpl-00000000-0000-4000-8000-000000000000",'
     '"object":"chat.completion.chunk","created":1795211693,"model":"scripted",'
@@ -74,11 +82,16 @@ class Connection(asyncio.Protocol):
         self.script = script
         self.loop = asyncio.get_running_loop()
         self.buffer = b""
+        self.is_lost = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ready."""
         self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nobody listens: say no more."""
+        self.is_lost = True
 
     def data_received(self, data: bytes) -> None:
         """Take in requests, without pipelining."""
@@ -107,6 +120,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Write the token that is due, and every one that is late."""
         script = self.script
+        if self.is_lost:
+            return
         now = time.monotonic()
         first_at = first_at or now
         self.transport.write(script.events[number])
@@ -117,8 +132,11 @@ class Connection(asyncio.Protocol):
         self.later(due, self.speak, request_id, read_at, due, first_at, number + 1)
 
     def answer(self, path: bytes) -> None:
-        """The two things that can be asked for."""
-        if path == b"/stamps":
+        """What else can be asked for."""
+        if path == b"/dcgm/metrics":
+            spent = int(time.monotonic() * WATTS * 1000)
+            body = SENSOR.format(watts=WATTS, millijoules=spent)
+        elif path == b"/stamps":
             body = "".join(json.dumps(line) + "\n" for line in self.script.stamps)
             self.script.stamps.clear()
         else:
@@ -128,10 +146,10 @@ class Connection(asyncio.Protocol):
         self.transport.write((head + kind + body).encode())
 
 
-async def serve(script: Script) -> None:
+async def serve(script: Script, port: int) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Connection(script), "127.0.0.1", 0, backlog=4096
+        lambda: Connection(script), "127.0.0.1", port, backlog=4096
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     ended = asyncio.Event()
@@ -144,9 +162,10 @@ def main() -> None:
     parser.add_argument("--first-ms", type=float, default=50)
     parser.add_argument("--gap-ms", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     script = Script(options.first_ms / 1000, options.gap_ms / 1000, options.tokens)
-    uvloop.run(serve(script))
+    uvloop.run(serve(script, options.port))
 
 
 if __name__ == "__main__":
