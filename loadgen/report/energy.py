@@ -15,7 +15,13 @@ import msgspec
 
 from loadgen.report.distribution import Distribution
 from loadgen.report.energy_tally import EnergyTally
-from loadgen.report.schema import EnergyBlock, PerRequest, Phases, PowerSeries
+from loadgen.report.schema import (
+    EnergyBlock,
+    PerRequest,
+    Phases,
+    PowerSeries,
+    ShownAccounts,
+)
 from loadgen.report.tally import Tally
 
 DEFINITIONS = {
@@ -37,25 +43,17 @@ DEFINITIONS = {
 }
 
 
-class Books(msgspec.Struct, frozen=True, kw_only=True):
+class Books(ShownAccounts, frozen=True, kw_only=True):
     """The proxy's `/books`, as far as a report reads it."""
 
     complete: bool
     sensor_up: bool = True
     boundary: str | None = None
-    source: str | None = None
-    simulated: bool = False
     policy: str | None = None
     sample_interval_seconds: float | None = None
     window_seconds: float = 0.5
     """Of attribution: energy is divided in pieces so long."""
-    device_watts: dict[str, float] = {}
-    measured_joules: float | None = None
-    attributed_joules: Phases | None = None
-    idle_share_joules: float | None = None
-    idle_joules: float | None = None
-    unattributed_joules: dict[str, float] | None = None
-    residual_joules: float | None = None
+    device_watts: dict[str, float] = msgspec.field(default_factory=dict)
     idle_watts: float | None = None
     idle_source: str | None = None
     gaps_total: int | None = None
@@ -68,7 +66,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     bare_idle_watts: float | None = None
     model_idle_watts: float | None = None
     idle_accelerators_joules: float | None = None
-    boundaries: dict[str, Books] = {}
+    boundaries: dict[str, Books] = msgspec.field(default_factory=dict)
     """Of every boundary, the headline's among them."""
 
     @property

@@ -42,8 +42,8 @@ class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_watts: list[float]
 
 
-class BoundaryBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """What one boundary used in the window; never added to another's: they overlap."""
+class ShownAccounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Joules by account, as books and summaries show them; null where unknown."""
 
     source: str | None = None
     simulated: bool = False
@@ -53,6 +53,11 @@ class BoundaryBlock(msgspec.Struct, frozen=True, kw_only=True):
     idle_joules: float | None = None
     unattributed_joules: dict[str, float] | None = None
     residual_joules: float | None = None
+
+
+class BoundaryBlock(ShownAccounts, frozen=True, kw_only=True):
+    """What one boundary used in the window; never added to another's: they overlap."""
+
     mean_watts: float | None = None
     measured_joules_per_request: float | None = None
     """All measured joules over answered requests: idle included."""
@@ -83,21 +88,13 @@ class BoundaryRatio(msgspec.Struct, frozen=True, kw_only=True):
     """Null unless both were measured through the whole window."""
 
 
-class EnergyBlock(msgspec.Struct, frozen=True, kw_only=True):
+class EnergyBlock(ShownAccounts, frozen=True, kw_only=True):
     """`energy` of `summary.json`; null where nothing is known, and then why."""
 
     boundary: str | None = None
-    source: str | None = None
     policy: str | None = None
-    simulated: bool = False
     sample_interval_seconds: float | None = None
     window_seconds: float | None = None
-    measured_joules: float | None = None
-    attributed_joules: Phases | None = None
-    idle_share_joules: float | None = None
-    idle_joules: float | None = None
-    unattributed_joules: dict[str, float] | None = None
-    residual_joules: float | None = None
     joules_per_request: PerRequest | None = None
     """Inclusive: prefill, decode and idle share."""
     active_joules_per_request: PerRequest | None = None
