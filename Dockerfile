@@ -6,6 +6,7 @@ COPY loadgen loadgen
 COPY proxy proxy
 RUN pip install --no-cache-dir .
 COPY traces traces
-RUN useradd --create-home servewatt && mkdir /runs && chown servewatt /runs
+RUN useradd --create-home servewatt && mkdir /runs /token \
+    && chown servewatt /runs /token
 USER servewatt
 CMD ["metering-proxy", "--help"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ class ReplayConfig:
     backend: str
     endpoint: str | None
     model: str | None
-    api_key: str | None
-    headers: tuple[tuple[str, str], ...]
+    api_key: str | None = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    """May hold secrets too: neither is written into the run folder."""
     power: str | None
     gpus: str
     idle_watts: float | None
     bare_idle_watts: float | None
     ledger: str | None
+    ledger_token: str | None = field(repr=False)
     sim_gpu: str
     sim_model: str
     sim_gpus: int

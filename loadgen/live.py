@@ -40,6 +40,10 @@ class Setting(Protocol):
         """The metering proxy's admin API, if there is one."""
 
     @property
+    def admin_token(self) -> str | None:
+        """What it asks for, where it asks for anything."""
+
+    @property
     def is_simulated(self) -> bool:
         """Whether engine and GPU are ours."""
 
@@ -80,7 +84,11 @@ class EnergyMeter:
 
 @contextmanager
 def polling_energy(
-    admin_url: str | None, progress: Progress, every_seconds: float = POLL_SECONDS
+    admin_url: str | None,
+    progress: Progress,
+    every_seconds: float = POLL_SECONDS,
+    *,
+    token: str | None = None,
 ) -> Iterator[EnergyMeter]:
     """Ask the proxy's books every second, on a thread, while the block runs.
 
@@ -91,7 +99,7 @@ def polling_energy(
         meter.now = None
         yield meter
         return
-    with Admin(admin_url, timeout_seconds=2.0) as admin:
+    with Admin(admin_url, timeout_seconds=2.0, token=token) as admin:
 
         def poll() -> None:
             try:
@@ -221,7 +229,9 @@ def live_view(
     if quiet:
         yield
         return
-    with polling_energy(setting.admin_url, progress) as meter:
+    with polling_energy(
+        setting.admin_url, progress, token=setting.admin_token
+    ) as meter:
         view = View(
             progress, lambda: meter.now, is_simulated=setting.is_simulated
         )  # fmt: skip

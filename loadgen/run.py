@@ -70,6 +70,7 @@ def run(config: ReplayConfig, console: Console) -> int:
                 folder,
                 info,
                 admin_url=setting.admin_url,
+                admin_token=setting.admin_token,
                 waiting=lambda settled, expected: status.update(
                     f"waiting for energy: {settled} of {expected} requests settled"
                 ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import uvloop
 from rich.console import Console
@@ -23,6 +23,7 @@ class Setting:
     target: Target
     admin_url: str | None
     is_simulated: bool
+    admin_token: str | None = field(default=None, repr=False)
 
 
 def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
@@ -47,7 +48,9 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
     if admin_url is not None:
         with console.status("starting") as status:
             lacking = wait_until_ready(
-                admin_url, lambda reason: status.update(f"starting: {reason}")
+                admin_url,
+                lambda reason: status.update(f"starting: {reason}"),
+                token=config.ledger_token,
             )
         if lacking is not None:
             console.print(f"energy will be unknown: {lacking}", style="bold yellow")
@@ -62,7 +65,9 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
     if target.model is None:
         model = uvloop.run(discover_model(target, SystemClock().now))
         target = replace(target, model=model)
-    return Setting(target, admin_url, is_simulated=config.url is None)
+    return Setting(
+        target, admin_url, config.url is None, admin_token=config.ledger_token
+    )
 
 
 def _simulator_arguments(config: ReplayConfig) -> list[str]:

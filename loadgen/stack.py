@@ -103,7 +103,11 @@ class Stack:
 
 
 def wait_until_ready(
-    admin_url: str, waiting: Callable[[str], None], seconds: float = READY_SECONDS
+    admin_url: str,
+    waiting: Callable[[str], None],
+    seconds: float = READY_SECONDS,
+    *,
+    token: str | None = None,
 ) -> str | None:
     """Wait for a proxy: None when ready, else why its energy is not (yet) known.
 
@@ -114,12 +118,15 @@ def wait_until_ready(
     deadline = time.monotonic() + seconds
     patience = min(SENSOR_SECONDS, seconds)
     body: dict[str, Any] = {}
-    with httpx.Client(trust_env=False, timeout=5.0) as client:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    with httpx.Client(trust_env=False, timeout=5.0, headers=headers) as client:
         while (now := time.monotonic()) < deadline:
             if body.get("upstream") and now > deadline - seconds + patience:
                 break
             try:
-                body = client.get(f"{admin_url}/readyz").json()
+                reply = client.get(f"{admin_url}/readyz")
+                _check_access(admin_url, reply, token)
+                body = reply.json()
             except (httpx.HTTPError, ValueError) as error:
                 body = {"reasons": [f"admin API at {admin_url}: {error}"]}
             lacking = body.get("lacking", {})
@@ -132,6 +139,18 @@ def wait_until_ready(
     if not body.get("upstream"):
         raise StackError(f"the target did not answer in {seconds:g} s: {reason}")
     return reason
+
+
+def _check_access(admin_url: str, reply: httpx.Response, token: str | None) -> None:
+    """A proxy that will never answer us is not waited for. Raises StackError."""
+    if reply.status_code == 401:
+        problem = "wants a token" if token is None else "does not accept this token"
+        raise StackError(
+            f"the admin API at {admin_url} {problem}; give --ledger-token-file PATH "
+            "or set SERVEWATT_ADMIN_TOKEN"
+        )
+    if reply.status_code in (403, 421):
+        raise StackError(f"the admin API at {admin_url} refuses: {reply.text[:200]}")
 
 
 def _words(lacking: dict[str, str]) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from proxy.admin_guard import AdminAccess, guarding
 from proxy.admin_json import (
     boundary_json,
     lacking,
@@ -60,9 +61,14 @@ class AdminSources:
     """The upstream's dialect, which its calibration is kept under."""
 
 
-def admin_app(sources: AdminSources) -> web.Application:
-    """The routes; every reply is JSON, JSON lines or Prometheus text."""
-    app = web.Application()
+def admin_app(
+    sources: AdminSources, access: AdminAccess | None = None
+) -> web.Application:
+    """The routes, for loopback unless told otherwise.
+
+    Every reply is JSON, JSON lines or Prometheus text.
+    """
+    app = web.Application(middlewares=[guarding(access or AdminAccess())])
     views = _Views(sources)
     app.router.add_get("/", views.index)
     app.router.add_get("/metrics", views.metrics)

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import AdminSources, admin_app
+from proxy.admin_guard import AdminAccess, admin_access
 from proxy.errors import ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
@@ -59,6 +60,8 @@ class Config:
     store: str | None = None
     """URL of the database of records; None: in memory only."""
     retention: Retention = field(default_factory=Retention)
+    admin_token_file: str | None = None
+    """Its path; the token itself is never part of what may be shown."""
 
 
 def run(
@@ -68,16 +71,18 @@ def run(
 
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
+    access = admin_access(config.admin[0], config.admin_token_file)
     unit = Unit(config.upstream, config.metering)
     sys.setswitchinterval(SWITCH_SECONDS)
-    uvloop.run(_App(config, unit).serve(announce, until_eof))
+    uvloop.run(_App(config, unit, access).serve(announce, until_eof))
 
 
 class _App:
     """Everything that lives as long as the process."""
 
-    def __init__(self, config: Config, unit: Unit) -> None:
+    def __init__(self, config: Config, unit: Unit, access: AdminAccess) -> None:
         self.config = config
+        self.access = access
         self.unit = unit
         self.records = Archive(
             None if config.store is None else store_url(config.store),
@@ -141,7 +146,8 @@ class _App:
 
     async def _open_admin(self) -> web.AppRunner:
         host, port = self.config.admin
-        runner = web.AppRunner(admin_app(self._admin_sources()), access_log=None)
+        app = admin_app(self._admin_sources(), self.access)
+        runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()

@@ -23,6 +23,7 @@ from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
 from proxy.power import SOURCES, split_sources
+from proxy.secret import ADMIN_TOKEN_VARIABLE
 from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 from proxy.unit import Metering, UpstreamConfig
@@ -146,6 +147,9 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
                      callback=_address, help="Where clients connect."),
         click.option("--admin", default="127.0.0.1:9464", show_default=True,
                      callback=_address, help="Metrics, books and records."),
+        click.option("--admin-token-file", default=None, metavar="PATH",
+                     help="Secret that the admin port asks for, needed beyond "
+                     f"loopback; else from {ADMIN_TOKEN_VARIABLE}."),
         click.option("--power", required=True, multiple=True, callback=_powers,
                      metavar="SOURCE[,SOURCE]",
                      help=f"Sensors: {', '.join(SOURCES)}; `sources` shows how. One "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 VARIABLES = {
     "$job": ".+", "$instance": ".+", "$boundary": "gpu", "$__rate_interval": "1m",
 }  # fmt: skip
+TOKEN = "admin-token"
 HAPPENS_ONLY_IN_TROUBLE = ("servewatt_unattributed_energy_joules_total",)
 """Series that exist once there is something to count; a good run has none."""
 
@@ -54,6 +56,8 @@ def configuration(folder: Path, proxy: str, load: str) -> Path:
     config["rule_files"] = [str(ROOT / "grafana" / "rules" / "*.yaml")]
     for job, target in zip(config["scrape_configs"], (proxy, load), strict=True):
         job["static_configs"][0]["targets"] = [target]
+        if "authorization" in job:
+            job["authorization"]["credentials_file"] = str(folder / TOKEN)
     path = folder / "prometheus.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -69,6 +73,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     trace = folder / "small.jsonl"
     rows = [{"input_length": 200, "output_length": 60, "kind": "code"}] * 40
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / TOKEN).write_text(secrets.token_urlsafe(32))
     load, listen = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     with Stack(folder / "logs") as stack:
         simulator = stack.start(
@@ -84,10 +89,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
             "proxy", "proxy",
             ["serve", "--upstream", simulator.url, "--power", power, "--store", "none",
              "--gpus", "0", "--bare-idle-watts", "40",
+             "--admin-token-file", str(folder / TOKEN),
              "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"],
         )  # fmt: skip
         admin = str(proxy.announced["admin_url"])
-        wait_until_ready(admin, lambda reason: None)
+        token = (folder / TOKEN).read_text()
+        wait_until_ready(admin, lambda reason: None, token=token)
         config = configuration(folder, admin.removeprefix("http://"), load)
         with (folder / "prometheus.log").open("wb") as log:
             server = subprocess.Popen(
@@ -102,6 +109,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
                 subprocess.run(
                     [sys.executable, "-m", "loadgen", "replay", trace, "--rate", "4",
                      "--url", proxy.url, "--ledger", admin, "--metrics-port", load,
+                     "--ledger-token-file", folder / TOKEN,
                      "--out", folder / "run", "--quiet"],
                     check=True, capture_output=True, timeout=PATIENCE_SECONDS,
                     env=os.environ | {"PYTHONPATH": str(ROOT)},

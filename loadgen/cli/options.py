@@ -18,6 +18,9 @@ from loadgen.backends import BACKENDS
 from loadgen.readers import READERS
 from loadgen.simulator.presets import GPUS, MODELS
 
+LEDGER_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
+"""The same name that the proxy reads it from."""
+
 
 def rate(text: str) -> float:
     """Requests per second: above 0, or `inf`."""
@@ -91,6 +94,24 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
+def ledger_token(path: str | None) -> str | None:
+    """The token of the proxy's admin API: from a file, else from the environment."""
+    if path is None:
+        return os.environ.get(LEDGER_TOKEN_VARIABLE, "").strip() or None
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not ASCII text"
+        raise click.BadParameter(
+            f"{path}: {reason.lower()}", param_hint="--ledger-token-file"
+        ) from None
+    if not token or not token.isprintable():
+        raise click.BadParameter(
+            f"{path} is not one line of text", param_hint="--ledger-token-file"
+        )
+    return token
+
+
 def sources(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> str | None:
@@ -129,6 +150,8 @@ OPTIONS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
                  help="Their power with no weights loaded, shown beside it."),
     click.option("--ledger", type=url, metavar="URL", help="Admin URL of a metering "
                  "proxy that already stands before --url."),
+    click.option("--ledger-token-file", metavar="PATH", help="Token of that admin "
+                 f"API, where it asks for one; else from {LEDGER_TOKEN_VARIABLE}."),
     click.option("--sim-gpu", type=click.Choice(sorted(GPUS)), default="h100",
                  show_default=True, help="GPU of the simulated stack."),
     click.option("--sim-model", type=click.Choice(sorted(MODELS)),

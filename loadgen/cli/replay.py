@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from loadgen.cli.options import SpreadCommand, api_key, replay_options
+from loadgen.cli.options import (
+    SpreadCommand,
+    api_key,
+    ledger_token,
+    replay_options,
+)
 from loadgen.config import ReplayConfig
 from loadgen.run import run
 from loadgen.terminal import console
@@ -25,12 +30,18 @@ Examples:
 
 @click.command(cls=SpreadCommand, epilog=EXAMPLES)
 @replay_options
-def replay(api_key_env: str | None, **options: Any) -> int:
+def replay(
+    api_key_env: str | None, ledger_token_file: str | None, **options: Any
+) -> int:
     """Replay TRACE on time and report latency and joules of each request.
 
     TRACE is a loadtrace/1, ShareGPT, Azure, Mooncake or BurstGPT file, a list of
     prompts, or the plan.jsonl of an earlier run. Without --url the simulated
     stack is started, and everything says SIMULATED.
     """
-    config = ReplayConfig(api_key=api_key(api_key_env), **options)
+    config = ReplayConfig(
+        api_key=api_key(api_key_env),
+        ledger_token=ledger_token(ledger_token_file),
+        **options,
+    )
     return run(config, console())

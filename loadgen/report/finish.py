@@ -51,6 +51,7 @@ def finish_run(
     info: RunInfo,
     *,
     admin_url: str | None = None,
+    admin_token: str | None = None,
     waiting: Waiting | None = None,
     patience: Patience = PATIENCE,
 ) -> Summary:
@@ -65,8 +66,8 @@ def finish_run(
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
     metering = Metering(reason="no metering proxy in front of the engine")
     if admin_url is not None:
-        metering = _meter(requests, info, window, extent, admin_url, waiting,
-                          patience)  # fmt: skip
+        with Admin(admin_url, token=admin_token) as admin:
+            metering = _meter(requests, info, window, extent, admin, waiting, patience)
     summary = summary_of(folder, info, window, metering, extent)
     try:
         write_summary(folder / SUMMARY, summary)
@@ -150,25 +151,24 @@ def _meter(
     info: RunInfo,
     window: Window,
     extent: Extent,
-    admin_url: str,
+    admin: Admin,
     waiting: Waiting | None,
     patience: Patience,
 ) -> Metering:
     zero, run_seconds = info.zero_unix_seconds, extent.last_finished_seconds
     if zero is None:
         return Metering(reason="the run never started")
-    with Admin(admin_url) as admin:
-        try:
-            margin = margin_seconds(admin)
-        except AdminError as error:
-            return Metering(reason=str(error))
-        energies = wait_for_energies(
-            admin, awaited(requests), zero + run_seconds + margin,
-            begin_unix_seconds=zero, waiting=waiting, patience=patience,
-        )  # fmt: skip
-        join(requests, energies)
-        wide = Window(
-            window.start_seconds - (0.0 if info.warmup_seconds else margin),
-            window.end_seconds + (0.0 if info.cooldown_seconds else margin),
-        )
-        return read_metering(admin, zero, wide, run_seconds, energies.reason)
+    try:
+        margin = margin_seconds(admin)
+    except AdminError as error:
+        return Metering(reason=str(error))
+    energies = wait_for_energies(
+        admin, awaited(requests), zero + run_seconds + margin,
+        begin_unix_seconds=zero, waiting=waiting, patience=patience,
+    )  # fmt: skip
+    join(requests, energies)
+    wide = Window(
+        window.start_seconds - (0.0 if info.warmup_seconds else margin),
+        window.end_seconds + (0.0 if info.cooldown_seconds else margin),
+    )
+    return read_metering(admin, zero, wide, run_seconds, energies.reason)

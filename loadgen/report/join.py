@@ -65,10 +65,16 @@ class Settled(msgspec.Struct, frozen=True):
 class Admin:
     """The admin API of one proxy."""
 
-    def __init__(self, url: str, timeout_seconds: float = 5.0) -> None:
+    def __init__(
+        self, url: str, timeout_seconds: float = 5.0, *, token: str | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         # trust_env: an HTTP_PROXY of the environment must not see these
-        self._client = httpx.Client(trust_env=False, timeout=timeout_seconds)
+        self._client = httpx.Client(
+            trust_env=False,
+            timeout=timeout_seconds,
+            headers={} if token is None else {"authorization": f"Bearer {token}"},
+        )
 
     def __enter__(self) -> Admin:
         return self

@@ -10,6 +10,7 @@ import httpx
 
 from proxy.calibration.document import Saved, decoded, encoded
 from proxy.errors import ProxyError
+from proxy.secret import ADMIN_TOKEN_VARIABLE, read_admin_token
 
 TIMEOUT_SECONDS = 5.0
 
@@ -17,13 +18,20 @@ TIMEOUT_SECONDS = 5.0
 @click.command()
 @click.argument("where", metavar="PATH|ADMIN_URL")
 @click.option("--json", "is_json", is_flag=True, help="The document on stdout.")
-def calibrate(where: str, is_json: bool) -> None:
+@click.option(
+    "--admin-token-file",
+    default=None,
+    metavar="PATH",
+    help="Token of ADMIN_URL, where it asks for one; else from "
+    f"{ADMIN_TOKEN_VARIABLE}.",
+)
+def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
     """Show the constants that policy `calibrated` has fitted, per engine and model.
 
     PATH is what `serve --calibration` writes; ADMIN_URL is a running proxy's
     admin address, such as http://127.0.0.1:9464.
     """
-    entries = decoded(_content(where), where)
+    entries = decoded(_content(where, admin_token_file), where)
     if is_json:
         click.echo(encoded(entries), nl=False)
     else:
@@ -54,11 +62,15 @@ def _paragraph(entry: Saved) -> str:
     return "\n".join(lines)
 
 
-def _content(where: str) -> bytes:
+def _content(where: str, token_file: str | None) -> bytes:
     if where.startswith(("http://", "https://")):
         url = f"{where.rstrip('/')}/calibration"
+        token = read_admin_token(token_file)
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
         try:
-            with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+            with httpx.Client(
+                trust_env=False, timeout=TIMEOUT_SECONDS, headers=headers
+            ) as client:
                 return client.get(url).raise_for_status().content
         except httpx.HTTPError as error:
             raise ProxyError(f"{url}: {error or type(error).__name__}") from None

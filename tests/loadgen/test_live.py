@@ -171,6 +171,7 @@ def test_a_proxy_that_does_not_answer_breaks_nothing() -> None:
 @dataclass(frozen=True)
 class Alone:
     admin_url: str | None = None
+    admin_token: str | None = None
     is_simulated: bool = True
 
 
