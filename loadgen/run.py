@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,12 @@ import msgspec
 import uvloop
 from rich.console import Console
 
-from loadgen.backends import RequestOptions, check_options
+from loadgen.backends import (
+    RequestOptions,
+    check_options,
+    length_note,
+    length_rule,
+)
 from loadgen.clock import SystemClock
 from loadgen.config import ReplayConfig
 from loadgen.errors import UsageError
@@ -49,6 +55,7 @@ def run(config: ReplayConfig, console: Console) -> int:
     run folder as it happens, so an end at any moment keeps what there was.
     """
     goodput = parse_goodput(config.goodput)
+    _length_rule(config)  # refuse before anything is written or started
     folder = _run_folder(config)
     progress = Progress()
     with _removing_if_empty(folder):
@@ -168,7 +175,8 @@ def _show_plan(
     )
     for reason, count in header.dropped.items():
         console.print(f"  left out: {count} ({reason})")
-    for note in header.notes:
+    lengths = length_note(_length_rule(config), config.backend)
+    for note in filter(None, [*header.notes, lengths]):
         console.print(f"  note: {note}")
 
 
@@ -186,16 +194,7 @@ def _replay(
     progress.offered_per_second = header.rate_per_second
     if header.rate_per_second is None and header.span_seconds > 0:
         progress.offered_per_second = header.requests / header.span_seconds
-    options = RequestOptions(
-        output_tokens=config.output_len,
-        ignore_eos=config.ignore_eos,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        n=config.n,
-        extra_body=config.extra_body,
-        hash_block_size=header.hash_block_size,
-    )
-
+    options = replace(_options(config), hash_block_size=header.hash_block_size)
     check_options(setting.target, options)
 
     async def whole() -> RunStats:
@@ -225,6 +224,21 @@ def _replay(
         return uvloop.run(whole())
 
 
+def _options(config: ReplayConfig) -> RequestOptions:
+    return RequestOptions(
+        output_tokens=config.output_len,
+        ignore_eos=config.ignore_eos,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        n=config.n,
+        extra_body=config.extra_body,
+    )
+
+
+def _length_rule(config: ReplayConfig) -> str:
+    return length_rule(config.backend, _options(config))
+
+
 def _run_info(
     config: ReplayConfig, setting: Setting, goodput: dict[str, float]
 ) -> RunInfo:
@@ -237,6 +251,7 @@ def _run_info(
         metered=setting.admin_url is not None and config.power != "none",
         power=config.power,
         backend=config.backend,
+        output_length_rule=_length_rule(config),
         model=setting.target.model,
         metadata=dict(config.metadata),
     )

@@ -206,6 +206,7 @@ def test_a_second_run_into_the_same_folder_is_refused(
         (["small.jsonl", "--rate", "4", "--url", "localhost"], "not a base URL"),
         (["small.jsonl", "--rate", "4", "--extra-body", "[1]"], "not an object"),
         (["small.jsonl", "--rate", "4", "--power", "volts"], "unknown power source"),
+        (["small.jsonl", "--rate", "4", "--backend", "tgi", "--ignore-eos"], "as caps"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -221,6 +222,28 @@ def test_bad_input_is_one_clear_line(
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*/requests.jsonl"))
+
+
+def test_a_backend_that_cannot_force_lengths_runs_them_as_caps_and_says_so(
+    tmp_path: Path,
+) -> None:
+    long = [SMALL_TRACE[0], *[row | {"output_length": 400} for row in SMALL_TRACE[1:9]]]
+    done = loadgen(
+        "replay", write_trace(tmp_path, long), "--rate", "inf", "--backend", "tgi",
+        "--out", tmp_path / "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("output lengths are caps: tgi cannot force them") == 2
+    summary, rows = summary_of(tmp_path / "run"), records(tmp_path / "run")
+    assert summary["output_length_rule"] == "cap"
+    served = sum(row["output_tokens"] for row in rows)
+    assert 0 < served < 8 * 400
+    assert all(row["output_tokens"] <= 400 for row in rows)
+    # per token: of those that came, not of those that were asked for
+    joules = sum(row["energy"]["energy_joules"] for row in rows)
+    assert summary["energy"]["joules_per_output_token"] == pytest.approx(
+        joules / served, rel=1e-6
+    )
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

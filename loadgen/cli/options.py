@@ -191,7 +191,7 @@ OPTIONS: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
     click.option("--output-len", type=POSITIVE, help="Output tokens of every request."),
     click.option("--ignore-eos/--no-ignore-eos", default=None,
                  help="Force the trace's output lengths.  [default: yes where the "
-                 "backend can]"),
+                 "backend can, else they are caps]"),
     click.option("--temperature", type=float, default=0.0, show_default=True),
     click.option("--top-p", type=float),
     click.option("--n", type=POSITIVE, default=1, show_default=True,

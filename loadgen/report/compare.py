@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report import quantities as say
+from loadgen.report import words
 from loadgen.report.schema import Summary
 from loadgen.report.table import SIMULATED, STATUS_STYLES
 
@@ -48,6 +49,19 @@ def _lag(summary: Summary) -> str:
     return say.seconds(lag.p99 / 1000 if lag else None)
 
 
+def _lengths(summary: Summary) -> str:
+    rule, served = summary.output_length_rule, summary.output_lengths.served_over_asked
+    if rule is None or served is None:
+        return say.MISSING
+    return f"{'caps' if rule == 'cap' else rule}, {say.percent(served)} served"
+
+
+def _mean_output_tokens(summary: Summary) -> str:
+    if not summary.completed:
+        return say.MISSING
+    return say.count(summary.total_output_tokens / summary.completed)
+
+
 ROWS: tuple[Row, ...] = (
     ("trace", lambda s: s.trace or say.MISSING),
     ("offered", lambda s: say.rate(s.schedule.offered_per_second, "requests/s")),
@@ -55,6 +69,8 @@ ROWS: tuple[Row, ...] = (
     ("schedule lag p99", _lag),
     ("answered", lambda s: say.count(s.completed)),
     ("failed", lambda s: say.count(s.failed)),
+    ("output lengths", _lengths),
+    ("output tokens per reply", _mean_output_tokens),
     ("output tokens/s", lambda s: say.count(s.output_throughput)),
     ("TTFT p50", _latency("ttft", 50)),
     ("TTFT p99", _latency("ttft", 99)),
@@ -66,7 +82,7 @@ ROWS: tuple[Row, ...] = (
     ("per request, mean", _mean_joules),
     ("per request, p50", _energy(50)),
     ("per request, p99", _energy(99)),
-    ("per output token", lambda s: say.joules(s.energy.joules_per_output_token)),
+    ("per output token served", lambda s: say.joules(s.energy.joules_per_output_token)),
     (
         "per output token, all measured",
         lambda s: say.joules(s.energy.measured_joules_per_output_token),
@@ -91,6 +107,9 @@ def render(runs: Sequence[tuple[str, Summary]]) -> RenderableType:
     for label, figure in ROWS:
         table.add_row(label, *[figure(summary) for _, summary in runs])
     parts: list[RenderableType] = [Text(), table]
+    note = words.comparison_note([summary for _, summary in runs])
+    if note:
+        parts.append(Text(note, style="bold"))
     if any(summary.simulated for _, summary in runs):
         parts.append(Text(SIMULATED, style="bold magenta"))
     return Group(*parts)

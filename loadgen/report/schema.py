@@ -276,5 +276,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     input_lengths: LengthBlock
     output_lengths: LengthBlock
+    output_length_rule: str | None = None
+    """`forced`: as many tokens as asked; `cap`: at most; null: none was asked."""
     environment: dict[str, str | int | None]
     metadata: dict[str, str]

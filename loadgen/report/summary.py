@@ -50,6 +50,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Whether energy was asked for, so that its absence counts against the run."""
     power: str | None = None
     backend: str | None = None
+    output_length_rule: str | None = None
+    """From `backends.length_rule`."""
     model: str | None = None
     metadata: dict[str, str] = {}
 
@@ -106,6 +108,10 @@ def summarise(
         cached_tokens=tally.cached_tokens,
         input_lengths=_lengths(tally.input_lengths),
         output_lengths=_lengths(tally.output_lengths),
+        # without a length asked there was nothing to force
+        output_length_rule=info.output_length_rule
+        if tally.output_lengths.requests
+        else None,
         environment=environment(),
         metadata=dict(info.metadata),
     )

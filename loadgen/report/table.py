@@ -79,6 +79,8 @@ def _load(summary: Summary) -> Table:
         f"{say.rate(summary.output_throughput, 'output tokens/s')}, "
         f"{say.rate(summary.total_token_throughput, 'tokens/s')} with prompts",
     )
+    if words.lengths_text(summary):
+        _line(table, "output lengths", words.lengths_text(summary))
     if schedule.lag_ms is not None:
         lag = schedule.lag_ms
         _line(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from loadgen.backends import length_note
 from loadgen.report import quantities as say
 from loadgen.report.schema import EnergyBlock, Summary
 
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
+_SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
 
 
 class Account(NamedTuple):
@@ -132,6 +134,34 @@ def ramp_note(summary: Summary) -> str:
         f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
         "reply before, so a short run of conversations is all ramp-up and drain; take "
         "more of them, or cut both with --warmup and --cooldown"
+    )
+
+
+def lengths_text(summary: Summary) -> str:
+    """That the replies have the server's own lengths; empty where they were forced."""
+    note = length_note(summary.output_length_rule, summary.backend)
+    served = summary.output_lengths.served_over_asked
+    if not note or served is None:
+        return note
+    return f"{note}; served {say.percent(served)} of the tokens asked for"
+
+
+def comparison_note(summaries: Sequence[Summary]) -> str:
+    """What runs with replies of different lengths have in common; else empty."""
+    lengths = [
+        summary.total_output_tokens / summary.completed
+        for summary in summaries
+        if summary.completed
+    ]
+    if len(lengths) < 2:
+        return ""
+    is_capped = any(summary.output_length_rule == "cap" for summary in summaries)
+    spread = max(lengths) - min(lengths)
+    if not is_capped and spread <= _SAME_LENGTH_FRACTION * max(lengths):
+        return ""
+    return (
+        "replies were not forced to one length, or differ in it: compare joules per "
+        "output token (of tokens really served), not joules per request"
     )
 
 

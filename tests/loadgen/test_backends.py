@@ -10,6 +10,8 @@ from loadgen.backends import (
     RequestOptions,
     Target,
     check_options,
+    length_note,
+    length_rule,
     write_get,
     write_request,
 )
@@ -213,8 +215,25 @@ def test_an_unknown_backend_is_answered_with_those_known() -> None:
 
 @pytest.mark.parametrize("backend", ["openai", "tgi", "transformers"])
 def test_forcing_a_length_where_none_can_be_forced_is_refused(backend: str) -> None:
-    with pytest.raises(UsageError, match="--ignore-eos"):
+    with pytest.raises(UsageError, match=f"--ignore-eos: a {backend} .*as caps"):
         check_options(Target(URL, backend), RequestOptions(ignore_eos=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("asked", [None, False])
+def test_lengths_are_forced_where_the_body_says_so_and_caps_elsewhere(
+    backend: str, asked: bool | None
+) -> None:
+    options = RequestOptions(ignore_eos=asked)
+    rule = length_rule(backend, options)
+    body = written(Target(URL, backend), options)[2]
+    assert rule == ("forced" if body.get("ignore_eos") else "cap")
+
+
+def test_a_run_with_caps_says_why_they_are_caps() -> None:
+    assert length_note("cap", "tgi") == "output lengths are caps: tgi cannot force them"
+    assert length_note("cap", "vllm") == "output lengths are caps, as was asked for"
+    assert length_note("forced", "vllm") == length_note(None, "tgi") == ""
 
 
 def test_several_outputs_of_a_tgi_stream_are_refused() -> None:

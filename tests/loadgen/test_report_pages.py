@@ -161,6 +161,36 @@ def test_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "SIMULATED" in text
 
 
+def test_runs_whose_lengths_were_caps_are_compared_per_token_served(
+    tmp_path: Path,
+) -> None:
+    forced = msgspec.structs.replace(
+        metered_run(tmp_path / "a"), output_length_rule="forced", backend="vllm"
+    )
+    capped = msgspec.structs.replace(
+        forced, output_length_rule="cap", backend="tgi",
+        total_output_tokens=forced.total_output_tokens // 2,
+    )  # fmt: skip
+    advice = "compare joules per output token"
+    # same lengths on both sides: any figure may be compared
+    assert words.comparison_note([forced, forced]) == ""
+    # other lengths, though forced: two traces
+    longer = msgspec.structs.replace(
+        forced, total_output_tokens=forced.total_output_tokens * 2
+    )
+    assert advice in words.comparison_note([forced, longer])
+    text = printed(compare.render([("vllm", forced), ("tgi", capped)]))
+    assert advice in text
+    (row,) = [line for line in text.splitlines() if "output lengths" in line]
+    rules = "output lengths forced, 100.0 % served caps, 100.0 % served"
+    assert " ".join(row.split()) == rules
+    alone = printed(table.render(capped))
+    assert "output lengths are caps: tgi cannot force them; served 100.0 %" in alone
+    assert "output lengths are caps" not in printed(table.render(forced))
+    page = render_html(capped, read_results(tmp_path / "a" / "requests.jsonl"))
+    assert "output lengths are caps: tgi cannot force them" in page
+
+
 # -- the page ------------------------------------------------------------------
 
 

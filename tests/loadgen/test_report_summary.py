@@ -150,6 +150,13 @@ def test_asked_and_served_lengths_are_compared() -> None:
     assert lengths.exact_fraction == pytest.approx(0.9)
 
 
+def test_the_rule_for_lengths_is_kept_where_a_length_was_asked() -> None:
+    results = made_results(4)
+    assert summed(results, output_length_rule="cap").output_length_rule == "cap"
+    free = [msgspec.structs.replace(r, requested_output_tokens=None) for r in results]
+    assert summed(free, output_length_rule="cap").output_length_rule is None
+
+
 def test_a_later_turns_prompt_is_not_compared_with_what_it_adds() -> None:
     results = [
         msgspec.structs.replace(r, turn=n % 2, requested_input_tokens=1 + n % 2 * 999)
