@@ -140,7 +140,7 @@ class _App:
             energy_wait_seconds=self.config.energy_wait_seconds,
         )
         lane = self.unit.lane(relay_config, time.monotonic)
-        relay = RelayServer(relay_config, lane, time.monotonic)
+        relay = RelayServer(relay_config, [lane], lane.counters, time.monotonic)
         await relay.listen()
         return relay
 

@@ -29,6 +29,11 @@ class RelayConfig:
     tenant_header: str | None = None
     tenants: frozenset[str] = frozenset()
     """The values that become labels; any other is `other`."""
+    default_model: str | None = None
+    """Of a request that names none; None: the first upstream's first. With several
+    upstreams only, as is the next."""
+    session_header: str = "x-session-id"
+    """Requests with the same value go to the same replica; vLLM knows it too."""
     max_body_bytes: int = 32 * 1024 * 1024
     """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
     max_head_bytes: int = 64 * 1024

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy.relay.choosing import Chooser
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.relay.headers import Headers
 from proxy.relay.labels import LabelReader
 from proxy.relay.lane import Lane
 from proxy.relay.tap import Tap
@@ -36,24 +36,12 @@ class Client(Protocol):
 
 
 @dataclass(slots=True)
-class Request:
-    """A whole request of a client, as parsed."""
-
-    method: bytes
-    target: bytes
-    headers: Headers
-    body: bytes
-    is_http_10: bool
-    keeps_alive: bool
-    arrived_seconds: float
-
-
-@dataclass(slots=True)
 class Core:
     """What all exchanges of one relay share."""
 
     config: RelayConfig
-    lane: Lane
+    lanes: tuple[Lane, ...]
+    chooser: Chooser
     labels: LabelReader
     counters: RelayCounters
     clock: Callable[[], float]

@@ -25,6 +25,8 @@ class RelayCounters:
     upstream_connects: int = 0
     upstream_retries: int = 0
     """Requests sent again because a kept connection turned out closed."""
+    rerouted: int = 0
+    """Requests for which it could not be reached and that another one was given."""
     pauses: int = 0
     """Times an engine was held back because its client read slowly."""
     chunks: int = 0

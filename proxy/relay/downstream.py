@@ -13,10 +13,11 @@ from typing import cast
 
 import httptools
 
-from proxy.relay.core import Core, Request
+from proxy.relay.core import Core
 from proxy.relay.exchange import Exchange
 from proxy.relay.headers import Headers, request_id_of, value_of, values_of
 from proxy.relay.replies import CONTINUE, Refusal, refusal_bytes
+from proxy.relay.request import Request
 
 MAX_WAITING_REQUESTS = 8
 """Pipelined requests read ahead; beyond, the client's socket is left alone."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from proxy.engines.dialect import RequestFacts
-from proxy.relay.core import Client, Core, Request
+from proxy.relay.choosing import Stop
+from proxy.relay.core import Client, Core
 from proxy.relay.ending import EnergyEnding
-from proxy.relay.energy_note import wants_energy
-from proxy.relay.headers import request_head, request_id_of
+from proxy.relay.entering import bytes_for, enter
+from proxy.relay.headers import request_id_of
 from proxy.relay.outgoing import Outgoing
-from proxy.relay.replies import Refusal
-from proxy.relay.routes import admit
+from proxy.relay.replies import Answer, Refusal
+from proxy.relay.request import Request
 from proxy.relay.tap import Tap
 from proxy.relay.upstream import ReplyHead, UpstreamConnection
-from proxy.relay.usage_filter import UsageFilter
 
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed says so within a round trip."""
@@ -42,12 +41,13 @@ class Exchange:
         "_ending",
         "_is_over",
         "_is_paused",
-        "_lane",
         "_outgoing",
         "_request",
         "_request_bytes",
         "_request_id",
         "_sent_seconds",
+        "_stop",
+        "_stops",
         "_tap",
         "deadline_seconds",
         "is_head_request",
@@ -55,7 +55,6 @@ class Exchange:
 
     def __init__(self, core: Core, client: Client, request: Request) -> None:
         self._core = core
-        self._lane = core.lane
         self._client = client
         self._request = request
         self._request_id = request_id_of(request.headers)
@@ -63,6 +62,8 @@ class Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._tap: Tap | None = None
         self._ending: EnergyEnding | None = None
+        self._stop: Stop | None = None
+        self._stops: list[Stop] = []
         self._request_bytes = b""
         self._is_over = False
         self._is_paused = False
@@ -80,72 +81,64 @@ class Exchange:
     # the way up
 
     def start(self) -> None:
-        """Meter the request if it is of that kind, and send it on."""
-        core, request = self._core, self._request
+        """Find who takes the request, meter it if it is of that kind, send it on."""
+        core = self._core
         core.exchanges.add(self)
         core.counters.in_flight += 1
-        admitted = admit(
-            self._lane.engine,
-            request.method.decode("latin-1"),
-            request.target.decode("latin-1"),
-            request.body,
-            asks_for_usage=core.config.asks_for_usage,
-            allow_unknown=core.config.allow_unknown_routes,
-        )
-        if isinstance(admitted, Refusal):
-            self._refuse(admitted)
-            return
-        if admitted.facts is None:
-            self._lane.counters.unmetered += 1
+        chosen = core.chooser.choose(self._request)
+        if isinstance(chosen, Refusal):
+            self._refuse(chosen)
+        elif isinstance(chosen, Answer):
+            core.counters.unmetered += 1
+            self._outgoing.answer(chosen)
+            self._finish("ok", None)
         else:
-            self._open_meter(admitted.facts)
-        if admitted.has_usage_added:
-            self._outgoing.drop_usage(UsageFilter(self._lane.engine))
-        self._request_bytes = self._head_for_engine(len(admitted.body)) + admitted.body
-        connection = self._lane.pool.take_idle()
+            self._stops = chosen
+            self._try_next()
+
+    def _try_next(self) -> None:
+        """Over a kept connection of the next upstream, or a new one."""
+        if self._stop is not None:
+            self._stop.lane.in_flight -= 1
+        self._stop = stop = self._stops.pop(0)
+        stop.lane.in_flight += 1
+        if not self._stops:  # no other can get it: it is this one's, reached or not
+            self._enter(stop)
+        connection = stop.lane.pool.take_idle()
         if connection is None:
-            self._connecting = core.loop.create_task(self._connect())
+            self._connecting = self._core.loop.create_task(self._connect(stop))
         else:
-            self._send(connection)
+            self._send(stop, connection)
 
-    def _open_meter(self, facts: RequestFacts) -> None:
-        core, lane, request = self._core, self._lane, self._request
-        key = lane.guard.opened(
-            self._request_id.decode("ascii"),
-            request.arrived_seconds,
-            facts,
-            core.labels.read(facts, request.headers),
-        )
-        tap = Tap(lane.guard, lane.engine, lane.counters, key, request.arrived_seconds)
-        self._tap = tap
-        if wants_energy(request.headers, core.config.energy_in_response):
-            self._ending = EnergyEnding(
-                core, lane, tap, self._outgoing, self._request_id, self._end
-            )
+    def _enter(self, stop: Stop) -> None:
+        if not self._request_bytes:
+            self._tap, self._ending = enter(
+                self._core, stop, self._request,
+                self._request_id, self._outgoing, self._end,
+            )  # fmt: skip
+            self._request_bytes = bytes_for(stop, self._request, self._request_id)
 
-    def _head_for_engine(self, body_size: int) -> bytes:
-        request, upstream = self._request, self._lane.upstream
-        return request_head(
-            request.method,
-            upstream.prefix + request.target,
-            request.headers,
-            authority=upstream.authority,
-            request_id=self._request_id,
-            body_size=body_size,
-            is_metered=self._tap is not None,
-        )
-
-    async def _connect(self) -> None:
+    async def _connect(self, stop: Stop) -> None:
         try:
-            connection = await self._lane.pool.connect()
+            connection = await stop.lane.pool.connect()
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
             reason = getattr(error, "strerror", None) or str(error)
-            self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
+            stop.lane.mark_down(f"cannot be reached: {reason}")
+            if not self._stops:
+                self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
+                return
+            log.warning("upstream %s cannot be reached: %s", stop.lane.name, reason)
+            stop.lane.counters.rerouted += 1
+            self._try_next()
         else:
             self._connecting = None
-            self._send(connection)
+            stop.lane.mark_up()
+            self._send(stop, connection)
 
-    def _send(self, connection: UpstreamConnection) -> None:
+    def _send(self, stop: Stop, connection: UpstreamConnection) -> None:
+        """From here on the request is this upstream's, whatever becomes of it."""
+        self._stops.clear()
+        self._enter(stop)
         self._connection = connection
         self._sent_seconds = self._core.clock()
         self._set_deadline(self._core.config.first_byte_timeout_seconds)
@@ -211,16 +204,16 @@ class Exchange:
         if not one byte of a reply came and the loss followed the sending closely.
         """
         connection, self._connection = self._connection, None
-        now = self._core.clock()
+        now, stop = self._core.clock(), self._stop
         is_stale = (
             connection is not None
             and connection.was_used
             and not connection.has_answered
             and now - self._sent_seconds < STALE_SECONDS
         )
-        if is_stale:
-            self._lane.counters.upstream_retries += 1
-            self._connecting = self._core.loop.create_task(self._connect())
+        if is_stale and stop is not None:
+            stop.lane.counters.upstream_retries += 1
+            self._connecting = self._core.loop.create_task(self._connect(stop))
         else:
             self._fail(502, "upstream_closed", reason)
 
@@ -235,7 +228,7 @@ class Exchange:
     def pause(self) -> None:
         """The client reads slowly: stop reading from the engine."""
         self._is_paused = True
-        self._lane.counters.pauses += 1
+        self._core.counters.pauses += 1
         self._outgoing.is_stuck(self._core.clock(), None)
         if self._connection is not None:
             self._connection.transport.pause_reading()
@@ -271,7 +264,8 @@ class Exchange:
 
     def _fail(self, status: int, code: str, reason: str) -> None:
         """A 502 or 504 if the client has seen nothing yet, else a cut reply."""
-        message = f"upstream {self._lane.upstream.url} {reason}"
+        assert self._stop is not None
+        message = f"upstream {self._stop.lane.upstream.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
         log.warning("request %s: %s", self._request_id.decode(), message)
         if self._outgoing.has_left:
@@ -297,6 +291,8 @@ class Exchange:
             return
         self._is_over = True
         core = self._core
+        if self._stop is not None and self._stops:  # it left before any was reached
+            self._enter(self._stop)
         if self._connecting is not None and outcome == "aborted":
             self._connecting.cancel()
         if self._ending is not None:
@@ -316,10 +312,10 @@ class Exchange:
 
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._stop is not None:
             if self._is_paused:
                 connection.transport.resume_reading()
-            self._lane.pool.give_back(connection)
+            self._stop.lane.pool.give_back(connection)
 
     def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
         try:
@@ -327,4 +323,6 @@ class Exchange:
                 self._tap.close(at_seconds, outcome, error)
         finally:
             self._core.counters.in_flight -= 1
+            if self._stop is not None:
+                self._stop.lane.in_flight -= 1
             self._core.on_exchange_over()

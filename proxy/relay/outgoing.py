@@ -13,7 +13,7 @@ from proxy.relay.headers import (
     is_compressed,
     is_event_stream,
 )
-from proxy.relay.replies import Refusal, refusal_bytes
+from proxy.relay.replies import Answer, Refusal, json_reply, refusal_bytes
 from proxy.relay.upstream import ReplyHead
 from proxy.relay.usage_filter import UsageFilter
 
@@ -115,6 +115,18 @@ class Outgoing:
             self._unread_since_seconds = now_seconds
             return False
         return now_seconds - self._unread_since_seconds >= limit_seconds
+
+    def answer(self, answer: Answer) -> None:
+        """The relay's own reply where there is no one engine to ask."""
+        self._transport.write(
+            json_reply(
+                200,
+                answer.body,
+                self._request_id,
+                closes=not self.keeps_alive,
+                has_body=not self._is_head_request,
+            )
+        )
 
     def refuse(self, refusal: Refusal) -> None:
         """The relay's own reply instead of the engine's; nothing has left yet."""

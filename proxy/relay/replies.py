@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -21,22 +22,49 @@ class Refusal:
     """For people: one line."""
     ends_connection: bool = False
     """The next request could not be told from the rest of this one."""
+    retry_after_seconds: int | None = None
+    """When asking again may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the relay can say itself, as JSON: there is no one engine to ask."""
+
+    body: bytes
 
 
 def refusal_bytes(
     refusal: Refusal, request_id: bytes, *, closes: bool, has_body: bool = True
 ) -> bytes:
     """The whole reply; `has_body` is false for HEAD."""
-    is_upstreams = refusal.status in (502, 504)
+    is_upstreams = refusal.status in (502, 503, 504)
     kind = "upstream_error" if is_upstreams else "invalid_request_error"
     error = {"message": refusal.message, "type": kind, "code": refusal.code}
     body = msgspec.json.encode({"error": error})
+    more = []
+    if refusal.retry_after_seconds is not None:
+        more.append(b"retry-after: %d" % refusal.retry_after_seconds)
+    return json_reply(
+        refusal.status, body, request_id, closes=closes, has_body=has_body, more=more
+    )
+
+
+def json_reply(
+    status: int,
+    body: bytes,
+    request_id: bytes,
+    *,
+    closes: bool,
+    has_body: bool = True,
+    more: Sequence[bytes] = (),
+) -> bytes:
+    """A whole reply of the relay's own; `more` are header lines."""
     lines = [
-        b"HTTP/1.1 %d %s"
-        % (refusal.status, HTTPStatus(refusal.status).phrase.encode()),
+        b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
         b"content-type: application/json",
         b"content-length: %d" % len(body),
         b"x-request-id: " + request_id,
+        *more,
     ]
     if closes:
         lines.append(b"connection: close")

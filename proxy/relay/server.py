@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from proxy.engines.dialect import Engine
 from proxy.errors import ProxyError
 from proxy.meter import MeterProtocol
+from proxy.relay.choosing import Chooser
 from proxy.relay.config import RelayConfig
 from proxy.relay.core import Core
+from proxy.relay.counters import RelayCounters
 from proxy.relay.downstream import ClientConnection
 from proxy.relay.energy_note import Provenance
 from proxy.relay.labels import LabelReader
@@ -30,17 +32,19 @@ class RelayServer:
     def __init__(
         self,
         config: RelayConfig,
-        lane: Lane,
+        lanes: Sequence[Lane],
+        counters: RelayCounters,
         clock: Callable[[], float],
     ) -> None:
-        self.counters = lane.counters
+        self.counters = counters
         self._clients: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event = asyncio.Event()
         self._core = Core(
             config=config,
-            lane=lane,
+            lanes=tuple(lanes),
+            chooser=Chooser(config, lanes),
             labels=LabelReader(config.tenant_header, config.tenants),
             counters=self.counters,
             clock=clock,
@@ -91,14 +95,17 @@ class RelayServer:
             exchange.stop()
         for client in list(self._clients):
             client.transport.abort()
-        self._core.lane.pool.close()
+        for lane in self._core.lanes:
+            lane.pool.close()
         if self._timer is not None:
             self._timer.cancel()
         if self.counters.in_flight:
             self._drained.clear()
             await self._drained.wait()
         # An aborted transport is gone within a turn or two of the loop.
-        while self._clients or self.counters.upstream_open:  # noqa: ASYNC110
+        while self._clients or any(  # noqa: ASYNC110
+            lane.counters.upstream_open for lane in self._core.lanes
+        ):
             await asyncio.sleep(0)
 
     def _stop_listening(self) -> None:
@@ -119,7 +126,8 @@ class RelayServer:
             client.check_deadline(now_seconds)
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
-        core.lane.pool.close_stale(now_seconds)
+        for lane in core.lanes:
+            lane.pool.close_stale(now_seconds)
         self._parse()
 
     def _parse(self) -> None:
@@ -145,6 +153,7 @@ async def start_relay(
     Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
     """
     lane = open_lane(engine.name, config, meter, engine, clock, provenance=provenance)
-    server = RelayServer(config, lane, clock)
+    # one upstream: what is its and what is the relay's is counted together
+    server = RelayServer(config, [lane], lane.counters, clock)
     await server.listen()
     return server
