@@ -25,7 +25,9 @@ from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
 from proxy.relay.config import RelayConfig
+from proxy.relay.labels import check_tenant_header
 from proxy.relay.server import RelayServer
+from proxy.secret import read_secret
 from proxy.store.address import Retention, shown_url, store_url
 from proxy.store.archive import Archive
 from proxy.unit import Metering, Unit, UpstreamConfig, upstream_name
@@ -55,6 +57,7 @@ class Config:
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
+    tenant_hash_key_file: str | None = None
     energy_in_response: bool = False
     energy_wait_seconds: float = 0.0
     store: str | None = None
@@ -72,17 +75,47 @@ def run(
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
     access = admin_access(config.admin[0], config.admin_token_file)
+    relay_config = relay_config_of(config)
     unit = Unit(config.upstream, config.metering)
     sys.setswitchinterval(SWITCH_SECONDS)
-    uvloop.run(_App(config, unit, access).serve(announce, until_eof))
+    uvloop.run(_App(config, unit, access, relay_config).serve(announce, until_eof))
+
+
+def relay_config_of(config: Config) -> RelayConfig:
+    """What the relay is told; its secrets are read here and kept nowhere else.
+
+    Raises ConfigError where a secret is missing, or would be shown.
+    """
+    hash_key: str | None = None
+    if config.tenant_hash_key_file is not None:
+        hash_key = read_secret("--tenant-hash-key-file", config.tenant_hash_key_file)
+    check_tenant_header(config.tenant_header, hash_key)
+    return RelayConfig(
+        upstream_url=config.upstream.url,
+        host=config.listen[0],
+        port=config.listen[1],
+        tenant_header=config.tenant_header,
+        tenants=frozenset(config.tenants),
+        tenant_hash_key=hash_key,
+        allow_unknown_routes=config.allow_unknown_routes,
+        energy_in_response=config.energy_in_response,
+        energy_wait_seconds=config.energy_wait_seconds,
+    )
 
 
 class _App:
     """Everything that lives as long as the process."""
 
-    def __init__(self, config: Config, unit: Unit, access: AdminAccess) -> None:
+    def __init__(
+        self,
+        config: Config,
+        unit: Unit,
+        access: AdminAccess,
+        relay_config: RelayConfig,
+    ) -> None:
         self.config = config
         self.access = access
+        self.relay_config = relay_config
         self.unit = unit
         self.records = Archive(
             None if config.store is None else store_url(config.store),
@@ -128,19 +161,8 @@ class _App:
         await runner.cleanup()
 
     async def _listen(self) -> RelayServer:
-        host, port = self.config.listen
-        relay_config = RelayConfig(
-            upstream_url=self.unit.config.url,
-            host=host,
-            port=port,
-            tenant_header=self.config.tenant_header,
-            tenants=frozenset(self.config.tenants),
-            allow_unknown_routes=self.config.allow_unknown_routes,
-            energy_in_response=self.config.energy_in_response,
-            energy_wait_seconds=self.config.energy_wait_seconds,
-        )
-        lane = self.unit.lane(relay_config, time.monotonic)
-        relay = RelayServer(relay_config, [lane], lane.counters, time.monotonic)
+        lane = self.unit.lane(self.relay_config, time.monotonic)
+        relay = RelayServer(self.relay_config, [lane], lane.counters, time.monotonic)
         await relay.listen()
         return relay
 

@@ -23,7 +23,7 @@ from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
 from proxy.power import SOURCES, split_sources
-from proxy.secret import ADMIN_TOKEN_VARIABLE
+from proxy.secret import ADMIN_TOKEN_VARIABLE, without_user
 from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 from proxy.unit import Metering, UpstreamConfig
@@ -75,7 +75,12 @@ def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise click.BadParameter(
-            f"{url!r} is not a base URL, such as http://127.0.0.1:8000"
+            f"{without_user(url)!r} is not a base URL, such as http://127.0.0.1:8000"
+        )
+    if "@" in parts.netloc:
+        raise click.BadParameter(
+            f"the URL of {parts.hostname} holds a user or password, which would show "
+            "in logs; give only host, port and path"
         )
     return url.rstrip("/")
 
@@ -184,6 +189,9 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Request header that names the tenant."),
         click.option("--tenants", default="", callback=_names, metavar="A,B",
                      help="Tenants shown by name; any other is `other`."),
+        click.option("--tenant-hash-key-file", default=None, metavar="PATH",
+                     help="Show any other as a hash under this secret; then the "
+                     "header may be a secret too, such as authorization."),
         click.option("--allow-unknown-routes", is_flag=True,
                      help="Pass routes on that are neither metered nor known."),
         click.option("--energy-in-response", is_flag=True,

@@ -39,6 +39,12 @@ def read_secret(option: str, path: str) -> str:
     return _checked(where, text)
 
 
+def without_user(text: str) -> str:
+    """A URL, or what was meant as one, less all that could be a user or password."""
+    before, at, after = text.rpartition("@")
+    return f"{before.partition('//')[0]}//...@{after}" if at else text
+
+
 def _checked(where: str, text: str) -> str:
     if not text.isprintable() or not text.isascii() or " " in text:
         raise ConfigError(f"{where} is not one line of printable ASCII without spaces")

@@ -40,7 +40,12 @@ def url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise click.BadParameter(
-            f"{text!r} is not a base URL, such as http://127.0.0.1:8000"
+            f"{text.rpartition('@')[2]!r} is not a base URL, such as http://127.0.0.1:8000"
+        )
+    if "@" in parts.netloc:
+        raise click.BadParameter(
+            f"the URL of {parts.hostname} holds a user or password, which would show "
+            "in logs; use --api-key-env or --header"
         )
     return text.rstrip("/")
 

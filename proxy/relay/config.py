@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from proxy.errors import ConfigError
+from proxy.secret import without_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class RelayConfig:
     """Off: engines have control routes (/pause, /abort_requests) without a guard."""
     tenant_header: str | None = None
     tenants: frozenset[str] = frozenset()
-    """The values that become labels; any other is `other`."""
+    """The values that become labels; any other is `other`, or a keyed hash."""
+    tenant_hash_key: str | None = field(default=None, repr=False)
+    """Secret under which any other value is hashed."""
     default_model: str | None = None
     """Of a request that names none; None: the first upstream's first. With several
     upstreams only, as is the next."""
@@ -78,12 +81,16 @@ def parse_upstream(url: str) -> Upstream:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"upstream {url!r} is not a URL: {error}") from None
+        shown = without_user(url)
+        raise ConfigError(f"upstream {shown!r} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"upstream {url!r} is not http://host:port or https://host")
-    if parts.query or parts.fragment or parts.username:
         raise ConfigError(
-            f"upstream {url!r} has a query, fragment or user; give only host and path"
+            f"upstream {without_user(url)!r} is not http://host:port or https://host"
+        )
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ConfigError(  # which is not quoted: it may hold a password
+            f"the upstream URL of {parts.hostname} has a query, fragment or user; "
+            "give only host and path"
         )
     is_tls = parts.scheme == "https"
     return Upstream(

@@ -1,7 +1,9 @@
 """Header lists from one side to the other: what is dropped, kept and added. Pure.
 
 Hop-by-hop fields end at every proxy (RFC 9110 section 7.6.1), and so does every
-field that `Connection` names. Order, case and duplicates of the rest are kept.
+field that `Connection` names. `x-servewatt-` fields are between a client and this
+proxy: none goes up, and none that an engine made up comes down. Order, case and
+duplicates of the rest are kept.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def end_to_end(headers: Headers, dropped: Collection[bytes] = ()) -> Headers:
         if (low := name.lower()) not in HOP_BY_HOP
         and low not in named
         and low not in dropped
+        and not low.startswith(OWN_PREFIX)
     ]
 
 
@@ -79,11 +82,7 @@ def request_head(
     """
     dropped = _METERED_SETS if is_metered else _REQUEST_SETS
     lines = [b"%s %s HTTP/1.1" % (method, target), b"Host: " + authority]
-    lines += [
-        b"%s: %s" % field
-        for field in end_to_end(headers, dropped)
-        if not field[0].lower().startswith(OWN_PREFIX)
-    ]
+    lines += [b"%s: %s" % field for field in end_to_end(headers, dropped)]
     if is_metered:
         lines.append(b"accept-encoding: identity")
     lines.append(b"x-request-id: " + request_id)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 from proxy.engines.dialect import RequestFacts
+from proxy.errors import ConfigError
 from proxy.meter import Labels
 from proxy.relay.headers import Headers, value_of
 
@@ -11,40 +15,95 @@ KINDS = frozenset(
 )
 MAX_MODELS = 32
 MAX_MODEL_CHARACTERS = 100
+MAX_HASHED_TENANTS = 50
+"""Of tenants known by their hash only; the ledger keeps 200 classes in all."""
+HASH_CHARACTERS = 16
+"""64 bits: among a million tenants two share one in one case of 40 million."""
+SECRET_HEADERS = frozenset(
+    [
+        "authorization", "proxy-authorization", "cookie", "x-api-key", "api-key",
+        "x-goog-api-key", "x-auth-token", "ocp-apim-subscription-key",
+    ]
+)  # fmt: skip
+
+
+def check_tenant_header(header: str | None, hash_key: str | None) -> None:
+    """Raises ConfigError where a secret would become a label."""
+    if hash_key is not None and header is None:
+        raise ConfigError(
+            "--tenant-hash-key-file hashes what --tenant-header names; give both"
+        )
+    if header is not None and header.lower() in SECRET_HEADERS and hash_key is None:
+        raise ConfigError(
+            f"--tenant-header {header} is a secret of the client: add "
+            "--tenant-hash-key-file PATH to show a keyed hash of it, or name a header "
+            "that is none"
+        )
+
+
+class FirstFew:
+    """Lets the first values through and calls every later one `other`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def bounded(self, value: str) -> str:
+        """The value, if it is among the first."""
+        if value not in self._known:
+            if len(self._known) >= self._most:
+                return "other"
+            self._known.add(value)
+        return value
 
 
 class LabelReader:
-    """Labels from headers and body; remembers the first models it saw."""
+    """Labels from headers and body; remembers the first models and tenants it saw."""
 
-    def __init__(self, tenant_header: str | None, tenants: frozenset[str]) -> None:
+    def __init__(
+        self,
+        tenant_header: str | None,
+        tenants: frozenset[str],
+        tenant_hash_key: str | None = None,
+    ) -> None:
         self._tenant_header = (tenant_header or "").lower().encode() or None
         self._tenants = tenants
-        self._models: set[str] = set()
+        self._hash_key = None if tenant_hash_key is None else tenant_hash_key.encode()
+        self._models = FirstFew(MAX_MODELS)
+        self._hashes = FirstFew(MAX_HASHED_TENANTS)
 
     def read(self, facts: RequestFacts, headers: Headers) -> Labels:
         """The labels of one request; unknown values become `other`."""
         kind = (value_of(headers, b"x-servewatt-kind") or b"").decode("latin-1")
+        tenant, filed_tenant = self._tenant(headers)
         return Labels(
             model=self._model(facts.model),
             kind=kind if kind in KINDS else "other",
-            tenant=self._tenant(headers),
+            tenant=tenant,
+            filed_tenant=filed_tenant,
         )
 
     def _model(self, model: str | None) -> str:
         if model is None:
             return "unknown"
-        model = model[:MAX_MODEL_CHARACTERS]
-        if model not in self._models:
-            if len(self._models) >= MAX_MODELS:
-                return "other"
-            self._models.add(model)
-        return model
+        return self._models.bounded(model[:MAX_MODEL_CHARACTERS])
 
-    def _tenant(self, headers: Headers) -> str:
+    def _tenant(self, headers: Headers) -> tuple[str, str | None]:
+        """The label, and what the record says where that is something else."""
         if self._tenant_header is None:
-            return "none"
+            return "none", None
         value = value_of(headers, self._tenant_header)
         if value is None:
-            return "none"
+            return "none", None
         tenant = value.decode("latin-1")
-        return tenant if tenant in self._tenants else "other"
+        if tenant in self._tenants:
+            return tenant, None
+        if self._hash_key is None:
+            return "other", None
+        hashed = hashed_tenant(self._hash_key, value)
+        return self._hashes.bounded(hashed), hashed
+
+
+def hashed_tenant(key: bytes, value: bytes) -> str:
+    """The start of HMAC-SHA256; without the key nobody can try values against it."""
+    return hmac.new(key, value.strip(), hashlib.sha256).hexdigest()[:HASH_CHARACTERS]

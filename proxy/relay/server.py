@@ -45,7 +45,9 @@ class RelayServer:
             config=config,
             lanes=tuple(lanes),
             chooser=Chooser(config, lanes),
-            labels=LabelReader(config.tenant_header, config.tenants),
+            labels=LabelReader(
+                config.tenant_header, config.tenants, config.tenant_hash_key
+            ),
             counters=self.counters,
             clock=clock,
             loop=asyncio.get_running_loop(),

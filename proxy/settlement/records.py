@@ -20,6 +20,8 @@ class Labels:
     model: str = "unknown"
     kind: str = "other"
     tenant: str = "none"
+    filed_tenant: str | None = None
+    """What the record says, where it may say more than a label."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +73,7 @@ def record_of(
         model=request.labels.model,
         kind=request.labels.kind,
         tenant=request.labels.tenant,
+        filed_tenant=request.labels.filed_tenant,
         outcome=request.outcome,
         error=request.error,
         status=request.status,

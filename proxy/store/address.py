@@ -11,6 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from proxy.errors import ConfigError
+from proxy.secret import without_user
 
 DRIVERS = {
     "sqlite": "sqlite",
@@ -30,7 +31,8 @@ def store_url(text: str) -> URL:
         url = make_url(text)
     except ArgumentError:
         raise ConfigError(
-            f"--store {text!r} is no database URL, such as {EXAMPLES}, or none"
+            f"--store {without_user(text)!r} is no database URL, such as {EXAMPLES}, "
+            "or none"
         ) from None
     driver = DRIVERS.get(url.drivername)
     if driver is None:

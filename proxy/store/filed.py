@@ -82,6 +82,8 @@ def row_of(filed: Filed) -> dict[str, Any]:
     row: dict[str, Any] = {"sequence": filed.sequence}
     for name in TEXTS:
         row[name] = _storable(getattr(record, name))
+    if record.filed_tenant is not None:
+        row["tenant"] = record.filed_tenant
     for name in COUNTS:
         row[name] = getattr(record, name)
     for name in INSTANTS:
