@@ -14,6 +14,7 @@ import msgspec
 from proxy.engines.dialect import RequestFacts, Update, Usage
 from proxy.engines.wire import (
     ERROR_CHARACTERS,
+    MAX_COUNT,
     UNREADABLE,
     Body,
     Choice,
@@ -113,7 +114,7 @@ def read_openai_request(route: str, body: bytes) -> RequestFacts:
         route=route,
         model=request.model if isinstance(request.model, str) else None,
         is_stream=request.stream is True,
-        sequences=copies * count_prompts(request.prompt),
+        sequences=min(copies * count_prompts(request.prompt), MAX_COUNT),
         max_output_tokens=as_count(request.max_tokens) if limit is None else limit,
         wants_usage=wants_usage,
         has_running_usage=wants_usage and options.get("continuous_usage_stats") is True,

@@ -22,6 +22,7 @@ from proxy.engines.openai import (
     update_of_event,
 )
 from proxy.engines.wire import (
+    MAX_COUNT,
     UNREADABLE,
     Body,
     Count,
@@ -34,6 +35,7 @@ from proxy.engines.wire import (
 
 TGI_OPENAI = Flavour(name="tgi", requires_end=True)
 NATIVE_ROUTES = ("/", "/generate", "/generate_stream")
+COUNT_DIGITS = len(str(MAX_COUNT))
 
 
 class Token(msgspec.Struct, gc=False):
@@ -221,7 +223,8 @@ def phases_in(headers: Mapping[str, str]) -> PhaseSeconds | None:
 
 def _count(headers: Mapping[str, str], name: str) -> int | None:
     value = headers.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    is_number = value.isascii() and value.isdigit() and len(value) <= COUNT_DIGITS
+    return as_count(int(value)) if is_number else None
 
 
 def _first(*counts: int | None) -> int | None:

@@ -19,7 +19,10 @@ ERROR_CHARACTERS = 300
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding strange bytes may raise: not JSON, not UTF-8, nested too deep."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+MAX_COUNT = 2**53 - 1
+"""A count is exact in every type that holds it later: floats, int64, JSON, SQL."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
 class PromptDetails(msgspec.Struct, gc=False):
@@ -118,14 +121,15 @@ class RequestBody(msgspec.Struct, gc=False):
 
 
 def seconds(milliseconds: float | None) -> float | None:
-    """Milliseconds in seconds; nothing stays nothing."""
-    return None if milliseconds is None else milliseconds / 1000
+    """Milliseconds in seconds; nothing stays nothing, and so does a negative time."""
+    return None if milliseconds is None or milliseconds < 0 else milliseconds / 1000
 
 
 def as_count(value: object) -> int | None:
-    """A non-negative integer, None for everything else (also for True)."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if isinstance(value, int) and is_count else None
+    """An integer from 0 to MAX_COUNT, None for everything else (also for True)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= MAX_COUNT else None
 
 
 def count_prompts(prompt: msgspec.Raw) -> int:
@@ -146,6 +150,7 @@ def with_true(body: bytes, section: str, field: str) -> bytes:
     Every other value keeps its very bytes: numbers are not read and rewritten.
     """
     try:
+        body.decode()  # values are kept unread, so nobody else would notice
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         old = fields.get(section)
         if old is None or bytes(old) == b"null":

@@ -299,6 +299,27 @@ def test_hostile_json_never_raises(name: str, data: bytes) -> None:
     ENGINES[name].with_usage(data)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "count", ["9007199254740992", "1" * 20, "1" * 5000, "-1", "1.5"]
+)
+def test_a_count_that_no_number_type_holds_is_no_count(name: str, count: str) -> None:
+    engine = ENGINES[name]
+    usage = b'{"usage":{"completion_tokens":%s},"choices":[]}' % count.encode()
+    limits = b'{"max_tokens":%s,"n":%s}' % (count.encode(), count.encode())
+    headers = {"x-prompt-tokens": count, "x-generated-tokens": count}
+    assert engine.read_event(usage).usage is None
+    assert engine.read_reply(200, headers, usage).usage is None
+    facts = engine.read_request("POST", "/v1/completions", limits)
+    assert facts is not None
+    assert (facts.max_output_tokens, facts.sequences) == (None, 1)
+
+
+def test_a_time_before_zero_is_no_time() -> None:
+    update = event(VLLM, choices=[], metrics={"queue_time_ms": -1.0})
+    assert update.phases == PhaseSeconds()
+
+
 # --- requests -----------------------------------------------------------------
 
 
@@ -374,6 +395,12 @@ def test_usage_is_asked_for_and_nothing_else_changes(
     assert after.pop("stream_options")["include_usage"] is True
     before.pop("stream_options", None)
     assert after == before
+
+
+@pytest.mark.parametrize("engine", [VLLM, OPENAI, TGI], ids=lambda engine: engine.name)
+@pytest.mark.parametrize("body", [b'{"x":"\xff"}', b'{"\xff":1}', b'{"x":1}{'])
+def test_a_body_that_is_not_json_stays_as_it_is(engine: Engine, body: bytes) -> None:
+    assert engine.with_usage(body) is body
 
 
 def test_other_stream_options_survive() -> None:
