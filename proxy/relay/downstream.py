@@ -35,6 +35,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Request | Refusal] = deque()
         self._exchange: Exchange | None = None
         self._is_discarding = False
+        self._refused_id = b""
         self._is_paused = False
         self._is_starting = False
         self._is_behind = False
@@ -46,6 +47,7 @@ class ClientConnection(asyncio.Protocol):
     def _new_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._is_in_head = False
+        self._has_ended_one = False
         self._head_bytes = 0
         self._begin_request()
 
@@ -74,12 +76,13 @@ class ClientConnection(asyncio.Protocol):
         """Parse; start what is whole."""
         if self._is_discarding:
             return
+        self._has_ended_one = False
         self._feed(data)
         if self._is_in_head:
-            self._head_bytes += len(data)
+            if not self._has_ended_one:  # else most of this read may be a body
+                self._head_bytes += len(data)
             if self._head_bytes > self._core.config.max_head_bytes:
-                limit = self._core.config.max_head_bytes
-                self._refuse(431, "head_too_large", f"headers exceed {limit} bytes")
+                self._refuse(self._head_too_large())
         elif self._target and self._refusal is None:
             self._set_deadline(self._core.config.body_timeout_seconds)
         self._start_next()
@@ -172,15 +175,15 @@ class ClientConnection(asyncio.Protocol):
 
     # refusals
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Answer in turn, then close: the rest of the stream means nothing."""
         self._is_discarding = True
-        self._waiting.append(Refusal(status, code, message, ends_connection=True))
+        self._refused_id = request_id_of(self._headers)
+        self._waiting.append(refusal)
 
     def _send_refusal(self, refusal: Refusal) -> None:
         self._core.counters.refused[refusal.status] += 1
-        request_id = request_id_of(self._headers)
-        self.transport.write(refusal_bytes(refusal, request_id, closes=True))
+        self.transport.write(refusal_bytes(refusal, self._refused_id, closes=True))
         self._waiting.clear()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -197,11 +200,10 @@ class ClientConnection(asyncio.Protocol):
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if self._refusal is None:
-                self._refuse(400, "malformed_request", f"not HTTP: {error}"[:200])
-            return
+                message = f"not HTTP: {error}"[:200]
+                self._refusal = Refusal(400, "malformed_request", message)
         if self._refusal is not None and not self._is_discarding:
-            refusal = self._refusal
-            self._refuse(refusal.status, refusal.code, refusal.message)
+            self._refuse(self._refusal)
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """An offer to upgrade (h2c) is declined by serving the request as it is.
@@ -209,10 +211,14 @@ class ClientConnection(asyncio.Protocol):
         The parser stops at such an offer, so it gets the head again without it.
         """
         if self._parser.get_method() == b"CONNECT":
-            self._refuse(405, "method_not_allowed", "CONNECT is not for this proxy")
+            message = "CONNECT is not for this proxy"
+            self._refuse(Refusal(405, "method_not_allowed", message))
             return
-        first = b"%s %s HTTP/1.1\r\n" % (self._parser.get_method(), self._target)
-        kept = [f for f in self._headers if f[0].lower() not in _UPGRADE_FIELDS]
+        version = self._parser.get_http_version().encode()
+        first = b"%s %s HTTP/%s\r\n" % (
+            self._parser.get_method(), self._target, version,
+        )  # fmt: skip
+        kept = [field for field in self._headers if field[0].lower() != b"upgrade"]
         head = first + b"".join(b"%s: %s\r\n" % field for field in kept) + b"\r\n"
         self._new_parser()
         self._feed(head + rest)
@@ -239,7 +245,8 @@ class ClientConnection(asyncio.Protocol):
         self._is_upgrade = self._parser.should_upgrade()
         self._refusal = self._refusal_of_head()
         expects = (value_of(self._headers, b"expect") or b"").lower()
-        if expects == b"100-continue" and self._refusal is None:
+        is_http_10 = self._parser.get_http_version() == "1.0"  # knows no interim reply
+        if expects == b"100-continue" and self._refusal is None and not is_http_10:
             self._owes_continue = True
 
     def _refusal_of_head(self) -> Refusal | None:
@@ -252,6 +259,13 @@ class ClientConnection(asyncio.Protocol):
             b"100-continue"
         ):
             return Refusal(417, "unknown_expectation", "only 100-continue is known")
+        codings = b",".join(values_of(self._headers, b"transfer-encoding")).lower()
+        if codings and (codings != b"chunked" or version == "1.0"):
+            message = "the one transfer coding known is chunked, in HTTP/1.1"
+            return Refusal(501, "unknown_coding", message)
+        size = sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if len(self._target) + size > self._core.config.max_head_bytes:
+            return self._head_too_large()
         length = value_of(self._headers, b"content-length") or b"0"
         if length.isdigit() and int(length) > self._core.config.max_body_bytes:
             return self._too_large()
@@ -263,12 +277,16 @@ class ClientConnection(asyncio.Protocol):
         """`http://host/path`, as sent to forward proxies, means `/path` here."""
         with contextlib.suppress(httptools.HttpParserInvalidURLError):
             url = httptools.parse_url(self._target)
-            if url.schema is not None and url.path is not None:
+            if (url.schema or b"").lower() in (b"http", b"https"):
                 query = b"" if url.query is None else b"?" + url.query
-                self._target = url.path + query
+                self._target = (url.path or b"/") + query
                 return None
         shown = self._target[:80].decode("latin-1")
         return Refusal(400, "bad_target", f"request target {shown!r} is not a path")
+
+    def _head_too_large(self) -> Refusal:
+        limit = self._core.config.max_head_bytes
+        return Refusal(431, "head_too_large", f"headers exceed {limit} bytes")
 
     def _too_large(self) -> Refusal:
         limit = self._core.config.max_body_bytes
@@ -286,7 +304,11 @@ class ClientConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._owes_continue = False
-        if self._refusal is not None or self._is_upgrade or self._is_discarding:
+        self._has_ended_one = True
+        if self._is_upgrade or self._is_discarding:
+            return
+        if self._refusal is not None:  # now: the next request may be in this read
+            self._refuse(self._refusal)
             return
         self._waiting.append(
             Request(
@@ -300,6 +322,3 @@ class ClientConnection(asyncio.Protocol):
             )
         )
         self._begin_request()
-
-
-_UPGRADE_FIELDS = frozenset([b"upgrade", b"connection", b"http2-settings"])

@@ -115,11 +115,14 @@ def frame_reply(
 
     HTTP/1.0 has no chunks: there the end of the connection ends the body.
     """
+    passed = end_to_end(headers, {REQUEST_ID})
+    # An engine may name its length in `Connection`: then it does not pass.
+    has_length = has_length and value_of(passed, b"content-length") is not None
     is_framed = has_length or not has_body
     is_chunked = not is_framed and not is_http_10
     keeps_alive = keeps_alive and (is_framed or is_chunked)
-    dropped = {REQUEST_ID} if is_framed else {REQUEST_ID, b"content-length"}
-    passed = end_to_end(headers, dropped)
+    if not is_framed:
+        passed = [field for field in passed if field[0].lower() != b"content-length"]
     lines = [b"HTTP/1.1 %d %s" % (status, reason)]
     lines += [b"%s: %s" % field for field in passed]
     lines.append(b"x-request-id: " + request_id)

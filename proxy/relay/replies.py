@@ -20,8 +20,6 @@ class Refusal:
     """For programs: stable, snake case."""
     message: str
     """For people: one line."""
-    ends_connection: bool = False
-    """The next request could not be told from the rest of this one."""
     retry_after_seconds: int | None = None
     """When asking again may help."""
 

@@ -27,8 +27,16 @@ def passes_unmetered(method: str, path: str) -> bool:
     if method == "OPTIONS":
         return True  # a browser asking what it may do; no engine computes for it
     if method in ("GET", "HEAD"):
-        return path in READABLE or path.startswith(READABLE_BELOW)
+        return path in READABLE or _is_model(path)
     return method == "POST" and path in CALLABLE
+
+
+def _is_model(path: str) -> bool:
+    """A path below the models that no server can take for a path outside."""
+    name = path.removeprefix(READABLE_BELOW)
+    steps = name.lower().replace("%2e", ".")
+    steps = steps.replace("%2f", "/").replace("%5c", "/").replace("\\", "/")
+    return name != path and not {".", ".."} & set(steps.split("/"))
 
 
 @dataclass(frozen=True, slots=True)

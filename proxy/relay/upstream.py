@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from proxy.relay.headers import Headers, value_of
+from proxy.relay.headers import Headers, value_of, values_of
 
 MAX_HEAD_BYTES = 256 * 1024
 
@@ -216,12 +216,16 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 200:
             self._headers, self._reason = [], b""
             return
-        codings = (value_of(self._headers, b"transfer-encoding") or b"").lower()
+        codings = (
+            b",".join(values_of(self._headers, b"transfer-encoding")).strip().lower()
+        )
+        if codings not in (b"", b"identity", b"chunked"):
+            raise ValueError("a transfer coding that nobody asked for")
         self._head = ReplyHead(
             status=status,
             reason=self._reason,
             headers=self._headers,
-            is_chunked=codings.endswith(b"chunked"),
+            is_chunked=codings == b"chunked",
             has_length=value_of(self._headers, b"content-length") is not None,
         )
         self._is_new_head = True
