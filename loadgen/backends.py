@@ -1,8 +1,8 @@
 """How a request is written for each kind of server: path, headers, JSON body.
 
 Pure: `BACKENDS` maps `--backend` names to how their bodies are built. All ask
-for a stream and for the engine's own token counts; only vLLM can be made to
-generate an exact number of tokens.
+for a stream and for the engine's own token counts; vLLM and `transformers serve`
+can be made to generate an exact number of tokens.
 """
 
 from __future__ import annotations
@@ -123,6 +123,10 @@ class Backend:
     path: str
     write_body: Callable[[Messages, int | None, Target, RequestOptions], Body]
     can_force_length: bool = False
+    lists_its_model: bool = True
+    """`/v1/models` names what is served."""
+    honours_copies: bool = True
+    """`n` makes more outputs; else it is ignored."""
 
 
 def write_request(
@@ -244,6 +248,28 @@ def _vllm_body(
     return body
 
 
+def _transformers_body(
+    messages: Messages,
+    output_tokens: int | None,
+    target: Target,
+    options: RequestOptions,
+) -> Body:
+    """Unknown fields such as `ignore_eos` are refused, and usage is always sent.
+
+    An end token that no model has is what `ignore_eos` would be. It is part of a
+    whole generation config, in which sampling must be said too.
+    """
+    body = _openai_body(messages, output_tokens, target, options)
+    if options.ignore_eos is False or (
+        output_tokens is None and not options.ignore_eos
+    ):
+        return body
+    config: Body = {"eos_token_id": -1}
+    if options.temperature is not None:
+        config["do_sample"] = options.temperature > 0
+    return body | {"generation_config": _encode_json(config).decode()}
+
+
 def _tgi_body(
     messages: Messages,
     output_tokens: int | None,
@@ -270,44 +296,13 @@ def joined(messages: Messages) -> str:
 BACKENDS: dict[str, Backend] = {
     "vllm": Backend("/v1/chat/completions", _vllm_body, can_force_length=True),
     "openai": Backend("/v1/chat/completions", _openai_usage_body),
-    # Unknown fields are refused with 422, and usage is always sent.
-    "transformers": Backend("/v1/chat/completions", _openai_body),
+    # Its /v1/models lists what the cache of the hub has, loaded or not.
+    "transformers": Backend(
+        "/v1/chat/completions",
+        _transformers_body,
+        can_force_length=True,
+        lists_its_model=False,
+        honours_copies=False,
+    ),
     "tgi": Backend("/generate_stream", _tgi_body),
 }
-
-
-def length_rule(backend: str, options: RequestOptions) -> str:
-    """What an output length is to the server: `forced`, or a `cap` on what it likes.
-
-    Raises UsageError when forcing was demanded of a backend that has no word for it.
-    """
-    if not BACKENDS[backend].can_force_length:
-        if options.ignore_eos:
-            raise UsageError(
-                f"--ignore-eos: a {backend} server cannot be made to generate an exact "
-                "length; leave it out to run the lengths as caps"
-            )
-        return "cap"
-    return "cap" if options.ignore_eos is False else "forced"
-
-
-def length_note(rule: str | None, backend: str | None) -> str:
-    """A sentence where output lengths were not forced; empty where they were."""
-    if rule != "cap":
-        return ""
-    known = BACKENDS.get(backend or "")
-    if known is None or known.can_force_length:
-        return "output lengths are caps, as was asked for"
-    return f"output lengths are caps: {backend} cannot force them"
-
-
-def check_options(target: Target, options: RequestOptions) -> None:
-    """Raises UsageError for what the backend would refuse in every request."""
-    length_rule(target.backend, options)
-    if options.n < 1:
-        raise UsageError(f"--n is {options.n}, expected a positive integer")
-    if options.n > 1 and target.path.endswith("/generate_stream"):
-        raise UsageError(
-            f"--n is {options.n}, but TGI streams one output; use --n 1 or "
-            "--endpoint /v1/chat/completions"
-        )

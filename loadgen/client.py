@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.backends import Target, write_get
+from loadgen.backends import BACKENDS, Target, write_get
 from loadgen.connection import Connection, Exchange
 from loadgen.errors import StackError, UsageError
 from loadgen.progress import Progress
@@ -195,10 +195,13 @@ async def discover_model(
 ) -> str | None:
     """The name of the model a target serves, the first one it lists.
 
-    None for a native TGI target, whose requests name no model. Raises
+    None for a native TGI target, whose requests name no model, and for a backend
+    that does not list what it serves: a server of one model takes that. Raises
     StackError when the target does not answer, UsageError when it lists none.
     """
     if target.path.endswith("/generate_stream"):
+        return None
+    if not BACKENDS[target.backend].lists_its_model:
         return None
     client = HttpClient(target, now)
     exchange = Exchange()

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loadgen.backends import RequestOptions, Target, check_options
+from loadgen.abilities import check_options
+from loadgen.backends import RequestOptions, Target
 from loadgen.client import (
     Client,
     ConnectionCounts,

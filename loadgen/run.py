@@ -15,12 +15,8 @@ import msgspec
 import uvloop
 from rich.console import Console
 
-from loadgen.backends import (
-    RequestOptions,
-    check_options,
-    length_note,
-    length_rule,
-)
+from loadgen.abilities import check_options, length_note, length_rule
+from loadgen.backends import RequestOptions
 from loadgen.clock import SystemClock
 from loadgen.config import ReplayConfig
 from loadgen.errors import UsageError

@@ -21,7 +21,7 @@ PURE = {
     ],
     "loadgen": [
         "errors", "trace", "readers", "prompts", "arrivals", "plan", "backends",
-        "conversation", "replies", "results", "measures", "verdict",
+        "abilities", "conversation", "replies", "results", "measures", "verdict",
     ],
 }  # fmt: skip
 PROXY_ORDER = [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from loadgen.backends import length_note
+from loadgen.abilities import length_note
 from loadgen.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.report import charts, words
 from loadgen.report import quantities as say

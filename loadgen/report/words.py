@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from loadgen.backends import length_note
+from loadgen.abilities import length_note
 from loadgen.report import quantities as say
 from loadgen.report.schema import EnergyBlock, Summary
 

@@ -7,7 +7,7 @@ tests/proxy/captures, vLLM 0.32 and transformers 5.23.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -44,11 +44,19 @@ class Flavour:
     usage_on_request: bool = True
     """Streams have usage only where `stream_options.include_usage` asks for it."""
     requires_end: bool = False
+    honours_copies: bool = True
+    """`n` and `best_of` make more outputs; else they are ignored."""
 
 
 VLLM = Flavour(name="vllm", empty_text_is_token=True, requires_end=True)
 OPENAI = Flavour(name="openai")
-TRANSFORMERS = Flavour(name="transformers", sends_done=False, usage_on_request=False)
+TRANSFORMERS = Flavour(
+    name="transformers",
+    sends_done=False,
+    usage_on_request=False,
+    requires_end=True,
+    honours_copies=False,
+)
 
 
 class OpenAIEngine:
@@ -70,7 +78,10 @@ class OpenAIEngine:
     def read_request(self, method: str, path: str, body: bytes) -> RequestFacts | None:
         """Facts of a chat or completions request, None for any other route."""
         route = ROUTES.get(path) if method == "POST" else None
-        return None if route is None else read_openai_request(route, body)
+        if route is None:
+            return None
+        facts = read_openai_request(route, body)
+        return facts if self._flavour.honours_copies else replace(facts, sequences=1)
 
     def with_usage(self, body: bytes) -> bytes:
         """The body with `stream_options.include_usage`; every other value kept."""

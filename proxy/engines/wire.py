@@ -169,11 +169,23 @@ def error_in(body: bytes) -> str | None:
     try:
         fields = msgspec.json.decode(body)
     except UNREADABLE:
-        return None
+        return _broken_error_in(body)
     if not isinstance(fields, dict):
         return None
     found = fields.get("error")
     return error_text(fields.get("detail") if found is None else found)
+
+
+def _broken_error_in(body: bytes) -> str | None:
+    """The text of an error whose quotes or line breaks are not escaped.
+
+    `transformers serve` puts an exception's text into its last event as it is.
+    """
+    start = b'{"error":'
+    if not body.startswith(start):
+        return None
+    text = body[len(start) :].decode(errors="replace")
+    return error_text(text.strip(' "}'))
 
 
 def error_text(found: object) -> str | None:

@@ -5,19 +5,18 @@ from typing import Any
 
 import pytest
 
+from loadgen.abilities import check_options, length_note, length_rule
 from loadgen.backends import (
     BACKENDS,
     RequestOptions,
     Target,
-    check_options,
-    length_note,
-    length_rule,
     write_get,
     write_request,
 )
 from loadgen.errors import UsageError
 
 URL = "http://127.0.0.1:8000"
+CAPPED = RequestOptions(ignore_eos=False)
 HELLO = [{"role": "user", "content": "hello"}]
 TALK = [
     {"role": "user", "content": "hello"},
@@ -98,8 +97,21 @@ def test_an_openai_server_gets_only_standard_fields() -> None:
 
 
 def test_transformers_gets_nothing_it_would_refuse() -> None:
-    body = written(Target(URL, "transformers", model="m"))[2]
+    body = written(Target(URL, "transformers", model="m"), CAPPED)[2]
     assert set(body) == {"model", "messages", "stream", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "sampling"),
+    [(None, {}), (0.0, {"do_sample": False}), (0.7, {"do_sample": True})],
+)
+def test_transformers_gets_an_end_token_that_no_model_has(
+    temperature: float | None, sampling: dict[str, bool]
+) -> None:
+    options = RequestOptions(temperature=temperature)
+    body = written(Target(URL, "transformers"), options)[2]
+    assert body["max_tokens"] == 7
+    assert json.loads(body["generation_config"]) == {"eos_token_id": -1} | sampling
 
 
 def test_tgi_gets_its_native_body_with_counts_asked_for() -> None:
@@ -213,7 +225,7 @@ def test_an_unknown_backend_is_answered_with_those_known() -> None:
         Target(URL, "vlm")
 
 
-@pytest.mark.parametrize("backend", ["openai", "tgi", "transformers"])
+@pytest.mark.parametrize("backend", ["openai", "tgi"])
 def test_forcing_a_length_where_none_can_be_forced_is_refused(backend: str) -> None:
     with pytest.raises(UsageError, match=f"--ignore-eos: a {backend} .*as caps"):
         check_options(Target(URL, backend), RequestOptions(ignore_eos=True))
@@ -227,13 +239,20 @@ def test_lengths_are_forced_where_the_body_says_so_and_caps_elsewhere(
     options = RequestOptions(ignore_eos=asked)
     rule = length_rule(backend, options)
     body = written(Target(URL, backend), options)[2]
-    assert rule == ("forced" if body.get("ignore_eos") else "cap")
+    is_forced = body.get("ignore_eos") or "generation_config" in body
+    assert rule == ("forced" if is_forced else "cap")
 
 
 def test_a_run_with_caps_says_why_they_are_caps() -> None:
     assert length_note("cap", "tgi") == "output lengths are caps: tgi cannot force them"
     assert length_note("cap", "vllm") == "output lengths are caps, as was asked for"
     assert length_note("forced", "vllm") == length_note(None, "tgi") == ""
+
+
+def test_several_outputs_are_refused_where_they_would_be_ignored() -> None:
+    with pytest.raises(UsageError, match="--n is 2, but a transformers server ignores"):
+        check_options(Target(URL, "transformers"), RequestOptions(n=2))
+    check_options(Target(URL, "openai"), RequestOptions(n=2))
 
 
 def test_several_outputs_of_a_tgi_stream_are_refused() -> None:

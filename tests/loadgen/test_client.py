@@ -390,8 +390,11 @@ def test_the_model_is_the_first_one_listed(path: str) -> None:
     assert discovered(reply_bytes(200, MODELS), path=path) == "llama"
 
 
-def test_a_native_tgi_target_needs_no_model() -> None:
-    assert discovered(backend="tgi") is None
+@pytest.mark.parametrize("backend", ["tgi", "transformers"])
+def test_where_the_models_listed_are_not_those_served_none_is_named(
+    backend: str,
+) -> None:
+    assert discovered(reply_bytes(200, MODELS), backend=backend) is None
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,28 @@ def test_transformers_is_not_asked_since_it_always_tells() -> None:
     assert TRANSFORMERS.with_usage(body) is body
 
 
+def test_transformers_makes_one_output_whatever_n_says() -> None:
+    body = b'{"n": 4, "messages": []}'
+    for engine, sequences in ((VLLM, 4), (OPENAI, 4), (TRANSFORMERS, 1)):
+        facts = engine.read_request("POST", "/v1/chat/completions", body)
+        assert facts is not None
+        assert facts.sequences == sequences
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b'{"error": "CUDA out of memory"}', "CUDA out of memory"),
+        (b'{"error": "no "such" token"}', 'no "such" token'),
+        (b'{"error": "the first line of two', "the first line of two"),
+        (b'{"error": ""}', "error without a message"),
+        (b'{"error":', "error without a message"),
+    ],
+)
+def test_an_error_that_is_not_escaped_is_an_error(data: bytes, error: str) -> None:
+    assert TRANSFORMERS.read_event(data) == Update(error=error)
+
+
 # --- whole replies ------------------------------------------------------------
 
 

@@ -255,6 +255,26 @@ def test_transformers_may_end_without_done(loop: str) -> None:
     run(loop, test)
 
 
+def test_transformers_that_ends_without_its_last_event_is_an_error(loop: str) -> None:
+    head, _ = reply_head_and_body("hf_chat_stream")
+    before_last, _, _ = stream_body("hf_chat_stream").rpartition(b"data: ")
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(head, chunk(before_last), LAST_CHUNK)
+
+    async def test() -> None:
+        async with relaying(script, "transformers") as bench:
+            client = await bench.client()
+            await client.send(request_bytes(body=CHAT))
+            assert (await client.reply()).is_complete
+            request = await bench.meter.only()
+            assert request.outcome == "error"
+            assert request.error == "stream ended early: no end event came"
+
+    run(loop, test)
+
+
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_an_error_status_passes_and_is_an_error(loop: str, status: int) -> None:
     body = json.dumps({"error": {"message": "no", "code": status}}).encode()
