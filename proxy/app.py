@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from proxy import __version__
 from proxy.admin import AdminSources, admin_app
 from proxy.admin_guard import AdminAccess, admin_access
 from proxy.errors import ProxyError
+from proxy.file_limit import allow_open_files
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
@@ -63,6 +64,8 @@ class Config:
     store: str | None = None
     """URL of the database of records; None: in memory only."""
     retention: Retention = field(default_factory=Retention)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """Of what clients may take; fields of `RelayConfig`."""
     admin_token_file: str | None = None
     """Its path; the token itself is never part of what may be shown."""
 
@@ -78,6 +81,7 @@ def run(
     relay_config = relay_config_of(config)
     unit = Unit(config.upstream, config.metering)
     sys.setswitchinterval(SWITCH_SECONDS)
+    allow_open_files(relay_config.max_connections)
     uvloop.run(_App(config, unit, access, relay_config).serve(announce, until_eof))
 
 
@@ -100,6 +104,7 @@ def relay_config_of(config: Config) -> RelayConfig:
         allow_unknown_routes=config.allow_unknown_routes,
         energy_in_response=config.energy_in_response,
         energy_wait_seconds=config.energy_wait_seconds,
+        **config.limits,
     )
 
 

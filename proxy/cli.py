@@ -22,6 +22,7 @@ from proxy.calibration.cli import calibrate
 from proxy.command.cli import meter
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
+from proxy.limit_options import limit_options, take_limits
 from proxy.power import SOURCES, split_sources
 from proxy.secret import ADMIN_TOKEN_VARIABLE, without_user
 from proxy.sources import as_json, describe_sources, find_sources
@@ -216,6 +217,7 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @cli.command(epilog=SERVE_EXAMPLES)
 @_serve_options
+@limit_options
 def serve(announce: bool, **options: Any) -> None:
     """Relay requests to --upstream and meter them until stopped.
 
@@ -240,7 +242,10 @@ def _config(options: dict[str, Any]) -> Config:
     metering = {name: options.pop(name) for name in Metering.__dataclass_fields__}
     url = options.pop("upstream")
     upstream = UpstreamConfig(name=own["engine"], url=url, **own)
-    return Config(upstream=upstream, metering=Metering(**metering), **options)
+    limits = take_limits(options)
+    return Config(
+        upstream=upstream, metering=Metering(**metering), limits=limits, **options
+    )
 
 
 @cli.command()

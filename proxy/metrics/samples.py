@@ -129,6 +129,12 @@ def ratios(snapshot: Snapshot) -> Iterator[Sample]:
             yield (ratio.inner, ratio.outer), ratio.ratio
 
 
+def refusals(snapshot: Snapshot) -> Iterator[Sample]:
+    """What the relay answered itself; the reasons are its own, and few."""
+    for (status, reason), count in sorted(snapshot.relay.refusals.items()):
+        yield (str(status), reason), float(count)
+
+
 def _with_sensor(snapshot: Snapshot) -> Iterator[Measured]:
     return (measured for measured in snapshot.measured if measured.sampler is not None)
 

@@ -22,6 +22,7 @@ from proxy.metrics.samples import (
     one,
     policies,
     ratios,
+    refusals,
     stored,
     tokens,
     unattributed,
@@ -230,9 +231,21 @@ METRICS: dict[str, MetricSpec] = {
     ),
     "servewatt_refused_requests_total": MetricSpec(
         "counter",
-        "Requests that the proxy answered itself before any upstream, by status.",
-        ("status",),
-        lambda s: [((str(c),), float(n)) for c, n in sorted(s.relay.refused.items())],
+        "Requests and connections that the proxy answered itself, by why.",
+        ("status", "reason"),
+        refusals,
+    ),
+    "servewatt_client_timeouts_total": MetricSpec(
+        "counter",
+        "Connections closed because the client was silent, by what was awaited.",
+        ("awaited",),
+        lambda s: [((w,), float(n)) for w, n in sorted(s.relay.timeouts.items())],
+    ),
+    "servewatt_client_connections": MetricSpec(
+        "gauge",
+        "Open connections of clients.",
+        (),
+        lambda s: one(s.relay.clients_open),
     ),
     "servewatt_upstream_connections": MetricSpec(
         "gauge",

@@ -40,6 +40,13 @@ class RelayConfig:
     max_body_bytes: int = 32 * 1024 * 1024
     """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
     max_head_bytes: int = 64 * 1024
+    max_target_bytes: int = 16 * 1024
+    """Of the path and query; no engine has a route of more than a few dozen."""
+    max_headers: int = 200
+    max_connections: int = 10_000
+    """More than any one engine serves at once; beyond, a new one gets a 503."""
+    max_connections_per_client: int = 0
+    """0 is no limit: a proxy in front may be everybody's address."""
     write_buffer_bytes: int = 256 * 1024
     """Unread bytes of one client before its upstream is paused: 1,000 events."""
     connect_timeout_seconds: float = 10.0
@@ -55,6 +62,8 @@ class RelayConfig:
     """From a request's first byte to its blank line: holds off slow senders."""
     body_timeout_seconds: float = 60.0
     """Between two reads of a request's body."""
+    request_timeout_seconds: float = 300.0
+    """From a request's first byte to its last: holds off those who drip."""
     idle_timeout_seconds: float = 75.0
     """Between two requests of a client, as nginx."""
     beat_seconds: float = 0.05

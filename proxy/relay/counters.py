@@ -14,8 +14,11 @@ class RelayCounters:
     """Metered requests that ended, by outcome."""
     unmetered: int = 0
     """Requests passed through without a meter (health, models, tokenize)."""
-    refused: Counter[int] = field(default_factory=Counter)
-    """Requests answered by the relay itself before any upstream, by status."""
+    refusals: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Requests, or connections, answered by the relay itself before any upstream,
+    by status and code."""
+    timeouts: Counter[str] = field(default_factory=Counter)
+    """Connections closed because their client was silent, by what was awaited."""
     in_flight: int = 0
     """Requests between their last byte in and their last byte out, now."""
     clients_open: int = 0
@@ -38,3 +41,11 @@ class RelayCounters:
     """Calls into the meter that failed; the requests went on."""
     unreadable_replies: int = 0
     """Replies that could not be metered: not SSE, too large or compressed."""
+
+    @property
+    def refused(self) -> Counter[int]:
+        """Refusals by status."""
+        by_status: Counter[int] = Counter()
+        for (status, _), count in self.refusals.items():
+            by_status[status] += count
+        return by_status

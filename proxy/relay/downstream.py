@@ -7,20 +7,25 @@ relay must see its body (model, stream) and may have to send it twice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 from collections import deque
 from typing import cast
 
 import httptools
 
+from proxy.relay.clients import Clients
 from proxy.relay.core import Core
 from proxy.relay.exchange import Exchange
-from proxy.relay.headers import Headers, request_id_of, value_of, values_of
+from proxy.relay.headers import Headers, request_id_of, value_of
 from proxy.relay.replies import CONTINUE, Refusal, refusal_bytes
 from proxy.relay.request import Request
+from proxy.relay.request_head import body_too_large, checked_target, head_too_large
 
 MAX_WAITING_REQUESTS = 8
 """Pipelined requests read ahead; beyond, the client's socket is left alone."""
+
+MAX_OVERHEAD_BYTES = 1024 * 1024
+"""Of a body in chunks: more framing than eight times the body is no body."""
 
 LINGER_SECONDS = 2.0
 """After a refusal: let the client read it before a reset could destroy it."""
@@ -29,7 +34,7 @@ LINGER_SECONDS = 2.0
 class ClientConnection(asyncio.Protocol):
     """Reads requests, starts their exchanges, keeps or closes the connection."""
 
-    def __init__(self, core: Core, clients: set[ClientConnection]) -> None:
+    def __init__(self, core: Core, clients: Clients) -> None:
         self._core = core
         self._clients = clients
         self._waiting: deque[Request | Refusal] = deque()
@@ -40,6 +45,8 @@ class ClientConnection(asyncio.Protocol):
         self._is_starting = False
         self._is_behind = False
         self._is_closing = False
+        self._has_asked = False
+        self._request_deadline_seconds = math.inf
         self.transport: asyncio.Transport
         self.deadline_seconds: float | None = None
         self._new_parser()
@@ -56,6 +63,7 @@ class ClientConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_wire_bytes = 0
         self._refusal: Refusal | None = None
         self._is_upgrade = False
         self._owes_continue = False
@@ -68,9 +76,15 @@ class ClientConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(
             high=self._core.config.write_buffer_bytes
         )
-        self._clients.add(self)
-        self._core.counters.clients_open = len(self._clients)
-        self._set_deadline(self._core.config.header_timeout_seconds)
+        refusal = self._clients.enter(self, transport.get_extra_info("peername"))
+        if refusal is None:
+            self._set_deadline(self._core.config.header_timeout_seconds)
+        elif self._clients.are_flooding:
+            self._core.counters.refusals[refusal.status, refusal.code] += 1
+            self.transport.abort()
+        else:
+            self._refuse(refusal)
+            self._start_next()
 
     def data_received(self, data: bytes) -> None:
         """Parse; start what is whole."""
@@ -82,10 +96,22 @@ class ClientConnection(asyncio.Protocol):
             if not self._has_ended_one:  # else most of this read may be a body
                 self._head_bytes += len(data)
             if self._head_bytes > self._core.config.max_head_bytes:
-                self._refuse(self._head_too_large())
+                self._refuse(head_too_large(self._core.config))
         elif self._target and self._refusal is None:
-            self._set_deadline(self._core.config.body_timeout_seconds)
+            self._received_body(len(data))
         self._start_next()
+
+    def _received_body(self, size: int) -> None:
+        """Some of a body that goes on: bound its time, and what is not body in it."""
+        config = self._core.config
+        now_seconds = self._core.clock()
+        self.deadline_seconds = min(
+            now_seconds + config.body_timeout_seconds, self._request_deadline_seconds
+        )
+        self._body_wire_bytes += size
+        if self._body_wire_bytes > MAX_OVERHEAD_BYTES + 8 * self._body_bytes:
+            message = "the body's framing, or its trailer, is larger than the body"
+            self._refuse(Refusal(431, "framing_too_large", message))
 
     def eof_received(self) -> None:
         """The client left (or will send no more, which is taken for leaving)."""
@@ -93,8 +119,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone for good."""
-        self._clients.discard(self)
-        self._core.counters.clients_open = len(self._clients)
+        self._clients.leave(self)
         self._client_gone()
 
     def pause_writing(self) -> None:
@@ -133,7 +158,17 @@ class ClientConnection(asyncio.Protocol):
         """Close a connection that was silent for too long."""
         deadline = self.deadline_seconds
         if deadline is not None and now_seconds >= deadline and not self._exchange:
+            self._core.counters.timeouts[self._awaited] += 1
             self.transport.abort()
+
+    @property
+    def _awaited(self) -> str:
+        """What a client that is silent now owes."""
+        if self._is_discarding or self._is_closing:
+            return "closing"
+        if self._target and not self._is_in_head:
+            return "body"
+        return "next_request" if self._has_asked and not self._is_in_head else "header"
 
     def _set_deadline(self, timeout_seconds: float | None) -> None:
         self.deadline_seconds = None
@@ -182,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.append(refusal)
 
     def _send_refusal(self, refusal: Refusal) -> None:
-        self._core.counters.refused[refusal.status] += 1
+        self._core.counters.refusals[refusal.status, refusal.code] += 1
         self.transport.write(refusal_bytes(refusal, self._refused_id, closes=True))
         self._waiting.clear()
         if self.transport.can_write_eof():
@@ -228,7 +263,11 @@ class ClientConnection(asyncio.Protocol):
         self._begin_request()
         self._is_in_head = True
         self._head_bytes = 0
-        self._set_deadline(self._core.config.header_timeout_seconds)
+        config = self._core.config
+        self._set_deadline(config.header_timeout_seconds)
+        self._request_deadline_seconds = (
+            self._core.clock() + config.request_timeout_seconds
+        )
 
     def on_url(self, target: bytes) -> None:
         """The request target (may come in pieces)."""
@@ -243,54 +282,18 @@ class ClientConnection(asyncio.Protocol):
         """The head is whole: refuse it, or ask for the body."""
         self._is_in_head = False
         self._is_upgrade = self._parser.should_upgrade()
-        self._refusal = self._refusal_of_head()
+        version = self._parser.get_http_version()
+        checked = checked_target(
+            self._target, self._headers, version, self._core.config
+        )
+        if isinstance(checked, Refusal):
+            self._refusal = checked
+        else:
+            self._target = checked
         expects = (value_of(self._headers, b"expect") or b"").lower()
         is_http_10 = self._parser.get_http_version() == "1.0"  # knows no interim reply
         if expects == b"100-continue" and self._refusal is None and not is_http_10:
             self._owes_continue = True
-
-    def _refusal_of_head(self) -> Refusal | None:
-        version = self._parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            return Refusal(505, "unknown_version", f"HTTP/{version} is not spoken here")
-        if len(values_of(self._headers, b"host")) != 1 and version == "1.1":
-            return Refusal(400, "bad_host", "exactly one Host header is needed")
-        if (value_of(self._headers, b"expect") or b"100-continue").lower() != (
-            b"100-continue"
-        ):
-            return Refusal(417, "unknown_expectation", "only 100-continue is known")
-        codings = b",".join(values_of(self._headers, b"transfer-encoding")).lower()
-        if codings and (codings != b"chunked" or version == "1.0"):
-            message = "the one transfer coding known is chunked, in HTTP/1.1"
-            return Refusal(501, "unknown_coding", message)
-        size = sum(len(name) + len(value) + 4 for name, value in self._headers)
-        if len(self._target) + size > self._core.config.max_head_bytes:
-            return self._head_too_large()
-        length = value_of(self._headers, b"content-length") or b"0"
-        if length.isdigit() and int(length) > self._core.config.max_body_bytes:
-            return self._too_large()
-        if self._target[:1] != b"/":
-            return self._make_relative()
-        return None
-
-    def _make_relative(self) -> Refusal | None:
-        """`http://host/path`, as sent to forward proxies, means `/path` here."""
-        with contextlib.suppress(httptools.HttpParserInvalidURLError):
-            url = httptools.parse_url(self._target)
-            if (url.schema or b"").lower() in (b"http", b"https"):
-                query = b"" if url.query is None else b"?" + url.query
-                self._target = (url.path or b"/") + query
-                return None
-        shown = self._target[:80].decode("latin-1")
-        return Refusal(400, "bad_target", f"request target {shown!r} is not a path")
-
-    def _head_too_large(self) -> Refusal:
-        limit = self._core.config.max_head_bytes
-        return Refusal(431, "head_too_large", f"headers exceed {limit} bytes")
-
-    def _too_large(self) -> Refusal:
-        limit = self._core.config.max_body_bytes
-        return Refusal(413, "body_too_large", f"the body exceeds {limit} bytes")
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -299,12 +302,12 @@ class ClientConnection(asyncio.Protocol):
         if self._body_bytes <= self._core.config.max_body_bytes:
             self._body.append(data)
         elif self._refusal is None:
-            self._refusal = self._too_large()
+            self._refusal = body_too_large(self._core.config)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._owes_continue = False
-        self._has_ended_one = True
+        self._has_ended_one = self._has_asked = True
         if self._is_upgrade or self._is_discarding:
             return
         if self._refusal is not None:  # now: the next request may be in this read

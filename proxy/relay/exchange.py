@@ -275,7 +275,7 @@ class Exchange:
             self._finish(outcome, message)
 
     def _refuse(self, refusal: Refusal) -> None:
-        self._core.counters.refused[refusal.status] += 1
+        self._core.counters.refusals[refusal.status, refusal.code] += 1
         self._outgoing.refuse(refusal)
         self._finish("refused", None)
 

@@ -11,6 +11,7 @@ from proxy.engines.dialect import Engine
 from proxy.errors import ProxyError
 from proxy.meter import MeterProtocol
 from proxy.relay.choosing import Chooser
+from proxy.relay.clients import Clients
 from proxy.relay.config import RelayConfig
 from proxy.relay.core import Core
 from proxy.relay.counters import RelayCounters
@@ -37,7 +38,7 @@ class RelayServer:
         clock: Callable[[], float],
     ) -> None:
         self.counters = counters
-        self._clients: set[ClientConnection] = set()
+        self._clients = Clients(config, counters)
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event = asyncio.Event()
@@ -79,7 +80,7 @@ class RelayServer:
     async def drain(self, timeout_seconds: float) -> int:
         """Take no new connections, let requests finish; how many were left over."""
         self._stop_listening()
-        for client in list(self._clients):
+        for client in self._clients:
             client.finish_and_close()
         if self.counters.in_flight:
             self._drained.clear()
@@ -95,7 +96,7 @@ class RelayServer:
         self._stop_listening()
         for exchange in list(self._core.exchanges):
             exchange.stop()
-        for client in list(self._clients):
+        for client in self._clients:
             client.transport.abort()
         for lane in self._core.lanes:
             lane.pool.close()
@@ -124,7 +125,7 @@ class RelayServer:
         core = self._core
         self._timer = core.loop.call_later(core.config.beat_seconds, self._beat)
         now_seconds = core.clock()
-        for client in list(self._clients):
+        for client in self._clients:
             client.check_deadline(now_seconds)
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
