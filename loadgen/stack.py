@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from loadgen.admin_client import admin_client
 from loadgen.errors import StackError
 
 START_SECONDS = 30.0
@@ -118,8 +119,7 @@ def wait_until_ready(
     deadline = time.monotonic() + seconds
     patience = min(SENSOR_SECONDS, seconds)
     body: dict[str, Any] = {}
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    with httpx.Client(trust_env=False, timeout=5.0, headers=headers) as client:
+    with admin_client(admin_url, 5.0, token) as client:
         while (now := time.monotonic()) < deadline:
             if body.get("upstream") and now > deadline - seconds + patience:
                 break

@@ -20,7 +20,7 @@ from aiohttp import web
 from proxy import __version__
 from proxy.admin import AdminSources, admin_app
 from proxy.admin_guard import AdminAccess, admin_access
-from proxy.errors import ProxyError
+from proxy.errors import ConfigError, ProxyError
 from proxy.file_limit import allow_open_files
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
@@ -31,6 +31,7 @@ from proxy.relay.server import RelayServer
 from proxy.secret import read_secret
 from proxy.store.address import Retention, shown_url, store_url
 from proxy.store.archive import Archive
+from proxy.tls import Identity, identity_of
 from proxy.unit import Metering, Unit, UpstreamConfig, upstream_name
 
 log = logging.getLogger("servewatt.proxy")
@@ -66,6 +67,10 @@ class Config:
     retention: Retention = field(default_factory=Retention)
     limits: Mapping[str, Any] = field(default_factory=dict)
     """Of what clients may take; fields of `RelayConfig`."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    admin_tls: bool = False
+    """The admin port shows the same certificate."""
     admin_token_file: str | None = None
     """Its path; the token itself is never part of what may be shown."""
 
@@ -94,10 +99,13 @@ def relay_config_of(config: Config) -> RelayConfig:
     if config.tenant_hash_key_file is not None:
         hash_key = read_secret("--tenant-hash-key-file", config.tenant_hash_key_file)
     check_tenant_header(config.tenant_header, hash_key)
+    if config.admin_tls and config.tls_cert is None:
+        raise ConfigError("--admin-tls needs --tls-cert and --tls-key")
     return RelayConfig(
         upstream_url=config.upstream.url,
         host=config.listen[0],
         port=config.listen[1],
+        identity=identity_of(config.tls_cert, config.tls_key),
         tenant_header=config.tenant_header,
         tenants=frozenset(config.tenants),
         tenant_hash_key=hash_key,
@@ -121,6 +129,8 @@ class _App:
         self.config = config
         self.access = access
         self.relay_config = relay_config
+        self.identity = relay_config.identity
+        self.admin_identity = self.identity if config.admin_tls else None
         self.unit = unit
         self.records = Archive(
             None if config.store is None else store_url(config.store),
@@ -138,6 +148,8 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stopping.set)
+        if self.identity is not None:
+            loop.add_signal_handler(signal.SIGHUP, self.identity.reload)
         if until_eof:
             _watch_stdin(loop, self.stopping)
         relay = self.relay = await self._listen()
@@ -148,8 +160,10 @@ class _App:
         scrapes = asyncio.create_task(self.unit.watch_engine())
         announce(
             {
-                "url": f"http://{self.config.listen[0]}:{relay.port}",
-                "admin_url": f"http://{self.config.admin[0]}:{_port_of(runner)}",
+                "url": _url(self.config.listen[0], relay.port, self.identity),
+                "admin_url": _url(
+                    self.config.admin[0], _port_of(runner), self.admin_identity
+                ),
             }
         )
         await self.stopping.wait()
@@ -177,7 +191,9 @@ class _App:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            shown = self.admin_identity
+            tls = None if shown is None else shown.context
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             await runner.cleanup()
             raise ProxyError(
@@ -263,6 +279,12 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> No
             loop.call_soon_threadsafe(stopping.set)
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def _url(host: str, port: int, identity: Identity | None) -> str:
+    scheme = "http" if identity is None else "https"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}"
 
 
 def _port_of(runner: web.AppRunner) -> int:

@@ -27,6 +27,7 @@ from proxy.power import SOURCES, split_sources
 from proxy.secret import ADMIN_TOKEN_VARIABLE, without_user
 from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
+from proxy.tls_options import tls_options
 from proxy.unit import Metering, UpstreamConfig
 
 SERVE_EXAMPLES = """\b
@@ -218,6 +219,7 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command(epilog=SERVE_EXAMPLES)
 @_serve_options
 @limit_options
+@tls_options
 def serve(announce: bool, **options: Any) -> None:
     """Relay requests to --upstream and meter them until stopped.
 

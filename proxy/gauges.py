@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,9 +52,12 @@ async def watch_gauges(
     stats: GaugeStats,
     *,
     every_seconds: float = SCRAPE_SECONDS,
+    tls: ssl.SSLContext | bool = True,
 ) -> None:
     """Scrape for ever; `deliver` gets the middle of each scrape and its gauges."""
-    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+    async with httpx.AsyncClient(
+        trust_env=False, timeout=TIMEOUT_SECONDS, verify=tls
+    ) as client:
         due_seconds = time.monotonic()
         said: str | None = None
         while True:

@@ -17,6 +17,7 @@ import httpx
 from proxy.boundaries import Boundaries
 from proxy.calibration.file import CalibrationFile
 from proxy.engines import ENGINES
+from proxy.errors import ConfigError
 from proxy.gauges import GaugeStats, gauges_url, watch_gauges
 from proxy.ledger import RequestRecord
 from proxy.meter import MeterConfig
@@ -24,6 +25,7 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.energy_note import Provenance
 from proxy.relay.lane import Lane, open_lane
 from proxy.sensing import Sensors, plan_sensors, try_sensors
+from proxy.tls import UpstreamTls
 
 HEALTH_PATHS = {"openai": "/v1/models"}
 """Where an engine says that it is up; `/health` for all the others."""
@@ -47,6 +49,14 @@ class UpstreamConfig:
     """With no weights loaded."""
     calibration: str | None = None
     """File of fitted constants; None: learnt anew in every run."""
+    upstream_ca: str | None = None
+    upstream_cert: str | None = None
+    upstream_key: str | None = None
+
+    @property
+    def tls(self) -> UpstreamTls:
+        """How it proves who it is."""
+        return UpstreamTls(self.upstream_ca, self.upstream_cert, self.upstream_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,12 @@ class Unit:
 
     def __init__(self, config: UpstreamConfig, metering: Metering) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work."""
+        self._tls = config.tls.context()
+        if config.tls and not config.url.startswith("https:"):
+            raise ConfigError(
+                f"--upstream {config.url} is plain HTTP and has no use for "
+                "--upstream-ca or --upstream-cert; give an https URL"
+            )
         planned = plan_sensors(config.power, config.gpus)
         try_sensors(planned)
         self.config = config
@@ -91,7 +107,7 @@ class Unit:
         """The relay's way to it; the limits are the relay's."""
         return open_lane(
             self.config.name,
-            replace(config, upstream_url=self.config.url),
+            replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
             self.meter,
             ENGINES[self.config.engine],
             clock,
@@ -103,7 +119,7 @@ class Unit:
         config = self.config
         url = gauges_url(config.engine_metrics, config.engine, config.url)
         if url is not None:
-            await watch_gauges(url, self.meter.gauged, self.gauges)
+            await watch_gauges(url, self.meter.gauged, self.gauges, tls=self._tls)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close windows; the records that are final now."""
@@ -125,7 +141,7 @@ class Unit:
         url = f"{self.config.url}{path}"
         try:
             async with httpx.AsyncClient(
-                trust_env=False, timeout=HEALTH_SECONDS
+                trust_env=False, timeout=HEALTH_SECONDS, verify=self._tls
             ) as client:
                 reply = await client.get(url)
         except httpx.HTTPError as error:

@@ -25,10 +25,11 @@ PURE = {
     ],
 }  # fmt: skip
 PROXY_ORDER = [
-    "errors", "secret", "file_limit", "sse", "engines", "timeline", "energy",
+    "errors", "secret", "tls", "file_limit", "sse", "engines", "timeline", "energy",
     "attribution", "ledger", "settlement", "power", "meter", "boundaries", "sampler",
     "gauges", "sources", "sensing", "command", "store", "calibration", "relay", "unit",
-    "metrics", "admin_json", "admin_guard", "admin", "app", "limit_options", "cli",
+    "metrics", "admin_json", "admin_guard", "admin", "app", "limit_options",
+    "tls_options", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from loadgen.admin_client import admin_client
 from loadgen.errors import LoadgenError
 from loadgen.recorder import read_results
 from loadgen.report.energy import Books, Metering, power_series
@@ -69,12 +70,7 @@ class Admin:
         self, url: str, timeout_seconds: float = 5.0, *, token: str | None = None
     ) -> None:
         self.url = url.rstrip("/")
-        # trust_env: an HTTP_PROXY of the environment must not see these
-        self._client = httpx.Client(
-            trust_env=False,
-            timeout=timeout_seconds,
-            headers={} if token is None else {"authorization": f"Bearer {token}"},
-        )
+        self._client = admin_client(self.url, timeout_seconds, token)
 
     def __enter__(self) -> Admin:
         return self

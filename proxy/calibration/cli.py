@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,7 +70,10 @@ def _content(where: str, token_file: str | None) -> bytes:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         try:
             with httpx.Client(
-                trust_env=False, timeout=TIMEOUT_SECONDS, headers=headers
+                trust_env=False,
+                timeout=TIMEOUT_SECONDS,
+                headers=headers,
+                verify=ssl.create_default_context(),
             ) as client:
                 return client.get(url).raise_for_status().content
         except httpx.HTTPError as error:

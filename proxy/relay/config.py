@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from proxy.errors import ConfigError
 from proxy.secret import without_user
+from proxy.tls import Identity, UpstreamTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,10 @@ class RelayConfig:
     """Loopback: whoever opens the port to a network decides so."""
     port: int = 0
     """0 takes any free port."""
+    identity: Identity | None = None
+    """What clients meet TLS with; None: plain HTTP."""
+    upstream_tls: UpstreamTls = field(default_factory=UpstreamTls)
+    """Of an https upstream; by default the system's authorities are trusted."""
     asks_for_usage: bool = True
     """Ask for the usage event where the client did not, and drop it again."""
     energy_in_response: bool = False
@@ -43,7 +48,7 @@ class RelayConfig:
     max_target_bytes: int = 16 * 1024
     """Of the path and query; no engine has a route of more than a few dozen."""
     max_headers: int = 200
-    max_connections: int = 10_000
+    max_connections: int = 8192
     """More than any one engine serves at once; beyond, a new one gets a 503."""
     max_connections_per_client: int = 0
     """0 is no limit: a proxy in front may be everybody's address."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from proxy.relay.config import RelayConfig, Upstream
 from proxy.relay.counters import RelayCounters
 from proxy.relay.upstream import UpstreamConnection
+from proxy.tls import distrust_of
 
 
 class UpstreamPool:
@@ -31,7 +32,7 @@ class UpstreamPool:
         self._clock = clock
         self._idle: dict[UpstreamConnection, None] = {}  # oldest first
         self._open: set[UpstreamConnection] = set()
-        self._tls = ssl.create_default_context() if upstream.is_tls else None
+        self._tls = config.upstream_tls.context() if upstream.is_tls else None
 
     def take_idle(self) -> UpstreamConnection | None:
         """The connection used last, if it is still young and open."""
@@ -58,6 +59,8 @@ class UpstreamPool:
                     self._upstream.port,
                     ssl=self._tls,
                 )
+        except ssl.SSLError as error:
+            raise OSError(distrust_of(error)) from None
         except TimeoutError:
             seconds = self._config.connect_timeout_seconds
             raise OSError(f"no connection within {seconds:g} s") from None

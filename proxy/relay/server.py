@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from proxy.engines.dialect import Engine
 from proxy.errors import ProxyError
@@ -25,6 +26,10 @@ BEAT_BUDGET_SECONDS = 0.002
 
 BACKLOG = 4096
 """Connections of a burst that may wait for their accept; the system's cap holds."""
+
+
+TLS_SHUTDOWN_SECONDS = 2.0
+"""For a client to say goodbye; the reply is out already."""
 
 
 class RelayServer:
@@ -67,6 +72,7 @@ class RelayServer:
                 config.host,
                 config.port,
                 backlog=BACKLOG,
+                **_tls_arguments(config),
             )
         except OSError as error:
             reason = error.strerror or str(error)
@@ -141,6 +147,16 @@ class RelayServer:
             if core.clock() >= end_seconds:
                 core.loop.call_soon(self._parse)
                 return
+
+
+def _tls_arguments(config: RelayConfig) -> dict[str, Any]:
+    if config.identity is None:
+        return {}
+    return {
+        "ssl": config.identity.context,
+        "ssl_handshake_timeout": config.header_timeout_seconds,
+        "ssl_shutdown_timeout": TLS_SHUTDOWN_SECONDS,
+    }
 
 
 async def start_relay(
