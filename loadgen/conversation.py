@@ -32,6 +32,16 @@ def with_reply(messages: Messages, text: str) -> Messages:
     return [*messages, {"role": "assistant", "content": text}]
 
 
+def prompt_tokens_of(turn: PlannedTurn, before: int | None) -> int | None:
+    """Length of the whole prompt by the plan; `before` is the conversation's so far.
+
+    None where the plan has text without its length.
+    """
+    if turn.history != "append" or turn.input_tokens is None:
+        return turn.input_tokens
+    return None if before is None else before + turn.input_tokens
+
+
 def _text_of(turn: PlannedTurn, seed: int, options: RequestOptions) -> str:
     if turn.prompt is not None:
         return turn.prompt

@@ -53,6 +53,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     output_tokens: int | None = None
     requested_input_tokens: int | None = None
+    """Of this turn alone."""
+    requested_prompt_tokens: int | None = None
+    """Of the whole prompt; in a live conversation with the trace's replies before."""
     requested_output_tokens: int | None = None
     chunk_seconds: list[float] = []
     """Stamp of every read that bore tokens."""

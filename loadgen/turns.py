@@ -15,7 +15,7 @@ from loadgen.backends import Messages, RequestOptions, Target, write_request
 from loadgen.client import Client
 from loadgen.clock import Clock
 from loadgen.connection import Exchange
-from loadgen.conversation import messages_of, with_reply
+from loadgen.conversation import messages_of, prompt_tokens_of, with_reply
 from loadgen.plan import PlannedSession
 from loadgen.progress import Progress
 from loadgen.recorder import Recorder
@@ -52,6 +52,7 @@ class Run:
 async def run_session(run: Run, session: PlannedSession) -> None:
     """Send the turns of one session, each after the reply to the one before."""
     history: Messages = []
+    said_tokens: int | None = 0
     planned_seconds = session.start_seconds
     is_broken = False
     for number, turn in enumerate(session.turns):
@@ -59,11 +60,12 @@ async def run_session(run: Run, session: PlannedSession) -> None:
             planned_seconds = max(
                 turn.at_seconds or 0.0, planned_seconds + turn.think_seconds
             )
-        life = _Turn(run, session, number, planned_seconds)
+        life = _Turn(run, session, number, planned_seconds, said_tokens)
         if is_broken:
             life.drop("the previous turn failed")
             continue
         result, history = await life.live(history)
+        said_tokens = life.conversation_tokens
         is_broken = result.outcome != "ok"
         planned_seconds = result.finished_seconds
 
@@ -72,7 +74,12 @@ class _Turn:
     """One request, from its preparation to its record."""
 
     def __init__(
-        self, run: Run, session: PlannedSession, number: int, planned_seconds: float
+        self,
+        run: Run,
+        session: PlannedSession,
+        number: int,
+        planned_seconds: float,
+        said_tokens: int | None,
     ) -> None:
         self._run = run
         self._session_id = session.session_id
@@ -81,6 +88,14 @@ class _Turn:
         self._planned_seconds = planned_seconds
         self._due = run.zero + planned_seconds
         self._exchange = Exchange()
+        self._prompt_tokens = prompt_tokens_of(self._turn, said_tokens)
+        self._asked = run.options.output_tokens or self._turn.output_tokens
+
+    @property
+    def conversation_tokens(self) -> int | None:
+        """Tokens of the conversation up to its reply, by the plan."""
+        prompt, reply = self._prompt_tokens, self._asked
+        return None if prompt is None or reply is None else prompt + reply
 
     async def live(self, history: Messages) -> tuple[Result, Messages]:
         """Its record, and the history for the next turn."""
@@ -181,7 +196,6 @@ class _Turn:
         if exchange.finished_at is None:
             exchange.finished_at = run.clock.now()
         stamps = [self._seconds(stamp) for stamp in reply.chunk_stamps]
-        asked = run.options.output_tokens or turn.output_tokens
         result = Result(
             request_id=turn.request_id,
             session_id=self._session_id,
@@ -197,7 +211,8 @@ class _Turn:
             cached_tokens=reply.cached_tokens,
             output_tokens=reply.output_tokens,
             requested_input_tokens=turn.input_tokens,
-            requested_output_tokens=asked and asked * run.options.n,
+            requested_prompt_tokens=self._prompt_tokens,
+            requested_output_tokens=self._asked and self._asked * run.options.n,
             chunk_seconds=stamps,
             chunk_tokens=reply.chunk_tokens,
             outcome=outcome,

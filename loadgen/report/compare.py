@@ -62,6 +62,11 @@ def _mean_output_tokens(summary: Summary) -> str:
     return say.count(summary.total_output_tokens / summary.completed)
 
 
+def _prompts(summary: Summary) -> str:
+    served = summary.input_lengths.served_over_asked
+    return say.MISSING if served is None else f"{say.percent(served)} served"
+
+
 ROWS: tuple[Row, ...] = (
     ("trace", lambda s: s.trace or say.MISSING),
     ("offered", lambda s: say.rate(s.schedule.offered_per_second, "requests/s")),
@@ -69,6 +74,7 @@ ROWS: tuple[Row, ...] = (
     ("schedule lag p99", _lag),
     ("answered", lambda s: say.count(s.completed)),
     ("failed", lambda s: say.count(s.failed)),
+    ("prompt lengths", _prompts),
     ("output lengths", _lengths),
     ("output tokens per reply", _mean_output_tokens),
     ("output tokens/s", lambda s: say.count(s.output_throughput)),

@@ -93,6 +93,15 @@ class Distribution:
             min=self._min, p50=p50, p90=p90, p95=p95, p99=p99, max=self._max,
         )  # fmt: skip
 
+    def percentiles(self, *percents: float) -> list[float] | None:
+        """Those asked for, as good as the ones of `stats`; None without a value."""
+        if not len(self):
+            return None
+        if self._counts is None:
+            return [float(p) for p in np.percentile(np.array(self._values), percents)]
+        self._fold()
+        return [self._bucketed(percent) for percent in percents]
+
     def _exact(self, unit: str) -> Stats:
         values = np.array(self._values, dtype=np.float64)
         low, p50, p90, p95, p99, high = (

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from loadgen.abilities import length_note
 from loadgen.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.report import charts, words
 from loadgen.report import quantities as say
@@ -79,7 +78,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         started=_started(summary),
         ramp_note=words.ramp_note(summary),
         outcomes=words.outcomes_text(summary),
-        lengths=length_note(summary.output_length_rule, summary.backend),
+        lengths=list(words.length_rows(summary)),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )

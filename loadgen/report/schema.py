@@ -197,13 +197,25 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LengthBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """Asked against served tokens of answered requests."""
+    """Asked against served tokens of answered requests, where both are known."""
 
     requests: int
     asked_tokens: int
+    """By the trace, or by --output-len."""
     served_tokens: int
+    """As the engine counted them."""
     served_over_asked: float | None
     exact_fraction: float | None
+    ratio_p10: float | None = None
+    """Of single requests, served over asked."""
+    ratio_p50: float | None = None
+    ratio_p90: float | None = None
+    shorter_requests: int = 0
+    """Served less than asked."""
+    live_requests: int = 0
+    """Prompts that carry replies really given, where asked has the trace's."""
+    ratio_p50_without_live: float | None = None
+    """Of the other requests: what tokenizer and chat template make of the trace."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):

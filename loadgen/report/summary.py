@@ -21,12 +21,11 @@ from loadgen.report.schema import (
     Goodput,
     GroupRow,
     Lag,
-    LengthBlock,
     Schedule,
     Summary,
     WindowBlock,
 )
-from loadgen.report.tally import Group, Lengths, Tally, Window
+from loadgen.report.tally import Group, Tally, Window
 from loadgen.verdict import EnergyFacts, RunFacts, judge
 
 SHOWN_ERRORS = 5
@@ -106,11 +105,11 @@ def summarise(
         by_kind={kind: _row(group) for kind, group in sorted(tally.kinds.items())},
         by_turn={turn: _row(group) for turn, group in sorted(tally.turns.items())},
         cached_tokens=tally.cached_tokens,
-        input_lengths=_lengths(tally.input_lengths),
-        output_lengths=_lengths(tally.output_lengths),
+        input_lengths=tally.fidelity.prompts.block(),
+        output_lengths=tally.fidelity.replies.block(),
         # without a length asked there was nothing to force
         output_length_rule=info.output_length_rule
-        if tally.output_lengths.requests
+        if tally.fidelity.replies.requests
         else None,
         environment=environment(),
         metadata=dict(info.metadata),
@@ -277,16 +276,6 @@ def _row(group: Group) -> GroupRow:
         p50_joules=energy.p50 if energy else None,
         p90_joules=energy.p90 if energy else None,
         joules_per_output_token=_per(group.energy_joules, group.energy_output_tokens),
-    )
-
-
-def _lengths(lengths: Lengths) -> LengthBlock:
-    return LengthBlock(
-        requests=lengths.requests,
-        asked_tokens=lengths.asked,
-        served_tokens=lengths.served,
-        served_over_asked=_per(lengths.served, lengths.asked),
-        exact_fraction=_per(lengths.exact, lengths.requests),
     )
 
 

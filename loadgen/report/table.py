@@ -79,8 +79,10 @@ def _load(summary: Summary) -> Table:
         f"{say.rate(summary.output_throughput, 'output tokens/s')}, "
         f"{say.rate(summary.total_token_throughput, 'tokens/s')} with prompts",
     )
-    if words.lengths_text(summary):
-        _line(table, "output lengths", words.lengths_text(summary))
+    for lengths in words.length_rows(summary):
+        _line(table, lengths.name, lengths.told)
+        if lengths.note:
+            _line(table, "", lengths.note)
     if schedule.lag_ms is not None:
         lag = schedule.lag_ms
         _line(

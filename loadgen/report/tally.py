@@ -25,6 +25,7 @@ from loadgen.measures import (
 )
 from loadgen.report.distribution import Distribution
 from loadgen.report.energy_tally import EnergyTally
+from loadgen.report.fidelity import Fidelity
 from loadgen.results import Result
 
 GROUP_MEASURES = ("ttft", "tpot", "e2el", "energy")
@@ -110,25 +111,6 @@ class Group:
             self.energy_output_tokens += result.output_tokens or 0
 
 
-@dataclass(slots=True)
-class Lengths:
-    """Asked against served tokens, over answered requests that asked for a length."""
-
-    requests: int = 0
-    asked: int = 0
-    served: int = 0
-    exact: int = 0
-
-    def add(self, asked: int | None, served: int | None) -> None:
-        """One request; nothing is compared when either side is unknown."""
-        if asked is None or served is None:
-            return
-        self.requests += 1
-        self.asked += asked
-        self.served += served
-        self.exact += asked == served
-
-
 class Tally:
     """Counts and distributions of the records inside one window."""
 
@@ -144,7 +126,7 @@ class Tally:
         self.kinds: dict[str, Group] = {}
         self.turns: dict[str, Group] = {}
         self.energy = EnergyTally()
-        self.input_lengths, self.output_lengths = Lengths(), Lengths()
+        self.fidelity = Fidelity()
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
@@ -217,9 +199,7 @@ class Tally:
         self.prompt_tokens += result.prompt_tokens or 0
         self.cached_tokens += result.cached_tokens or 0
         self.output_tokens += result.output_tokens or 0
-        if result.turn == 0:  # later prompts also carry the conversation so far
-            self.input_lengths.add(result.requested_input_tokens, result.prompt_tokens)
-        self.output_lengths.add(result.requested_output_tokens, result.output_tokens)
+        self.fidelity.add(result)
         self.good += meets(result, self.goodput)
 
     def _add_error(self, text: str) -> None:

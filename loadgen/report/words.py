@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from loadgen.abilities import length_note
+from loadgen.report import fidelity
 from loadgen.report import quantities as say
 from loadgen.report.schema import EnergyBlock, Summary
 
@@ -137,13 +138,31 @@ def ramp_note(summary: Summary) -> str:
     )
 
 
-def lengths_text(summary: Summary) -> str:
-    """That the replies have the server's own lengths; empty where they were forced."""
-    note = length_note(summary.output_length_rule, summary.backend)
-    served = summary.output_lengths.served_over_asked
-    if not note or served is None:
-        return note
-    return f"{note}; served {say.percent(served)} of the tokens asked for"
+class LengthRow(NamedTuple):
+    """Asked against served lengths, and what to make of the difference."""
+
+    name: str
+    told: str
+    note: str
+
+
+def length_rows(summary: Summary) -> Iterator[LengthRow]:
+    """Of the prompts and of the replies."""
+    prompts, replies = summary.input_lengths, summary.output_lengths
+    yield LengthRow(
+        "prompt lengths",
+        fidelity.lengths_text(prompts),
+        fidelity.prompts_note(prompts),
+    )
+    notes = [
+        length_note(summary.output_length_rule, summary.backend),
+        fidelity.replies_note(replies),
+    ]
+    yield LengthRow(
+        "output lengths",
+        fidelity.lengths_text(replies),
+        "; ".join(filter(None, notes)),
+    )
 
 
 def comparison_note(summaries: Sequence[Summary]) -> str:

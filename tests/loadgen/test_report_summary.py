@@ -140,30 +140,11 @@ def test_error_texts_with_ids_do_not_fill_the_memory() -> None:
     assert tally.errors.total() == 2000
 
 
-def test_asked_and_served_lengths_are_compared() -> None:
-    results = made_results(10)
-    short = msgspec.structs.replace(
-        results[0], requested_output_tokens=(results[0].output_tokens or 0) + 50
-    )
-    lengths = summed([short, *results[1:]]).output_lengths
-    assert lengths.asked_tokens - lengths.served_tokens == 50
-    assert lengths.exact_fraction == pytest.approx(0.9)
-
-
 def test_the_rule_for_lengths_is_kept_where_a_length_was_asked() -> None:
     results = made_results(4)
     assert summed(results, output_length_rule="cap").output_length_rule == "cap"
     free = [msgspec.structs.replace(r, requested_output_tokens=None) for r in results]
     assert summed(free, output_length_rule="cap").output_length_rule is None
-
-
-def test_a_later_turns_prompt_is_not_compared_with_what_it_adds() -> None:
-    results = [
-        msgspec.structs.replace(r, turn=n % 2, requested_input_tokens=1 + n % 2 * 999)
-        for n, r in enumerate(made_results(10))
-    ]
-    lengths = summed(results).input_lengths
-    assert (lengths.requests, lengths.asked_tokens) == (5, 5)
 
 
 def test_groups_by_kind_and_turn_hold_every_request() -> None:
