@@ -103,7 +103,7 @@ class Target:
         hidden = [
             value.split()[-1]
             for name, value in self.headers.items()
-            if value.strip() and any(word in name.lower() for word in _SECRET_HEADERS)
+            if _is_secret(name, value)
         ]
         if self.api_key:
             hidden.append(self.api_key)
@@ -114,6 +114,12 @@ class Target:
         for secret in self.secrets:
             text = text.replace(secret, "[redacted]")
         return re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+", r"\1 [redacted]", text)
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """What is given with --header may be one whatever its name, unless it is short."""
+    least = 1 if any(word in name.lower() for word in _SECRET_HEADERS) else 6
+    return len(value.strip()) >= least
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ def read_secret(option: str, path: str) -> str:
 def without_user(text: str) -> str:
     """A URL, or what was meant as one, less all that could be a user or password."""
     before, at, after = text.rpartition("@")
-    return f"{before.partition('//')[0]}//...@{after}" if at else text
+    scheme, slashes, _ = before.partition("//")
+    return f"{scheme + slashes if slashes else ''}...@{after}" if at else text
 
 
 def _checked(where: str, text: str) -> str:

@@ -32,7 +32,7 @@ def open_tap(
         core.labels.read(facts, request.headers),
     )
     at_seconds = request.arrived_seconds
-    return Tap(lane.guard, lane.engine, lane.counters, key, at_seconds)
+    return Tap(lane.guard, lane.engine, lane.counters, key, at_seconds, request.headers)
 
 
 def enter(

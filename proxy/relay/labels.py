@@ -9,6 +9,7 @@ from proxy.engines.dialect import RequestFacts
 from proxy.errors import ConfigError
 from proxy.meter import Labels
 from proxy.relay.headers import Headers, value_of
+from proxy.relay.redaction import is_secret
 
 KINDS = frozenset(
     ["conversation", "code", "reasoning", "summarization", "embedding", "other"]
@@ -19,12 +20,6 @@ MAX_HASHED_TENANTS = 50
 """Of tenants known by their hash only; the ledger keeps 200 classes in all."""
 HASH_CHARACTERS = 16
 """64 bits: among a million tenants two share one in one case of 40 million."""
-SECRET_HEADERS = frozenset(
-    [
-        "authorization", "proxy-authorization", "cookie", "x-api-key", "api-key",
-        "x-goog-api-key", "x-auth-token", "ocp-apim-subscription-key",
-    ]
-)  # fmt: skip
 
 
 def check_tenant_header(header: str | None, hash_key: str | None) -> None:
@@ -33,7 +28,7 @@ def check_tenant_header(header: str | None, hash_key: str | None) -> None:
         raise ConfigError(
             "--tenant-hash-key-file hashes what --tenant-header names; give both"
         )
-    if header is not None and header.lower() in SECRET_HEADERS and hash_key is None:
+    if header is not None and is_secret(header) and hash_key is None:
         raise ConfigError(
             f"--tenant-header {header} is a secret of the client: add "
             "--tenant-hash-key-file PATH to show a keyed hash of it, or name a header "

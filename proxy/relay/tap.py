@@ -14,6 +14,7 @@ from proxy.errors import SseError
 from proxy.meter import Labels, MeterProtocol
 from proxy.relay.counters import RelayCounters
 from proxy.relay.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.relay.redaction import redacted
 from proxy.settlement.estimate import EnergySoFar
 from proxy.sse import SseDecoder
 
@@ -100,6 +101,7 @@ class Tap:
         "_json",
         "_json_bytes",
         "_key",
+        "_request_headers",
         "_status",
         "reads",
     )
@@ -111,11 +113,13 @@ class Tap:
         counters: RelayCounters,
         key: int,
         at_seconds: float,
+        request_headers: Headers,
     ) -> None:
         self._guard = guard
         self._engine = engine
         self._counters = counters
         self._key = key
+        self._request_headers = request_headers
         self._at_seconds = at_seconds
         self._status: int | None = None
         self._headers: Headers = []
@@ -169,7 +173,8 @@ class Tap:
             if self._is_json:
                 self._read_reply()
             error = self._error or self._early_end()
-            outcome = "ok" if error is None else "error"
+            if error is not None:
+                outcome, error = "error", redacted(error, self._request_headers)
         self._guard.closed(self._key, at_seconds, outcome, self._status, error)
         self._counters.requests[outcome] += 1
         return outcome
