@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,17 @@ from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
 from proxy.settlement.estimate import EnergySoFar
-from tests.scripted import Peer, Script, ScriptedServer, connect
+from tests.scripted import (
+    LAST_CHUNK,
+    Message,
+    Peer,
+    Script,
+    ScriptedServer,
+    chunk,
+    connect,
+    request_bytes,
+    stream_head,
+)
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -39,6 +50,54 @@ def run(loop: str, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(bounded())
+
+
+# --- engines ------------------------------------------------------------------
+
+
+def answering(*pieces: bytes) -> Script:
+    """Answers every request with the same pieces, each written by itself."""
+
+    async def script(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await peer.send(*pieces)
+
+    return script
+
+
+def streaming(*reads: bytes) -> Script:
+    """Answers every request with an event stream of these reads."""
+    return answering(stream_head(), *(chunk(read) for read in reads), LAST_CHUNK)
+
+
+def cutting(*pieces: bytes) -> Script:
+    """Answers one request with these pieces and closes."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(*pieces)
+
+    return script
+
+
+def holding(*pieces: bytes) -> Script:
+    """Answers one request with these pieces, then waits for the other side to go."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(*pieces)
+        await peer.gone.wait()
+
+    return script
+
+
+async def ask(client: Peer, *line: Any, **request: Any) -> Message:
+    """The reply to a request on this connection; arguments as `request_bytes`."""
+    await client.send(request_bytes(*line, **request))
+    return await client.reply()
+
+
+# --- the meter ----------------------------------------------------------------
 
 
 @dataclass
@@ -151,6 +210,9 @@ class RecordingMeter:
         raise NotImplementedError("the relay keeps no books")
 
 
+# --- both around a relay ------------------------------------------------------
+
+
 @dataclass
 class Bench:
     """Client side, relay, upstream and meter of one test."""
@@ -165,6 +227,10 @@ class Bench:
         self.clients.append(await connect(self.relay.port))
         return self.clients[-1]
 
+    async def ask(self, *line: Any, **request: Any) -> Message:
+        """The reply to a request on a new connection."""
+        return await ask(await self.client(), *line, **request)
+
 
 @contextlib.asynccontextmanager
 async def relaying(
@@ -173,13 +239,14 @@ async def relaying(
     *,
     path: str = "",
     tls: ssl.SSLContext | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **config: Any,
 ) -> AsyncIterator[Bench]:
     """A relay in front of `script`; `config` as in `RelayConfig`."""
     meter = RecordingMeter()
     async with ScriptedServer(script, tls=tls) as upstream:
         relay = await start_relay(
-            RelayConfig(upstream.url + path, **config), meter, ENGINES[engine]
+            RelayConfig(upstream.url + path, **config), meter, ENGINES[engine], clock
         )
         bench = Bench(relay, upstream, meter)
         try:

@@ -1,4 +1,4 @@
-"""Databases for the store's tests: a SQLite file, and a real PostgreSQL server."""
+"""What several tests of the proxy need: event loops, and databases for the store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
 from proxy.store.address import sqlite_url
+from tests.relaying import LOOPS
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> str:
+    """Each of the event loops that the proxy may run on, by name."""
+    return str(request.param)
 
 
 class Postgres:

@@ -19,13 +19,11 @@ from proxy.meter import Meter, MeterConfig
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
 from tests.captures import STREAMS, reply_head_and_body, stream_body
-from tests.relaying import LOOPS, relaying, run
+from tests.relaying import answering, ask, cutting, relaying, run, streaming
 from tests.scripted import (
     DONE,
     LAST_CHUNK,
-    Message,
     Peer,
-    Script,
     ScriptedServer,
     chunk,
     connect,
@@ -48,30 +46,6 @@ USAGE: dict[str, Any] = {
 
 def text(content: str) -> dict[str, Any]:
     return {"id": "x", "choices": [{"index": 0, "delta": {"content": content}}]}
-
-
-def answering(*pieces: bytes) -> Script:
-    """Answers every request with the same pieces, each written by itself."""
-
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(*pieces)
-
-    return script
-
-
-def streaming(*reads: bytes) -> Script:
-    return answering(stream_head(), *(chunk(read) for read in reads), LAST_CHUNK)
-
-
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-async def ask(client: Peer, **request: Any) -> Message:
-    await client.send(request_bytes(**request))
-    return await client.reply()
 
 
 # --- bytes --------------------------------------------------------------------
@@ -137,12 +111,10 @@ def test_a_reply_with_a_length_keeps_it(loop: str) -> None:
 def test_a_reply_that_ends_with_its_connection_is_framed_for_the_client(
     loop: str,
 ) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{}")
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            cutting(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{}")
+        ) as bench:
             client = await bench.client()
             for _ in range(2):
                 reply = await ask(client, body=b"{}")

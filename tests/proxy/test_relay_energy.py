@@ -18,13 +18,12 @@ from proxy.relay.energy_note import Provenance, note_of, wants_energy, with_ener
 from proxy.settlement.estimate import EnergySoFar
 from proxy.sse import SseDecoder
 from tests.captures import STREAMS, joined_replies, reply_head_and_body, stream_body
-from tests.relaying import LOOPS, Bench, relaying, run
+from tests.relaying import Bench, answering, cutting, holding, relaying, run, streaming
 from tests.scripted import (
     DONE,
     LAST_CHUNK,
     Message,
     Peer,
-    Script,
     chunk,
     reply_bytes,
     request_bytes,
@@ -59,28 +58,8 @@ USAGE = {
 }
 
 
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def answering(*pieces: bytes) -> Script:
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(*pieces)
-
-    return script
-
-
-def streaming(*reads: bytes) -> Script:
-    return answering(stream_head(), *(chunk(read) for read in reads), LAST_CHUNK)
-
-
 async def ask(bench: Bench, body: bytes = WITH_USAGE, **request: Any) -> Message:
-    request.setdefault("headers", ASKING)
-    client = await bench.client()
-    await client.send(request_bytes(body=body, **request))
-    return await client.reply()
+    return await bench.ask(body=body, **{"headers": ASKING, **request})
 
 
 def note_in(comment: bytes) -> dict[str, Any]:
@@ -310,13 +289,8 @@ def test_the_place_of_the_comment(body: bytes, expected: bytes) -> None:
 
 
 def test_an_aborted_stream_is_cut_and_accounted_for(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(sse(TEXT)))
-        await peer.gone.wait()
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(holding(stream_head(), chunk(sse(TEXT)))) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=WITH_USAGE, headers=ASKING))
             await client.until(sse(TEXT))
@@ -328,12 +302,8 @@ def test_an_aborted_stream_is_cut_and_accounted_for(loop: str) -> None:
 
 
 def test_a_stream_that_the_engine_cuts_stays_cut(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(sse(TEXT)))
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(cutting(stream_head(), chunk(sse(TEXT)))) as bench:
             reply = await ask(bench)
             assert not reply.is_complete
             assert b"energy" not in reply.body
@@ -462,12 +432,8 @@ def test_what_is_not_metered_is_never_touched(loop: str) -> None:
 
 
 def test_a_reply_lost_half_way_becomes_an_error_of_the_relay(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(reply_bytes(200, b'{"a":1}')[:-3])
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(cutting(reply_bytes(200, b'{"a":1}')[:-3])) as bench:
             assert (await ask(bench, WHOLE)).status == 502
             assert (await bench.meter.only()).outcome == "upstream_error"
 
@@ -578,13 +544,10 @@ def test_what_is_not_settled_in_time_is_told_as_an_estimate(loop: str) -> None:
 
 
 def test_a_body_that_never_ends_does_not_hold_its_done_for_ever(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(sse(TEXT) + DONE))
-        await peer.gone.wait()
-
     async def test() -> None:
-        async with relaying(script, energy_wait_seconds=0.02) as bench:
+        async with relaying(
+            holding(stream_head(), chunk(sse(TEXT) + DONE)), energy_wait_seconds=0.02
+        ) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=WITH_USAGE, headers=ASKING))
             assert COMMENT in await client.until(DONE)

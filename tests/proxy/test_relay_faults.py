@@ -14,7 +14,7 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.outgoing import Outgoing
 from proxy.relay.server import start_relay
 from tests.captures import reply_head_and_body, stream_body
-from tests.relaying import LOOPS, RecordingMeter, relaying, run
+from tests.relaying import RecordingMeter, answering, cutting, holding, relaying, run
 from tests.scripted import (
     DONE,
     LAST_CHUNK,
@@ -31,11 +31,6 @@ from tests.scripted import (
 CHAT = b'{"model":"tiny","stream":true,"stream_options":{"include_usage":true}}'
 PLAIN = b'{"model":"tiny"}'
 TOKEN = sse({"choices": [{"index": 0, "delta": {"content": "a"}}]})
-
-
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 # --- the client leaves --------------------------------------------------------
@@ -82,13 +77,10 @@ def test_a_client_that_leaves_closes_the_engines_connection(
 
 
 def test_tokens_received_before_the_client_left_are_metered(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(TOKEN), chunk(TOKEN))
-        await peer.gone.wait()
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            holding(stream_head(), chunk(TOKEN), chunk(TOKEN))
+        ) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=CHAT))
             await client.until(TOKEN)
@@ -149,15 +141,9 @@ def test_an_engine_that_is_down_is_a_502_naming_it(loop: str) -> None:
     ids=["nothing", "half a head", "another protocol"],
 )
 def test_an_engine_that_leaves_before_its_head_is_a_502(loop: str, sent: bytes) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(sent)
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+        async with relaying(cutting(sent)) as bench:
+            reply = await bench.ask(body=CHAT)
             assert reply.status == 502
             assert reply.json()["error"]["code"] == "upstream_closed"
             request = await bench.meter.only()
@@ -177,15 +163,9 @@ def test_an_engine_that_leaves_before_its_head_is_a_502(loop: str, sent: bytes) 
     ids=["chunked", "with a length", "broken framing"],
 )
 def test_a_reply_cut_by_the_engine_is_cut_off_here_too(loop: str, sent: bytes) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(sent)
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+        async with relaying(cutting(sent)) as bench:
+            reply = await bench.ask(body=CHAT)
             assert not reply.is_complete
             assert reply.body == (TOKEN if b"chunked" in sent else b"x" * 99)
             request = await bench.meter.only()
@@ -196,40 +176,44 @@ def test_a_reply_cut_by_the_engine_is_cut_off_here_too(loop: str, sent: bytes) -
 
 
 @pytest.mark.parametrize(
-    ("engine", "stream", "error"),
+    ("engine", "target", "stream", "error"),
     [
         (
             "vllm",
+            "/v1/chat/completions",
             stream_body("vllm_mid_stream_error"),
             "EngineCore encountered an issue. See stack trace (above) for the root "
             "cause.",
         ),
         (
             "tgi",
+            "/generate_stream",
             sse({"error": "Model is overloaded", "error_type": "overloaded"}),
             "Model is overloaded",
         ),
         (
             "tgi",
+            "/v1/completions",
             sse({"error": {"message": "too long", "http_status_code": 422}}) + DONE,
             "too long",
         ),
-        ("vllm", TOKEN, "stream ended early: no end event came"),
+        (
+            "vllm",
+            "/v1/chat/completions",
+            TOKEN,
+            "stream ended early: no end event came",
+        ),
     ],
     ids=["vllm", "tgi native", "tgi openai", "no end event"],
 )
 def test_a_200_that_fails_inside_is_an_error(
-    loop: str, engine: str, stream: bytes, error: str
+    loop: str, engine: str, target: str, stream: bytes, error: str
 ) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(stream), LAST_CHUNK)
-
     async def test() -> None:
-        async with relaying(script, engine) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+        async with relaying(
+            cutting(stream_head(), chunk(stream), LAST_CHUNK), engine
+        ) as bench:
+            reply = await bench.ask(target=target, body=CHAT)
             assert (reply.status, reply.body) == (200, stream)
             request = await bench.meter.only()
             assert (request.outcome, request.status) == ("error", 200)
@@ -241,15 +225,9 @@ def test_a_200_that_fails_inside_is_an_error(
 def test_transformers_may_end_without_done(loop: str) -> None:
     head, body = reply_head_and_body("hf_chat_stream")
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(head + body)
-
     async def test() -> None:
-        async with relaying(script, "transformers") as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            assert (await client.reply()).is_complete
+        async with relaying(cutting(head + body), "transformers") as bench:
+            assert (await bench.ask(body=CHAT)).is_complete
             assert (await bench.meter.only()).outcome == "ok"
 
     run(loop, test)
@@ -279,15 +257,9 @@ def test_transformers_that_ends_without_its_last_event_is_an_error(loop: str) ->
 def test_an_error_status_passes_and_is_an_error(loop: str, status: int) -> None:
     body = json.dumps({"error": {"message": "no", "code": status}}).encode()
 
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(reply_bytes(status, body))
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+        async with relaying(answering(reply_bytes(status, body))) as bench:
+            reply = await bench.ask(body=CHAT)
             assert (reply.status, reply.body) == (status, body)
             request = await bench.meter.only()
             assert (request.outcome, request.status, request.error) == (
@@ -303,12 +275,8 @@ def test_an_error_status_passes_and_is_an_error(loop: str, status: int) -> None:
 
 
 def test_one_connection_serves_requests_one_after_another(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(reply_bytes())
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(answering(reply_bytes())) as bench:
             client = await bench.client()
             for _ in range(5):
                 await client.send(request_bytes(body=PLAIN))
@@ -319,12 +287,8 @@ def test_one_connection_serves_requests_one_after_another(loop: str) -> None:
 
 
 def test_a_kept_connection_that_the_engine_closed_is_not_used(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        assert await peer.request() is not None
-        await peer.send(reply_bytes())  # and closes, as uvicorn does after 5 s
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(cutting(reply_bytes())) as bench:
             client = await bench.client()
             for _ in range(3):
                 await client.send(request_bytes(body=PLAIN))
@@ -398,14 +362,9 @@ def test_a_request_whose_reply_had_begun_is_not_sent_again(loop: str) -> None:
 
 
 def test_an_old_idle_connection_is_closed_before_the_engine_does(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(reply_bytes())
-        await peer.gone.wait()
-
     async def test() -> None:
         async with relaying(
-            script, upstream_idle_seconds=0.0, beat_seconds=0.01
+            holding(reply_bytes()), upstream_idle_seconds=0.0, beat_seconds=0.01
         ) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=PLAIN))
@@ -417,13 +376,10 @@ def test_an_old_idle_connection_is_closed_before_the_engine_does(loop: str) -> N
 
 
 def test_bytes_after_a_reply_are_dropped_with_their_connection(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(reply_bytes(200, b"mine") + reply_bytes(200, b"not asked for"))
-        await peer.gone.wait()
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            holding(reply_bytes(200, b"mine") + reply_bytes(200, b"not asked for"))
+        ) as bench:
             client = await bench.client()
             for number in range(2):
                 await client.send(request_bytes(body=PLAIN))
@@ -495,17 +451,11 @@ def test_a_slow_client_pauses_its_engine_and_nobody_else() -> None:
 
 
 def test_an_engine_that_never_answers_is_a_504(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.gone.wait()
-
     async def test() -> None:
         async with relaying(
-            script, first_byte_timeout_seconds=0.01, beat_seconds=0.01
+            holding(), first_byte_timeout_seconds=0.01, beat_seconds=0.01
         ) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+            reply = await bench.ask(body=CHAT)
             assert reply.status == 504
             assert reply.json()["error"]["code"] == "upstream_timeout"
             assert (await bench.meter.only()).outcome == "timeout"
@@ -517,18 +467,13 @@ def test_an_engine_that_never_answers_is_a_504(loop: str) -> None:
 def test_an_engine_that_stops_in_mid_stream_times_out_if_so_configured(
     loop: str,
 ) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(TOKEN))
-        await peer.gone.wait()
-
     async def test() -> None:
         async with relaying(
-            script, read_timeout_seconds=0.01, beat_seconds=0.01
+            holding(stream_head(), chunk(TOKEN)),
+            read_timeout_seconds=0.01,
+            beat_seconds=0.01,
         ) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=CHAT))
-            reply = await client.reply()
+            reply = await bench.ask(body=CHAT)
             assert (reply.body, reply.is_complete) == (TOKEN, False)
             request = await bench.meter.only()
             assert (request.outcome, request.status) == ("timeout", 200)
@@ -565,13 +510,8 @@ def test_draining_lets_requests_finish_and_closes_idle_clients(loop: str) -> Non
 
 
 def test_closing_cuts_what_is_left_and_accounts_for_it(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(TOKEN))
-        await peer.gone.wait()
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(holding(stream_head(), chunk(TOKEN))) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=CHAT))
             await client.until(TOKEN)

@@ -17,7 +17,7 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.lane import Lane, open_lane
 from proxy.relay.server import RelayServer
-from tests.relaying import LOOPS, RecordingMeter, run
+from tests.relaying import RecordingMeter, run
 from tests.scripted import (
     Peer,
     Script,
@@ -28,11 +28,6 @@ from tests.scripted import (
 )
 
 CHAT = b'{"model":"tiny"}'
-
-
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @dataclass

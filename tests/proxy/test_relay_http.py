@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.relaying import LOOPS, Bench, relaying, run
+from tests.relaying import Bench, answering, cutting, relaying, run
 from tests.scripted import (
     DONE,
     LAST_CHUNK,
@@ -19,11 +19,6 @@ from tests.scripted import (
 )
 
 PLAIN = b'{"model":"tiny"}'
-
-
-@pytest.fixture(params=LOOPS)
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 async def echoing(peer: Peer) -> None:
@@ -130,9 +125,7 @@ def test_a_body_beyond_the_bound_is_a_413(loop: str, is_chunked: bool) -> None:
 def test_a_body_at_the_bound_passes(loop: str) -> None:
     async def test() -> None:
         async with relaying(echoing, max_body_bytes=1000) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=b"x" * 1000))
-            assert (await client.reply()).status == 200
+            assert (await bench.ask(body=b"x" * 1000)).status == 200
 
     run(loop, test)
 
@@ -223,12 +216,10 @@ def test_head_has_the_headers_and_no_body(loop: str) -> None:
 
 
 def test_a_reply_without_a_body_ends_at_its_head(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(b"HTTP/1.1 204 No Content\r\nx: y\r\n\r\n")
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            answering(b"HTTP/1.1 204 No Content\r\nx: y\r\n\r\n")
+        ) as bench:
             client = await bench.client()
             for _ in range(2):
                 await client.send(request_bytes("GET", "/health"))
@@ -256,12 +247,10 @@ def test_interim_replies_of_the_engine_stop_at_the_relay(loop: str) -> None:
 
 
 def test_trailers_of_the_engine_stop_at_the_relay(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(stream_head(), chunk(DONE), b"0\r\nx-late: 1\r\n\r\n")
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            answering(stream_head(), chunk(DONE), b"0\r\nx-late: 1\r\n\r\n")
+        ) as bench:
             client = await bench.client()
             for _ in range(2):
                 await client.send(request_bytes(body=PLAIN))
@@ -272,15 +261,11 @@ def test_trailers_of_the_engine_stop_at_the_relay(loop: str) -> None:
 
 
 def test_http_10_gets_a_plain_body_that_ends_with_the_connection(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stream_head(), chunk(b"data: a\n\n"), chunk(DONE), LAST_CHUNK)
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes(body=PLAIN, version="HTTP/1.0"))
-            reply = await client.reply()
+        async with relaying(
+            cutting(stream_head(), chunk(b"data: a\n\n"), chunk(DONE), LAST_CHUNK)
+        ) as bench:
+            reply = await bench.ask(body=PLAIN, version="HTTP/1.0")
             assert reply.all("transfer-encoding") == []
             assert reply.one("connection") == "close"
             assert reply.body == b"data: a\n\n" + DONE

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.relaying import Bench, relaying, run
+from tests.relaying import Bench, answering, cutting, relaying, run
 from tests.scripted import LAST_CHUNK, Peer, chunk, reply_bytes, request_bytes
 
 POST = b"POST /tokenize HTTP/1.1\r\nHost: a\r\n"
@@ -168,9 +168,7 @@ def test_trailers_of_a_client_stop_at_the_relay() -> None:
 def test_an_absolute_target_never_chooses_the_engine(target: str, asked: str) -> None:
     async def test() -> None:
         async with relaying(echoing) as bench:
-            client = await bench.client()
-            await client.send(request_bytes("GET", target))
-            assert (await client.reply()).status == 200
+            assert (await bench.ask("GET", target)).status == 200
             (request,) = bench.upstream.requests
             assert request.target == asked
             assert request.one("host") == f"127.0.0.1:{bench.upstream.port}"
@@ -209,18 +207,14 @@ def test_an_offer_to_upgrade_from_http_10_is_served_as_http_10() -> None:
 
 
 def test_an_engine_that_switches_protocols_is_a_502() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(
-            b"HTTP/1.1 101 Switching Protocols\r\n"
-            b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81"
-        )
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes("GET", "/health"))
-            assert (await client.reply()).status == 502
+        async with relaying(
+            cutting(
+                b"HTTP/1.1 101 Switching Protocols\r\n"
+                b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81"
+            )
+        ) as bench:
+            assert (await bench.ask("GET", "/health")).status == 502
 
     run("uvloop", test)
 
@@ -296,12 +290,10 @@ def test_a_body_before_a_half_head_is_not_counted_as_head() -> None:
 
 @pytest.mark.parametrize("name", ["content-length", "Content-Length, X"])
 def test_a_length_that_the_engine_nominates_is_replaced_by_chunks(name: str) -> None:
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            await peer.send(reply_bytes(200, b"abc", [("Connection", name)]))
-
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(
+            answering(reply_bytes(200, b"abc", [("Connection", name)]))
+        ) as bench:
             client = await bench.client()
             for _ in range(2):
                 await client.send(request_bytes("GET", "/health"))
@@ -326,15 +318,11 @@ def test_a_length_that_the_engine_nominates_is_replaced_by_chunks(name: str) -> 
     ids=["coded", "coded twice", "not chunked", "two lengths", "both", "fold", "LF"],
 )
 def test_a_reply_that_could_be_read_in_two_ways_is_a_502(head: bytes) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\n" + head + chunk(b"abc") + LAST_CHUNK)
-
     async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            await client.send(request_bytes("GET", "/health"))
-            assert (await client.reply()).status == 502
+        async with relaying(
+            cutting(b"HTTP/1.1 200 OK\r\n" + head + chunk(b"abc") + LAST_CHUNK)
+        ) as bench:
+            assert (await bench.ask("GET", "/health")).status == 502
             await asyncio.wait_for(bench.upstream.peers[0].gone.wait(), 10)
 
     run("uvloop", test)
