@@ -16,7 +16,7 @@ from proxy.engines import ENGINES
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.gauges import EngineGauges
 from proxy.ledger import Books, RequestEnergy, RequestRecord
-from proxy.meter import Labels, MeterState
+from proxy.meter import Labels, MeterProtocol, MeterState
 from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
@@ -98,6 +98,16 @@ async def ask(client: Peer, *line: Any, **request: Any) -> Message:
 
 
 # --- the meter ----------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Time that passes only where a test says so."""
+
+    now_seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_seconds
 
 
 @dataclass
@@ -233,6 +243,22 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
+async def serving(
+    url: str,
+    meter: MeterProtocol,
+    engine: str = "vllm",
+    clock: Callable[[], float] = time.monotonic,
+    **config: Any,
+) -> AsyncIterator[RelayServer]:
+    """A relay in front of `url`; `config` as in `RelayConfig`."""
+    relay = await start_relay(RelayConfig(url, **config), meter, ENGINES[engine], clock)
+    try:
+        yield relay
+    finally:
+        await relay.close()
+
+
+@contextlib.asynccontextmanager
 async def relaying(
     script: Script,
     engine: str = "vllm",
@@ -244,10 +270,10 @@ async def relaying(
 ) -> AsyncIterator[Bench]:
     """A relay in front of `script`; `config` as in `RelayConfig`."""
     meter = RecordingMeter()
-    async with ScriptedServer(script, tls=tls) as upstream:
-        relay = await start_relay(
-            RelayConfig(upstream.url + path, **config), meter, ENGINES[engine], clock
-        )
+    async with (
+        ScriptedServer(script, tls=tls) as upstream,
+        serving(upstream.url + path, meter, engine, clock, **config) as relay,
+    ):
         bench = Bench(relay, upstream, meter)
         try:
             yield bench
@@ -255,4 +281,3 @@ async def relaying(
             for client in bench.clients:
                 client.abort()
                 await client.lost.wait()
-            await relay.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,6 +34,9 @@ def ask(
     stats: SamplerStats | None = None,
     upstream: str | None = None,
     kept: Archive | None = None,
+    render: Callable[[bool], bytes] = lambda is_open: (
+        b"openmetrics" if is_open else b"text"
+    ),
 ) -> None:
     """Serve the API on loopback and let a client visit it."""
     known, records = metered()
@@ -59,7 +63,7 @@ def ask(
         measured=measured,
         records=kept,
         info={"version": "test"},
-        render_metrics=lambda openmetrics: b"openmetrics" if openmetrics else b"text",
+        render_metrics=render,
         render_recent=lambda: b"recent",
         upstream_state=upstream_state,
         sample_interval_seconds=0.02,
@@ -80,6 +84,26 @@ def ask(
 
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_long_scrape_holds_up_nothing_else() -> None:
+    """Rendered on a thread: the loop, which relays chunks, goes on meanwhile."""
+    begun, answered = threading.Event(), threading.Event()
+
+    def render(openmetrics: bool) -> bytes:
+        begun.set()
+        assert answered.wait(20.0), "the loop stood still while the page was made"
+        return b"late"
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        scrape = asyncio.create_task(client.get("/metrics"))
+        while not begun.is_set():  # noqa: ASYNC110 - set on another thread
+            await asyncio.sleep(0.001)
+        assert (await client.get("/healthz")).json() == {"healthy": True}
+        answered.set()
+        assert (await scrape).text == "late"
+
+    ask(visit, render=render)
 
 
 def test_records_are_read_by_a_cursor() -> None:

@@ -14,12 +14,9 @@ from typing import Any
 
 import pytest
 
-from proxy.engines import ENGINES
 from proxy.meter import Meter, MeterConfig
-from proxy.relay.config import RelayConfig
-from proxy.relay.server import start_relay
 from tests.captures import STREAMS, reply_head_and_body, stream_body
-from tests.relaying import answering, ask, cutting, relaying, run, streaming
+from tests.relaying import answering, ask, cutting, relaying, run, serving, streaming
 from tests.scripted import (
     DONE,
     LAST_CHUNK,
@@ -63,32 +60,6 @@ def test_a_recorded_stream_arrives_byte_for_byte(loop: str, capture: str) -> Non
             assert reply.is_complete
 
     run(loop, test)
-
-
-def test_every_split_of_a_stream_gives_identical_bytes_and_usage() -> None:
-    body = stream_body("vllm_completions_stream_usage")
-    positions = iter(range(1, len(body)))
-
-    async def script(peer: Peer) -> None:
-        while await peer.request() is not None:
-            at = next(positions)
-            await peer.send(stream_head(), chunk(body[:at]))
-            await asyncio.sleep(0)
-            await peer.send(chunk(body[at:]), LAST_CHUNK)
-
-    async def test() -> None:
-        async with relaying(script) as bench:
-            client = await bench.client()
-            for _ in range(1, len(body)):
-                reply = await ask(client, body=CHAT_WITH_USAGE)
-                assert reply.body == body
-            requests = await bench.meter.closings(len(body) - 1)
-            for request in requests:
-                usages = [u.usage for u in request.updates if u.usage is not None]
-                assert [(u.prompt_tokens, u.output_tokens) for u in usages] == [(5, 4)]
-                assert sum(u.carries_token for u in request.updates) == 4
-
-    run("uvloop", test)
 
 
 def test_a_reply_with_a_length_keeps_it(loop: str) -> None:
@@ -489,16 +460,16 @@ def test_the_meter_records_tokens_and_outcome_of_what_passed(loop: str) -> None:
     stream = stream_body("vllm_chat_stream_usage")
 
     async def test() -> None:
-        async with ScriptedServer(streaming(stream)) as upstream:
-            config = RelayConfig(upstream.url)
-            relay = await start_relay(config, meter, ENGINES["vllm"])
+        async with (
+            ScriptedServer(streaming(stream)) as upstream,
+            serving(upstream.url, meter) as relay,
+        ):
             client = await connect(relay.port)
             await ask(client, body=CHAT, headers=[("x-request-id", "r-7")])
             assert await relay.drain(5) == 0
             await client.gone.wait()
-            client.abort()
+            client.close()
             await client.lost.wait()
-            await relay.close()
         (record,) = meter.settle(time.monotonic())
         assert (record.request_id, record.outcome, record.status) == ("r-7", "ok", 200)
         assert (record.prompt_tokens, record.output_tokens) == (11, 4)

@@ -389,65 +389,7 @@ def test_bytes_after_a_reply_are_dropped_with_their_connection(loop: str) -> Non
     run(loop, test)
 
 
-def test_five_hundred_requests_at_once_all_reach_the_engine() -> None:
-    everyone = asyncio.Event()
-    count = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal count
-        await peer.request()
-        count += 1
-        if count == 500:
-            everyone.set()
-        await everyone.wait()  # one that is queued would stop all
-        await peer.send(reply_bytes())
-
-    async def test() -> None:
-        async with relaying(script) as bench:
-            clients = [await bench.client() for _ in range(500)]
-            for client in clients:
-                client.transport.write(request_bytes(body=PLAIN))
-            for client in clients:
-                assert (await client.reply()).status == 200
-
-    run("uvloop", test)
-
-
 # --- slow ones ----------------------------------------------------------------
-
-
-def test_a_slow_client_pauses_its_engine_and_nobody_else() -> None:
-    sent = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal sent
-        while (request := await peer.request()) is not None:
-            if request.one("x-slow") is None:
-                await peer.send(reply_bytes())
-                continue
-            await peer.send(stream_head())
-            for _ in range(40):
-                await peer.send(chunk(b"x" * (1 << 20)))
-                sent += 1
-            await peer.send(LAST_CHUNK)
-
-    async def test() -> None:
-        async with relaying(script, write_buffer_bytes=65536) as bench:
-            slow, other = await bench.client(), await bench.client()
-            slow.transport.pause_reading()
-            await slow.send(request_bytes(body=CHAT, headers=[("x-slow", "1")]))
-            held_at = -1
-            while bench.relay.counters.pauses == 0 or sent != held_at:
-                held_at = sent
-                for _ in range(20):
-                    await other.send(request_bytes(body=PLAIN))
-                    assert (await other.reply()).status == 200
-            assert sent < 32, "kernel buffers hold some megabytes, no more"
-            slow.transport.resume_reading()
-            reply = await slow.reply()
-            assert (len(reply.body), reply.is_complete) == (40 << 20, True)
-
-    run("uvloop", test)
 
 
 def test_an_engine_that_never_answers_is_a_504(loop: str) -> None:
