@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ class HttpSensor:
         transport = httpx.HTTPTransport(uds=unix_socket) if unix_socket else None
         self._client = httpx.Client(
             timeout=timeout_seconds, trust_env=False, transport=transport,
-            auth=basic_auth, headers=headers, verify=is_verified,
+            auth=basic_auth, headers=headers,
+            # the system's authorities, or SSL_CERT_FILE
+            verify=ssl.create_default_context() if is_verified else False,
         )  # fmt: skip
 
     def get(self, url: str) -> Reply:

@@ -9,6 +9,7 @@ a second and cached, so it says little about anything shorter than a minute.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from proxy.power.argument import base_url, parse_argument
 from proxy.power.http import HttpSensor
 from proxy.power.paced import Paced
 from proxy.power.reading import EnergySource, Reading, SourceOptions
+
+log = logging.getLogger("servewatt.power")
 
 EXAMPLE = (
     "'redfish=https://bmc#user-env=BMC_USER&password-env=BMC_PASSWORD' "
@@ -162,9 +165,12 @@ def open_redfish(options: SourceOptions) -> EnergySource:
         raise ConfigError(
             f"--power redfish needs both user-env and password-env, or none: {EXAMPLE}"
         )
+    is_verified = argument.choice("verify", ("yes", "no"), "yes") == "yes"
+    if not is_verified:
+        log.warning("redfish at %s: its certificate is not checked (verify=no)", url)
     return RedfishSource(
         url,
         basic_auth=(user, password) if user is not None and password else None,
         chassis=argument.options.get("chassis"),
-        is_verified=argument.choice("verify", ("yes", "no"), "yes") == "yes",
+        is_verified=is_verified,
     )
