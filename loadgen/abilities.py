@@ -44,8 +44,3 @@ def check_options(target: Target, options: RequestOptions) -> None:
         raise UsageError(
             f"--n is {options.n}, but a {target.backend} server ignores it; use --n 1"
         )
-    if options.n > 1 and target.path.endswith("/generate_stream"):
-        raise UsageError(
-            f"--n is {options.n}, but TGI streams one output; use --n 1 or "
-            "--endpoint /v1/chat/completions"
-        )

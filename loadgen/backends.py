@@ -310,5 +310,5 @@ BACKENDS: dict[str, Backend] = {
         lists_its_model=False,
         honours_copies=False,
     ),
-    "tgi": Backend("/generate_stream", _tgi_body),
+    "tgi": Backend("/generate_stream", _tgi_body, honours_copies=False),
 }

@@ -1,7 +1,7 @@
 """What TGI answers: one event per token, whole replies, timing in headers.
 
 Shapes follow the router of TGI 3.3; native streams end with the event that
-carries `generated_text`, the chat flavour with `[DONE]`.
+carries `generated_text`, those of the OpenAI routes with `[DONE]`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadgen.simulator.text import WORDS
-from loadgen.simulator.tgi_request import TgiGeneration
+from loadgen.simulator.tgi_request import CHAT, NATIVE, TgiGeneration
 from loadgen.simulator.truth import RequestTruth
-from loadgen.simulator.wire import WORD, Limits, Refusal, event, template
+from loadgen.simulator.wire import (
+    WORD,
+    Limits,
+    Refusal,
+    TokenEvents,
+    event,
+    template,
+)
 
 VERSION = "3.3.7"
 FINGERPRINT = f"{VERSION}-simulated"
@@ -19,9 +26,9 @@ DONE = b"data: [DONE]\n\n"
 TOKEN_IDS = {word: index for index, word in enumerate(WORDS)}
 
 
-def error_event(refusal: Refusal, *, is_chat: bool) -> bytes:
-    """An error inside a 200 stream; the chat flavour always says 422."""
-    if not is_chat:
+def error_event(refusal: Refusal, kind: str) -> bytes:
+    """An error inside a 200 stream; the OpenAI routes always say 422."""
+    if kind == NATIVE:
         return event(refusal.body)
     message = refusal.body["error"] if isinstance(refusal.body, dict) else ""
     error = {"message": message, "http_status_code": 422}
@@ -77,14 +84,44 @@ class ChatEvents:
         return (self._last if is_last else self._middle) % word
 
 
-def chat_closing(generation: TgiGeneration, model: str, output_tokens: int) -> bytes:
-    """The usage event, if asked for, and `[DONE]`."""
+class CompletionEvents:
+    """The events of `/v1/completions`: usage in the last, whether asked for or not."""
+
+    def __init__(self, generation: TgiGeneration, model: str) -> None:
+        self._generation, self._model = generation, model
+        self._middle = template(_completion(generation, model, WORD, ""))
+
+    def opening(self) -> bytes:
+        """Nothing comes before the first token."""
+        return b""
+
+    def token(self, word: bytes, count: int, is_last: bool) -> bytes:
+        """The event of one token; only streams keep the router's own `eos_token`."""
+        if not is_last:
+            return self._middle % word
+        generation, text = self._generation, word.decode()
+        last = _completion(generation, self._model, text, generation.finish_reason)
+        return event({**last, "usage": _usage(generation, count)})
+
+
+def events_of(generation: TgiGeneration, model: str) -> TokenEvents:
+    """The events of one stream, by the route it was asked for on."""
+    if generation.kind == NATIVE:
+        return NativeEvents(generation)
+    if generation.kind == CHAT:
+        return ChatEvents(generation, model)
+    return CompletionEvents(generation, model)
+
+
+def closing(generation: TgiGeneration, model: str, output_tokens: int) -> bytes:
+    """What follows the last token: the usage event, if asked for, and `[DONE]`."""
+    if generation.kind == NATIVE:
+        return b""
     if not generation.wants_usage:
         return DONE
     body = _chat_event(generation, model, "", None)
-    return event(
-        {**body, "choices": [], "usage": _usage(generation, output_tokens)}
-    ) + (DONE)
+    usage = _usage(generation, output_tokens)
+    return event({**body, "choices": [], "usage": usage}) + DONE
 
 
 def native_reply(
@@ -122,6 +159,14 @@ def chat_reply(
         "choices": [choice],
         "usage": _usage(generation, output_tokens),
     }
+
+
+def completion_reply(
+    generation: TgiGeneration, model: str, text: str, output_tokens: int
+) -> dict[str, object]:
+    """The reply of `/v1/completions` without `stream`."""
+    body = _completion(generation, model, text, chat_reason(generation))
+    return {**body, "usage": _usage(generation, output_tokens)}
 
 
 def timing_headers(truth: RequestTruth, characters: int) -> dict[str, str]:
@@ -173,7 +218,7 @@ def info_page(model: str, limits: Limits, max_batch: int) -> dict[str, object]:
 
 
 def chat_reason(generation: TgiGeneration) -> str:
-    """Chat says `stop` where the native routes say `eos_token`."""
+    """`stop`, where the native routes say `eos_token`."""
     return "length" if generation.finish_reason == "length" else "stop"
 
 
@@ -206,6 +251,20 @@ def _chat_event(
         "system_fingerprint": FINGERPRINT,
         "choices": [choice],
         "usage": None,
+    }
+
+
+def _completion(
+    generation: TgiGeneration, model: str, text: str, reason: str
+) -> dict[str, object]:
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    return {
+        "object": "text_completion",
+        "id": "",
+        "created": generation.created,
+        "model": model,
+        "system_fingerprint": FINGERPRINT,
+        "choices": [choice],
     }
 
 

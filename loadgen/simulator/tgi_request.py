@@ -1,4 +1,4 @@
-"""What TGI accepts and refuses, on its native routes and in its chat flavour.
+"""What TGI accepts and refuses, on its native routes and on its OpenAI ones.
 
 Rules follow the router of TGI 3.3. TGI cannot be told to ignore the end of text:
 the length of a reply is a seeded draw, at most `max_new_tokens`.
@@ -15,13 +15,15 @@ from loadgen.simulator.text import drawn_tokens, words_of
 from loadgen.simulator.wire import Generation, Limits, Refusal
 
 DEFAULT_NEW_TOKENS = 1024
+DEFAULT_COMPLETION_TOKENS = 100
+NATIVE, CHAT, COMPLETIONS = "native", "chat", "completions"
 
 
 @dataclass(frozen=True, slots=True)
 class TgiGeneration(Generation):
     """A request with what its reply must show."""
 
-    is_chat: bool = False
+    kind: str = NATIVE
     wants_details: bool = False
     wants_usage: bool = False
     created: int = 0
@@ -105,8 +107,38 @@ def read_chat(
         output_tokens=output_tokens,
         finish_reason=finish_reason,
         is_stream=fields.get("stream") is True,
-        is_chat=True,
+        kind=CHAT,
         wants_usage=options.get("include_usage") is True,
+        created=created,
+    )
+
+
+def read_completions(
+    fields: Mapping[str, Any], *, request_id: str, created: int, limits: Limits
+) -> TgiGeneration:
+    """A `/v1/completions` body: one prompt, which is the batch size it announces."""
+    prompts = fields.get("prompt")
+    prompts = prompts if isinstance(prompts, list) else [prompts]
+    if len(prompts) > 1:
+        message = "Number of prompts exceeds the maximum allowed batch size of 1"
+        raise refused(422, "batch size exceeded", message)
+    if fields.get("suffix") is not None:
+        raise refused(422, "suffix not supported", "Suffix is not supported.")
+    if not prompts or not isinstance(prompts[0], str) or not prompts[0]:
+        raise invalid("`inputs` cannot be empty")
+    words = words_of(prompts[0])
+    asked = fields.get("max_tokens")
+    output_tokens, finish_reason = _output_tokens(
+        DEFAULT_COMPLETION_TOKENS if asked is None else asked,
+        max(1, len(words)), request_id, limits,
+    )  # fmt: skip
+    return TgiGeneration(
+        request_id=request_id,
+        prompt_words=words,
+        output_tokens=output_tokens,
+        finish_reason=finish_reason,
+        is_stream=fields.get("stream") is True,
+        kind=COMPLETIONS,
         created=created,
     )
 

@@ -72,6 +72,8 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     is_usage_only: bool = False
     is_end: bool = False
     text: str = ""
+    has_own_usage: bool = False
+    """`usage` is of one sequence of the request; the request's is their sum."""
 
 
 class Engine(Protocol):

@@ -46,6 +46,9 @@ class Flavour:
     requires_end: bool = False
     honours_copies: bool = True
     """`n` and `best_of` make more outputs; else they are ignored."""
+    text_event_is_token: bool = False
+    """TGI's completions: one event per token, and usage at the end of each prompt
+    for that prompt alone."""
 
 
 VLLM = Flavour(name="vllm", empty_text_is_token=True, requires_end=True)
@@ -110,7 +113,9 @@ _decode_body = msgspec.json.Decoder(Body).decode
 _decode_request = msgspec.json.Decoder(RequestBody).decode
 
 
-def read_openai_request(route: str, body: bytes) -> RequestFacts:
+def read_openai_request(
+    route: str, body: bytes, *, honours_copies: bool = True
+) -> RequestFacts:
     """Facts of a body sent to `route`; of a broken one, only that."""
     try:
         request = _decode_request(body)
@@ -119,7 +124,9 @@ def read_openai_request(route: str, body: bytes) -> RequestFacts:
     options = request.stream_options
     options = options if isinstance(options, dict) else {}
     wants_usage = options.get("include_usage") is True
-    copies = max(as_count(request.n) or 1, as_count(request.best_of) or 1)
+    copies = 1
+    if honours_copies:
+        copies = max(as_count(request.n) or 1, as_count(request.best_of) or 1)
     limit = as_count(request.max_completion_tokens)
     return RequestFacts(
         route=route,
@@ -153,6 +160,8 @@ def update_of_event(event: Body, flavour: Flavour) -> Update:
             text += part if choice.index == 0 else ""
         if choice.token_ids is not None:
             tokens = (tokens or 0) + len(choice.token_ids)
+        elif delta is None and flavour.text_event_is_token:
+            tokens = (tokens or 0) + 1
         finish_reason = choice.finish_reason or finish_reason
     if tokens is None:
         carries_token = is_visible or has_token(event.choices, usage, flavour)
@@ -168,6 +177,7 @@ def update_of_event(event: Body, flavour: Flavour) -> Update:
         finish_reason,
         is_end=is_last and not flavour.sends_done,
         text=text,
+        has_own_usage=usage is not None and flavour.text_event_is_token,
     )
 
 

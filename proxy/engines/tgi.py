@@ -33,7 +33,7 @@ from proxy.engines.wire import (
     with_true,
 )
 
-TGI_OPENAI = Flavour(name="tgi", requires_end=True)
+TGI_OPENAI = Flavour(name="tgi", requires_end=True, text_event_is_token=True)
 NATIVE_ROUTES = ("/", "/generate", "/generate_stream")
 COUNT_DIGITS = len(str(MAX_COUNT))
 
@@ -95,7 +95,9 @@ class TgiEngine:
         if path in NATIVE_ROUTES:
             return read_native_request(path, body)
         route = ROUTES.get(path)
-        return None if route is None else read_openai_request(route, body)
+        if route is None:
+            return None
+        return read_openai_request(route, body, honours_copies=False)
 
     def with_usage(self, body: bytes) -> bytes:
         """The body asking for counts: `details` (native) or the usage event.

@@ -166,9 +166,12 @@ class Tap:
         """No more will come. `outcome` is `ok` if HTTP says so; returns the real one.
 
         Whether the reply was an error is decided by what it says: a 200 may hold
-        one, and `[DONE]` does not mean success.
+        one, and `[DONE]` does not mean success. A client that left once it had
+        read the end, or the error, left nothing behind.
         """
         self.drain()
+        if outcome == "aborted" and (self._has_end or self._error is not None):
+            outcome, error = "ok", None
         if outcome == "ok":
             if self._is_json:
                 self._read_reply()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from proxy.engines.dialect import RequestFacts, Update
+from proxy.engines.dialect import RequestFacts, Update, Usage
 
 
 class TokenLog:
@@ -63,7 +63,7 @@ class RequestTimeline:
         "is_scheduled_exact", "is_streamed", "last_token_seconds", "may_run_on",
         "output_tokens", "pauses", "prefill_rows", "prefill_seconds", "prompt_tokens",
         "ran_on_seconds", "scheduled_seconds", "sequences", "serial", "stalls",
-        "waited_until_seconds",
+        "told_sequences", "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, serial: int, at_seconds: float, facts: RequestFacts) -> None:
@@ -79,6 +79,7 @@ class RequestTimeline:
         self.prefill_seconds: float | None = None
         self.decode_seconds: float | None = None
         self.inference_seconds: float | None = None
+        self.told_sequences = 0
         self.has_late_facts = False
         self.is_refused = False
         self.scheduled_seconds: float | None = None
@@ -132,7 +133,9 @@ class RequestTimeline:
             if phases.inference_seconds is not None:
                 self.inference_seconds = phases.inference_seconds
         cumulative: int | None = None
-        if usage is not None:
+        if usage is not None and update.has_own_usage:
+            self._add_usage(usage)
+        elif usage is not None:
             if usage.prompt_tokens is not None:
                 self.prompt_tokens = usage.prompt_tokens
             if usage.cached_tokens is not None:
@@ -147,6 +150,14 @@ class RequestTimeline:
         if self.has_running_usage and cumulative is not None:
             return max(cumulative - self.counted_tokens - pending, 0.0)
         return 1.0
+
+    def _add_usage(self, usage: Usage) -> None:
+        """One of several sequences has ended, and told of itself alone."""
+        self.told_sequences += 1
+        if usage.prompt_tokens is not None:
+            self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
+        if usage.output_tokens is not None:
+            self.output_tokens = (self.output_tokens or 0) + usage.output_tokens
 
     def _read_output(self, update: Update, output_tokens: int | None) -> int | None:
         """The cumulative output count, where this event's usage is one.
@@ -168,6 +179,8 @@ class RequestTimeline:
         """No more bytes will come; a refused request was never computed."""
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
+        if 0 < self.told_sequences < self.sequences:  # the others never will
+            self.prompt_tokens = self.output_tokens = None
 
     def spread_whole_reply(
         self, stamps_seconds: Sequence[float], log: TokenLog

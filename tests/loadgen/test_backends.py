@@ -255,12 +255,10 @@ def test_several_outputs_are_refused_where_they_would_be_ignored() -> None:
     check_options(Target(URL, "openai"), RequestOptions(n=2))
 
 
-def test_several_outputs_of_a_tgi_stream_are_refused() -> None:
+@pytest.mark.parametrize("endpoint", [None, "/v1/chat/completions"])
+def test_several_outputs_of_tgi_are_refused(endpoint: str | None) -> None:
     with pytest.raises(UsageError, match="--n"):
-        check_options(Target(URL, "tgi"), RequestOptions(n=2))
-    check_options(
-        Target(URL, "tgi", endpoint="/v1/chat/completions"), RequestOptions(n=2)
-    )
+        check_options(Target(URL, "tgi", endpoint=endpoint), RequestOptions(n=2))
 
 
 def test_secrets_never_show() -> None:

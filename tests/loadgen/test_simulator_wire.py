@@ -9,8 +9,20 @@ import pytest
 
 from loadgen.simulator.exposition import Histogram, text_of
 from loadgen.simulator.text import block_hashes, drawn_tokens, reply_words, words_of
-from loadgen.simulator.tgi_reply import ChatEvents, NativeEvents, chat_closing
-from loadgen.simulator.tgi_request import TgiGeneration, read_chat, read_native
+from loadgen.simulator.tgi_reply import (
+    ChatEvents,
+    CompletionEvents,
+    NativeEvents,
+    closing,
+)
+from loadgen.simulator.tgi_request import (
+    CHAT,
+    COMPLETIONS,
+    TgiGeneration,
+    read_chat,
+    read_completions,
+    read_native,
+)
 from loadgen.simulator.truth import RequestTruth
 from loadgen.simulator.vllm_metrics import VllmMetrics
 from loadgen.simulator.vllm_reply import (
@@ -288,11 +300,42 @@ def test_a_tgi_stream_has_one_event_per_token_and_ends_with_the_text() -> None:
 
 
 def test_tgi_chat_says_stop_and_has_an_empty_id() -> None:
-    chat = TgiGeneration("r", ["a"], 2, "eos_token", True, is_chat=True)
-    events = parsed(spoken(ChatEvents(chat, "m"), 2) + chat_closing(chat, "m", 2))
+    chat = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=CHAT)
+    events = parsed(spoken(ChatEvents(chat, "m"), 2) + closing(chat, "m", 2))
     assert [event["id"] for event in events[:2]] == ["", ""]
     assert events[1]["choices"][0]["finish_reason"] == "stop"
     assert events[2] == "[DONE]"
+
+
+def test_tgi_completions_tell_usage_in_the_last_event_and_keep_eos_token() -> None:
+    generation = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=COMPLETIONS)
+    stream = spoken(CompletionEvents(generation, "m"), 2) + closing(generation, "m", 2)
+    first, last, done = parsed(stream)
+    assert done == "[DONE]"
+    assert first["choices"][0]["finish_reason"] == ""
+    assert "usage" not in first
+    assert last["choices"][0]["finish_reason"] == "eos_token"
+    assert last["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_type"),
+    [
+        ({"prompt": ["a", "b"]}, "batch size exceeded"),
+        ({"prompt": "a", "suffix": "b"}, "suffix not supported"),
+        ({"prompt": []}, "validation"),
+        ({}, "validation"),
+        ({"prompt": "a", "max_tokens": 0}, "validation"),
+    ],
+)
+def test_tgi_completions_refuse_what_the_router_refuses(
+    fields: dict[str, object], error_type: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        read_completions(fields, request_id="r", created=1, limits=LIMITS)
+    assert caught.value.status == 422
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["error_type"] == error_type
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,8 @@ def test_strange_json_never_raises(name: str, fields: dict[str, Any]) -> None:
 @given(data=st.binary(max_size=60))
 def test_strange_bytes_never_raise_and_carry_nothing(name: str, data: bytes) -> None:
     update = ENGINES[name].read_event(data)
-    assert update.error is None
+    # an error that is no JSON is one all the same
+    assert update.error is None or data.startswith(b'{"error":')
     assert not update.carries_token
     assert ENGINES[name].read_reply(502, {}, data).error
     assert ENGINES[name].with_usage(data) == data
@@ -579,7 +580,7 @@ def test_details_count_where_headers_are_missing() -> None:
 def test_the_openai_flavour_of_tgi_is_read_as_such() -> None:
     usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     text = event(TGI, id="", choices=[{"index": 0, "text": "a", "finish_reason": ""}])
-    assert text == Update(carries_token=True, is_visible=True, text="a")
+    assert text == Update(carries_token=True, is_visible=True, tokens=1, text="a")
     assert event(TGI, id="", choices=[], usage=usage).is_usage_only
     assert TGI.read_event(b"[DONE]").is_end
 

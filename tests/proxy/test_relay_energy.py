@@ -552,7 +552,8 @@ def test_a_body_that_never_ends_does_not_hold_its_done_for_ever(loop: str) -> No
             await client.send(request_bytes(body=WITH_USAGE, headers=ASKING))
             assert COMMENT in await client.until(DONE)
             client.abort()
-            assert (await bench.meter.only()).outcome == "aborted"
+            # it left with the whole reply: only the end of the message was missing
+            assert (await bench.meter.only()).outcome == "ok"
 
     run(loop, test)
 

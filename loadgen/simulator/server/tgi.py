@@ -12,25 +12,29 @@ from loadgen.simulator.server.runner import Runner, Ticket
 from loadgen.simulator.server.streams import NoSink, json_reply, opened
 from loadgen.simulator.server.vllm import request_id_of
 from loadgen.simulator.tgi_reply import (
-    ChatEvents,
-    NativeEvents,
-    chat_closing,
     chat_reply,
+    closing,
+    completion_reply,
     error_event,
+    events_of,
     info_page,
     native_reply,
     stream_headers,
     timing_headers,
 )
 from loadgen.simulator.tgi_request import (
+    CHAT,
+    COMPLETIONS,
+    NATIVE,
     TgiGeneration,
     broken,
     overloaded,
     read_chat,
+    read_completions,
     read_json,
     read_native,
 )
-from loadgen.simulator.wire import Limits, Refusal, TokenEvents
+from loadgen.simulator.wire import Limits, Refusal
 
 
 class TgiApi:
@@ -48,6 +52,8 @@ class TgiApi:
             web.post("/generate", self._generate),
             web.post("/generate_stream", self._generate_stream),
             web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", self._completions),
+            web.get("/v1/models", self._models),
             web.get("/health", self._health),
             web.get("/info", self._info),
             web.get("/metrics", self._metrics),
@@ -94,7 +100,7 @@ class TgiApi:
             )
             self._check_queue()
         except Refusal as refusal:
-            return await self._refuse(request, refusal, is_stream, is_chat=False)
+            return await self._refuse(request, refusal, is_stream, NATIVE)
         if is_stream:
             return await self._stream(request, generation)
         ticket = await self._finished(generation)
@@ -105,11 +111,18 @@ class TgiApi:
         return json_reply([body] if as_list else body, headers=headers)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._openai(request, CHAT)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._openai(request, COMPLETIONS)
+
+    async def _openai(self, request: web.Request, kind: str) -> web.StreamResponse:
         is_stream = False
+        read = read_chat if kind == CHAT else read_completions
         try:
             fields = read_json(await request.read())
             is_stream = fields.get("stream") is True
-            generation = read_chat(
+            generation = read(
                 fields,
                 request_id=request_id_of(request),
                 created=int(time.time()),
@@ -117,15 +130,18 @@ class TgiApi:
             )
             self._check_queue()
         except Refusal as refusal:
-            return await self._refuse(request, refusal, is_stream, is_chat=True)
+            return await self._refuse(request, refusal, is_stream, kind)
         if is_stream:
             return await self._stream(request, generation)
         ticket = await self._finished(generation)
         if isinstance(ticket, Refusal):
             return json_reply(ticket.body, ticket.status)
         tokens = ticket.truths[0].output_tokens
-        body = chat_reply(generation, self._limits.model, ticket.texts[0], tokens)
+        write = chat_reply if kind == CHAT else completion_reply
+        body = write(generation, self._limits.model, ticket.texts[0], tokens)
         headers = timing_headers(ticket.truths[0], _characters(generation))
+        if kind == COMPLETIONS:
+            del headers["x-compute-time"]
         return json_reply(body, headers=headers)
 
     def _check_queue(self) -> None:
@@ -133,7 +149,7 @@ class TgiApi:
             raise overloaded()
 
     async def _refuse(
-        self, request: web.Request, refusal: Refusal, is_stream: bool, *, is_chat: bool
+        self, request: web.Request, refusal: Refusal, is_stream: bool, kind: str
     ) -> web.StreamResponse:
         """A status line, or an error inside a 200 where a stream was asked for."""
         reason = "overloaded" if refusal.status == 429 else "validation"
@@ -141,16 +157,14 @@ class TgiApi:
         if not is_stream:
             return json_reply(refusal.body, refusal.status)
         stream = await opened(request, [], stream_headers(0))
-        return await stream.close(error_event(refusal, is_chat=is_chat))
+        return await stream.close(error_event(refusal, kind))
 
     async def _stream(
         self, request: web.Request, generation: TgiGeneration
     ) -> web.StreamResponse:
         model = self._limits.model
-        events: TokenEvents = NativeEvents(generation)
-        if generation.is_chat:
-            events = ChatEvents(generation, model)
         headers = stream_headers(_characters(generation))
+        events = events_of(generation, model)
         stream = await opened(request, [events], headers)
         ticket = self._runner.submit(generation, stream)
         try:
@@ -158,12 +172,9 @@ class TgiApi:
         finally:
             self._runner.abort(ticket)
         if outcome != "ok":
-            failure = error_event(broken(), is_chat=generation.is_chat)
-            return await stream.close(failure)
-        if not generation.is_chat:
-            return await stream.close()
+            return await stream.close(error_event(broken(), generation.kind))
         tokens = ticket.truths[0].output_tokens
-        return await stream.close(chat_closing(generation, model, tokens))
+        return await stream.close(closing(generation, model, tokens))
 
     async def _finished(self, generation: TgiGeneration) -> Ticket | Refusal:
         ticket = self._runner.submit(generation, NoSink())
@@ -179,6 +190,11 @@ class TgiApi:
     async def _info(self, request: web.Request) -> web.Response:
         most = self._runner.engine.config.max_num_seqs
         return json_reply(info_page(self._limits.model, self._limits, most))
+
+    async def _models(self, request: web.Request) -> web.Response:
+        entry = {"id": self._limits.model, "object": "model", "created": 0}
+        page = {"object": "list", "data": [entry | {"owned_by": self._limits.model}]}
+        return json_reply(page)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         page = self._runner.metrics.page(self._runner.gauges())
