@@ -1,5 +1,6 @@
-"""The admin API, on its own port: books, records, metrics, health; all read-only.
+"""The admin API, on its own port: books, records, metrics, health, upstreams.
 
+Read-only but for one thing: an upstream can be drained, and take requests again.
 Instants leave as Unix seconds: the proxy's monotonic stamps plus one offset,
 which follows the wall clock when that is stepped.
 """
@@ -16,18 +17,20 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from proxy.admin_guard import AdminAccess, guarding
-from proxy.admin_json import (
-    boundary_json,
-    lacking,
-    ratio_json,
-    sensor_json,
-    store_json,
+from proxy.admin_engines import (
+    EngineSources,
+    engine_books,
+    engine_info,
+    fleet_books,
+    fleet_readiness,
+    readiness,
+    upstream_json,
 )
-from proxy.boundaries import Boundaries
+from proxy.admin_guard import AdminAccess, guarding
+from proxy.admin_json import store_json
 from proxy.calibration.document import encoded, saved_of
 from proxy.errors import StoreError
-from proxy.sensing import Measured
+from proxy.relay.lane import Lane
 from proxy.store.archive import Archive
 from proxy.store.filed import sequence_at
 
@@ -41,24 +44,19 @@ CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset
 
 @dataclass(frozen=True, slots=True)
 class AdminSources:
-    """Where the admin API looks; it changes nothing."""
+    """Where the admin API looks."""
 
-    boundaries: Boundaries
-    measured: Callable[[], Sequence[Measured]]
-    """Every boundary now, the headline first."""
+    engines: Sequence[EngineSources]
+    """At least one."""
     records: Archive
     info: Mapping[str, Any]
     """Configuration as a user may see it: no secrets."""
     render_metrics: Callable[[bool], bytes]
     """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
     render_recent: Callable[[], bytes]
-    upstream_state: Callable[[], Any]
-    """Awaitable: None when the upstream answers, else why it does not."""
     sample_interval_seconds: float
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
-    engine: str = "vllm"
-    """The upstream's dialect, which its calibration is kept under."""
 
 
 def admin_app(
@@ -78,6 +76,9 @@ def admin_app(
     app.router.add_get("/books", views.books)
     app.router.add_get("/info", views.info)
     app.router.add_get("/calibration", views.calibration)
+    app.router.add_get("/upstreams", views.upstreams)
+    app.router.add_post("/upstreams/{name}/drain", views.drain)
+    app.router.add_post("/upstreams/{name}/resume", views.resume)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
     return app
@@ -163,63 +164,84 @@ class _Views:
                 return _refuse("at is finite Unix seconds")
         at = None if at_unix is None else at_unix - offset
         replies = {
-            measured.boundary: boundary_json(
-                self._from.boundaries,
-                measured,
+            engine.name: engine_books(
+                engine,
                 at,
                 unix_offset_seconds=offset,
                 sample_interval_seconds=self._from.sample_interval_seconds,
             )
-            for measured in self._from.measured()
+            for engine in self._from.engines
         }
+        name = request.query.get("engine")
+        if name is not None and name not in replies:
+            return _refuse(f"engine is one of {', '.join(replies)}")
+        if name is None and len(replies) > 1:
+            books = fleet_books(replies)
+        else:
+            books = replies[name or self._from.engines[0].name]
         chosen = request.query.get("boundary")
         if chosen is None:
-            return _json(
-                {
-                    **replies[self._from.boundaries.headline],
-                    "boundaries": replies,
-                    "ratios": [ratio_json(r) for r in self._from.boundaries.ratios()],
-                }
-            )
-        if chosen not in replies:
-            return _refuse(f"boundary is one of {', '.join(replies)}")
-        return _json(replies[chosen])
+            return _json(books)
+        if chosen not in books["boundaries"]:
+            return _refuse(f"boundary is one of {', '.join(books['boundaries'])}")
+        return _json(books["boundaries"][chosen])
 
     async def info(self, request: web.Request) -> web.Response:
-        sensors = {m.boundary: sensor_json(m) for m in self._from.measured()}
+        engines = {e.name: engine_info(e) for e in self._from.engines}
         store = self._from.records.state()
         shown = None if store is None else store_json(store)
-        sensor = sensors[self._from.boundaries.headline]
+        first = engines[self._from.engines[0].name] if len(engines) == 1 else {}
+        upstreams = [self._shown(lane) for lane in self._lanes().values()]
         return _json(
-            {**self._from.info, "sensor": sensor, "sensors": sensors, "store": shown}
+            {
+                **self._from.info,
+                **first,
+                "engines": engines,
+                "upstreams": upstreams,
+                "store": shown,
+            }
         )
 
     async def calibration(self, request: web.Request) -> web.Response:
-        state = self._from.boundaries.state().calibration
-        found = [] if state is None else [saved_of(state, self._from.engine)]
+        found = [
+            saved_of(state, engine.name)
+            for engine in self._from.engines
+            if (state := engine.boundaries.state().calibration) is not None
+        ]
         return web.Response(body=encoded(found), content_type="application/json")
+
+    async def upstreams(self, request: web.Request) -> web.Response:
+        return _json({"upstreams": [self._shown(e) for e in self._lanes().values()]})
+
+    async def drain(self, request: web.Request) -> web.Response:
+        return self._set_draining(request, True)
+
+    async def resume(self, request: web.Request) -> web.Response:
+        return self._set_draining(request, False)
+
+    def _set_draining(self, request: web.Request, is_draining: bool) -> web.Response:
+        lanes = self._lanes()
+        name = request.match_info["name"]
+        if name not in lanes:
+            known = ", ".join(lanes)
+            return _json({"error": f"no upstream {name[:80]!r}; known: {known}"}, 404)
+        lanes[name].drain(is_draining)
+        return _json(self._shown(lanes[name]))
+
+    def _lanes(self) -> dict[str, Lane]:
+        return {e.name: e.lane for e in self._from.engines if e.lane is not None}
+
+    def _shown(self, lane: Lane) -> dict[str, Any]:
+        return upstream_json(lane, self._unix_offset_seconds())
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"healthy": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        upstream_reason = await self._from.upstream_state()
-        headline, *others = self._from.measured()
-        sensor_reason = lacking(headline)
-        reasons = [r for r in (upstream_reason, sensor_reason) if r is not None]
-        body = {
-            "ready": not reasons,
-            "upstream": upstream_reason is None,
-            "sensor": sensor_reason is None,
-            "reasons": reasons,
-            # of the boundaries beside the headline; requests do not wait for them
-            "lacking": {
-                other.boundary: reason
-                for other in others
-                if (reason := lacking(other)) is not None
-            },
-        }
-        return _json(body, 503 if reasons else 200)
+        engines = self._from.engines
+        found = await asyncio.gather(*(readiness(engine) for engine in engines))
+        body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
+        return _json(body, 200 if body["ready"] else 503)
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
 from proxy.relay.config import RelayConfig
+from proxy.relay.counters import RelayCounters
 from proxy.relay.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.secret import read_secret
@@ -52,7 +53,8 @@ FORCED_SECONDS = 60.0
 class Config:
     """What `metering-proxy serve` was asked to do."""
 
-    upstream: UpstreamConfig
+    upstreams: tuple[UpstreamConfig, ...]
+    """At least one."""
     listen: tuple[str, int]
     admin: tuple[str, int]
     metering: Metering
@@ -64,6 +66,8 @@ class Config:
     energy_wait_seconds: float = 0.0
     store: str | None = None
     """URL of the database of records; None: in memory only."""
+    default_model: str | None = None
+    session_header: str = "x-session-id"
     retention: Retention = field(default_factory=Retention)
     limits: Mapping[str, Any] = field(default_factory=dict)
     """Of what clients may take; fields of `RelayConfig`."""
@@ -84,10 +88,14 @@ def run(
     """
     access = admin_access(config.admin[0], config.admin_token_file)
     relay_config = relay_config_of(config)
-    unit = Unit(config.upstream, config.metering)
+    is_alone = len(config.upstreams) == 1
+    units = [
+        Unit(upstream, config.metering, is_alone=is_alone)
+        for upstream in config.upstreams
+    ]
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_open_files(relay_config.max_connections)
-    uvloop.run(_App(config, unit, access, relay_config).serve(announce, until_eof))
+    uvloop.run(_App(config, units, access, relay_config).serve(announce, until_eof))
 
 
 def relay_config_of(config: Config) -> RelayConfig:
@@ -102,7 +110,7 @@ def relay_config_of(config: Config) -> RelayConfig:
     if config.admin_tls and config.tls_cert is None:
         raise ConfigError("--admin-tls needs --tls-cert and --tls-key")
     return RelayConfig(
-        upstream_url=config.upstream.url,
+        upstream_url=config.upstreams[0].url,
         host=config.listen[0],
         port=config.listen[1],
         identity=identity_of(config.tls_cert, config.tls_key),
@@ -112,6 +120,8 @@ def relay_config_of(config: Config) -> RelayConfig:
         allow_unknown_routes=config.allow_unknown_routes,
         energy_in_response=config.energy_in_response,
         energy_wait_seconds=config.energy_wait_seconds,
+        default_model=config.default_model,
+        session_header=config.session_header,
         **config.limits,
     )
 
@@ -122,7 +132,7 @@ class _App:
     def __init__(
         self,
         config: Config,
-        unit: Unit,
+        units: Sequence[Unit],
         access: AdminAccess,
         relay_config: RelayConfig,
     ) -> None:
@@ -131,10 +141,11 @@ class _App:
         self.relay_config = relay_config
         self.identity = relay_config.identity
         self.admin_identity = self.identity if config.admin_tls else None
-        self.unit = unit
+        self.units = units
         self.records = Archive(
             None if config.store is None else store_url(config.store),
-            upstream=upstream_name(config.upstream.url),
+            upstream=upstream_name(config.upstreams[0].url),
+            upstreams={u.name: upstream_name(u.url) for u in config.upstreams},
             retention=config.retention,
         )
         self.metrics = Metrics()
@@ -155,9 +166,10 @@ class _App:
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
-        self.unit.sensors.start(loop.call_soon_threadsafe)
+        for unit in self.units:
+            unit.sensors.start(loop.call_soon_threadsafe)
         beat = asyncio.create_task(self._beat_until_stopped())
-        scrapes = asyncio.create_task(self.unit.watch_engine())
+        watches = [asyncio.create_task(unit.watch()) for unit in self.units]
         announce(
             {
                 "url": _url(self.config.listen[0], relay.port, self.identity),
@@ -169,19 +181,24 @@ class _App:
         await self.stopping.wait()
         await relay.drain(DRAIN_SECONDS)
         await self._settle_the_last()
-        scrapes.cancel()
-        beat.cancel()
+        for task in (*watches, beat):
+            task.cancel()
         with suppress(asyncio.CancelledError):
             await beat
-        await asyncio.to_thread(self.unit.sensors.stop)
+        for unit in self.units:
+            await asyncio.to_thread(unit.sensors.stop)
         await relay.close()
-        await self.unit.save_calibration()
+        for unit in self.units:
+            await unit.save_calibration()
         await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
 
     async def _listen(self) -> RelayServer:
-        lane = self.unit.lane(self.relay_config, time.monotonic)
-        relay = RelayServer(self.relay_config, [lane], lane.counters, time.monotonic)
+        lanes = [
+            unit.open_lane(self.relay_config, time.monotonic) for unit in self.units
+        ]
+        counters = RelayCounters()
+        relay = RelayServer(self.relay_config, lanes, counters, time.monotonic)
         await relay.listen()
         return relay
 
@@ -204,21 +221,19 @@ class _App:
 
     def _admin_sources(self) -> AdminSources:
         shown = asdict(self.config)
-        upstream = shown.pop("upstream")
-        shown |= {"upstream": upstream.pop("url"), **upstream, **shown.pop("metering")}
+        shown |= shown.pop("metering")
+        for upstream in shown["upstreams"]:
+            upstream["url"] = upstream_name(upstream["url"])
         if self.config.store is not None:  # it may hold a password
             shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
-            boundaries=self.unit.meter,
-            measured=self.unit.sensors.measured,
+            engines=[unit.sources() for unit in self.units],
             records=self.records,
             info={"version": __version__, "config": shown},
             freshen=lambda: self.metrics.show(self._snapshot()),
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
-            upstream_state=self.unit.state,
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
-            engine=self.unit.config.engine,
         )
 
     async def _settle_the_last(self) -> None:
@@ -226,7 +241,7 @@ class _App:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
                 # the beat settles and signals nobody
-                while self.unit.meter.state().unsettled_requests:  # noqa: ASYNC110
+                while any(u.is_unsettled for u in self.units):  # noqa: ASYNC110
                     await asyncio.sleep(BEAT_SECONDS)
         # the first settles at every boundary, the second waits for none of them
         for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
@@ -241,30 +256,28 @@ class _App:
             self.loop_lag_seconds = max(0.0, now - due)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
-            await self.unit.keep_calibration()
+            for unit in self.units:
+                await unit.keep_calibration()
 
     def _settle(self, now_seconds: float) -> None:
         """Close windows and publish records; a defect here never stops a request."""
-        assert self.relay is not None
-        try:
-            records = self.unit.settle(now_seconds)
-            self.records.add(records)
-            self.metrics.observe(records)
-        except Exception:  # the outermost loop: a defect here must not end the relay
-            self.relay.counters.meter_errors += 1
-            log.exception("the meter failed; requests flow, their energy may be lost")
+        for unit in self.units:
+            try:
+                records = unit.meter.settle(now_seconds)
+                self.records.add(records)
+                self.metrics.observe(records)
+            except Exception:  # the outermost loop: a defect must not end the relay
+                unit.lane.counters.meter_errors += 1
+                log.exception("the meter failed; requests flow, energy may be lost")
 
     def _snapshot(self) -> Snapshot:
         assert self.relay is not None
+        without = self.metrics.records_without_energy
         return Snapshot(
-            measured=self.unit.sensors.measured(),
+            engines=[unit.snapshot(without[unit.config.name]) for unit in self.units],
             relay=self.relay.counters,
             loop_lag_seconds=self.loop_lag_seconds,
-            records_without_energy=self.metrics.records_without_energy,
             store=self.records.state(),
-            ratios=self.unit.meter.ratios(),
-            unjoined_records=dict(self.unit.meter.unjoined_total),
-            gauges=self.unit.gauges,
         )
 
 

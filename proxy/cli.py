@@ -246,7 +246,7 @@ def _config(options: dict[str, Any]) -> Config:
     upstream = UpstreamConfig(name=own["engine"], url=url, **own)
     limits = take_limits(options)
     return Config(
-        upstream=upstream, metering=Metering(**metering), limits=limits, **options
+        upstreams=(upstream,), metering=Metering(**metering), limits=limits, **options
     )
 
 

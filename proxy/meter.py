@@ -312,6 +312,7 @@ class Meter:
             self._ledger,
             measured_from_seconds=settlement.measured_from_seconds,
             settled_seconds=settlement.settled_seconds,
+            engine=self.config.engine,
         )
         timeline = request.entry.timeline
         settlement.left(timeline)

@@ -34,8 +34,12 @@ class Sensor:
     open: Callable[[], EnergySource]
 
 
-def plan_sensors(powers: Sequence[str], gpus: tuple[str, ...]) -> list[Sensor]:
+def plan_sensors(
+    powers: Sequence[str], gpus: tuple[str, ...], *, shows_outside: bool = True
+) -> list[Sensor]:
     """One sensor for each `--power`, in that order; none for `none` alone.
+
+    With `shows_outside` each tells of the host's other GPUs as well, where it can.
 
     Raises ConfigError for what can never work: an unknown source, or two of one
     boundary.
@@ -47,7 +51,7 @@ def plan_sensors(powers: Sequence[str], gpus: tuple[str, ...]) -> list[Sensor]:
         )
     sensors: list[Sensor] = []
     for power in powers:
-        sensor = _sensor(power, gpus_for(power, powers, gpus))
+        sensor = _sensor(power, gpus_for(power, powers, gpus), shows_outside)
         for other in sensors:
             if other.boundary == sensor.boundary:
                 raise ConfigError(
@@ -160,9 +164,9 @@ class Sensors:
             self._call_soon(call)
 
 
-def _sensor(power: str, gpus: tuple[str, ...]) -> Sensor:
+def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:
     name = power.partition("=")[0]
-    opener = source_opener(power, gpus, shows_outside=True)
+    opener = source_opener(power, gpus, shows_outside=shows_outside)
     boundary = MEASURES[name][0]
     if name == "none" or boundary not in BOUNDARIES:
         source = opener()  # its boundary was stated; to say so it reads nothing

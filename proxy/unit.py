@@ -12,24 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-import httpx
-
+from proxy.admin_engines import EngineSources
 from proxy.boundaries import Boundaries
 from proxy.calibration.file import CalibrationFile
 from proxy.engines import ENGINES
 from proxy.errors import ConfigError
 from proxy.gauges import GaugeStats, gauges_url, watch_gauges
-from proxy.ledger import RequestRecord
+from proxy.health import HealthWatch
 from proxy.meter import MeterConfig
+from proxy.metrics.samples import EngineSnapshot
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_note import Provenance
 from proxy.relay.lane import Lane, open_lane
 from proxy.sensing import Sensors, plan_sensors, try_sensors
 from proxy.tls import UpstreamTls
-
-HEALTH_PATHS = {"openai": "/v1/models"}
-"""Where an engine says that it is up; `/health` for all the others."""
-HEALTH_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +38,8 @@ class UpstreamConfig:
     power: tuple[str, ...]
     """Sources, one per boundary; the first is the headline."""
     gpus: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """Those it serves; empty: as it lists them itself."""
     engine_metrics: str = "auto"
     """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
     idle_watts: float | None = None
@@ -71,22 +69,29 @@ class Metering:
 class Unit:
     """One upstream and all that is metered of it."""
 
-    def __init__(self, config: UpstreamConfig, metering: Metering) -> None:
-        """Reads each sensor once. Raises ConfigError for what can never work."""
+    def __init__(
+        self, config: UpstreamConfig, metering: Metering, *, is_alone: bool = True
+    ) -> None:
+        """Reads each sensor once. Raises ConfigError for what can never work.
+
+        Beside others it is blind for GPUs that are not its own: they may be theirs.
+        """
         self._tls = config.tls.context()
         if config.tls and not config.url.startswith("https:"):
             raise ConfigError(
                 f"--upstream {config.url} is plain HTTP and has no use for "
                 "--upstream-ca or --upstream-cert; give an https URL"
             )
-        planned = plan_sensors(config.power, config.gpus)
+        planned = plan_sensors(config.power, config.gpus, shows_outside=is_alone)
         try_sensors(planned)
         self.config = config
-        self.calibration = CalibrationFile(config.calibration, config.engine)
+        self.is_alone = is_alone
+        self.calibration = CalibrationFile(config.calibration, config.name)
         common = MeterConfig(
             policy=metering.policy,
             window_seconds=metering.window_seconds,
             has_sensor=bool(planned),
+            engine=config.name,
         )
         headline = replace(
             common,
@@ -103,9 +108,9 @@ class Unit:
         )
         self.gauges = GaugeStats()
 
-    def lane(self, config: RelayConfig, clock: Callable[[], float]) -> Lane:
-        """The relay's way to it; the limits are the relay's."""
-        return open_lane(
+    def open_lane(self, config: RelayConfig, clock: Callable[[], float]) -> Lane:
+        """The relay's way to it, whose limits are the relay's; once."""
+        self.lane = open_lane(
             self.config.name,
             replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
             self.meter,
@@ -113,6 +118,20 @@ class Unit:
             clock,
             provenance=self._provenance,
         )
+        self.lane.models = self.config.models or None
+        self.health = HealthWatch(
+            self.lane,
+            tls=self._tls,
+            asks_models=not self.is_alone,
+            has_fixed_models=bool(self.config.models),
+        )
+        return self.lane
+
+    async def watch(self) -> None:
+        """Its gauges and its health, for as long as the proxy lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watch_engine())
+            tasks.create_task(self.health.watch())
 
     async def watch_engine(self) -> None:
         """Scrape the engine's gauges for as long as the proxy lives."""
@@ -121,9 +140,20 @@ class Unit:
         if url is not None:
             await watch_gauges(url, self.meter.gauged, self.gauges, tls=self._tls)
 
-    def settle(self, now_seconds: float) -> list[RequestRecord]:
-        """Close windows; the records that are final now."""
-        return self.meter.settle(now_seconds)
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether records of it are still to come."""
+        return self.meter.state().unsettled_requests > 0
+
+    def sources(self) -> EngineSources:
+        """Where the admin API looks for it."""
+        return EngineSources(
+            self.config.name,
+            self.meter,
+            self.sensors.measured,
+            self.health.ask,
+            self.lane,
+        )
 
     async def keep_calibration(self) -> None:
         """Write the constants if that is due."""
@@ -135,20 +165,21 @@ class Unit:
         learnt = self.meter.state().calibration
         await asyncio.to_thread(self.calibration.save, learnt)
 
-    async def state(self) -> str | None:
-        """None when the upstream answers, else one line why not."""
-        path = HEALTH_PATHS.get(self.config.engine, "/health")
-        url = f"{self.config.url}{path}"
-        try:
-            async with httpx.AsyncClient(
-                trust_env=False, timeout=HEALTH_SECONDS, verify=self._tls
-            ) as client:
-                reply = await client.get(url)
-        except httpx.HTTPError as error:
-            return f"upstream {url}: {str(error) or type(error).__name__}"
-        if reply.status_code >= 500:
-            return f"upstream {url} answered {reply.status_code}"
-        return None
+    def snapshot(self, records_without_energy: int) -> EngineSnapshot:
+        """What the metrics show of it."""
+        lane = self.lane
+        return EngineSnapshot(
+            engine=self.config.name,
+            measured=self.sensors.measured(),
+            relay=lane.counters,
+            in_flight=lane.in_flight,
+            is_up=lane.is_up,
+            is_draining=lane.is_draining,
+            records_without_energy=records_without_energy,
+            ratios=self.meter.ratios(),
+            unjoined_records=dict(self.meter.unjoined_total),
+            gauges=self.gauges,
+        )
 
     def _provenance(self) -> Provenance:
         """What replies say about the joules that they tell."""

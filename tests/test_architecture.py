@@ -27,9 +27,9 @@ PURE = {
 PROXY_ORDER = [
     "errors", "secret", "tls", "file_limit", "sse", "engines", "timeline", "energy",
     "attribution", "ledger", "settlement", "power", "meter", "boundaries", "sampler",
-    "gauges", "sources", "sensing", "command", "store", "calibration", "relay", "unit",
-    "metrics", "admin_json", "admin_guard", "admin", "app", "limit_options",
-    "tls_options", "cli",
+    "gauges", "sources", "sensing", "command", "store", "calibration", "relay",
+    "metrics", "health", "admin_json", "admin_engines", "unit", "admin_guard", "admin",
+    "app", "limit_options", "tls_options", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

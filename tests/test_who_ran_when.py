@@ -155,7 +155,7 @@ def test_traffic_past_the_proxy_is_nobodys_here(vllm: Stack) -> None:
 
 def test_the_gauges_are_scraped_and_shown(vllm: Stack) -> None:
     text = httpx.get(f"{vllm.admin}/metrics").text
-    assert "servewatt_engine_gauges_up 1.0" in text
+    assert 'servewatt_engine_gauges_up{engine="vllm"} 1.0' in text
 
 
 def test_tgis_headers_place_a_whole_reply(tgi: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
@@ -19,7 +20,7 @@ from proxy.metrics.table import METRICS, Snapshot
 # a `_created` series beside every histogram would nearly double the page's series
 disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
 
-CLASS_LABELS = ("model", "kind", "tenant", "outcome")
+CLASS_LABELS = ("engine", "model", "kind", "tenant", "outcome")
 
 
 class Metrics(Collector):
@@ -35,20 +36,23 @@ class Metrics(Collector):
             )
             for name, spec in HISTOGRAMS.items()
         }  # fmt: skip
-        self.records_without_energy = 0
+        self.records_without_energy: Counter[str] = Counter()
+        """By engine."""
         self.registry.register(self)
 
     def observe(self, records: Iterable[RequestRecord]) -> None:
         """Count settled requests; each leaves its id as an exemplar."""
         for record in records:
-            labels = (record.model, record.kind, record.tenant, record.outcome)
+            labels = (
+                record.engine, record.model, record.kind, record.tenant, record.outcome,
+            )  # fmt: skip
             exemplar = {"request_id": record.request_id[:100]}
             for name, spec in HISTOGRAMS.items():
                 value = spec.value(record)
                 if value is not None:
                     self._histograms[name].labels(*labels).observe(value, exemplar)
             if record.energy.energy_joules is None:
-                self.records_without_energy += 1
+                self.records_without_energy[record.engine] += 1
 
     def show(self, snapshot: Snapshot) -> None:
         """Use this snapshot for the next scrapes."""

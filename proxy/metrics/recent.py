@@ -21,11 +21,13 @@ def render_recent(records: Iterable[RequestRecord]) -> bytes:
     joules = Gauge(
         "servewatt_last_request_energy_joules",
         "Energy of one of the last finished requests, by phase.",
-        ("request_id", "model", "kind", "outcome", "phase"),
+        ("request_id", "engine", "model", "kind", "outcome", "phase"),
         registry=registry,
     )
     for record in records:
-        labels = (record.request_id, record.model, record.kind, record.outcome)
+        labels = (
+            record.request_id, record.engine, record.model, record.kind, record.outcome,
+        )  # fmt: skip
         for phase, value in (
             ("prefill", record.energy.prefill_joules),
             ("decode", record.energy.decode_joules),

@@ -20,15 +20,18 @@ TOKEN_TYPES = ("prompt", "cached", "output")
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What one scrape is made of, taken at one moment on the event loop."""
+class EngineSnapshot:
+    """One engine as a scrape shows it, taken at one moment on the event loop."""
 
+    engine: str
+    """The upstream's name."""
     measured: Sequence[Measured]
     """Every boundary; the first is the headline, whose joules requests have."""
     relay: RelayCounters
-    loop_lag_seconds: float
-    records_without_energy: int
-    store: StoreState | None = None
+    in_flight: int = 0
+    is_up: bool = True
+    is_draining: bool = False
+    records_without_energy: int = 0
     ratios: Sequence[Ratio] = ()
     unjoined_records: Mapping[str, int] = field(default_factory=dict)
     gauges: GaugeStats | None = None
@@ -39,6 +42,18 @@ class Snapshot:
         return self.measured[0].meter
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one scrape is made of: every engine, and what they share."""
+
+    engines: Sequence[EngineSnapshot]
+    relay: RelayCounters
+    """Of clients and refusals; what an engine had is the engine's."""
+    loop_lag_seconds: float = 0.0
+    store: StoreState | None = None
+
+
+EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]
 Samples = Callable[[Snapshot], Iterable[Sample]]
 
 
@@ -53,15 +68,36 @@ class MetricSpec:
     samples: Samples
 
 
+@dataclass(frozen=True, slots=True)
+class EngineMetric:
+    """The same, for a figure that each engine has."""
+
+    kind: str
+    help: str
+    labels: tuple[str, ...]
+    """Beside `engine`."""
+    samples: EngineSamples
+
+    def of_all(self) -> MetricSpec:
+        """The metric with the engine's name as its first label."""
+
+        def samples(snapshot: Snapshot) -> Iterator[Sample]:
+            for engine in snapshot.engines:
+                for labels, value in self.samples(engine):
+                    yield (engine.engine, *labels), value
+
+        return MetricSpec(self.kind, self.help, ("engine", *self.labels), samples)
+
+
 def one(value: float | None) -> list[Sample]:
     """A metric without labels; unknown is absent, not 0."""
     return [] if value is None else [((), value)]
 
 
-def by_boundary(figure: Callable[[Measured], float | None]) -> Samples:
+def by_boundary(figure: Callable[[Measured], float | None]) -> EngineSamples:
     """One value for each boundary that has a sensor; unknown is absent."""
 
-    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+    def samples(snapshot: EngineSnapshot) -> Iterator[Sample]:
         for measured in _with_sensor(snapshot):
             value = figure(measured)
             if value is not None:
@@ -70,10 +106,10 @@ def by_boundary(figure: Callable[[Measured], float | None]) -> Samples:
     return samples
 
 
-def by_sensor(figure: Callable[[SamplerStats], float]) -> Samples:
+def by_sensor(figure: Callable[[SamplerStats], float]) -> EngineSamples:
     """One value for each sensor."""
 
-    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+    def samples(snapshot: EngineSnapshot) -> Iterator[Sample]:
         for measured in snapshot.measured:
             if measured.sampler is not None:
                 labels = (measured.boundary, measured.source)
@@ -82,10 +118,10 @@ def by_sensor(figure: Callable[[SamplerStats], float]) -> Samples:
     return samples
 
 
-def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> Samples:
+def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> EngineSamples:
     """One value for each device of each boundary."""
 
-    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+    def samples(snapshot: EngineSnapshot) -> Iterator[Sample]:
         for measured in _with_sensor(snapshot):
             for device, value in figures(measured).items():
                 yield (measured.boundary, device), value
@@ -93,7 +129,7 @@ def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> Samples:
     return samples
 
 
-def accounts(snapshot: Snapshot) -> Iterator[Sample]:
+def accounts(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Joules by boundary and account; nothing without a sensor."""
     for measured in _with_sensor(snapshot):
         books = measured.meter.books
@@ -107,14 +143,14 @@ def accounts(snapshot: Snapshot) -> Iterator[Sample]:
             yield (measured.boundary, account), joules
 
 
-def unattributed(snapshot: Snapshot) -> Iterator[Sample]:
+def unattributed(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Joules of no request, by boundary and reason."""
     for measured in _with_sensor(snapshot):
         for reason, joules in measured.meter.books.unattributed_joules.items():
             yield (measured.boundary, reason), joules
 
 
-def idle_watts(snapshot: Snapshot) -> Iterator[Sample]:
+def idle_watts(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Loaded idle by boundary, and where the figure is from."""
     for measured in _with_sensor(snapshot):
         if measured.meter.idle_watts is not None:
@@ -122,7 +158,7 @@ def idle_watts(snapshot: Snapshot) -> Iterator[Sample]:
             yield labels, measured.meter.idle_watts
 
 
-def ratios(snapshot: Snapshot) -> Iterator[Sample]:
+def ratios(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Inner over outer joules; nothing before both were measured."""
     for ratio in snapshot.ratios:
         if ratio.ratio is not None:
@@ -135,11 +171,11 @@ def refusals(snapshot: Snapshot) -> Iterator[Sample]:
         yield (str(status), reason), float(count)
 
 
-def _with_sensor(snapshot: Snapshot) -> Iterator[Measured]:
+def _with_sensor(snapshot: EngineSnapshot) -> Iterator[Measured]:
     return (measured for measured in snapshot.measured if measured.sampler is not None)
 
 
-def by_class(snapshot: Snapshot) -> Iterator[Sample]:
+def by_class(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Joules of settled requests, by class and phase."""
     for labels, joules in snapshot.meter.class_joules.items():
         for phase, value in zip(PHASES, joules, strict=True):
@@ -147,27 +183,27 @@ def by_class(snapshot: Snapshot) -> Iterator[Sample]:
             yield (*key, phase, snapshot.meter.policy), value
 
 
-def tokens(snapshot: Snapshot) -> Iterator[Sample]:
+def tokens(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Tokens of settled requests, by class and type."""
     for labels, counts in snapshot.meter.class_tokens.items():
         for kind, count in zip(TOKEN_TYPES, counts, strict=True):
             yield (labels.model, labels.kind, labels.tenant, kind), count
 
 
-def policies(snapshot: Snapshot) -> Iterator[Sample]:
+def policies(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Active joules under every policy, by phase."""
     for policy, joules in snapshot.meter.policy_joules.items():
         for phase, value in zip(PHASES, joules, strict=False):
             yield (policy, phase), value
 
 
-def fitted(snapshot: Snapshot) -> list[Sample]:
+def fitted(snapshot: EngineSnapshot) -> list[Sample]:
     """1 while fitted constants are in use."""
     calibration = snapshot.meter.calibration
     return [] if calibration is None else [((), float(calibration.is_fitted))]
 
 
-def constants(snapshot: Snapshot) -> Iterator[Sample]:
+def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Fitted constants; nothing before the first fit."""
     calibration = snapshot.meter.calibration
     if calibration is not None and calibration.fit is not None:

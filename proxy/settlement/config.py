@@ -30,6 +30,8 @@ class MeterConfig:
     """When the constants of `calibrated` are trusted."""
     calibrations: Mapping[str, Sums] = field(default_factory=dict)
     """What earlier runs of this engine saw, by model."""
+    engine: str = ""
+    """Whose meter it is, as records say."""
 
     def __post_init__(self) -> None:
         if self.policy not in self.policies:

@@ -62,6 +62,7 @@ def record_of(
     *,
     measured_from_seconds: float | None,
     settled_seconds: float | None,
+    engine: str = "",
 ) -> RequestRecord:
     """The record of a closed request; unknown energy where it was not settled."""
     timeline = request.entry.timeline
@@ -92,6 +93,7 @@ def record_of(
             and _is_covered(request, measured_from_seconds),
         ),
         serial=timeline.serial,
+        engine=engine,
     )
 
 

@@ -39,10 +39,14 @@ class Archive:
         url: URL | None = None,
         *,
         upstream: str = "",
+        upstreams: Mapping[str, str] | None = None,
         retention: Retention | None = None,
         pace: Pace | None = None,
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
+
+        `upstream` is whose records these are; of several, `upstreams` has the
+        addresses by engine, and `upstream` is the first.
 
         A store that does not answer is no error: it is tried again later.
         """
@@ -51,7 +55,7 @@ class Archive:
         self._database: Database | None = None
         self._writer: Writer | None = None
         if url is not None:
-            self._database = Database(url, upstream, uuid.uuid4().hex)
+            self._database = Database(url, upstream, uuid.uuid4().hex, upstreams)
             is_open, error = self._open(self._database)
             self._writer = Writer(
                 self._database, retention or Retention(),

@@ -48,13 +48,27 @@ CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 class Database:
-    """The records of one upstream in a database that others may share."""
+    """The records of one proxy's upstreams in a database that others may share."""
 
-    def __init__(self, url: URL, upstream: str, run: str) -> None:
+    def __init__(
+        self,
+        url: URL,
+        upstream: str,
+        run: str,
+        upstreams: Mapping[str, str] | None = None,
+    ) -> None:
+        """`upstreams` are addresses by engine; another engine's is `upstream`."""
         self.shown_url = shown_url(url)
         self.engine = _engine(url)
-        self._owner = {"upstream": upstream, "run": run}
-        self._own = RECORDS.c.upstream == upstream
+        self._run = run
+        self._upstream = upstream
+        self._upstreams = dict(upstreams or {})
+        addresses = sorted({upstream, *self._upstreams.values()})
+        self._own = (
+            RECORDS.c.upstream == upstream
+            if len(addresses) == 1
+            else RECORDS.c.upstream.in_(addresses)
+        )
         self._insert = INSERTS[self.engine.dialect.name]
 
     def open(self) -> int:
@@ -73,7 +87,7 @@ class Database:
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """All of these or none; those that are there already stay as they are."""
         with self.engine.begin() as connection:
-            connection.execute(self._insert, [{**row, **self._owner} for row in rows])
+            connection.execute(self._insert, [self._owned(row) for row in rows])
 
     def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
         """Records with `since < sequence <= until`, oldest first."""
@@ -95,7 +109,7 @@ class Database:
         return rows[0] if rows else None
 
     def count(self) -> int:
-        """How many records of this upstream there are."""
+        """How many records of these upstreams there are."""
         with self.engine.connect() as connection:
             counted = select(func.count()).select_from(RECORDS).where(self._own)
             return int(connection.scalar(counted) or 0)
@@ -134,6 +148,10 @@ class Database:
     def close(self) -> None:
         """Let every connection go."""
         self.engine.dispose()
+
+    def _owned(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        upstream = self._upstreams.get(row["engine"], self._upstream)
+        return {**row, "upstream": upstream, "run": self._run}
 
     def _prepare(self) -> None:
         with self.engine.begin() as connection:

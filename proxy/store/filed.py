@@ -16,7 +16,7 @@ from proxy.ledger import RequestEnergy, RequestRecord
 
 MICROSECONDS = 1_000_000
 INSTANTS = ("arrived", "scheduled", "first_token", "last_token", "finished")
-TEXTS = ("request_id", "route", "model", "kind", "tenant", "outcome", "error")
+TEXTS = ("request_id", "route", "engine", "model", "kind", "tenant", "outcome", "error")
 COUNTS = ("status", "prompt_tokens", "cached_tokens", "output_tokens")
 ENERGIES = (
     "prefill_joules", "decode_joules", "idle_share_joules", "energy_joules",

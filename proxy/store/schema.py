@@ -21,8 +21,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from proxy.errors import ConfigError
 
-SCHEMA_VERSION = 2
-"""From 2 on there is `boundaries`; a store of version 1 is brought up to it."""
+SCHEMA_VERSION = 3
+"""From 2 on there is `boundaries`, from 3 on `engine`; older stores get both."""
+OLDEST_VERSION = 1
 LOCK = 0x5E12_3A77
 """Of those who create the tables, in PostgreSQL; any number that is ours."""
 
@@ -64,9 +65,13 @@ RECORDS = Table(
     Column("quality", Text, nullable=False),
     Column("policy_joules", Text, nullable=False),
     Column("boundaries", Text),
+    Column("engine", Text),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
-and so is `boundaries`, null where only one boundary was metered."""
+and so is `boundaries`, null where only one boundary was metered. `engine` is the
+name of the upstream in the proxy's configuration, null in records older than it."""
+ADDED = (RECORDS.c.boundaries, RECORDS.c.engine)
+"""Columns that version 1 did not have."""
 
 Index("servewatt_records_request_id", RECORDS.c.request_id)
 Index("servewatt_records_finished", RECORDS.c.finished_unix_seconds)
@@ -79,8 +84,8 @@ def prepare(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
     if inspect(connection).has_table(META.name):
         found = connection.scalar(select(META.c.value).where(META.c.name == "schema"))
-        if found == 1:
-            _add_boundaries(connection)
+        if found is not None and OLDEST_VERSION <= found < SCHEMA_VERSION:
+            _add_columns(connection)
             return
         if found is not None:
             check_version(found)
@@ -92,14 +97,15 @@ def prepare(connection: Connection) -> None:
     connection.execute(META.insert().values(name="schema", value=SCHEMA_VERSION))
 
 
-def _add_boundaries(connection: Connection) -> None:
-    """Version 1 to 2, in the caller's transaction: what is there stays as it is."""
-    column = RECORDS.c.boundaries
+def _add_columns(connection: Connection) -> None:
+    """Up to this version, in the caller's transaction: what is there stays as it is."""
     there = {found["name"] for found in inspect(connection).get_columns(RECORDS.name)}
-    if column.name not in there:  # else another proxy was faster, or was killed here
-        added = f"ALTER TABLE {RECORDS.name} ADD COLUMN {column.name} TEXT"
-        connection.execute(text(added))
-    connection.execute(META.update().where(META.c.name == "schema").values(value=2))
+    for column in ADDED:
+        if column.name not in there:  # else another proxy was faster, or killed here
+            added = f"ALTER TABLE {RECORDS.name} ADD COLUMN {column.name} TEXT"
+            connection.execute(text(added))
+    is_schema = META.c.name == "schema"
+    connection.execute(META.update().where(is_schema).values(value=SCHEMA_VERSION))
 
 
 def check_version(found: int) -> None:

@@ -17,6 +17,7 @@ def record(sequence: int, request_id: str | None = None) -> RequestRecord:
         energy=RequestEnergy(
             20.1, 30.2, 5.3, 55.6, "phase", "exact", {"phase": 50.3, "equal": 47.11}
         ),
+        engine="vllm",
     )  # fmt: skip
 
 

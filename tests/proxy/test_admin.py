@@ -17,6 +17,7 @@ from aiohttp import web
 from sqlalchemy import make_url
 
 from proxy.admin import AdminSources, admin_app
+from proxy.admin_engines import EngineSources
 from proxy.boundaries import Boundaries
 from proxy.meter import MeterConfig
 from proxy.sampler import SamplerStats
@@ -59,13 +60,11 @@ def ask(
         ]  # fmt: skip
 
     sources = AdminSources(
-        boundaries=boundaries,
-        measured=measured,
+        engines=[EngineSources("vllm", boundaries, measured, upstream_state)],
         records=kept,
         info={"version": "test"},
         render_metrics=render,
         render_recent=lambda: b"recent",
-        upstream_state=upstream_state,
         sample_interval_seconds=0.02,
         freshen=lambda: None,
     )

@@ -13,7 +13,7 @@ from proxy.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.recent import render_recent
-from proxy.metrics.table import METRICS, Snapshot
+from proxy.metrics.table import METRICS, EngineSnapshot, Snapshot
 from proxy.relay.counters import RelayCounters
 from proxy.sampler import SamplerStats
 from proxy.sensing import Measured
@@ -25,36 +25,24 @@ from tests.proxy.metered import metered
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
     meter, records = metered(
-        MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1))
+        MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1), engine="vllm")
     )
     meter.gauged(7.9, EngineGauges(running=0, waiting=0))
     found = Metrics()
     found.observe(records)
-    found.show(
-        Snapshot(
-            measured=[
-                Measured(
-                    "gpu",
-                    "nvml",
-                    meter.state(),
-                    SamplerStats(samples=400, is_up=True, boundary="gpu"),
-                )
-            ],
-            relay=RelayCounters(chunks=7),
-            loop_lag_seconds=0.001,
-            records_without_energy=found.records_without_energy,
-            store=StoreState(
-                "sqlite:///x",
-                True,
-                None,
-                queue_records=3,
-                written_total=5,
-                dropped_total=2,
-                deleted_total=1,
-            ),
-            gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
-        )
+    up = SamplerStats(samples=400, is_up=True, boundary="gpu")
+    store = StoreState(
+        "sqlite:///x", True, None,
+        queue_records=3, written_total=5, dropped_total=2, deleted_total=1,
+    )  # fmt: skip
+    engine = EngineSnapshot(
+        "vllm",
+        [Measured("gpu", "nvml", meter.state(), up)],
+        RelayCounters(chunks=7),
+        records_without_energy=found.records_without_energy["vllm"],
+        gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
     )
+    found.show(Snapshot([engine], RelayCounters(), loop_lag_seconds=0.001, store=store))
     found.observe([])
     return found
 
@@ -65,22 +53,20 @@ def around() -> Metrics:
     meter, _ = metered(has_node=True)
     up = SamplerStats(samples=400, is_up=True)
     found = Metrics()
-    found.show(
-        Snapshot(
-            measured=[
-                Measured(
-                    "gpu", "nvml", meter.state_of("gpu"), up,
-                    meter.outside_state("gpu"), bare_idle_watts=60.0,
-                ),
-                Measured("node", "redfish", meter.state_of("node"), SamplerStats()),
-            ],
-            relay=RelayCounters(),
-            loop_lag_seconds=0.0,
-            records_without_energy=0,
-            ratios=meter.ratios(),
-            unjoined_records=meter.unjoined_total,
-        )
+    engine = EngineSnapshot(
+        "vllm",
+        [
+            Measured(
+                "gpu", "nvml", meter.state_of("gpu"), up,
+                meter.outside_state("gpu"), bare_idle_watts=60.0,
+            ),
+            Measured("node", "redfish", meter.state_of("node"), SamplerStats()),
+        ],
+        RelayCounters(),
+        ratios=meter.ratios(),
+        unjoined_records=meter.unjoined_total,
     )  # fmt: skip
+    found.show(Snapshot([engine], RelayCounters()))
     return found
 
 
@@ -107,7 +93,9 @@ def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
         if name.startswith("servewatt_energy_joules_total")
     ]
     assert len(accounts) == 5
-    measured = shown["servewatt_measured_energy_joules_total{boundary=gpu,device=gpu0}"]
+    measured = shown[
+        "servewatt_measured_energy_joules_total{boundary=gpu,device=gpu0,engine=vllm}"
+    ]
     assert 0 < sum(accounts) <= measured
     # classes are the same joules, told apart
     classes = sum(
@@ -116,7 +104,7 @@ def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
         if name.startswith("servewatt_attributed_energy_joules_total")
     )
     requests = sum(
-        shown[f"servewatt_energy_joules_total{{account={a},boundary=gpu}}"]
+        shown[f"servewatt_energy_joules_total{{account={a},boundary=gpu,engine=vllm}}"]
         for a in ("prefill", "decode", "idle_share")
     )
     assert classes == pytest.approx(requests)
@@ -125,14 +113,17 @@ def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
 def test_every_boundary_has_its_own_accounts_and_sensor(around: Metrics) -> None:
     shown = values(around)
     for name, source, up in (("gpu", "nvml", 1), ("node", "redfish", 0)):
-        sensor = f"{{boundary={name},source={source}}}"
+        sensor = f"{{boundary={name},engine=vllm,source={source}}}"
         assert shown[f"servewatt_sensor_up{sensor}"] == up
-        assert shown[f"servewatt_books_residual_joules{{boundary={name}}}"] < 1e-3
+        assert (
+            shown[f"servewatt_books_residual_joules{{boundary={name},engine=vllm}}"]
+            < 1e-3
+        )
         accounts = [
             value
             for key, value in shown.items()
             if key.startswith("servewatt_energy_joules_total")
-            and f"boundary={name}}}" in key
+            and f"boundary={name}," in key
         ]
         measured = [
             value
@@ -141,12 +132,14 @@ def test_every_boundary_has_its_own_accounts_and_sensor(around: Metrics) -> None
         ]
         assert len(accounts) == 5
         assert 0 < sum(accounts) <= sum(measured)
-    ratio = "servewatt_boundary_ratio{{inner={},outer=node}}"
+    ratio = "servewatt_boundary_ratio{{engine=vllm,inner={},outer=node}}"
     assert shown[ratio.format("gpu")] == pytest.approx(1 / 2, rel=1e-3)
     assert 0 < shown[ratio.format("idle_accelerators")] < 25 / 200
-    outside = "servewatt_idle_accelerators_power_watts{boundary=gpu,device=gpu1}"
+    outside = (
+        "servewatt_idle_accelerators_power_watts{boundary=gpu,device=gpu1,engine=vllm}"
+    )
     assert shown[outside] == pytest.approx(25.0)
-    assert shown["servewatt_bare_idle_power_watts{boundary=gpu}"] == 60.0
+    assert shown["servewatt_bare_idle_power_watts{boundary=gpu,engine=vllm}"] == 60.0
 
 
 def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> None:
@@ -166,7 +159,9 @@ def test_fitted_constants_are_shown(metrics: Metrics) -> None:
     constants = [name for name in shown if name.startswith("servewatt_calibration_j")]
     assert len(constants) == 5
     assert all(shown[name] >= 0 for name in constants)
-    assert shown["servewatt_calibration_fitted{}"] == 0.0  # two requests of one shape
+    assert (
+        shown["servewatt_calibration_fitted{engine=vllm}"] == 0.0
+    )  # two requests of one shape
 
 
 def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
@@ -186,11 +181,9 @@ def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
 def test_without_a_sensor_no_joule_is_shown() -> None:
     meter, _ = metered()
     bare = Metrics()
-    bare.show(
-        Snapshot(
-            [Measured("none", "none", meter.state(), None)], RelayCounters(), 0.0, 0
-        )
-    )
+    measured = [Measured("none", "none", meter.state(), None)]
+    engine = EngineSnapshot("vllm", measured, RelayCounters())
+    bare.show(Snapshot([engine], RelayCounters()))
     shown = {name.partition("{")[0] for name in values(bare)}
     assert "servewatt_energy_joules_total" not in shown
     assert "servewatt_books_residual_joules" not in shown
@@ -203,3 +196,33 @@ def test_the_last_requests_can_be_scraped_singly() -> None:
     total = sum(s.value for s in samples if s.labels["request_id"] == "coder")
     coder = next(r for r in records if r.request_id == "coder")
     assert total == pytest.approx(coder.energy.energy_joules)
+
+
+def test_engines_are_told_apart_and_none_is_the_others() -> None:
+    meter, records = metered(MeterConfig(engine="one"))
+    idle, _ = metered(MeterConfig(engine="two", has_sensor=False))
+    up = SamplerStats(samples=400, is_up=True)
+    found = Metrics()
+    found.observe(records)
+    one = EngineSnapshot(
+        "one", [Measured("gpu", "nvml", meter.state(), up)], RelayCounters(), 3
+    )
+    two = EngineSnapshot(
+        "two", [Measured("none", "none", idle.state(), None)],
+        RelayCounters(rerouted=2), is_up=False, is_draining=True,
+    )  # fmt: skip
+    found.show(Snapshot([one, two], RelayCounters()))
+    shown = values(found)
+    for name, figures in {
+        "servewatt_upstream_up": (1, 0),
+        "servewatt_upstream_draining": (0, 1),
+        "servewatt_requests_in_flight": (3, 0),
+        "servewatt_rerouted_requests_total": (0, 2),
+    }.items():
+        assert shown[f"{name}{{engine=one}}"] == figures[0]
+        assert shown[f"{name}{{engine=two}}"] == figures[1]
+    histogram = "servewatt_request_energy_joules_count"
+    assert {name for name in shown if name.startswith(histogram)} == {
+        f"{histogram}{{engine=one,kind={kind},model=m,outcome=ok,tenant=none}}"
+        for kind in ("code", "conversation")
+    }

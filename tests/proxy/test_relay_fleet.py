@@ -193,7 +193,7 @@ def test_a_request_nobody_can_take_has_one_record_and_then_a_time_to_retry(
                 "one is down, two is down"
             )
             assert bench.told() == {"one": 0, "two": 1}
-            assert bench.relay.counters.refused[503] == 1
+            assert bench.relay.counters.refusals[503, "upstream_unavailable"] == 1
 
     run(loop, test)
 

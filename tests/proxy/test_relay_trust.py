@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from proxy.engines.gauges import EngineGauges
 from proxy.errors import ConfigError, SensorError
 from proxy.gauges import GaugeStats, watch_gauges
 from proxy.power.http import HttpSensor
+from proxy.relay.config import RelayConfig
 from proxy.relay.headers import end_to_end, frame_reply
 from proxy.relay.labels import (
     MAX_HASHED_TENANTS,
@@ -116,7 +118,8 @@ def test_what_asks_on_its_own_follows_no_redirect_either() -> None:
                 UpstreamConfig("vllm", engine.url, "vllm", ("none",)),
                 Metering("phase", 0.02, 0.5),
             )
-            asyncio.run(unit.state())
+            unit.open_lane(RelayConfig(engine.url), time.monotonic)
+            asyncio.run(unit.health.ask())
         assert trap.peers == []
 
 

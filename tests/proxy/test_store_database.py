@@ -71,6 +71,18 @@ def test_proxies_share_a_database_and_see_their_own_upstream(url: URL) -> None:
         database.close()
 
 
+def test_the_upstreams_of_one_proxy_are_read_together(url: URL) -> None:
+    addresses = {"a": "http://one", "b": "http://two"}
+    both = Database(url, "http://one", "run", addresses)
+    both.open()
+    both.write([{**row_of(filed(n)), "engine": "ab"[n % 2]} for n in range(1, 5)])
+    assert sequences(both) == [1, 2, 3, 4]
+    two = opened(url, "http://two")
+    assert sequences(two) == [1, 3]
+    for database in (both, two):
+        database.close()
+
+
 def test_two_may_create_the_tables_at_the_same_time(url: URL) -> None:
     databases = [Database(url, "http://engine", str(run)) for run in range(4)]
     with ThreadPoolExecutor(4) as threads:
@@ -110,24 +122,31 @@ def test_a_schema_of_another_version_is_refused(
         Archive(url, upstream="http://engine")
 
 
-def test_a_store_of_version_1_gets_its_column_and_keeps_its_records(url: URL) -> None:
+@pytest.mark.parametrize(("version", "lacks"), [(1, 2), (2, 1)])
+def test_an_older_store_gets_its_columns_and_keeps_its_records(
+    url: URL, version: int, lacks: int
+) -> None:
     old = opened(url)
     old.write([row_of(filed(1))])
     with old.engine.begin() as connection:
-        connection.execute(text("ALTER TABLE servewatt_records DROP COLUMN boundaries"))
-        connection.execute(META.update().values(value=1))
+        for column in ("engine", "boundaries")[:lacks]:
+            drop = f"ALTER TABLE servewatt_records DROP COLUMN {column}"
+            connection.execute(text(drop))
+        connection.execute(META.update().values(value=version))
     old.close()
     for _ in range(2):  # killed halfway: the column is there, the version is not
         database = opened(url)
         with database.engine.begin() as connection:
             assert connection.scalar(select(META.c.value)) == SCHEMA_VERSION
-            connection.execute(META.update().values(value=1))
+            connection.execute(META.update().values(value=version))
         database.close()
     database = opened(url)
     beside = RequestEnergy(1.0, 2.0, 3.0, 6.0, "phase", "estimated")
     energy = replace(record(2).energy, boundaries={"node": beside})
     database.write([row_of(Filed(2, 1.7e9, replace(record(2), energy=energy)))])
-    first, second = (json_of(row)["energy"] for row in database.page(0, 9, 9))
+    rows = [json_of(row) for row in database.page(0, 9, 9)]
+    assert [row["engine"] for row in rows] == [None, "vllm"]
+    first, second = (row["energy"] for row in rows)
     assert "boundaries" not in first
     assert json.loads(bytes(second["boundaries"])) == {
         "node": {

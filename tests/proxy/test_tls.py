@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ def test_health_is_asked_with_the_same_authority(
                 ),
                 Metering("phase", 0.02, 0.5),
             )
-            problem = await unit.state()
+            unit.open_lane(RelayConfig(engine.url), time.monotonic)
+            problem = await unit.health.ask()
             assert (problem is None) == trusts
             assert trusts or "certificate" in str(problem)
 
