@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.certificates import authority
 from tests.children import PATIENCE_SECONDS, ROOT, child
 
 TOKEN = "kept-out-of-every-file-0123456789"
@@ -70,7 +71,8 @@ def test_every_route_wants_the_token(guarded: Guarded) -> None:
         assert "/metrics" in index["paths"]
         for path in index["paths"]:
             if path != "/healthz":
-                assert client.get(path).status_code == 401, path
+                for method in ("GET", "POST", "DELETE"):
+                    assert client.request(method, path).status_code == 401, path
         info = client.get("/info", headers=headers)
         assert info.json()["config"]["admin_token_file"] == str(guarded.token_file)
         assert TOKEN not in info.text
@@ -121,3 +123,31 @@ def test_the_calibration_of_a_guarded_proxy_is_shown_to_who_has_it(
         for c in (command, given)
     ]
     assert codes == [1, 0]
+
+
+def test_all_of_it_behind_tls_as_security_md_says(tmp_path: Path) -> None:
+    ours = authority(tmp_path)
+    leaf = ours.leaf("leaf")
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    with (
+        child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=tmp_path) as engine,
+        child(
+            "proxy", "serve", "--upstream", engine["url"], "--store", "none",
+            "--power", f"dcgm={engine['power_url']}", "--listen", "127.0.0.1:0",
+            "--admin", "0.0.0.0:0", "--admin-token-file", str(token_file),
+            "--tls-cert", str(leaf.cert), "--tls-key", str(leaf.key), "--admin-tls",
+            cwd=tmp_path,
+        ) as proxy,
+    ):  # fmt: skip
+        port = proxy["admin_url"].rpartition(":")[2]
+        admin = f"https://127.0.0.1:{port}"
+        guarded = Guarded(proxy["url"], admin, token_file)
+        given = ["--ledger-token-file", str(token_file)]
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SSL_CERT_FILE", str(ours.cert))
+            done = replayed(guarded, tmp_path / "run", *given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["energy"]["measured_joules"] > 0
+        assert summary["completed"] == 1

@@ -244,6 +244,7 @@ class Exchange:
         if self._is_paused:
             limit = self._core.config.write_timeout_seconds
             if self._outgoing.is_stuck(now_seconds, limit):
+                self._core.counters.timeouts["reading"] += 1
                 self._client.transport.abort()
                 self._finish("aborted", "the client stopped reading", keeps_alive=False)
         elif self.deadline_seconds is not None and now_seconds >= self.deadline_seconds:

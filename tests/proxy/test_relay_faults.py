@@ -523,6 +523,7 @@ def test_a_client_that_never_reads_is_cut_and_its_engine_freed(loop: str) -> Non
             assert request.outcome == "aborted"
             assert request.error == "the client stopped reading"
             assert bench.relay.counters.pauses > 0
+            assert bench.relay.counters.timeouts == {"reading": 1}
             assert bench.relay.counters.clients_open == 0
 
     run(loop, test)
