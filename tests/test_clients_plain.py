@@ -29,7 +29,7 @@ from tests.children import record_of
 
 TOKENS = 8
 LARGE_WORDS = 60_000
-"""More than 300 kB: curl waits for `100 Continue`, and one read is not enough."""
+"""120 kB: more than one read, sent once the server said `100 Continue`."""
 
 needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None, reason="curl is not installed (Debian: curl)"

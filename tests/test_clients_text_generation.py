@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,9 @@ from tests.both_ways import (
     plain,
 )
 from tests.children import PATIENCE_SECONDS, wait_for
+from tests.relaying import relaying, run
+from tests.scripted import LAST_CHUNK, Peer, chunk, reply_bytes, stream_head
+from tests.tgi_shapes import refusal, token
 
 text_generation: Any = missing("text_generation")
 # the package calls pydantic's `dict`, which pydantic would rather have called otherwise
@@ -83,6 +87,14 @@ def async_chat(url: str, request_id: str) -> Any:
     return in_a_loop(url, request_id, ask)
 
 
+def async_chat_stream(url: str, request_id: str) -> Any:
+    async def ask(client: Any) -> Any:
+        events = await client.chat(HELLO, max_tokens=MOST, stream=True)
+        return [plain(event) async for event in events]
+
+    return in_a_loop(url, request_id, ask)
+
+
 def refused(ask: Callable[..., Any], **more: Any) -> Ask:
     """The exception as data; a request that goes well is a failure here."""
 
@@ -135,7 +147,8 @@ def status_in(name: str, whole: int) -> int:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Asked]]:
     with both_ways(tmp_path_factory.mktemp("tgi"), "tgi") as ways:
-        yield ask_both(ways, ANSWERED | NO_TOKENS | TOO_LONG)
+        strict = {"chat-stream": refused(async_chat_stream)}
+        yield ask_both(ways, ANSWERED | NO_TOKENS | TOO_LONG | strict)
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -170,6 +183,15 @@ def test_what_fails_validation_raises_the_packages_validation_error(
     assert "max_new_tokens" in asked.proxied["text"]
     assert errors_of(asked.record) == ("error", status_in(name, 422))
     assert asked.record["error"] == asked.proxied["text"]
+
+
+def test_the_packages_streamed_chat_fails_the_same_way_on_either_way(
+    served: dict[str, Asked],
+) -> None:
+    # it wants `tool_calls` in every event, which TGI sends only with a tool call
+    asked = served["chat-stream"]
+    assert asked.proxied == asked.direct
+    assert asked.proxied["type"] == "builtins.KeyError"
 
 
 # --- an engine that breaks, and one that is full ------------------------------
@@ -237,3 +259,51 @@ def test_a_full_queue_raises_the_packages_overloaded_error(
     assert asked.proxied == asked.direct
     assert asked.proxied["type"] == "text_generation.errors.OverloadedError"
     assert errors_of(asked.record) == ("error", status_in(name, 429))
+
+
+# --- what the simulator never says --------------------------------------------
+
+
+def scripted(pieces: list[bytes], *, is_stream: bool) -> tuple[Any, Any, Any]:
+    """Both ways to a server that says just this, and what the meter was told."""
+    seen: list[tuple[Any, Any, Any]] = []
+
+    async def script(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await peer.send(*pieces)
+
+    async def at(url: str) -> Any:
+        client = text_generation.AsyncClient(url, timeout=PATIENCE_SECONDS)
+        try:
+            if is_stream:
+                return [plain(e) async for e in client.generate_stream(PROMPT)]
+            return plain(await client.generate(PROMPT))
+        except Exception as error:
+            return failure_of(error)
+
+    async def test() -> None:
+        async with relaying(script, "tgi") as bench:
+            direct = await at(bench.upstream.url)
+            proxied = await at(f"http://127.0.0.1:{bench.relay.port}")
+            seen.append((direct, proxied, await bench.meter.only()))
+
+    run("asyncio", test)
+    return seen[0]
+
+
+def test_an_incomplete_generation_raises_the_packages_own_error() -> None:
+    body = json.dumps(refusal("incomplete_generation", "Incomplete")).encode()
+    direct, proxied, metered = scripted([reply_bytes(500, body)], is_stream=False)
+    assert proxied == direct
+    assert proxied["type"] == "text_generation.errors.IncompleteGenerationError"
+    assert (metered.outcome, metered.status) == ("error", 500)
+
+
+def test_a_stream_that_ends_early_is_an_error_the_package_does_not_know() -> None:
+    told = refusal("incomplete_generation_stream", "Stream ended early")
+    event = b"data:%s\n\n" % json.dumps(told).encode()
+    pieces = [stream_head(), chunk(token(1, " one")), chunk(event), LAST_CHUNK]
+    direct, proxied, metered = scripted(pieces, is_stream=True)
+    assert proxied == direct
+    assert proxied["type"] == "text_generation.errors.UnknownError"
+    assert (metered.outcome, metered.error) == ("error", "Stream ended early")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -28,14 +29,42 @@ OURS = [
 ]
 
 
-def with_defaults(text: str) -> str:
-    """What compose makes of `${NAME:-default}` when nothing is set."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+ENGINES = ("tgi", "vllm")
+TGI_FLAGS = {
+    "--model-id", "--port", "--prometheus-port", "--max-concurrent-requests",
+    "--max-best-of", "--max-stop-sequences", "--max-top-n-tokens", "--payload-limit",
+    "--max-client-batch-size", "--max-input-tokens", "--max-total-tokens",
+    "--max-batch-prefill-tokens", "--max-waiting-tokens", "--waiting-served-ratio",
+    "--api-key", "--otlp-endpoint", "--usage-stats", "--graceful-termination-timeout",
+}  # fmt: skip
+"""As the launcher of TGI 3.3 documents them: there is no launcher here to ask."""
+VLLM_FLAGS = {
+    "--port", "--max-model-len", "--enable-per-request-metrics",
+    "--enable-prompt-tokens-details",
+}  # fmt: skip
+"""Each of these was given to a vLLM 0.32."""
 
 
+def environment(engine: str | None) -> dict[str, str]:
+    """The variables of an engine's file; none for the simulated stack."""
+    if engine is None:
+        return {}
+    lines = (ROOT / f"compose.{engine}.env").read_text().splitlines()
+    pairs = (line.split("=", 1) for line in lines if not line.startswith("#"))
+    return {name: value for name, value in pairs}
+
+
+def filled(text: str, engine: str | None = None) -> str:
+    """What compose makes of `${NAME:-default}`."""
+    given = environment(engine)
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: given.get(m[1], "") or m[2], text)
+
+
+@pytest.mark.parametrize("engine", [None, *ENGINES])
 @pytest.mark.parametrize("name", OURS)
-def test_our_services_run_commands_that_exist(name: str) -> None:
-    program, command, *arguments = shlex.split(with_defaults(SERVICES[name]["command"]))
+def test_our_services_run_commands_that_exist(name: str, engine: str | None) -> None:
+    words = shlex.split(filled(SERVICES[name]["command"], engine))
+    program, command, *arguments = words
     group = {"loadgen": loadgen, "metering-proxy": metering_proxy}[program]
     assert isinstance(group, click.Group)
     # parsing refuses unknown options and values; nothing is run
@@ -83,6 +112,51 @@ def test_whoever_asks_the_admin_port_has_the_token() -> None:
         assert "token:/token:ro" in SERVICES[name]["volumes"]
     assert "token:/token" in SERVICES["token"]["volumes"]
     assert "/token" in (ROOT / "Dockerfile").read_text()
+
+
+def test_an_engines_file_points_the_proxy_at_services_of_its_profile() -> None:
+    for engine in ENGINES:
+        words = shlex.split(filled(SERVICES["proxy"]["command"], engine))
+        assert "--gpus=0" in words
+        words.remove("--gpus=0")
+        options = dict(zip(words[2::2], words[3::2], strict=True))
+        assert options["--engine"] == engine
+        upstream = urlsplit(options["--upstream"])
+        served = shlex.split(filled(SERVICES[engine]["command"], engine))
+        assert upstream.hostname == engine
+        assert str(upstream.port) == served[served.index("--port") + 1]
+        sensor = urlsplit(options["--power"].removeprefix("dcgm="))
+        assert engine in SERVICES[str(sensor.hostname)]["profiles"]
+        assert sensor.port == 9400
+
+
+@pytest.mark.parametrize(
+    ("engine", "known"), [("tgi", TGI_FLAGS), ("vllm", VLLM_FLAGS)]
+)
+def test_engines_get_flags_they_know_and_one_gpu(engine: str, known: set[str]) -> None:
+    service = SERVICES[engine]
+    assert service["profiles"] == [engine]
+    words = shlex.split(filled(service["command"], engine))
+    assert {word for word in words if word.startswith("--")} <= known
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert filled(device["device_ids"][0], engine) == "0"
+    # nobody needs the engine but the proxy
+    assert "ports" not in service
+
+
+def test_no_engine_reports_its_use_to_anyone() -> None:
+    assert "--usage-stats off" in SERVICES["tgi"]["command"]
+    assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_the_exporter_is_read_often_enough_to_attribute() -> None:
+    assert int(SERVICES["dcgm"]["environment"]["DCGM_EXPORTER_INTERVAL"]) <= 100
+
+
+def test_without_a_profile_no_gpu_is_asked_for() -> None:
+    for service in SERVICES.values():
+        assert "deploy" not in service or service["profiles"]
 
 
 def test_what_is_mounted_exists() -> None:
