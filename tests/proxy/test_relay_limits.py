@@ -197,6 +197,24 @@ def test_who_only_waits_for_a_refusal_is_bounded_too() -> None:
     assert clients.are_flooding
 
 
+@loops
+def test_a_flood_of_connections_is_closed_and_takes_nothing_from_who_is_in(
+    loop: str,
+) -> None:
+    async def test() -> None:
+        async with relaying(answering, max_connections=1) as bench:
+            first = await bench.client()
+            flood = [await bench.client() for _ in range(MOST_BEING_REFUSED + 100)]
+            for client in flood:
+                await client.gone.wait()  # some were told so, the others not even that
+            assert bench.relay.counters.refused == {503: len(flood)}
+            await first.send(HEALTH)
+            assert (await first.reply()).status == 200
+            assert bench.relay.counters.clients_open == 1
+
+    run(loop, test)
+
+
 @pytest.mark.parametrize(
     ("peer", "address"),
     [
