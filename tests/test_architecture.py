@@ -25,11 +25,11 @@ PURE = {
     ],
 }  # fmt: skip
 PROXY_ORDER = [
-    "errors", "secret", "tls", "file_limit", "sse", "engines", "timeline", "energy",
-    "attribution", "ledger", "settlement", "power", "meter", "boundaries", "sampler",
-    "gauges", "sources", "sensing", "command", "store", "calibration", "relay",
-    "metrics", "health", "admin_json", "admin_engines", "unit", "admin_guard", "admin",
-    "app", "limit_options", "tls_options", "cli",
+    "errors", "secret", "admin_call", "tls", "file_limit", "sse", "engines", "timeline",
+    "energy", "attribution", "ledger", "settlement", "power", "meter", "boundaries",
+    "sampler", "gauges", "sources", "sensing", "command", "store", "calibration",
+    "relay", "metrics", "health", "admin_json", "admin_engines", "unit", "admin_guard",
+    "admin", "app", "limit_options", "tls_options", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 

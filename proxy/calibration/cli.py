@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import httpx
 
+from proxy.admin_call import admin_call
 from proxy.calibration.document import Saved, decoded, encoded
 from proxy.errors import ProxyError
-from proxy.secret import ADMIN_TOKEN_VARIABLE, read_admin_token
-
-TIMEOUT_SECONDS = 5.0
+from proxy.secret import ADMIN_TOKEN_VARIABLE
 
 
 @click.command()
@@ -66,15 +64,8 @@ def _paragraph(entry: Saved) -> str:
 def _content(where: str, token_file: str | None) -> bytes:
     if where.startswith(("http://", "https://")):
         url = f"{where.rstrip('/')}/calibration"
-        token = read_admin_token(token_file)
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
         try:
-            with httpx.Client(
-                trust_env=False,
-                timeout=TIMEOUT_SECONDS,
-                headers=headers,
-                verify=ssl.create_default_context(),
-            ) as client:
+            with admin_call(token_file) as client:
                 return client.get(url).raise_for_status().content
         except httpx.HTTPError as error:
             raise ProxyError(f"{url}: {error or type(error).__name__}") from None
