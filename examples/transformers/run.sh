@@ -5,7 +5,8 @@
 #   MODEL=Qwen/Qwen2.5-7B-Instruct GPU=0 RATE=0.5 ./run.sh
 #   loadgen report RUN_OF_VLLM RUN_OF_THIS
 #
-# BATCHING=--no-continuous-batching serves one request at a time.
+# BATCHING=--no-continuous-batching serves one request at a time; the others wait where
+# nobody can see it, so give the replay --max-concurrency 1 then.
 set -euo pipefail
 cd "$(dirname "$0")"
 model=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
