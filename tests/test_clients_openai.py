@@ -231,6 +231,40 @@ def test_the_packages_helper_adds_up_what_the_ledger_counts(
     assert served["helper"].record["output_tokens"] == usage["completion_tokens"]
 
 
+ON_TGI = [
+    "chat", "chat-stream", "chat-usage", "completion", "completion-stream", "async",
+    "async-stream",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served_by_tgi(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Asked]]:
+    with both_ways(tmp_path_factory.mktemp("openai-tgi"), "tgi") as ways:
+        yield ask_both(ways, {name: ANSWERED[name] for name in ON_TGI})
+
+
+@pytest.mark.parametrize("name", ON_TGI)
+def test_the_openai_routes_of_tgi_are_the_same_too(
+    served_by_tgi: dict[str, Asked], name: str
+) -> None:
+    asked = served_by_tgi[name]
+    assert asked.proxied == asked.direct
+    is_chat = not name.startswith("completion")
+    assert_as_recorded(
+        asked, outcome="ok", status=200, prompt_tokens=7 if is_chat else 4,
+        route="chat" if is_chat else "completions",
+    )  # fmt: skip
+    served = asked.record["output_tokens"]
+    assert 1 <= served <= TOKENS
+    reply = asked.proxied
+    if isinstance(reply, dict):
+        assert reply["usage"]["completion_tokens"] == served
+    else:
+        assert sum(bool(event["choices"]) for event in reply) == served
+
+
 def test_the_events_of_a_plain_stream_carry_no_usage(served: dict[str, Asked]) -> None:
     # the proxy asked the engine for it; the client did not, and never sees it
     events = served["chat-stream"].proxied
