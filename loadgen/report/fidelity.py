@@ -106,9 +106,9 @@ def lengths_text(lengths: LengthBlock) -> str:
 
 
 def prompts_note(lengths: LengthBlock) -> str:
-    """What asked means in conversations, and who counts otherwise; may be empty."""
+    """What asked means in conversations, and who counts otherwise; or empty."""
     notes = []
-    if lengths.live_requests:
+    if lengths.live_requests and lengths.exact_fraction != 1:
         notes.append(
             f"{lengths.live_requests:,} carry the replies really given; asked counts "
             "those of the trace"

@@ -57,7 +57,9 @@ def test_the_order_of_requests_changes_nothing(pairs: list[tuple[int, int]]) -> 
 def test_what_is_served_as_asked_is_exact_and_needs_no_note(
     lengths: list[int],
 ) -> None:
-    block = lengths_of(*zip(lengths, lengths, strict=True)).block()
+    served = lengths_of(*zip(lengths, lengths, strict=True))
+    served.add(7, 7, is_live=True)
+    block = served.block()
     assert "exact in every request" in lengths_text(block)
     assert replies_note(block) == prompts_note(block) == ""
 
