@@ -25,7 +25,7 @@ from proxy.ledger import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
 from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at
-from proxy.store.recent import RecentRecords
+from proxy.store.recent import KEPT_BESIDE_STORE, KEPT_RECORDS, RecentRecords
 from proxy.store.writer import Pace, StoreState, Writer
 
 log = logging.getLogger("servewatt.store")
@@ -79,9 +79,12 @@ class Archive:
         filed = self._filing.file(records, time.time(), time.monotonic())
         if not filed:
             return
-        self._recent.add(filed)
         if self._writer is not None:
             self._writer.add(filed)
+            # what is not written yet stays, however much that is
+            kept = KEPT_BESIDE_STORE + self._writer.waiting
+            self._recent.kept = min(kept, KEPT_RECORDS)
+        self._recent.add(filed)
 
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""

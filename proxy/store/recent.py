@@ -8,15 +8,17 @@ from collections.abc import Iterable
 from proxy.store.filed import Filed
 
 KEPT_RECORDS = 100_000
-"""About 1 KB each: a day at one request a second within 100 MB."""
+"""About 1.3 KB each: a day at one request a second within 130 MB."""
+KEPT_BESIDE_STORE = 5_000
+"""Of those that a database has too: enough for whoever reads along."""
 
 
 class RecentRecords:
     """The newest records in order of settlement; the oldest make room, counted."""
 
     def __init__(self, kept: int = KEPT_RECORDS) -> None:
-        self._kept = kept
-        self._slack = kept // 10 + 1  # trimmed now and then, not one by one
+        self.kept = kept
+        """How many stay; may change at any time."""
         self._records: list[Filed] = []
         self._by_id: dict[str, Filed] = {}
         self.evicted = 0
@@ -28,8 +30,9 @@ class RecentRecords:
         for filed in records:
             self._records.append(filed)
             self._by_id[filed.record.request_id] = filed
-        if len(self._records) > self._kept + self._slack:
-            self._evict(len(self._records) - self._kept)
+        # trimmed now and then, not one by one
+        if len(self._records) > self.kept + self.kept // 10 + 1:
+            self._evict(len(self._records) - self.kept)
 
     def since(self, sequence: int, limit: int) -> list[Filed]:
         """Records settled after `sequence`, oldest first, at most `limit`."""

@@ -116,13 +116,17 @@ class Writer:
         self._stopping = True
         self._wake.set()
         self._thread.join(seconds)
-        left = len(self._queue) + len(self._batch)
-        if left:
+        if left := self.waiting:
             log.error(
                 "%d records could not be stored: %s", left, self._last_error or "late"
             )
         if not self._thread.is_alive():
             self._database.close()
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not in the database yet."""
+        return len(self._queue) + len(self._batch)
 
     def state(self) -> StoreState:
         """At this moment, from any thread."""
@@ -130,7 +134,7 @@ class Writer:
             url=self._database.shown_url,
             is_up=self._is_up,
             last_error=self._last_error,
-            queue_records=len(self._queue) + len(self._batch),
+            queue_records=self.waiting,
             written_total=self._written,
             dropped_total=self._overflowed + self._refused,
             deleted_total=self._deleted,

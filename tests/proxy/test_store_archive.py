@@ -17,6 +17,7 @@ from proxy.errors import StoreError
 from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
 from proxy.store.database import Database
+from proxy.store.recent import KEPT_BESIDE_STORE
 from tests.proxy.conftest import Postgres
 from tests.proxy.filing import record
 
@@ -187,3 +188,16 @@ def test_proxies_on_one_database_do_not_disturb_each_other(url: URL) -> None:
         assert found == list(range(1, len(found) + 1))
         archive.start()
         archive.stop()
+
+
+def test_what_is_written_makes_room_in_memory(tmp_path: Path) -> None:
+    url = make_url(sqlite_url(tmp_path / "records.sqlite"))
+    archive = Archive(url, upstream=ENGINE)
+    archive.add(record(number) for number in range(7_000))
+    assert len(archive.last(10_000)) == 7_000  # none of them is written
+    archive.start()
+    archive.stop()
+    archive.add([record(7_000)])
+    assert len(archive.last(10_000)) <= KEPT_BESIDE_STORE + 1
+    assert tokens(page(archive)) == list(range(7_001))
+    assert one(archive, "r0") is not None
