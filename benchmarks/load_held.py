@@ -112,6 +112,9 @@ class Held:
     trend_mib_per_minute: float | None
     residual_joules: float
     measured_joules: float
+    records_without_energy: int
+    """Unknown, not none: the sensor could not be read while they ran."""
+    gap_seconds: float
     left_over: dict[str, float]
     faults: list[str] = field(default_factory=list)
     """What is not as it should be; empty in a good run."""
@@ -355,6 +358,12 @@ def figures(
         trend_mib_per_minute=trend,
         residual_joules=books["residual_joules"],
         measured_joules=books["measured_joules"],
+        records_without_energy=sum(
+            record["energy"]["energy_joules"] is None
+            for record in records.values()
+            if record["output_tokens"]
+        ),
+        gap_seconds=round(books["gap_seconds"], 3),
         left_over=held,
     )
     result.faults += faults(result)
@@ -371,7 +380,7 @@ def mismatches(seen: Seen, records: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"{request_id}: {outcome} for its client, {record['outcome']}"
         elif outcome == "ok" and record["output_tokens"] != tokens:
             yield f"{request_id}: {tokens} tokens came, {record['output_tokens']}"
-        elif tokens and (record["energy"]["energy_joules"] or 0) <= 0:
+        elif tokens and record["energy"]["energy_joules"] == 0:
             yield f"{request_id}: {tokens} tokens for no energy"
     for request_id in records.keys() - seen.outcomes.keys():
         yield f"{request_id}: in the ledger, sent by nobody"
@@ -401,6 +410,8 @@ def faults(held: Held) -> Iterator[str]:
         yield f"{held.failed_without_fault} requests failed"
     if (held.trend_mib_per_minute or 0.0) > MOST_TREND_MIB_PER_MINUTE:
         yield f"memory grows by {held.trend_mib_per_minute} MiB a minute"
+    if held.records_without_energy and not held.gap_seconds:
+        yield f"{held.records_without_energy} records lack their energy"
     if abs(held.residual_joules) > 1e-3:
         yield f"the books are open by {held.residual_joules} J"
     yield from (f"{what} left: {n:g}" for what, n in held.left_over.items() if n > 0)
