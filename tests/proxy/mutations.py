@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from hypothesis import strategies as st
@@ -14,15 +15,20 @@ HOSTILE = [
     b'"choices":[],"choices":[{}],',
 ]  # fmt: skip
 
+_VALUE = re.compile(rb'(?<=":)(?:[-.\w]+|"[^"]*")')
+"""A number, a word or a text of a JSON object."""
+
 
 @st.composite
 def spoilt(draw: st.DrawFn, originals: list[bytes]) -> bytes:
-    """One of `originals` after a few flips, cuts, repeats and insertions."""
+    """One of `originals` after a few flips, cuts, repeats and other values."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
         end = min(len(data), at + draw(st.integers(0, 40)))
-        match draw(st.sampled_from(["flip", "cut", "repeat", "insert", "replace"])):
+        match draw(
+            st.sampled_from(["flip", "cut", "repeat", "insert", "replace", "value"])
+        ):
             case "flip" if data:
                 data[at] ^= 1 << draw(st.integers(0, 7))
             case "cut":
@@ -31,6 +37,9 @@ def spoilt(draw: st.DrawFn, originals: list[bytes]) -> bytes:
                 data[at:at] = data[at:end]
             case "insert":
                 data[at:at] = draw(st.sampled_from(HOSTILE) | st.binary(max_size=8))
+            case "value" if found := list(_VALUE.finditer(data)):
+                start, stop = draw(st.sampled_from([match.span() for match in found]))
+                data[start:stop] = draw(st.sampled_from(HOSTILE))
             case _:
                 data[at:end] = draw(st.sampled_from(HOSTILE))
     return bytes(data)
