@@ -114,6 +114,8 @@ def test_a_decoder_never_holds_more_than_its_bound(
 @pytest.mark.parametrize("name", ENGINES)
 @given(data=spoilt(EVENTS) | st.binary(max_size=100) | st.sampled_from(HOSTILE))
 @example(data=b'{"error":99999999999999999999999}')
+@example(data=b'{"choices":[],"usage":{"completion_tokens":9007199254740992}}')
+@example(data=b'{"token":{},"details":{"generated_tokens":18446744073709551616}}')
 @example(data=b'{"choices":[],"metrics":{"queue_time_ms":-1e308}}')
 @example(data=b'{"choices":[{"text":"a","token_ids":null}],"usage":{}}')
 def test_a_spoilt_event_is_a_sound_update(name: str, data: bytes) -> None:
