@@ -17,13 +17,13 @@ CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=$gpu \
   vllm serve "$model" --host 127.0.0.1 --port 8000 --max-model-len 8192 \
   --enable-per-request-metrics --enable-prompt-tokens-details &
 engine=$!
-until curl -sf http://127.0.0.1:8000/health; do kill -0 $engine && sleep 1; done
+until curl -sfo /dev/null http://127.0.0.1:8000/health; do kill -0 $engine; sleep 1; done
 
 # --gpus takes the sensor's own numbers, whatever CUDA_VISIBLE_DEVICES says.
 metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml --gpus "$gpu" &
 proxy=$!
 # Ready once loaded idle power is known: no traffic before that.
-until curl -sf http://127.0.0.1:9464/readyz; do kill -0 $proxy && sleep 1; done
+until curl -sfo /dev/null http://127.0.0.1:9464/readyz; do kill -0 $proxy; sleep 1; done
 
 loadgen replay "$trace" --rate "$rate" --url http://127.0.0.1:8080 \
   --ledger http://127.0.0.1:9464 --metadata gpu="$gpu"

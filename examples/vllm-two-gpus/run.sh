@@ -17,11 +17,11 @@ CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=$gpus \
   --tensor-parallel-size 2 \
   --enable-per-request-metrics --enable-prompt-tokens-details &
 engine=$!
-until curl -sf http://127.0.0.1:8000/health; do kill -0 $engine && sleep 1; done
+until curl -sfo /dev/null http://127.0.0.1:8000/health; do kill -0 $engine; sleep 1; done
 
 metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml --gpus "$gpus" &
 proxy=$!
-until curl -sf http://127.0.0.1:9464/readyz; do kill -0 $proxy && sleep 1; done
+until curl -sfo /dev/null http://127.0.0.1:9464/readyz; do kill -0 $proxy; sleep 1; done
 
 loadgen replay "$trace" --rate "$rate" --url http://127.0.0.1:8080 \
   --ledger http://127.0.0.1:9464 --metadata gpus="$gpus"
