@@ -141,7 +141,7 @@ def x_headers(reply: httpx.Response) -> set[str]:
     ("path", "body", "schema"),
     [
         ("/generate", ASKED, GENERATE),
-        ("/generate", {"inputs": "a"}, GENERATE),
+        ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 2}}, GENERATE),
         ("/", ASKED, [GENERATE]),
         ("/v1/chat/completions", SAID, CHAT),
         ("/v1/completions", PROMPT, FINAL),
