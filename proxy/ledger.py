@@ -135,6 +135,7 @@ class Ledger:
         self._class_tokens = np.zeros((CLASSES, 3), np.int64)
         self._policy_totals = np.zeros((len(self.policies), 2))
         self._totals = np.zeros(_ACCOUNTS + 1)
+        self._opening_joules = 0.0
         self._history = [array("d") for _ in range(2 + _ACCOUNTS)]
 
     def open(self, labels: tuple[str, ...]) -> int:
@@ -162,9 +163,14 @@ class Ledger:
         """The entry's record is written; its slot may be used again."""
         self._free.append(slot)
 
-    def begin(self, at_seconds: float) -> None:
-        """The books open here, all accounts at zero."""
+    def begin(self, at_seconds: float, measured_joules: float = 0.0) -> None:
+        """The books open here, all accounts at zero.
+
+        What was measured before, of devices that were read earlier than the last
+        one of their group, is in no account.
+        """
         if not self._history[0]:
+            self._opening_joules = measured_joules
             self._remember(at_seconds)
 
     def close(self, closing: Closing) -> None:
@@ -182,7 +188,7 @@ class Ledger:
             np.add.at(self._class_joules, self._classes[slots], posted)
             self._policy_totals += closing.policy_joules.sum(axis=1)
             self._totals[1:4] += posted.sum(axis=0)
-        self._totals[0] = closing.measured_joules
+        self._totals[0] = closing.measured_joules - self._opening_joules
         self._totals[4] += closing.idle_joules
         reason = UNATTRIBUTED_REASONS.index(closing.unattributed_reason)
         self._totals[5 + reason] += closing.unattributed_joules

@@ -134,6 +134,8 @@ class GroupCurve:
         if last is None or last <= start_seconds:
             return None
         edges = self._edges(start_seconds, last)
+        if len(edges) < 2:  # the first device has not changed since
+            return None
         reasons = self._reasons(edges)
         changes = np.flatnonzero(np.diff(reasons) != 0)
         same = int(changes[0]) + 1 if len(changes) else len(reasons)

@@ -91,10 +91,8 @@ class Settlement:
         self, entries: Iterable[Entry], log: TokenLog, now_seconds: float
     ) -> None:
         """Close every final window. `entries` are all not yet `left`, by serial."""
-        if self.settled_seconds is None and self.curve.start_seconds is not None:
-            self.settled_seconds = self.curve.start_seconds
-            self.measured_from_seconds = self.settled_seconds
-            self._ledger.begin(self.settled_seconds)
+        if self.settled_seconds is None:
+            self._begin()
         self._until_seconds = now_seconds - STRAGGLER_SECONDS
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(log, now_seconds)
@@ -135,6 +133,15 @@ class Settlement:
         for entry in unknown:
             entry.is_forced = True
         return window, among
+
+    def _begin(self) -> None:
+        """Open the books where the last device of the group was first measured."""
+        start, end = self.curve.start_seconds, self.curve.end_seconds
+        # before every device has an edge there, what they drew until then is unknown
+        if start is not None and end is not None and end >= start:
+            self.settled_seconds = self.measured_from_seconds = start
+            before = self.curve.joules_at(np.array([start]))
+            self._ledger.begin(start, float(before[0]))
 
     def _absorb(self, log: TokenLog, now_seconds: float) -> None:
         """Make steps of all reads so far: once a window, not once a beat."""

@@ -295,3 +295,21 @@ def test_memory_is_bounded_while_the_sensor_is_silent() -> None:
         meter.settle(at)
     assert len(meter._requests) < 200
     assert len(meter._settlement.steps.steps.seconds) < 600
+
+
+def test_gpus_that_are_heard_one_after_another_leave_no_residual() -> None:
+    """Counters of one host change at instants of their own."""
+    meter = Meter(MeterConfig(idle_watts=200.0))
+    for step in range(400):
+        now = step * 0.02
+        readings = [
+            # both 100 W; the second one's counter changes 60 ms after the first's
+            Reading(f"gpu{number}", joules=100.0 * (int((step - 3 * number) / 5) * 0.1))
+            for number in range(2)
+        ]
+        meter.sampled(now, readings)
+        meter.settle(now)
+    books = meter.books_at()
+    assert books.measured_joules > 1000
+    assert books.residual_joules == pytest.approx(0.0, abs=1e-6)
+    assert books.measured_joules == pytest.approx(books.idle_joules)
