@@ -29,6 +29,8 @@ from proxy.sources import as_json, describe_sources, find_sources
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 from proxy.tls_options import tls_options
 from proxy.unit import Metering, UpstreamConfig
+from proxy.upstreams_cli import upstreams
+from proxy.upstreams_file import read_config
 
 SERVE_EXAMPLES = """\b
 Examples:
@@ -73,7 +75,13 @@ def _address(
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
+def _upstream(
+    context: click.Context, option: click.Parameter, url: str | None
+) -> str | None:
+    return None if url is None else _base_url(url)
+
+
+def _base_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise click.BadParameter(
@@ -88,7 +96,7 @@ def _upstream(context: click.Context, option: click.Parameter, url: str) -> str:
 
 
 def _engine_metrics(context: click.Context, option: click.Parameter, text: str) -> str:
-    return text if text in {"auto", "none"} else _upstream(context, option, text)
+    return text if text in {"auto", "none"} else _base_url(text)
 
 
 def _powers(
@@ -96,7 +104,7 @@ def _powers(
 ) -> tuple[str, ...]:
     """Sources in order; commas separate them, and the option may be repeated."""
     found = tuple(source for text in texts for source in split_sources(text))
-    if not found:
+    if texts and not found:
         raise click.BadParameter("names no source; `none` meters no energy")
     return found
 
@@ -148,8 +156,11 @@ def _retention(context: click.Context, option: click.Parameter, text: str) -> Re
 def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
     """Every option of `serve`, in the order of its help page."""
     options = [
-        click.option("--upstream", required=True, callback=_upstream,
+        click.option("--upstream", callback=_upstream, metavar="URL",
                      help="Base URL of the engine."),
+        click.option("--config", default=None, metavar="PATH",
+                     help="Several upstreams, each with its own sensors, and any "
+                     "other option, from a TOML file; in place of --upstream."),
         click.option("--listen", default="127.0.0.1:8080", show_default=True,
                      callback=_address, help="Where clients connect."),
         click.option("--admin", default="127.0.0.1:9464", show_default=True,
@@ -157,7 +168,7 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--admin-token-file", default=None, metavar="PATH",
                      help="Secret that the admin port asks for, needed beyond "
                      f"loopback; else from {ADMIN_TOKEN_VARIABLE}."),
-        click.option("--power", required=True, multiple=True, callback=_powers,
+        click.option("--power", multiple=True, callback=_powers,
                      metavar="SOURCE[,SOURCE]",
                      help=f"Sensors: {', '.join(SOURCES)}; `sources` shows how. One "
                      "per boundary (gpu, host, node), the first is the headline."),
@@ -169,6 +180,12 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--engine-metrics", default="auto", show_default=True,
                      metavar="URL|auto|none", callback=_engine_metrics,
                      help="The engine's own gauges of who runs and who waits."),
+        click.option("--default-model", default=None, metavar="NAME",
+                     help="Of requests that name none, with several upstreams.  "
+                     "[default: the first upstream's first]"),
+        click.option("--session-header", default="x-session-id", show_default=True,
+                     metavar="NAME", help="Requests with the same value of it go to "
+                     "the same replica."),
         click.option("--policy", default="phase", show_default=True,
                      type=click.Choice(list(POLICIES)),
                      help="Headline attribution policy."),
@@ -220,8 +237,11 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
 @_serve_options
 @limit_options
 @tls_options
-def serve(announce: bool, **options: Any) -> None:
-    """Relay requests to --upstream and meter them until stopped.
+@click.pass_context
+def serve(
+    context: click.Context, /, announce: bool, config: str | None, **options: Any
+) -> None:
+    """Relay requests to --upstream, or to those of --config, and meter them.
 
     Bytes pass untouched and first; if a sensor fails, requests still flow and
     their energy is unknown, counted, never invented.
@@ -231,10 +251,16 @@ def serve(announce: bool, **options: Any) -> None:
     )
     # httpx logs every scrape of a sensor, fifty a second
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    run(_config(options), _announce if announce else _greet, until_eof=announce)
+    several: tuple[UpstreamConfig, ...] = ()
+    if config is not None:
+        several, shared = read_config(context, config)
+        options |= shared
+    run(
+        _config(options, several), _announce if announce else _greet, until_eof=announce
+    )
 
 
-def _config(options: dict[str, Any]) -> Config:
+def _config(options: dict[str, Any], several: tuple[UpstreamConfig, ...]) -> Config:
     """Options told apart: what is the upstream's, how to meter, and the rest."""
     own = {
         name: options.pop(name)
@@ -243,10 +269,16 @@ def _config(options: dict[str, Any]) -> Config:
     }
     metering = {name: options.pop(name) for name in Metering.__dataclass_fields__}
     url = options.pop("upstream")
-    upstream = UpstreamConfig(name=own["engine"], url=url, **own)
+    if not several:
+        for name, value in (("upstream", url), ("power", own["power"])):
+            if not value:
+                raise click.UsageError(
+                    f"Missing option '--{name}'; or name upstreams in a file: --config."
+                )
+        several = (UpstreamConfig(name=own["engine"], url=url, **own),)
     limits = take_limits(options)
     return Config(
-        upstreams=(upstream,), metering=Metering(**metering), limits=limits, **options
+        upstreams=several, metering=Metering(**metering), limits=limits, **options
     )
 
 
@@ -271,6 +303,7 @@ def sources(asked: tuple[str, ...], gpus: tuple[str, ...], is_json: bool) -> Non
 
 cli.add_command(meter)
 cli.add_command(calibrate)
+cli.add_command(upstreams)
 
 
 def _announce(addresses: dict[str, Any]) -> None:

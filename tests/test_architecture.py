@@ -29,7 +29,8 @@ PROXY_ORDER = [
     "energy", "attribution", "ledger", "settlement", "power", "meter", "boundaries",
     "sampler", "gauges", "sources", "sensing", "command", "store", "calibration",
     "relay", "metrics", "health", "admin_json", "admin_engines", "unit", "admin_guard",
-    "admin", "app", "limit_options", "tls_options", "cli",
+    "admin", "app", "limit_options", "tls_options", "upstreams_file",
+    "upstreams_cli", "cli",
 ]  # fmt: skip
 LOADGEN_MAY_IMPORT = ("proxy.sse", "proxy.engines")
 
