@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
+from proxy.upstreams_file import read_config
 from tests.examples import EXAMPLES, FILES, LINES, ROOT, Line
 
 OURS = [line for line in LINES if line.program in ("loadgen", "metering-proxy")]
@@ -38,6 +40,9 @@ def test_our_commands_parse_and_their_files_exist(
     for value in context.params.values():
         if isinstance(value, Path):
             assert value.exists(), value
+    if context.params.get("config"):
+        upstreams, _ = read_config(context, context.params["config"])
+        assert len(upstreams) > 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
@@ -46,7 +51,8 @@ def test_every_local_port_that_is_asked_is_listened_on(path: Path) -> None:
     listening = set()
     for line in lines:
         if line.words[:2] == ("metering-proxy", "serve"):
-            params = parsed(line).params
+            with contextlib.chdir(path.parent):
+                params = parsed(line).params
             listening |= {params["listen"][1], params["admin"][1]}
         text = " ".join(line.words)
         listening |= {int(p) for p in re.findall(r" --port (\d+)", text)}
