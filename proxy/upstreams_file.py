@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from proxy.errors import ConfigError, ProxyError
+from proxy.secret import without_user
 from proxy.sources import MEASURES, gpus_for
 from proxy.unit import UpstreamConfig
 
@@ -147,9 +148,11 @@ def _value(
         return option.process_value(context, (raw,) if option.multiple else raw)
     except click.BadParameter as error:
         reason = error.message.removesuffix(".")
-        raise ConfigError(f"{where} is {value!r}: {reason}") from None
+        shown = without_user(repr(value))
+        raise ConfigError(f"{where} is {shown}: {reason}") from None
     except ProxyError as error:
-        raise ConfigError(f"{where} is {value!r}: {error}") from None
+        shown = without_user(repr(value))
+        raise ConfigError(f"{where} is {shown}: {error}") from None
 
 
 def _check_apart(upstreams: Sequence[UpstreamConfig], path: str) -> None:

@@ -192,6 +192,31 @@ def test_a_password_in_the_configuration_is_refused_without_being_shown(
     assert "hunter-0460" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'url = "http://user:hunter-0460@h"\npower = "none"',
+        'url = "ftp://user:hunter-0460@h"\npower = "none"',
+        'url = "http://h"\npower = "redfish=https://user:hunter-0460@bmc"',
+        'url = "http://h"\npower = "none"\n'
+        'engine-metrics = "http://user:hunter-0460@h/metrics"',
+    ],
+)
+def test_a_password_in_the_file_of_upstreams_is_not_shown_either(
+    tmp_path: Path, lines: str
+) -> None:
+    config = tmp_path / "upstreams.toml"
+    config.write_text(f'[[upstream]]\nname = "a"\n{lines}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "serve", "--listen", "127.0.0.1:0", "--admin",
+         "127.0.0.1:0", "--store", "none", "--config", str(config)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "hunter-0460" not in done.stdout + done.stderr
+
+
 def test_the_password_of_a_store_is_not_told(tmp_path: Path) -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     url = "postgresql://user:hunter-0461@127.0.0.1:9/db?sslpassword=hunter-0462"
