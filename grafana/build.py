@@ -7,6 +7,7 @@ and 60 lines of JSON. A test writes them again and compares.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ JOB = 'job=~"$job",instance=~"$instance"'
 CHOSEN = 'boundary=~"$boundary"'
 """Boundaries overlap: what a node drew contains what its GPUs drew, so joules are
 never summed over them. One at a time is shown."""
+ENGINE = 'engine=~"$engine"'
+SHARED = ("servewatt_event_loop_lag_seconds",)
+"""What a proxy has once, whatever the number of its engines."""
 WIDTH = 24
 HEIGHT = 8
 STAT_HEIGHT = 4
@@ -45,6 +49,17 @@ class Row:
 
     title: str
     panels: list[Panel]
+
+
+def of_engines(query: str) -> str:
+    """The query for the chosen engines: all that is theirs has their label."""
+
+    def chosen(match: re.Match[str]) -> str:
+        name = match.group(1)
+        is_shared = name in SHARED or name.startswith("servewatt_loadgen_")
+        return match.group(0) + ("" if is_shared else f"{ENGINE},")
+
+    return re.sub(r"(servewatt_\w+)\{", chosen, query)
 
 
 def ratio(over: str, under: str) -> str:
@@ -182,7 +197,7 @@ ENERGY_ROWS = [
                 "watt",
                 "Mean power of each device between fresh readings, and loaded idle.",
                 {
-                    "{{device}}": f"servewatt_device_power_watts{{{JOB},{CHOSEN}}}",
+                    "{{engine}} {{device}}": f"servewatt_device_power_watts{{{JOB},{CHOSEN}}}",
                     "loaded idle": f"sum(servewatt_idle_power_watts{{{JOB},{CHOSEN}}})",
                 },
             ),
@@ -266,6 +281,49 @@ ENERGY_ROWS = [
                 "short",
                 "Metered requests that have not ended.",
                 {"in flight": f"sum(servewatt_requests_in_flight{{{JOB}}})"},
+            ),
+        ],
+    ),
+    Row(
+        "Engines",
+        [
+            Panel(
+                "Upstreams",
+                "none",
+                "1 while an engine can be reached; its replicas take over while not.",
+                {"{{engine}}": f"servewatt_upstream_up{{{JOB}}}"},
+                mappings=UP,
+                width=6,
+            ),
+            Panel(
+                "In flight by engine",
+                "short",
+                "Requests at each engine that have not ended.",
+                {"{{engine}}": f"servewatt_requests_in_flight{{{JOB}}}"},
+                width=6,
+            ),
+            Panel(
+                "Power by engine",
+                "watt",
+                "Settled energy of each engine's own devices.",
+                {
+                    "{{engine}}": rate_by(
+                        "servewatt_energy_joules_total", "engine", CHOSEN
+                    )
+                },
+                stacked=True,
+                width=6,
+            ),
+            Panel(
+                "Energy per request, by engine",
+                "joule",
+                "Mean over the interval, the share of idle included.",
+                {
+                    "{{engine}}": f"sum by (engine) (rate({ENERGY_SUM}"
+                    "[$__rate_interval])) / sum by (engine) "
+                    f"(rate({ENERGY_COUNT}[$__rate_interval]))"
+                },
+                width=6,
             ),
         ],
     ),
@@ -579,7 +637,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
             {
                 "refId": chr(ord("A") + index),
                 "datasource": SOURCE,
-                "expr": query,
+                "expr": of_engines(query),
                 "legendFormat": legend or "__auto",
                 "exemplar": "histogram_quantile" in query,
             }
@@ -628,6 +686,8 @@ def _variables(anchor: str, rows: list[Row]) -> list[dict[str, Any]]:
     queries = [
         q for row in rows for panel in row.panels for q in panel.queries.values()
     ]
+    if any(of_engines(query) != query for query in queries):
+        shown.append(of_label("engine", f"{{{JOB}}}"))
     if any(CHOSEN in query for query in queries):
         boundary = of_label("boundary", f"{{{JOB}}}")
         one = {"multi": False, "includeAll": False, "current": {}}

@@ -95,8 +95,10 @@ def test_promtool_accepts_rules_and_configuration() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is missing: install Debian's prometheus package")
-    for what, path in (("rules", RULES), ("config", ROOT / "grafana/prometheus.yaml")):
+    # the token's file is there only beside a proxy that made it
+    config = ["config", "--syntax-only", str(ROOT / "grafana/prometheus.yaml")]
+    for what in (["rules", str(RULES)], config):
         done = subprocess.run(
-            [promtool, "check", what, path], capture_output=True, text=True
+            [promtool, "check", *what], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 90
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 VARIABLES = {
-    "$job": ".+", "$instance": ".+", "$boundary": "gpu", "$__rate_interval": "1m",
+    "$job": ".+", "$instance": ".+", "$boundary": "gpu", "$engine": ".+",
+    "$__rate_interval": "1m",
 }  # fmt: skip
 TOKEN = "admin-token"
 HAPPENS_ONLY_IN_TROUBLE = ("servewatt_unattributed_energy_joules_total",)
