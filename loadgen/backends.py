@@ -143,12 +143,14 @@ def write_request(
     request_id: str,
     kind: str,
     output_tokens: int | None,
+    session_id: str | None = None,
 ) -> bytes:
     """The bytes of one request, head and body, ready for the socket.
 
     `messages` is the whole chat as role and content; servers that take one
     text get the contents joined. `output_tokens` is the length asked for, or
-    None to let the model end by itself.
+    None to let the model end by itself. `session_id` keeps the turns of a
+    conversation on one of several replicas.
     """
     backend = BACKENDS[target.backend]
     if options.output_tokens is not None:
@@ -161,8 +163,9 @@ def write_request(
             body[key] = value
     content = _encode_json(body)
     head = {
-        "x-request-id": quote(request_id, safe=_VISIBLE_ASCII),
+        "x-request-id": _visible(request_id),
         "x-servewatt-kind": kind,
+        **({} if session_id is None else {"x-session-id": _visible(session_id)}),
         "accept": "text/event-stream",
         "content-type": "application/json",
     }
@@ -173,6 +176,11 @@ def write_get(target: Target, path: str) -> bytes:
     """A GET of `path` below the target's base, with the same credentials."""
     path = target.base_path.removesuffix("/v1") + path
     return _write_head("GET", target, path, {"accept": "application/json"}, None)
+
+
+def _visible(text: str) -> str:
+    """A text as a header may carry it."""
+    return quote(text, safe=_VISIBLE_ASCII)
 
 
 def _write_head(

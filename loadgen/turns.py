@@ -83,6 +83,9 @@ class _Turn:
     ) -> None:
         self._run = run
         self._session_id = session.session_id
+        # One request alone has no reason to wait for a certain replica.
+        is_shared = len(session.turns) > 1
+        self._shared_session = session.session_id if is_shared else None
         self._number = number
         self._turn = session.turns[number]
         self._planned_seconds = planned_seconds
@@ -135,6 +138,7 @@ class _Turn:
             request_id=turn.request_id,
             kind=turn.kind,
             output_tokens=turn.output_tokens,
+            session_id=self._shared_session,
         )
         return messages, request
 

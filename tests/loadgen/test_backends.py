@@ -60,6 +60,15 @@ def test_every_request_says_who_it_is_and_wants_no_compression(backend: str) -> 
     assert "authorization" not in headers
 
 
+def test_the_turns_of_a_conversation_name_it() -> None:
+    raw = write_request(
+        Target(URL, "vllm"), RequestOptions(), HELLO, request_id="r", kind="code",
+        output_tokens=1, session_id="talk 7\r\n",
+    )  # fmt: skip
+    assert b"\r\nx-session-id: talk%207%0D%0A\r\n" in raw
+    assert "x-session-id" not in written(Target(URL, "vllm"))[1]
+
+
 def test_vllm_is_made_to_generate_the_traces_length_and_to_count() -> None:
     body = written(Target(URL, "vllm", model="m"))[2]
     assert body == {

@@ -173,6 +173,7 @@ def test_turns_go_in_order_with_the_replies_they_got(tmp_path: Path) -> None:
         for request in done.server.requests
     ]
     assert contents == [["r1"], ["r1", "one two", "r2"]]
+    assert [r.one("x-session-id") for r in done.server.requests] == ["s", "s"]
     first, second = done.results
     assert second.planned_seconds == first.finished_seconds
     assert (first.connection_reused, second.connection_reused) == (False, True)
