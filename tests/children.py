@@ -37,8 +37,16 @@ def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
         process.stdout.close()
 
 
+def get(url: str) -> httpx.Response:
+    """One request, without loading certificates each time as `httpx.get` does."""
+    with httpx.Client(
+        verify=False, trust_env=False, timeout=PATIENCE_SECONDS
+    ) as client:
+        return client.get(url)
+
+
 def is_ready(admin: str) -> bool:
-    return httpx.get(f"{admin}/readyz").status_code == 200
+    return get(f"{admin}/readyz").status_code == 200
 
 
 def wait_for(claim: Callable[[], object]) -> Any:
@@ -52,6 +60,6 @@ def wait_for(claim: Callable[[], object]) -> Any:
 
 def record_of(admin: str, request_id: str) -> dict[str, Any]:
     url = f"{admin}/requests/{request_id}"
-    wait_for(lambda: httpx.get(url).status_code == 200)
-    record: dict[str, Any] = httpx.get(url).json()
+    wait_for(lambda: get(url).status_code == 200)
+    record: dict[str, Any] = get(url).json()
     return record

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.engines.vllm_server import Metered, metered, running_vllm
 
 ROOT = Path(__file__).parents[2]
 HOW = "no real engine: export SERVEWATT_ENGINES=$(.ci/engines), then pytest -m {mark}"
@@ -35,3 +38,39 @@ def tiny_model(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def talkative(
+    engines: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Metered]:
+    """A vLLM that tells what it can about each request, metered."""
+    folder = tmp_path_factory.mktemp("talkative")
+    flags = (
+        "--enable-per-request-metrics",
+        "--enable-prompt-tokens-details",
+        "--enable-request-id-headers",
+    )
+    with (
+        running_vllm(engines, tiny_model, folder, *flags) as vllm,
+        metered(vllm, folder) as served,
+    ):
+        yield served
+
+
+@pytest.fixture(scope="session")
+def terse(
+    engines: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Metered]:
+    """A vLLM that tells nothing, runs two at once, and lets four wait; metered."""
+    folder = tmp_path_factory.mktemp("terse")
+    flags = (
+        "--no-enable-prefix-caching",
+        # the second limit counts those that run, too
+        *("--max-num-seqs", "2", "--max-num-queued-reqs", "6"),
+    )
+    with (
+        running_vllm(engines, tiny_model, folder, *flags) as vllm,
+        metered(vllm, folder) as served,
+    ):
+        yield served

@@ -28,7 +28,7 @@ from loadgen.prompts import WORDS
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 VOCABULARY_SIZE = 4096
-MAX_TOKENS = 8192
+MAX_TOKENS = 65_536
 HIDDEN_SIZE = 64
 HEADS = 2
 PAD, BEGIN, END, TURN_END = "<|pad|>", "<|begin|>", "<|end|>", "<|turn_end|>"
