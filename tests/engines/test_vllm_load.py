@@ -108,7 +108,8 @@ def replay(served: Metered, folder: Path, seed: int) -> list[dict[str, Any]]:
 
 
 def prefill_joules(rows: list[dict[str, Any]]) -> float:
-    return sum(row["energy"]["prefill_joules"] for row in rows)
+    joules: float = sum(row["energy"]["prefill_joules"] for row in rows)
+    return joules
 
 
 def test_a_cached_history_costs_less_prefill(

@@ -29,6 +29,9 @@ OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
+    # else every server on this machine is pinned to the same core
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
 }
 FLAGS = (
     "--served-model-name", MODEL, "--host", "127.0.0.1", "--dtype", "bfloat16",
