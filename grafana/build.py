@@ -197,7 +197,9 @@ ENERGY_ROWS = [
                 "watt",
                 "Mean power of each device between fresh readings, and loaded idle.",
                 {
-                    "{{engine}} {{device}}": f"servewatt_device_power_watts{{{JOB},{CHOSEN}}}",
+                    "{{engine}} {{device}}": (
+                        f"servewatt_device_power_watts{{{JOB},{CHOSEN}}}"
+                    ),
                     "loaded idle": f"sum(servewatt_idle_power_watts{{{JOB},{CHOSEN}}})",
                 },
             ),

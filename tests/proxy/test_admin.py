@@ -17,7 +17,7 @@ from aiohttp import web
 from sqlalchemy import make_url
 
 from proxy.admin import AdminSources, admin_app
-from proxy.admin_engines import EngineSources
+from proxy.admin_engines import EngineSources, engine_books, fleet_books
 from proxy.boundaries import Boundaries
 from proxy.meter import MeterConfig
 from proxy.sampler import SamplerStats
@@ -287,3 +287,48 @@ def test_every_boundary_has_its_books_and_a_share_of_the_whole() -> None:
         assert info["sensors"]["node"]["up"]
 
     ask(visit, boundaries=around, stats=SamplerStats(is_up=True))
+
+
+def test_the_books_of_several_engines_are_a_sum_or_unknown() -> None:
+    known, _ = metered()
+    other, _ = metered()
+    none = Boundaries({"none": MeterConfig(has_sensor=False)})
+
+    async def answers() -> None:
+        return None
+
+    def source(name: str, boundaries: Boundaries, *, is_up: bool) -> EngineSources:
+        boundary, stats = boundaries.headline, SamplerStats(is_up=is_up)
+
+        def measured() -> list[Measured]:
+            state = boundaries.state_of(boundary)
+            return [Measured(boundary, "nvml", state, stats if is_up else None)]
+
+        return EngineSources(name, boundaries, measured, answers)
+
+    def summed(*engines: EngineSources) -> dict[str, Any]:
+        return fleet_books(
+            {
+                engine.name: engine_books(
+                    engine, None, unix_offset_seconds=0.0, sample_interval_seconds=0.02
+                )
+                for engine in engines
+            }
+        )
+
+    one, two = source("one", known, is_up=True), source("two", other, is_up=True)
+    both = summed(one, two)
+    alone = both["engines"]["one"]
+    assert both["measured_joules"] == pytest.approx(2 * alone["measured_joules"])
+    assert both["attributed_joules"]["decode"] == pytest.approx(
+        2 * alone["attributed_joules"]["decode"]
+    )
+    assert both["residual_joules"] == pytest.approx(0.0, abs=1e-3)
+    assert both["boundaries"]["gpu"]["idle_joules"] == both["idle_joules"]
+    assert set(both["device_watts"]) == {"one/gpu0", "two/gpu0"}
+    dark = summed(one, source("dark", none, is_up=False))
+    assert dark["engines"]["one"]["measured_joules"] > 0
+    assert dark["measured_joules"] is None
+    assert dark["attributed_joules"] is None
+    assert dark["boundaries"] == {}
+    assert dark["boundary"] == "gpu, none"

@@ -156,6 +156,26 @@ def test_a_replica_nobody_can_reach_is_routed_around(loop: str) -> None:
     run(loop, test)
 
 
+def test_a_replica_whose_tls_does_not_hold_is_routed_around(loop: str) -> None:
+    async def test() -> None:
+        async with (
+            ScriptedServer(answering) as plain,
+            fleet({"tls": None, "live": answering}) as bench,
+        ):
+            where = RelayConfig(plain.url.replace("http:", "https:"))
+            lane, meter = bench.lanes["tls"], bench.meters["tls"]
+            fresh = open_lane("tls", where, meter, lane.engine, time.monotonic)
+            lane.pool = fresh.pool
+            client = await bench.client()
+            await client.send(request_bytes(body=CHAT))
+            assert (await client.reply()).status == 200
+            assert not lane.is_up
+            assert bench.told() == {"tls": 0, "live": 1}
+            assert plain.requests == []
+
+    run(loop, test)
+
+
 def test_the_record_keeps_the_instant_of_arrival(loop: str) -> None:
     async def test() -> None:
         async with fleet({"dead": None, "live": answering}) as bench:
