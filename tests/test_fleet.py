@@ -151,10 +151,11 @@ def accounts(books: dict[str, Any]) -> float:
     )
 
 
-def replay(three: Fleet, folder: Path, model: str, requests: int) -> dict[str, Any]:
+def replay(
+    three: Fleet, folder: Path, model: str, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """A run of `loadgen replay` through the proxy; its summary."""
     trace = folder / "small.jsonl"
-    rows = [{"input_length": 100, "output_length": 20, "kind": "code"}] * requests
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = subprocess.run(
         [sys.executable, "-m", "loadgen", "replay", trace, "--rate", "10",
@@ -171,7 +172,8 @@ def replay(three: Fleet, folder: Path, model: str, requests: int) -> dict[str, A
 def test_each_engine_has_its_ledger_and_the_sum_is_theirs(
     three: Fleet, tmp_path: Path
 ) -> None:
-    summary = replay(three, tmp_path, SMALL, 24)
+    rows = [{"input_length": 100, "output_length": 20, "kind": "code"}] * 24
+    summary = replay(three, tmp_path, SMALL, rows)
     assert (summary["completed"], summary["failed"]) == (24, 0)
     books = three.get("/books")
     assert set(books["engines"]) == {"small-a", "small-b", "large"}
@@ -208,6 +210,24 @@ def test_a_session_stays_with_its_replica(three: Fleet) -> None:
             headers = {"x-request-id": request_id, "x-session-id": session}
             assert three.ask(headers).status_code == 200
         assert len({three.engine_of(request_id) for request_id in ids}) == 1
+
+
+def test_a_replayed_conversation_stays_with_its_replica(
+    three: Fleet, tmp_path: Path
+) -> None:
+    rows = [
+        {"input_length": 30, "output_length": 5, "session_id": f"s{n}", "turn": turn}
+        for n in range(6)
+        for turn in range(1, 4)
+    ]
+    assert replay(three, tmp_path, SMALL, rows)["completed"] == 18
+    lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
+    taken: dict[str, set[str]] = {}
+    for line in map(json.loads, lines):
+        engines = taken.setdefault(line["session_id"], set())
+        engines.add(three.engine_of(line["request_id"]))
+    assert {len(engines) for engines in taken.values()} == {1}
+    assert len(set.union(*taken.values())) == 2
 
 
 def test_the_models_of_all_are_listed_and_others_refused(three: Fleet) -> None:
