@@ -50,6 +50,8 @@ def talkative(
         "--enable-per-request-metrics",
         "--enable-prompt-tokens-details",
         "--enable-request-id-headers",
+        # a request that names a tool gets its call
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     )
     with (
         running_vllm(engines, tiny_model, folder, *flags) as vllm,
