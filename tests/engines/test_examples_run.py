@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.children import child
-from tests.engines.transformers_server import free_port
+from tests.engines.vllm_server import free_port
 from tests.test_end_to_end import records, summary_of, write_trace
 
 ROOT = Path(__file__).parents[2]

@@ -6,20 +6,15 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from tests.children import child, is_ready, wait_for
+from tests.engines.cpu_power import cpu_seconds, power_of
+from tests.engines.vllm_server import STOP_SECONDS, Vllm, free_port, wait_until_healthy
 
-START_SECONDS = 180
-"""Takes 5 to 10 s; a busy machine gets more."""
-STOP_SECONDS = 30
 BATCHING = (
     "--continuous-batching", "--cb-block-size", "128", "--cb-num-blocks", "512",
     "--cb-max-batch-tokens", "2048",
@@ -37,11 +32,11 @@ class Serving:
     """The proxy's serving port."""
     admin: str
     power: str
-    """A `--power` argument: the readings of a SIMULATED GPU that is always idle."""
+    """The `--power` argument that meters this server's CPU time, as SIMULATED."""
 
     def cpu_seconds(self) -> float:
         """CPU time the server has used so far, all threads."""
-        return time.clock_gettime((~self.process.pid << 3) | 2)
+        return cpu_seconds(self.process.pid)
 
 
 def curt_model(model: Path, folder: Path) -> Path:
@@ -78,15 +73,14 @@ def serving(bin: Path, model: Path, folder: Path, *flags: str) -> Iterator[Servi
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_healthy(url, process, log_path)
+        wait_until_healthy(Vllm(url, process.pid, log_path), process)
         with (
-            child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=folder) as gpu,
-            metered(url, f"dcgm={gpu['power_url']}", folder) as proxy,
+            power_of(process.pid) as power,
+            metered(url, power, folder) as proxy,
         ):
             yield Serving(
-                url, str(model), process, proxy["url"], proxy["admin_url"],
-                f"dcgm={gpu['power_url']}",
-            )  # fmt: skip
+                url, str(model), process, proxy["url"], proxy["admin_url"], power
+            )
     finally:
         process.terminate()
         try:
@@ -106,25 +100,3 @@ def metered(upstream: str, power: str, folder: Path) -> Iterator[dict[str, str]]
     ) as proxy:  # fmt: skip
         wait_for(lambda: is_ready(proxy["admin_url"]))
         yield proxy
-
-
-def wait_until_healthy(
-    url: str, process: subprocess.Popen[bytes], log_path: Path
-) -> None:
-    """Raises AssertionError with the end of the log when it does not come up."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health").status_code == 200:
-                return
-        is_over = process.poll() is not None or time.monotonic() > deadline
-        assert not is_over, log_path.read_text(errors="replace")[-3000:]
-        time.sleep(0.2)
-
-
-def free_port() -> int:
-    """A port nobody listens on now; the server takes a number, not a socket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
