@@ -103,7 +103,7 @@ class HealthWatch:
         self._slow += 1
         if is_sure or self._slow >= MOST_SLOW:
             if lane.is_up:
-                log.warning("%s; nothing new goes there until it answers", reason)
+                log.warning("%s; asked again every %g s", reason, LOOK_SECONDS)
             lane.mark_down(reason)
         return reason
 

@@ -35,7 +35,7 @@ def refusal_bytes(
     refusal: Refusal, request_id: bytes, *, closes: bool, has_body: bool = True
 ) -> bytes:
     """The whole reply; `has_body` is false for HEAD."""
-    is_upstreams = refusal.status in (502, 503, 504)
+    is_upstreams = refusal.code.startswith(("upstream_", "models_"))
     kind = "upstream_error" if is_upstreams else "invalid_request_error"
     error = {"message": refusal.message, "type": kind, "code": refusal.code}
     body = msgspec.json.encode({"error": error})

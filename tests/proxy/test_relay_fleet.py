@@ -208,6 +208,7 @@ def test_a_request_nobody_can_take_has_one_record_and_then_a_time_to_retry(
             reply = await client.reply()
             assert reply.status == 503
             assert reply.one("retry-after") == "2"
+            assert reply.json()["error"]["type"] == "upstream_error"
             assert reply.json()["error"]["message"] == (
                 "no upstream for model 'tiny' takes requests now: "
                 "one is down, two is down"
