@@ -16,7 +16,8 @@ import pytest
 from tests.children import child, is_ready, record_of, wait_for
 
 MODEL = "simulated-llama-3.1-8b"
-SECONDS = 0.02  # a scheduler of two busy cores in between
+NEAR_SECONDS = 0.25  # between two processes, on a machine as busy as it likes
+SAME_SECONDS = 0.002  # what the engine measured itself
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,11 @@ def chat(words: int, tokens: int, **more: Any) -> dict[str, Any]:
 
 
 def assert_as_the_engine_says(record: dict[str, Any], truth: dict[str, Any]) -> None:
-    for name in ("scheduled_unix_seconds", "first_token_unix_seconds"):
-        assert record[name] == pytest.approx(truth[name], abs=SECONDS)
+    names = ("scheduled_unix_seconds", "first_token_unix_seconds")
+    for name in names:
+        assert record[name] == pytest.approx(truth[name], abs=NEAR_SECONDS)
+    prefill, known = (side[names[1]] - side[names[0]] for side in (record, truth))
+    assert prefill == pytest.approx(known, abs=SAME_SECONDS)
 
 
 def test_a_plain_stream_is_exact_by_the_usage_event_the_relay_asked_for(
@@ -134,10 +138,11 @@ def test_traffic_past_the_proxy_is_nobodys_here(vllm: Stack) -> None:
     url = f"{vllm.engine}/v1/chat/completions"
     past = threading.Thread(
         target=httpx.post, args=(url,),
-        kwargs={"json": chat(50, 450), "timeout": 60},
+        kwargs={"json": chat(50, 900), "timeout": 60},
     )  # fmt: skip
     past.start()
-    vllm.post("/v1/chat/completions", chat(60, 300, stream=True), "beside")
+    # several scrapes long: what comes before the first is not known to be shared
+    vllm.post("/v1/chat/completions", chat(60, 750, stream=True), "beside")
     past.join()
     record = record_of(vllm.admin, "beside")
     truth = vllm.truth("beside")
@@ -169,7 +174,7 @@ def test_tgis_headers_place_a_whole_reply(tgi: Stack) -> None:
     assert record["prompt_tokens"] == 500
     truth = tgi.truth("headers")
     assert record["scheduled_unix_seconds"] == pytest.approx(
-        truth["scheduled_unix_seconds"], abs=SECONDS
+        truth["scheduled_unix_seconds"], abs=NEAR_SECONDS
     )
 
 

@@ -162,7 +162,9 @@ def test_a_replica_whose_tls_does_not_hold_is_routed_around(loop: str) -> None:
             ScriptedServer(answering) as plain,
             fleet({"tls": None, "live": answering}) as bench,
         ):
-            where = RelayConfig(plain.url.replace("http:", "https:"))
+            where = RelayConfig(
+                plain.url.replace("http:", "https:"), connect_timeout_seconds=0.5
+            )
             lane, meter = bench.lanes["tls"], bench.meters["tls"]
             fresh = open_lane("tls", where, meter, lane.engine, time.monotonic)
             lane.pool = fresh.pool
