@@ -12,7 +12,7 @@ from rich.text import Text
 from loadgen.report import quantities as say
 from loadgen.report import words
 from loadgen.report.schema import Summary
-from loadgen.report.table import SIMULATED, STATUS_STYLES
+from loadgen.report.table import STATUS_STYLES
 
 Row = tuple[str, Callable[[Summary], str]]
 
@@ -116,6 +116,6 @@ def render(runs: Sequence[tuple[str, Summary]]) -> RenderableType:
     note = words.comparison_note([summary for _, summary in runs])
     if note:
         parts.append(Text(note, style="bold"))
-    if any(summary.simulated for _, summary in runs):
-        parts.append(Text(SIMULATED, style="bold magenta"))
+    kinds = {words.simulation(summary) for _, summary in runs if summary.simulated}
+    parts += [Text(kind, style="bold magenta") for kind in sorted(kinds)]
     return Group(*parts)

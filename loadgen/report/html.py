@@ -71,6 +71,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         help=HELP,
         latency_rows=LATENCY_ROWS,
         energy_rows=ENERGY_ROWS,
+        simulation=words.simulation(summary) if summary.simulated else "",
         accounts=list(words.accounts(summary.energy)),
         boundaries=list(words.boundary_rows(summary.energy)),
         idle=words.idle_text(summary.energy),

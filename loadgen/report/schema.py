@@ -239,6 +239,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     servewatt: str = "summary/1"
     simulated: bool
+    """The engine, the sensor or both."""
+    simulated_engine: bool = False
     verdict: Verdict
     trace: str | None
     trace_format: str | None

@@ -71,6 +71,7 @@ def summarise(
     tokens = tally.output_tokens
     return Summary(
         simulated=info.simulated or energy.simulated,
+        simulated_engine=info.simulated,
         verdict=judge(_facts(tally, info, header, energy)),
         trace=header.trace if header else None,
         trace_format=header.trace_format if header else None,

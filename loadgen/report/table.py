@@ -22,9 +22,6 @@ LATENCIES = (
     ("e2el", "E2E", "last token after the send"),
 )
 STATUS_STYLES = {"valid": "bold green", "degraded": "bold yellow"}
-SIMULATED = (
-    "SIMULATED: engine, GPU and joules come from a model, not from a machine you own"
-)
 WIDTH = 98
 
 
@@ -32,7 +29,7 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     """The whole table of one run."""
     parts: list[RenderableType] = [Text()]
     if summary.simulated:
-        parts.append(Text(SIMULATED, style="bold magenta"))
+        parts.append(Text(words.simulation(summary), style="bold magenta"))
     parts += _verdict(summary)
     if words.headline(summary):
         parts.append(Text(words.headline(summary), style="bold"))

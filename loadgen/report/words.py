@@ -14,6 +14,19 @@ _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
 
 
+def simulation(summary: Summary) -> str:
+    """Which part of a simulated run is not real."""
+    if summary.simulated_engine:
+        return (
+            "SIMULATED: engine, GPU and joules come from a model, not from a machine "
+            "you own"
+        )
+    return (
+        "SIMULATED: the sensor says that its joules come from a model, not from a "
+        "machine"
+    )
+
+
 class Account(NamedTuple):
     """One line of the books, and what it means."""
 

@@ -113,6 +113,13 @@ def test_the_table_tells_the_whole_story_in_a_hundred_columns(tmp_path: Path) ->
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
 
 
+def test_what_is_simulated_is_told_apart(tmp_path: Path) -> None:
+    sensor = metered_run(tmp_path)
+    assert "the sensor says" in printed(table.render(sensor))
+    both = msgspec.structs.replace(sensor, simulated_engine=True)
+    assert "engine, GPU and joules come from a model" in printed(table.render(both))
+
+
 def test_the_table_of_an_unmetered_run_says_why_there_are_no_joules(
     tmp_path: Path,
 ) -> None:
