@@ -252,9 +252,12 @@ class Settlement:
         """Whether all that the request did in the window is known by now."""
         timeline, until_seconds = entry.timeline, self._until_seconds
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
-        end_seconds, pauses = window.end_seconds, timeline.pauses
-        if any(stop < end_seconds and go > until_seconds for stop, go, _ in pauses):
-            return False
+        end_seconds = window.end_seconds
+        for stop, go, _ in reversed(timeline.pauses):  # in order of time
+            if go <= until_seconds:
+                break
+            if stop < end_seconds:
+                return False
         closed = timeline.closed_seconds
         if closed is not None:
             if timeline.may_run_on and closed < end_seconds:

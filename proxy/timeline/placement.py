@@ -9,6 +9,7 @@ and never before it arrived, nor into a step already under way on arrival.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -228,21 +229,24 @@ class PromptPlacement:
 def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Job]:
     """Pauses whose steps are known and in which others took several; all are ticked
     off, as with long steps every token is a pause."""
-    pauses = [(request, pause) for request in requests for pause in request.pauses]
+    pauses: list[tuple[RequestTimeline, Pause]] = []
+    for request in requests:
+        # in order of time: those that begin later are not touched
+        due = bisect_left(request.pauses, (seen.end_seconds,))
+        if due:
+            pauses += [(request, pause) for pause in request.pauses[:due]]
+            del request.pauses[:due]
     if not pauses:
         return []
     bounds = np.array([pause[:2] for _, pause in pauses])
     ends = seen.steps.end_seconds
     first = np.searchsorted(ends, bounds[:, 0], side="right")
     last = np.searchsorted(ends, bounds[:, 1], side="left")
-    is_due = (bounds[:, 0] < seen.end_seconds) & (last < len(seen.starts))
+    is_due = last < len(seen.starts)
     is_long = is_due & (last - first >= MISSED_STEPS)
-    for request in requests:
-        if request.pauses:
-            request.pauses = []
-    for place in np.flatnonzero(~is_due).tolist():
+    for place in np.flatnonzero(~is_due).tolist()[::-1]:
         request, pause = pauses[place]
-        request.pauses.append(pause)
+        request.pauses.insert(0, pause)
     return [
         _Job(pause[1], request.arrived_seconds, request, pause)
         for request, pause in (pauses[place] for place in np.flatnonzero(is_long))

@@ -43,6 +43,9 @@ class TokenLog:
 
 PAUSE_SECONDS = 0.05
 """Longer between two tokens: look whether others went on meanwhile."""
+UNUSUAL_GAPS = 3.0
+"""So many times a request's mean gap until then: slow streams do not pause at each
+token, though others go on meanwhile (several engines behind one address)."""
 
 
 class RequestTimeline:
@@ -117,9 +120,17 @@ class RequestTimeline:
             elif at_seconds > last:
                 self.last_token_seconds = at_seconds
                 if at_seconds - last > PAUSE_SECONDS and tokens <= 1.0:
-                    self.pauses.append((last, at_seconds, before))
+                    self._maybe_pause(last, at_seconds, before)
             elif self.pauses and self.pauses[-1][1] == at_seconds:
                 del self.pauses[-1]  # several tokens came at once: they were hidden
+
+    def _maybe_pause(self, last_seconds: float, at_seconds: float, had: float) -> None:
+        """Note a gap that is long beside those before it; `had` tokens came before."""
+        assert self.first_token_seconds is not None
+        spent_seconds = last_seconds - self.first_token_seconds
+        gap_seconds = at_seconds - last_seconds
+        if gap_seconds * (had - 1.0) >= UNUSUAL_GAPS * spent_seconds:
+            self.pauses.append((last_seconds, at_seconds, had))
 
     def _read_facts(self, update: Update, pending: float) -> float:
         """Take usage and phase times; the tokens this event adds to its read."""

@@ -16,11 +16,17 @@ from proxy.timeline.request import TokenLog
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 STEP_GAP_SECONDS = 0.002
 """A longer pause between two stamps ends a step: a proxy passes on a batch's
 reads within 0.1 ms of each other, steps of 8B-class models take 5 ms and more.
 Faster steps run together, and then count as often as a request was read in them."""
+
+LONGEST_SECONDS = 0.1
+"""A cluster that lasts longer is no step: its streams follow no common one (many of
+them, or several engines behind one address). It is cut at multiples of this, else it
+would never end, and no window in it."""
 
 GRID_SECONDS = 0.02
 TICK_SECONDS = 1e-6
@@ -121,13 +127,29 @@ Rows = tuple[FloatArray, IntArray, FloatArray, FloatArray]
 
 
 def cluster(rows: Rows, *, floor_seconds: float) -> Steps:
-    """Steps of reads sorted by stamp: a pause longer than the gap ends one."""
+    """Steps of reads sorted by stamp: a pause longer than the gap ends one.
+
+    `floor_seconds` is the end of the step before; if that is within the gap, the
+    first cluster goes on from one that was cut.
+    """
     seconds, serials, tokens, before = rows
     is_new = np.diff(seconds) > STEP_GAP_SECONDS
+    is_new |= _cuts(seconds, is_new, seconds[0] - floor_seconds <= STEP_GAP_SECONDS)
     first_row = np.concatenate(([0], np.flatnonzero(is_new) + 1, [len(seconds)]))
     end = seconds[first_row[1:] - 1]
     floor = np.concatenate(([floor_seconds], end[:-1]))
     return Steps(floor, end, first_row, seconds, serials, tokens, before)
+
+
+def _cuts(seconds: FloatArray, is_new: BoolArray, goes_on: bool) -> BoolArray:
+    """Where clusters that last too long are cut, shape (rows - 1,)."""
+    cluster_of_row = np.concatenate(([0], np.cumsum(is_new)))
+    first = np.flatnonzero(np.concatenate(([True], is_new)))
+    last = np.append(first[1:], len(seconds)) - 1
+    is_long = seconds[last] - seconds[first] > LONGEST_SECONDS
+    is_long[0] |= goes_on
+    is_next_cell = np.diff(np.floor(seconds / LONGEST_SECONDS)) > 0
+    return np.asarray(is_next_cell & is_long[cluster_of_row[1:]])
 
 
 def _sorted_rows(log: TokenLog, until_seconds: float) -> Rows:

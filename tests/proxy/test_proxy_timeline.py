@@ -12,7 +12,7 @@ from proxy.timeline.activity import Activity, activity_between
 from proxy.timeline.placement import PromptPlacement, Seen, step_starts
 from proxy.timeline.population import busy_seconds_until, population
 from proxy.timeline.request import RequestTimeline, TokenLog
-from proxy.timeline.steps import StepBook
+from proxy.timeline.steps import LONGEST_SECONDS, StepBook
 
 
 def streamed(
@@ -140,6 +140,29 @@ def test_reads_too_young_stay_in_the_log() -> None:
     assert list(log.seconds) == [2.0]
 
 
+@given(
+    gaps=st.lists(st.floats(0.0001, 0.0019), min_size=100, max_size=400),
+    parts=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+)
+def test_streams_without_a_common_step_are_cut_however_the_reads_came_in(
+    gaps: list[float], parts: list[int]
+) -> None:
+    stamps = np.cumsum(gaps)
+    rows = [(float(at), number) for number, at in enumerate(stamps)]
+    whole, pieces = StepBook(), StepBook()
+    whole.absorb(log_of(rows), 100.0)
+    left = list(rows)
+    for size in itertools.cycle(parts):
+        pieces.absorb(log_of(left[:size]), 100.0)
+        left = left[size:]
+        if not left:
+            break
+    assert whole.steps.end_seconds.tolist() == pieces.steps.end_seconds.tolist()
+    assert whole.steps.first_row.tolist() == pieces.steps.first_row.tolist()
+    first = whole.steps.seconds[whole.steps.first_row[:-1]]
+    assert (whole.steps.end_seconds - first).max() <= LONGEST_SECONDS
+
+
 def test_forgotten_steps_still_bound_the_next_one() -> None:
     book = StepBook()
     book.absorb(log_of([(1.0, 1), (1.1, 1), (1.2, 1)]), 9.0)
@@ -256,6 +279,15 @@ def test_a_pause_while_others_decode_is_a_preemption() -> None:
     assert 0.7 < ended < 0.80
     did = work(scene([(0.0, 50, others), (0.05, 800, paused)])[0], book, 0.0, 2.0)
     assert did.prefill_tokens[1] == pytest.approx(800 + 803)
+
+
+def test_a_stream_that_is_always_slow_does_not_pause() -> None:
+    request, log = streamed(), TokenLog()
+    for number in range(20):
+        request.receive(0.2 * number, [token()], log)
+    request.receive(5.0, [token()], log)
+    # the first gap has nothing to be compared with
+    assert [stop for stop, *_ in request.pauses] == pytest.approx([0.0, 3.8])
 
 
 def test_a_pause_that_ends_with_several_tokens_hid_them() -> None:
