@@ -395,9 +395,11 @@ def memory(
     that end before they are warm have no trend.
     """
     by_minute = {int(at // 60): kib / 1024 for at, kib in resident}
-    flat = [x for x in resident if WARM_SECONDS <= x[0] <= scale.seconds]
+    # a thousand failures at once are held by other objects: warm up again after them
+    warm_seconds = WARM_SECONDS + (scale.seconds / 2 if scale.has_faults else 0.0)
+    flat = [x for x in resident if warm_seconds <= x[0] <= scale.seconds]
     trend = None
-    if scale.seconds >= 2 * WARM_SECONDS:
+    if scale.seconds >= warm_seconds + WARM_SECONDS:
         at, kib = np.array(flat, dtype=float).T
         trend = round(float(np.polyfit(at / 60, kib / 1024, 1)[0]), 3)
     return [round(mib, 1) for mib in by_minute.values()], trend
