@@ -83,6 +83,11 @@ def _ask(method: str, url: str, token_file: str | None) -> dict[str, Any]:
         with admin_call(token_file) as client:
             reply = client.request(method, url)
             body: dict[str, Any] = reply.json()
+    except httpx.ConnectError:
+        raise ProxyError(
+            f"{url}: nobody answers there; is `metering-proxy serve` running, "
+            "and is this its --admin address?"
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ProxyError(f"{url}: {error or type(error).__name__}") from None
     if reply.status_code != 200:
