@@ -27,25 +27,25 @@ from pathlib import Path
 
 import numpy as np
 
-from loadgen.simulator.config import EngineConfig
-from loadgen.simulator.driver import Trace, simulate
-from loadgen.simulator.power import PowerCurve
-from loadgen.simulator.presets import GPUS, MODELS, PRESETS
-from loadgen.simulator.roofline import roofline
-from loadgen.simulator.scheduler import SimRequest
-from loadgen.simulator.sensor import GpuSensor, SensorConfig
-from proxy.attribution import (
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.driver import Trace, simulate
+from loadgen.simulator.core.power import PowerCurve
+from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
+from loadgen.simulator.core.roofline import roofline
+from loadgen.simulator.core.scheduler import SimRequest
+from loadgen.simulator.core.sensor import GpuSensor, SensorConfig
+from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
+from proxy.meter.attribution.fit import Sums
+from proxy.meter.attribution.policies import (
     POLICIES,
     CostModel,
     Policy,
     by_calibration,
     by_phase,
 )
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
-from proxy.settlement.calibration import Sums
 
 # Input and output tokens as (mean, median): Azure traces, arXiv 2504.17674 Table 1, 2.
 LENGTHS = {

@@ -31,13 +31,13 @@ from typing import Any, cast
 import numpy as np
 import uvloop
 
-from loadgen.backends import RequestOptions, Target
-from loadgen.clock import SystemClock
-from loadgen.plan import PlannedSession, PlannedTurn
-from loadgen.progress import Progress
-from loadgen.recorder import Recorder, read_results
-from loadgen.replay import RunStats, replay
-from loadgen.results import Result
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.plan.plan import PlannedSession, PlannedTurn
+from loadgen.replay.clock import SystemClock
+from loadgen.replay.replay import RunStats, replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder, read_results
+from loadgen.results.results import Result
 
 REFERENCE_VLLM_US = 14.0  # measured elsewhere, on an idle 2-vCPU AMD EPYC VM
 TARGET_LAG_P99_MS = 5.0

@@ -43,11 +43,11 @@ from benchmarks.gpu_findings import (
     sensor_of,
     with_section,
 )
-from loadgen.stack import Stack
-from proxy.attribution import POLICIES
+from loadgen.run.stack import Stack
 from proxy.errors import ProxyError
-from proxy.power import source_opener
+from proxy.meter.attribution.policies import POLICIES
 from proxy.power.reading import EnergySource
+from proxy.power.sources import source_opener
 
 ROOT = Path(__file__).parent.parent
 TRACES = ROOT / "traces"

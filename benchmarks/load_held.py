@@ -44,9 +44,9 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.relay_cost import cpu_seconds
-from loadgen.backends import RequestOptions, Target, write_request
-from loadgen.client import HttpClient, allow_many_sockets
-from loadgen.connection import Exchange
+from loadgen.client.backends import RequestOptions, Target, write_request
+from loadgen.client.client import HttpClient, allow_many_sockets
+from loadgen.client.connection import Exchange
 
 FIRST_MS = 200
 GAP_MS = 200

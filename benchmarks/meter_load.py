@@ -25,7 +25,7 @@ import numpy as np
 
 from proxy.engines.dialect import RequestFacts, Update, Usage
 from proxy.engines.gauges import EngineGauges
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
 
 BEAT_SECONDS = 0.05

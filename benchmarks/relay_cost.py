@@ -46,7 +46,7 @@ from typing import IO, Any, TypeVar, cast
 import uvloop
 
 from proxy.engines import ENGINES
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.meter import Meter, MeterConfig
 from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay

@@ -26,7 +26,7 @@ from typing import Any, cast
 import uvloop
 
 from proxy.engines import ENGINES
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.meter import Meter, MeterConfig
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
 

@@ -25,9 +25,9 @@ TARGET_FRACTION = 0.01
 
 def measure(gpus: int, hertz: float, seconds: float) -> dict[str, float]:
     """CPU of the whole process while the sampler feeds a meter; the rest sleeps."""
-    from proxy.meter import Meter
-    from proxy.power import source_opener
-    from proxy.sampler import Failed, Sampled, Sampler
+    from proxy.meter.meter import Meter
+    from proxy.power.sampler import Failed, Sampled, Sampler
+    from proxy.power.sources import source_opener
 
     events: queue.SimpleQueue[Sampled | Failed] = queue.SimpleQueue()
     meter = Meter()

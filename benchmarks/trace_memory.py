@@ -28,13 +28,13 @@ import numpy as np
 import uvloop
 
 from benchmarks.client_honesty import Setup, scripted_engine
-from loadgen.backends import RequestOptions, Target
-from loadgen.clock import SystemClock
-from loadgen.plan import PlannedSession, make_plan, read_plan
-from loadgen.progress import Progress
-from loadgen.recorder import Recorder
-from loadgen.replay import RunStats, replay
-from loadgen.schedule import Load
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.plan.load import Load
+from loadgen.plan.plan import PlannedSession, make_plan, read_plan
+from loadgen.replay.clock import SystemClock
+from loadgen.replay.replay import RunStats, replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder
 
 TARGET_BYTES_PER_REQUEST = 2048
 AT_ONCE = 32

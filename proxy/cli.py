@@ -16,21 +16,21 @@ from urllib.parse import urlsplit
 import click
 
 from proxy import __version__
-from proxy.app import Config, run
-from proxy.attribution import POLICIES
-from proxy.calibration.cli import calibrate
-from proxy.command.cli import meter
+from proxy.commands.calibrate import calibrate
+from proxy.commands.upstreams import upstreams
 from proxy.engines import ENGINES
 from proxy.errors import ProxyError
-from proxy.limit_options import limit_options, take_limits
-from proxy.power import SOURCES, split_sources
-from proxy.secret import ADMIN_TOKEN_VARIABLE, without_user
-from proxy.sources import as_json, describe_sources, find_sources
+from proxy.measure.cli import meter
+from proxy.meter.attribution.policies import POLICIES
+from proxy.power.probe import as_json, describe_sources, find_sources
+from proxy.power.sources import SOURCES, split_sources
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, without_user
+from proxy.serve.app import Config, run
+from proxy.serve.config_file import read_config
+from proxy.serve.limit_options import limit_options, take_limits
+from proxy.serve.tls_options import tls_options
+from proxy.serve.upstream import Metering, UpstreamConfig
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
-from proxy.tls_options import tls_options
-from proxy.unit import Metering, UpstreamConfig
-from proxy.upstreams_cli import upstreams
-from proxy.upstreams_file import read_config
 
 SERVE_EXAMPLES = """\b
 Examples:

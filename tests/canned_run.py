@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import numpy as np
 
-from loadgen.plan import PlanHeader
-from loadgen.results import EnergyPart, Result
+from loadgen.plan.plan import PlanHeader
+from loadgen.results.results import EnergyPart, Result
 
 ZERO_UNIX = 1_800_000_000.0
 IDLE_WATTS = 60.0

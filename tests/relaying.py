@@ -15,12 +15,12 @@ import uvloop
 from proxy.engines import ENGINES
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.gauges import EngineGauges
-from proxy.ledger import Books, RequestEnergy, RequestRecord
-from proxy.meter import Labels, MeterProtocol, MeterState
+from proxy.meter.estimate import EnergySoFar
+from proxy.meter.ledger.accounts import Books, RequestEnergy, RequestRecord
+from proxy.meter.meter import Labels, MeterProtocol, MeterState
 from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
-from proxy.settlement.estimate import EnergySoFar
 from tests.scripted import (
     LAST_CHUNK,
     Message,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.attribution_error import Row, Scenario, learnt, rows_of
-from proxy.attribution import by_calibration
+from proxy.meter.attribution.policies import by_calibration
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import yaml
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
-from proxy.secret import read_admin_token
+from proxy.security.secrets import read_admin_token
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.sse import SseDecoder
+from proxy.wire.sse import SseDecoder
 from tests.children import child, is_ready, record_of, wait_for
 
 MODEL = "simulated-llama-3.1-8b"

@@ -13,7 +13,7 @@ import pytest
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
-from proxy.upstreams_file import read_config
+from proxy.serve.config_file import read_config
 from tests.examples import EXAMPLES, FILES, LINES, ROOT, Line
 
 OURS = [line for line in LINES if line.program in ("loadgen", "metering-proxy")]

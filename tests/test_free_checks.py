@@ -16,8 +16,8 @@ from benchmarks.free_checks import (
     lag_seconds,
     split_ratios,
 )
-from proxy.attribution import POLICIES
-from proxy.meter import Meter
+from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.meter import Meter
 
 MIXES = [
     ("talk",) * talk + ("paste",) * paste

@@ -22,8 +22,8 @@ from benchmarks.gpu_findings import (
     with_section,
 )
 from benchmarks.gpu_validation import Probe
-from loadgen.simulator.power import PowerCurve
-from loadgen.simulator.sensor import GpuSensor, SensorConfig
+from loadgen.simulator.core.power import PowerCurve
+from loadgen.simulator.core.sensor import GpuSensor, SensorConfig
 from proxy.power.reading import Reading
 
 ROOT = Path(__file__).parent.parent

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from loadgen.exporter import LATENCIES, PREFIX, Exporter
-from loadgen.exporter import METRICS as LOADGEN_METRICS
-from loadgen.progress import Progress
+from loadgen.results.progress import Progress
+from loadgen.run.exporter import LATENCIES, PREFIX, Exporter
+from loadgen.run.exporter import METRICS as LOADGEN_METRICS
 from proxy.metrics.__main__ import markdown
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.table import METRICS

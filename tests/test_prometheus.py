@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from loadgen.stack import Stack, wait_until_ready
+from loadgen.run.stack import Stack, wait_until_ready
 
 pytestmark = pytest.mark.prometheus
 

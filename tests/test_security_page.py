@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from proxy.limit_options import DEFAULTS, LIMITS, option_of
+from proxy.serve.limit_options import DEFAULTS, LIMITS, option_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "SECURITY.md").read_text()

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from loadgen.arrivals import ARRIVALS
-from loadgen.backends import BACKENDS
-from loadgen.readers import READERS
-from loadgen.simulator.presets import GPUS, MODELS
+from loadgen.client.backends import BACKENDS
+from loadgen.plan.arrivals import ARRIVALS
+from loadgen.simulator.core.presets import GPUS, MODELS
+from loadgen.traces.readers import READERS
 
 LEDGER_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
 """The same name that the proxy reads it from."""

@@ -1,4 +1,4 @@
-"""`loadgen replay`: one run from a trace to a table, see `loadgen.run`."""
+"""`loadgen replay`: one run from a trace to a table, see `loadgen.run.run`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from loadgen.cli.options import (
     ledger_token,
     replay_options,
 )
-from loadgen.config import ReplayConfig
-from loadgen.run import run
-from loadgen.terminal import console
+from loadgen.report.console import console
+from loadgen.run.config import ReplayConfig
+from loadgen.run.run import run
 
 EXAMPLES = """\b
 Examples:

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from loadgen.recorder import read_results
-from loadgen.report import compare, table
-from loadgen.report.finish import REPORT, REQUESTS, load_run
+from loadgen.analysis.schema import Summary
+from loadgen.report import compare
+from loadgen.report import terminal as table
+from loadgen.report.console import console
 from loadgen.report.html import write_html
-from loadgen.report.schema import Summary
-from loadgen.terminal import console
+from loadgen.results.recorder import read_results
+from loadgen.run.finish import REPORT, REQUESTS, load_run
 
 
 @click.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from loadgen.errors import UsageError
-from loadgen.simulator.config import EngineConfig
-from loadgen.simulator.presets import GPUS, MODELS, Gpu, Model
-from loadgen.simulator.sensor import SensorConfig
-from loadgen.simulator.server.app import ServerConfig, run_server
+from loadgen.simulator.app import ServerConfig, run_server
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.presets import GPUS, MODELS, Gpu, Model
+from loadgen.simulator.core.sensor import SensorConfig
 
 DIALECTS = ("vllm", "tgi")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import rich.box
 from rich.table import Table
 
-from loadgen.catalogue import Original
-from loadgen.trace import TraceInfo
-from loadgen.trace_stats import Arrivals, Spread, TraceStatistics
+from loadgen.traces.catalogue import Original
+from loadgen.traces.statistics import Arrivals, Spread, TraceStatistics
+from loadgen.traces.trace import TraceInfo
 
 
 def lengths_table(found: TraceStatistics) -> Table:

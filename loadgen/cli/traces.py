@@ -11,19 +11,19 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from loadgen.catalogue import CATALOGUE, Original
 from loadgen.cli.trace_tables import catalogue_table, facts, lengths_table, losses
 from loadgen.errors import UsageError
-from loadgen.fetch import fetch as fetch_original
-from loadgen.fetch import find
-from loadgen.readers import READERS
-from loadgen.readers.open import open_trace
-from loadgen.statistics_file import load_statistics, save_statistics
-from loadgen.synth import Wish, synthesized
-from loadgen.trace import TraceInfo
-from loadgen.trace_file import convert_trace, write_synthetic
-from loadgen.trace_stats import trace_statistics
-from loadgen.writers import WRITERS
+from loadgen.traces.catalogue import CATALOGUE, Original
+from loadgen.traces.convert import convert_trace, write_synthetic
+from loadgen.traces.fetch import fetch as fetch_original
+from loadgen.traces.fetch import find
+from loadgen.traces.readers import READERS
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.statistics import trace_statistics
+from loadgen.traces.synth.statistics_file import load_statistics, save_statistics
+from loadgen.traces.synth.synth import Wish, synthesized
+from loadgen.traces.trace import TraceInfo
+from loadgen.traces.writers import WRITERS
 
 _TRACE = click.argument("trace", type=click.Path(path_type=Path))
 _FORMAT = click.option(

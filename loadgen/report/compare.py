@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report import quantities as say
-from loadgen.report import words
-from loadgen.report.schema import Summary
-from loadgen.report.table import STATUS_STYLES
+from loadgen.analysis.schema import Summary
+from loadgen.report import format as say
+from loadgen.report import text as words
+from loadgen.report.terminal import STATUS_STYLES
 
 Row = tuple[str, Callable[[Summary], str]]
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from loadgen.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
-from loadgen.report import charts, words
-from loadgen.report import quantities as say
-from loadgen.report.samples import Samples
-from loadgen.report.schema import Summary
-from loadgen.report.tally import Window
-from loadgen.results import Result
+from loadgen.analysis.samples import Samples
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.tally import Window
+from loadgen.report import charts
+from loadgen.report import format as say
+from loadgen.report import text as words
+from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
+from loadgen.results.results import Result
 
 HELP = {
     **{name: measure.help for name, measure in MEASURES.items()},

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from loadgen.simulator.engine import Step
-from loadgen.simulator.truth import RequestTruth
+from loadgen.simulator.core.engine import Step
+from loadgen.simulator.core.truth import RequestTruth
 
 
 class Refusal(Exception):

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.exposition import (
 )
 from prometheus_client.registry import Collector
 
-from proxy.ledger import RequestRecord
+from proxy.meter.ledger.accounts import RequestRecord
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.table import METRICS, Snapshot
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from proxy.ledger import RequestRecord
+from proxy.meter.ledger.accounts import RequestRecord
 
 SHOWN_REQUESTS = 500
 

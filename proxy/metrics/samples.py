@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.boundaries import Ratio
-from proxy.gauges import GaugeStats
-from proxy.meter import MeterState
+from proxy.meter.accounts import Ratio
+from proxy.meter.attribution.fit import CONSTANTS
+from proxy.meter.meter import MeterState
+from proxy.power.engine_load import GaugeStats
+from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
-from proxy.sampler import SamplerStats
-from proxy.sensing import Measured
-from proxy.settlement.calibration import CONSTANTS
+from proxy.serve.sensors import Measured
 from proxy.store.writer import StoreState
 
 Sample = tuple[tuple[str, ...], float]

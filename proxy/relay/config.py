@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from proxy.errors import ConfigError
-from proxy.secret import without_user
-from proxy.tls import Identity, UpstreamTls
+from proxy.security.secrets import without_user
+from proxy.security.tls import Identity, UpstreamTls
 
 
 @dataclass(frozen=True, slots=True)

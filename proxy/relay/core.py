@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy.relay.choosing import Chooser
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.relay.labels import LabelReader
-from proxy.relay.lane import Lane
+from proxy.relay.routing.choosing import Chooser
+from proxy.relay.routing.labels import LabelReader
 from proxy.relay.tap import Tap
+from proxy.relay.upstream.upstream import Lane
 
 
 class InProgress(Protocol):

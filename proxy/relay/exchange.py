@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from proxy.relay.choosing import Stop
+from proxy.relay.admission import bytes_for, enter
+from proxy.relay.client.request import Request
+from proxy.relay.client.response import Outgoing
+from proxy.relay.completion import EnergyEnding
 from proxy.relay.core import Client, Core
-from proxy.relay.ending import EnergyEnding
-from proxy.relay.entering import bytes_for, enter
-from proxy.relay.headers import request_id_of
-from proxy.relay.outgoing import Outgoing
 from proxy.relay.replies import Answer, Refusal
-from proxy.relay.request import Request
+from proxy.relay.routing.choosing import Stop
 from proxy.relay.tap import Tap
-from proxy.relay.upstream import ReplyHead, UpstreamConnection
+from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection
+from proxy.wire.headers import request_id_of
 
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed says so within a round trip."""

@@ -10,16 +10,16 @@ from typing import Any
 
 from proxy.engines.dialect import Engine
 from proxy.errors import ProxyError
-from proxy.meter import MeterProtocol
-from proxy.relay.choosing import Chooser
-from proxy.relay.clients import Clients
+from proxy.meter.meter import MeterProtocol
+from proxy.relay.client.connection import ClientConnection
+from proxy.relay.client.limits import Clients
 from proxy.relay.config import RelayConfig
 from proxy.relay.core import Core
 from proxy.relay.counters import RelayCounters
-from proxy.relay.downstream import ClientConnection
-from proxy.relay.energy_note import Provenance
-from proxy.relay.labels import LabelReader
-from proxy.relay.lane import Lane, open_lane
+from proxy.relay.energy_trailer import Provenance
+from proxy.relay.routing.choosing import Chooser
+from proxy.relay.routing.labels import LabelReader
+from proxy.relay.upstream.upstream import Lane, open_lane
 
 BEAT_BUDGET_SECONDS = 0.002
 """Longest stretch of parsing before chunks that have arrived get their turn."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from proxy.engines.dialect import Engine, RequestFacts, Update
 from proxy.errors import SseError
-from proxy.meter import Labels, MeterProtocol
+from proxy.meter.estimate import EnergySoFar
+from proxy.meter.meter import Labels, MeterProtocol
 from proxy.relay.counters import RelayCounters
-from proxy.relay.headers import Headers, by_name, is_compressed, is_event_stream
-from proxy.relay.redaction import redacted
-from proxy.settlement.estimate import EnergySoFar
-from proxy.sse import SseDecoder
+from proxy.security.redaction import redacted
+from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.wire.sse import SseDecoder
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """A whole JSON reply beyond this is passed on but not read for its usage."""

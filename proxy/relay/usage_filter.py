@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from proxy.engines.dialect import Engine
-from proxy.relay.event_search import EventSearch, data_of
+from proxy.wire.event_search import EventSearch, data_of
 
 _CANDIDATE = re.compile(rb'"choices":\s*\[\]')
 

@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from proxy.errors import ConfigError
-from proxy.secret import without_user
+from proxy.security.secrets import without_user
 
 DRIVERS = {
     "sqlite": "sqlite",

@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.errors import ConfigError, StoreError
-from proxy.ledger import RequestRecord
+from proxy.meter.ledger.accounts import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
 from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.ledger import RequestEnergy, RequestRecord
+from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
 
 MICROSECONDS = 1_000_000
 INSTANTS = ("arrived", "scheduled", "first_token", "last_token", "finished")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.prompts import prompt_text
+from loadgen.plan.prompts import prompt_text
 
 pytestmark = pytest.mark.vllm
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from loadgen.prompts import prompt_text
+from loadgen.plan.prompts import prompt_text
 from tests.children import get, record_of, wait_for
 from tests.engines.cpu_power import family
 from tests.engines.vllm_server import (

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loadgen.prompts import prompt_text
+from loadgen.plan.prompts import prompt_text
 from tests.children import record_of
 from tests.engines.vllm_server import MAX_TOKENS, MODEL, Metered
 

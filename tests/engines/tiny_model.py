@@ -4,9 +4,9 @@
 
 run by the Python of the engines' environment (`.ci/engines`) with the repository in
 PYTHONPATH. It says nothing sensible, but an engine serves it as it would serve a real
-one. The tokenizer is trained on the words of `loadgen.prompts` and the licence's text,
-both part of the repository, so it is the same on every machine: a generated prompt of N
-words is N tokens. Two runs make the same files.
+one. The tokenizer is trained on the words of `loadgen.plan.prompts` and the licence's
+text, both part of the repository, so it is the same on every machine: a generated
+prompt of N words is N tokens. Two runs make the same files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from loadgen.prompts import WORDS
+from loadgen.plan.prompts import WORDS
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 VOCABULARY_SIZE = 4096

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.arrivals import ARRIVALS, FloatArray, Pace, grid_seconds, spread_ties
+from loadgen.plan.arrivals import ARRIVALS, FloatArray, Pace, grid_seconds, spread_ties
 
 DRAWS = 200_000
 RATE = 8.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.abilities import check_options, length_note, length_rule
-from loadgen.backends import (
+from loadgen.client.abilities import check_options, length_note, length_rule
+from loadgen.client.backends import (
     BACKENDS,
     RequestOptions,
     Target,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from loadgen import client as client_module
-from loadgen.backends import Target
-from loadgen.client import HttpClient, discover_model
-from loadgen.clock import SystemClock
-from loadgen.connection import Exchange
+from loadgen.client import client as client_module
+from loadgen.client.backends import Target
+from loadgen.client.client import HttpClient, discover_model
+from loadgen.client.connection import Exchange
 from loadgen.errors import StackError, UsageError
+from loadgen.replay.clock import SystemClock
 from tests.scripted import (
     DONE,
     LAST_CHUNK,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from loadgen.clock import Clock, LoopMonitor, SystemClock
+from loadgen.replay.clock import Clock, LoopMonitor, SystemClock
 from tests.loadgen.virtual_time import VirtualClock, run_virtually
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from loadgen.backends import RequestOptions
-from loadgen.conversation import messages_of, with_reply
+from loadgen.client.backends import RequestOptions
+from loadgen.client.conversation import messages_of, with_reply
 from loadgen.errors import PlanError
-from loadgen.plan import PlannedTurn
+from loadgen.plan.plan import PlannedTurn
 
 HISTORY = [
     {"role": "user", "content": "first"},

@@ -9,13 +9,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadgen.backends import RequestOptions, Target
+from loadgen.client.backends import RequestOptions, Target
 from loadgen.errors import UsageError
-from loadgen.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
-from loadgen.progress import Progress
-from loadgen.recorder import Recorder
-from loadgen.replay import replay
-from loadgen.results import Result
+from loadgen.replay.replay import replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder
+from loadgen.results.results import Result
+from loadgen.run.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
 from tests.loadgen.test_replay import Server, single
 from tests.loadgen.virtual_time import VirtualClock, run_virtually
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.catalogue import CATALOGUE, Original, by_sha256
 from loadgen.errors import LoadgenError, UsageError
-from loadgen.fetch import fetch, find
+from loadgen.traces.catalogue import CATALOGUE, Original, by_sha256
+from loadgen.traces.fetch import fetch, find
 from tests.loadgen.trace_files import REAL
 
 BODY = bytes(range(256)) * 400

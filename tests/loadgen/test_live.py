@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from loadgen.live import EnergyMeter, EnergyNow, View, live_view, polling_energy
-from loadgen.progress import Progress
-from loadgen.report.energy import Books
-from loadgen.report.schema import Phases
+from loadgen.analysis.energy import Books
+from loadgen.analysis.schema import Phases
+from loadgen.results.progress import Progress
+from loadgen.run.live import EnergyMeter, EnergyNow, View, live_view, polling_energy
 
 
 def books(joules: float, *, known: bool = True) -> Books:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
-from loadgen.measures import (
+from loadgen.results.measures import (
     MEASURES,
     OBJECTIVES,
     POOLED_MEASURES,
@@ -17,7 +17,7 @@ from loadgen.measures import (
     meets,
     parse_goodput,
 )
-from loadgen.results import EnergyPart, Result
+from loadgen.results.results import EnergyPart, Result
 
 JOULES = EnergyPart(
     prefill_joules=1.0,

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from loadgen.errors import PlanError, TraceError, UsageError
-from loadgen.plan import PlanHeader, PlannedSession, is_plan, make_plan, read_plan
-from loadgen.schedule import Load
+from loadgen.plan.load import Load
+from loadgen.plan.plan import PlanHeader, PlannedSession, is_plan, make_plan, read_plan
 from tests.loadgen.trace_files import SAMPLES, real_trace
 
 

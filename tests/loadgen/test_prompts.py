@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.prompts import WORDS, prompt_text
+from loadgen.plan.prompts import WORDS, prompt_text
 
 
 @given(
@@ -57,7 +57,9 @@ def test_what_hash_ids_do_not_cover_belongs_to_the_request() -> None:
 
 
 def test_the_text_does_not_depend_on_the_hash_seed_of_the_process() -> None:
-    program = "from loadgen.prompts import prompt_text; print(prompt_text(3, 'a', 9))"
+    program = (
+        "from loadgen.plan.prompts import prompt_text; print(prompt_text(3, 'a', 9))"
+    )
     texts = {
         subprocess.run(
             [sys.executable, "-c", program],

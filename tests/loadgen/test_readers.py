@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import TraceError, UsageError
-from loadgen.readers import READERS, sharegpt
-from loadgen.readers.open import open_trace
-from loadgen.trace import TraceInfo
+from loadgen.traces.readers import READERS, sharegpt
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.trace import TraceInfo
 from tests.loadgen.trace_files import SAMPLES, read_all, real_trace, turns_of
 
 # file, format, sessions, turns, input tokens, output tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import LoadgenError, UsageError
-from loadgen.recorder import Recorder, read_results
-from loadgen.results import Result
+from loadgen.results.recorder import Recorder, read_results
+from loadgen.results.results import Result
 
 
 def result(name: str = "a", **changes: object) -> Result:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from loadgen.backends import RequestOptions, Target
-from loadgen.client import ConnectionCounts
-from loadgen.connection import Exchange
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.client.client import ConnectionCounts
+from loadgen.client.connection import Exchange
 from loadgen.errors import LoadgenError, PlanError
-from loadgen.plan import PlannedSession, PlannedTurn
-from loadgen.progress import Progress
-from loadgen.recorder import Recorder, read_results
-from loadgen.replay import PREPARED_SESSIONS, RunStats, replay
-from loadgen.results import Result
+from loadgen.plan.plan import PlannedSession, PlannedTurn
+from loadgen.replay.replay import PREPARED_SESSIONS, RunStats, replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder, read_results
+from loadgen.results.results import Result
 from tests.loadgen.virtual_time import VirtualClock, run_virtually
 from tests.scripted import DONE, sse
 

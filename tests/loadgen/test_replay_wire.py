@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import uvloop
 
-from loadgen import replay as replay_module
-from loadgen.backends import RequestOptions, Target
-from loadgen.clock import SystemClock
-from loadgen.plan import PlannedSession, PlannedTurn
-from loadgen.progress import Progress
-from loadgen.recorder import Recorder, read_results
-from loadgen.replay import RunStats, replay
-from loadgen.results import Result
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.plan.plan import PlannedSession, PlannedTurn
+from loadgen.replay import replay as replay_module
+from loadgen.replay.clock import SystemClock
+from loadgen.replay.replay import RunStats, replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder, read_results
+from loadgen.results.results import Result
 from tests.captures import reply_head_and_body
 from tests.scripted import (
     DONE,

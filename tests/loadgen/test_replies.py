@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.replies import Reply, StreamReader, read_in_steps, spread
+from loadgen.client.replies import Reply, StreamReader, read_in_steps, spread
 from proxy.engines import ENGINES
 from tests.captures import stream_body
 from tests.scripted import DONE, sse

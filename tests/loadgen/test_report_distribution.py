@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.report.distribution import RELATIVE_ERROR, Distribution
+from loadgen.analysis.distribution import RELATIVE_ERROR, Distribution
 
 VALUES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=300)
 

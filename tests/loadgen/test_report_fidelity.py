@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.conversation import prompt_tokens_of
-from loadgen.plan import PlannedTurn
-from loadgen.report.fidelity import (
+from loadgen.analysis.lengths import (
     Fidelity,
     Lengths,
     lengths_text,
     prompts_note,
     replies_note,
 )
-from loadgen.results import Result
+from loadgen.client.conversation import prompt_tokens_of
+from loadgen.plan.plan import PlannedTurn
+from loadgen.results.results import Result
 from tests.canned_run import made_results
 
 PAIRS = st.lists(

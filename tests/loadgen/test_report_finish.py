@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.summary import RunInfo
+from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
-from loadgen.recorder import read_results
-from loadgen.report.finish import begin_run, finish_run, load_run
-from loadgen.report.join import Patience
-from loadgen.report.schema import Summary
-from loadgen.report.summary import RunInfo
+from loadgen.results.recorder import read_results
+from loadgen.run.finish import begin_run, finish_run, load_run
 from tests.canned_run import (
     ZERO_UNIX,
     CannedProxy,

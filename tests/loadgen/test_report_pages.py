@@ -16,18 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from loadgen.analysis.samples import MOST_POINTS, LogHistogram, Samples
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.summary import RunInfo
+from loadgen.analysis.tally import Window
 from loadgen.cli.report import report
+from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
-from loadgen.recorder import read_results
-from loadgen.report import charts, compare, table, words
-from loadgen.report import quantities as say
-from loadgen.report.finish import finish_run
+from loadgen.report import charts, compare
+from loadgen.report import format as say
+from loadgen.report import terminal as table
+from loadgen.report import text as words
 from loadgen.report.html import render_html
-from loadgen.report.join import Patience
-from loadgen.report.samples import MOST_POINTS, LogHistogram, Samples
-from loadgen.report.schema import Summary
-from loadgen.report.summary import RunInfo
-from loadgen.report.tally import Window
+from loadgen.results.recorder import read_results
+from loadgen.run.finish import finish_run
 from tests.canned_run import (
     ZERO_UNIX,
     CannedProxy,

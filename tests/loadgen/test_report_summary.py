@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.plan import PlanHeader
-from loadgen.report.energy import Metering
-from loadgen.report.environment import environment
-from loadgen.report.schema import Summary
-from loadgen.report.summary import RunInfo, summarise, write_summary
-from loadgen.report.tally import Extent, Tally, Window, concurrency
-from loadgen.results import Result
+from loadgen.analysis.energy import Metering
+from loadgen.analysis.environment import environment
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.summary import RunInfo, summarise, write_summary
+from loadgen.analysis.tally import Extent, Tally, Window, concurrency
+from loadgen.plan.plan import PlanHeader
+from loadgen.results.results import Result
 from tests.canned_run import cost_of, failed, made_results
 
 VLLM_KEYS = [

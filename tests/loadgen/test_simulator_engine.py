@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
-from loadgen.simulator.config import BLOCK_TOKENS, EngineConfig
-from loadgen.simulator.driver import Trace, simulate
-from loadgen.simulator.engine import EngineSimulator
-from loadgen.simulator.presets import GPUS, MODELS, PRESETS
-from loadgen.simulator.scheduler import SimRequest
+from loadgen.simulator.core.config import BLOCK_TOKENS, EngineConfig
+from loadgen.simulator.core.driver import Trace, simulate
+from loadgen.simulator.core.engine import EngineSimulator
+from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
+from loadgen.simulator.core.scheduler import SimRequest
 
 H100 = EngineConfig()
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
-from loadgen.simulator.power import PowerCurve
-from loadgen.simulator.sensor import GpuSensor, SensorConfig
+from loadgen.simulator.core.power import PowerCurve
+from loadgen.simulator.core.sensor import GpuSensor, SensorConfig
 
 
 def curve() -> PowerCurve:

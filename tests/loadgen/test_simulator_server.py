@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 
-from loadgen.simulator.config import EngineConfig
-from loadgen.simulator.presets import GPUS
-from loadgen.simulator.sensor import SensorConfig
-from loadgen.simulator.server.app import ServerConfig, make_app, make_runner
-from loadgen.simulator.server.runner import Runner
-from proxy.power.dcgm import parse_dcgm
+from loadgen.simulator.app import ServerConfig, make_app, make_runner
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.presets import GPUS
+from loadgen.simulator.core.sensor import SensorConfig
+from loadgen.simulator.realtime.runner import Runner
+from proxy.power.sources.dcgm import parse_dcgm
 
 WAIT_SECONDS = 20
 """A bound on a hang, not an expectation."""

@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 
+from loadgen.simulator.core.text import (
+    block_hashes,
+    drawn_tokens,
+    reply_words,
+    words_of,
+)
+from loadgen.simulator.core.truth import RequestTruth
 from loadgen.simulator.exposition import Histogram, text_of
-from loadgen.simulator.text import block_hashes, drawn_tokens, reply_words, words_of
-from loadgen.simulator.tgi_reply import (
+from loadgen.simulator.tgi.reply import (
     ChatEvents,
     CompletionEvents,
     NativeEvents,
     closing,
 )
-from loadgen.simulator.tgi_request import (
+from loadgen.simulator.tgi.request import (
     CHAT,
     COMPLETIONS,
     TgiGeneration,
@@ -23,15 +29,14 @@ from loadgen.simulator.tgi_request import (
     read_completions,
     read_native,
 )
-from loadgen.simulator.truth import RequestTruth
-from loadgen.simulator.vllm_metrics import VllmMetrics
-from loadgen.simulator.vllm_reply import (
+from loadgen.simulator.vllm.metrics import VllmMetrics
+from loadgen.simulator.vllm.reply import (
     VllmEvents,
     closing_events,
     error_event,
     whole_reply,
 )
-from loadgen.simulator.vllm_request import VllmGeneration, overloaded, read_request
+from loadgen.simulator.vllm.request import VllmGeneration, overloaded, read_request
 from loadgen.simulator.wire import Gauges, Limits, Refusal, TokenEvents, compact
 from proxy.engines import ENGINES
 from tests.captures import CAPTURES, joined_replies, reply_head_and_body, stream_body

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.bins import (
+from loadgen.errors import UsageError
+from loadgen.traces.statistics import trace_statistics
+from loadgen.traces.synth.bins import (
     JointBins,
     apportioned,
     draw,
@@ -18,12 +20,16 @@ from loadgen.bins import (
     joint_pct8,
     pct8,
 )
-from loadgen.errors import UsageError
-from loadgen.gaps import Modulated, OnOff, drawn_seconds, shape_of
-from loadgen.statistics_file import load_statistics
-from loadgen.synth import Statistics, Wish, chained, statistics_of, synthesized
-from loadgen.trace import Session, Turn
-from loadgen.trace_stats import trace_statistics
+from loadgen.traces.synth.gaps import Modulated, OnOff, drawn_seconds, shape_of
+from loadgen.traces.synth.statistics_file import load_statistics
+from loadgen.traces.synth.synth import (
+    Statistics,
+    Wish,
+    chained,
+    statistics_of,
+    synthesized,
+)
+from loadgen.traces.trace import Session, Turn
 from tests.loadgen.trace_files import REAL, SAMPLES, read_all, real_trace
 
 SHIPPED = SAMPLES.parent.parent / "traces" / "statistics"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadgen.readers.open import open_trace
-from loadgen.trace import Session, Turn
-from loadgen.trace_stats import Spread, trace_statistics
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.statistics import Spread, trace_statistics
+from loadgen.traces.trace import Session, Turn
 from tests.loadgen.trace_files import SAMPLES, read_all, real_trace
 
 # mean, p5, p25, p50, p75, p90, p95, p99, max, sd, of prompts and of outputs

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.readers.open import open_trace
-from loadgen.trace import Session, Turn
-from loadgen.trace_file import convert_trace
-from loadgen.writers import WRITERS
+from loadgen.traces.convert import convert_trace
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.trace import Session, Turn
+from loadgen.traces.writers import WRITERS
 from tests.loadgen.trace_files import SAMPLES, read_all, real_trace, turns_of
 
 ALL = sorted(p for p in SAMPLES.iterdir() if p.suffix != ".md" and p.name[0] != ".")

@@ -12,13 +12,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from loadgen.catalogue import Original
 from loadgen.cli.traces import traces
 from loadgen.errors import LoadgenError, TraceError, UsageError
-from loadgen.readers.open import open_trace
-from loadgen.statistics_file import load_statistics
-from loadgen.synth import digest
-from loadgen.trace_stats import trace_statistics
+from loadgen.traces.catalogue import Original
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.statistics import trace_statistics
+from loadgen.traces.synth.statistics_file import load_statistics
+from loadgen.traces.synth.synth import digest
 from tests.loadgen.trace_files import SAMPLES, read_all, turns_of
 
 ROOT = SAMPLES.parent.parent

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.verdict import (
+from loadgen.analysis.verdict import (
     DEFAULT,
     EXIT_CODES,
     EnergyFacts,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.readers.open import open_trace
-from loadgen.trace import Session, TraceInfo, Turn
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.trace import Session, TraceInfo, Turn
 
 SAMPLES = Path(__file__).parent.parent / "data"
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.ledger import RequestEnergy, RequestRecord
+from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
 from proxy.store.filed import Filed
 
 

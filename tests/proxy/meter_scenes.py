@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.engines.gauges import EngineGauges
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig, MeterProtocol
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig, MeterProtocol
 from proxy.power.reading import Reading
 
 

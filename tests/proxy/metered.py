@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from proxy.boundaries import Boundaries
 from proxy.engines.dialect import RequestFacts, Update, Usage
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, MeterConfig
+from proxy.meter.accounts import Boundaries
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, MeterConfig
 from proxy.power.reading import Reading
 
 IDLE_WATTS = 100.0

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power import source_opener
-from proxy.power.csv import CsvSource, parse_recording
 from proxy.power.reading import EnergySource, Reading
+from proxy.power.sources import source_opener
+from proxy.power.sources.csv import CsvSource, parse_recording
 
 Route = Callable[[], "tuple[int, str, dict[str, str]]"]
 
@@ -347,7 +347,7 @@ def csv_bench(folder: Path) -> Iterator[Bench]:
 CHILD = """
 import json, sys
 from proxy.errors import ProxyError
-from proxy.power import source_opener
+from proxy.power.sources import source_opener
 source = None
 for line in sys.stdin:
     command, said = line.strip(), {}

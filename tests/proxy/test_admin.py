@@ -16,12 +16,12 @@ import pytest
 from aiohttp import web
 from sqlalchemy import make_url
 
-from proxy.admin import AdminSources, admin_app
-from proxy.admin_engines import EngineSources, engine_books, fleet_books
-from proxy.boundaries import Boundaries
-from proxy.meter import MeterConfig
-from proxy.sampler import SamplerStats
-from proxy.sensing import Measured
+from proxy.admin.fleet import EngineSources, engine_books, fleet_books
+from proxy.admin.routes import AdminSources, admin_app
+from proxy.meter.accounts import Boundaries
+from proxy.meter.meter import MeterConfig
+from proxy.power.sampler import SamplerStats
+from proxy.serve.sensors import Measured
 from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
 from tests.proxy.metered import metered

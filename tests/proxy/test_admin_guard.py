@@ -15,9 +15,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admin_guard import AdminAccess, guarding, is_loopback
+from proxy.admin.auth import AdminAccess, guarding, is_loopback
 from proxy.errors import ConfigError
-from proxy.secret import ADMIN_TOKEN_VARIABLE, read_admin_token
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "correct-horse-battery-staple"

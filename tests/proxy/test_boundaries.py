@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.boundaries import MOST_WAIT_SECONDS, Boundaries
-from proxy.ledger import Books, RequestRecord
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.accounts import MOST_WAIT_SECONDS, Boundaries
+from proxy.meter.ledger.accounts import Books, RequestRecord
+from proxy.meter.meter import Meter, MeterConfig
 from proxy.power.reading import Reading
 from tests.proxy.meter_scenes import Asked, Event, counter_of, events_of, play
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from proxy.calibration.document import decoded, encoded, saved_of
-from proxy.calibration.file import SAVE_SECONDS, CalibrationFile
 from proxy.cli import cli
 from proxy.errors import ConfigError, ProxyError
-from proxy.settlement.calibration import PRIOR, Calibration, CalibrationState
+from proxy.meter.attribution.fit import PRIOR, Calibration, CalibrationState
+from proxy.store.fit_document import decoded, encoded, saved_of
+from proxy.store.fits import SAVE_SECONDS, CalibrationFile
 
 
 def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState:

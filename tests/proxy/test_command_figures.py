@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.command.figures import NOT_READ_AFTER, TOO_SHORT, Energy
-from proxy.command.report import (
+from proxy.measure.figures import NOT_READ_AFTER, TOO_SHORT, Energy
+from proxy.measure.report import (
     CommandReport,
     SourceReport,
     as_json,
     runtime_times_power,
 )
-from proxy.command.watch import Watch
-from proxy.command.words import describe
+from proxy.measure.text import describe
+from proxy.measure.watch import Watch
 from proxy.power.reading import Reading
 
 MILLIJOULE = 0.001

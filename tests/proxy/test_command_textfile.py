@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.command.figures import Energy, total_energy
-from proxy.command.report import CommandReport, SourceReport
-from proxy.command.textfile import (
+from proxy.errors import ConfigError, ProxyError
+from proxy.measure.figures import Energy, total_energy
+from proxy.measure.report import CommandReport, SourceReport
+from proxy.measure.textfile import (
     MOST_SERIES,
     RESERVED,
     Series,
@@ -27,7 +28,6 @@ from proxy.command.textfile import (
     series_of,
     update_textfile,
 )
-from proxy.errors import ConfigError, ProxyError
 
 ROOT = Path(__file__).parents[2]
 JOULES = "servewatt_command_energy_joules_total"

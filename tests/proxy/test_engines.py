@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.engines import ENGINES
 from proxy.engines.dialect import Engine, PhaseSeconds, Update, Usage
-from proxy.sse import SseDecoder
+from proxy.wire.sse import SseDecoder
 from tests.captures import STREAMS, joined_replies, reply_head_and_body, stream_body
 
 VLLM, OPENAI = ENGINES["vllm"], ENGINES["openai"]

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.engines import ENGINES
 from proxy.engines.dialect import Update, Usage
-from proxy.sse import SseDecoder
-from proxy.timeline.request import RequestTimeline, TokenLog
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.wire.sse import SseDecoder
 from tests.relaying import relaying, run
 from tests.scripted import (
     LAST_CHUNK,

@@ -15,9 +15,9 @@ from proxy.engines import ENGINES
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.wire import ERROR_CHARACTERS, MAX_COUNT
 from proxy.errors import SseError
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
-from proxy.sse import SseDecoder
+from proxy.wire.sse import SseDecoder
 from tests.captures import STREAMS, joined_replies, reply_head_and_body, stream_body
 from tests.proxy.mutations import HOSTILE, pieces_of, spoilt
 

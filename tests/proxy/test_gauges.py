@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.engines.gauges import EngineGauges
-from proxy.gauges import GaugeStats, gauges_url, watch_gauges
+from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from tests.scripted import Peer, ScriptedServer, reply_bytes
 
 PAGE = b"vllm:num_requests_running 2\nvllm:num_requests_waiting 1\n"

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from proxy.attribution import POLICIES
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.errors import ConfigError
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
 from tests.proxy.meter_scenes import Asked, Event, counter, events_of, play, settled
 

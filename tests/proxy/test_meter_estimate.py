@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines.dialect import RequestFacts, Update, Usage
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
-from proxy.settlement.estimate import EnergySoFar
+from proxy.meter.estimate import EnergySoFar
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from tests.proxy.meter_scenes import Asked, Event, counter, events_of, play
 
 WATTS = 300.0

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.ledger import RequestRecord
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Meter, MeterConfig
 from proxy.power.reading import Reading
 from tests.proxy.meter_scenes import Asked, Event, counter, events_of, play
 

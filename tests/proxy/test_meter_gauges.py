@@ -8,10 +8,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from proxy.attribution import POLICIES
 from proxy.engines.gauges import EngineGauges
-from proxy.ledger import RequestRecord
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Meter, MeterConfig
 from tests.proxy.meter_scenes import Asked, Event, counter, events_of, play
 
 WATTS, IDLE_WATTS = 300.0, 50.0

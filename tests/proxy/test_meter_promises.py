@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.attribution import POLICIES
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
-from proxy.settlement.calibration import FitRules
+from proxy.meter.attribution.fit import FitRules
+from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from tests.proxy.meter_scenes import (
     Asked,
     Event,

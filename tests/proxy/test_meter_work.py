@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxy.attribution import FloatArray, by_tokens
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
-from proxy.timeline.activity import Activity
+from proxy.meter.activity.work import Activity
+from proxy.meter.attribution.policies import FloatArray, by_tokens
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from tests.proxy.meter_scenes import counter, play
 
 PROMPT = 100

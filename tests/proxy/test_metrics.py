@@ -8,16 +8,16 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.engines.gauges import EngineGauges
-from proxy.gauges import GaugeStats
-from proxy.meter import MeterConfig
+from proxy.meter.attribution.fit import FitRules
+from proxy.meter.meter import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.recent import render_recent
 from proxy.metrics.table import METRICS, EngineSnapshot, Snapshot
+from proxy.power.engine_load import GaugeStats
+from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
-from proxy.sampler import SamplerStats
-from proxy.sensing import Measured
-from proxy.settlement.calibration import FitRules
+from proxy.serve.sensors import Measured
 from proxy.store.writer import StoreState
 from tests.proxy.metered import metered
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power import SOURCES, source_opener, split_sources
-from proxy.power.dcgm import DcgmSource, parse_dcgm
 from proxy.power.reading import Reading, SourceOptions
+from proxy.power.sources import SOURCES, source_opener, split_sources
+from proxy.power.sources.dcgm import DcgmSource, parse_dcgm
 from tests.proxy.power_benches import serving
 
 DCGM_TEXT = """\

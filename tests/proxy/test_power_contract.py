@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.energy.device import DeviceCurve
 from proxy.errors import SensorError
-from proxy.power import SOURCES
+from proxy.meter.curve.device import DeviceCurve
 from proxy.power.reading import EnergySource, Reading
-from proxy.sampler import Failed, Sampled, Sampler
+from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.sources import SOURCES
 from tests.proxy.power_benches import BENCHES, Bench
 
 PATIENCE_SECONDS = 20

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power import source_opener
-from proxy.power.amdsmi import open_amdsmi
-from proxy.power.csv import Recording, parse_recording
-from proxy.power.ipmi import parse_dcmi, parse_sensor
-from proxy.power.rapl import RaplSource
 from proxy.power.reading import Reading, SourceOptions
-from proxy.sampler import Failed, Sampled, Sampler
+from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.sources import source_opener
+from proxy.power.sources.amdsmi import open_amdsmi
+from proxy.power.sources.csv import Recording, parse_recording
+from proxy.power.sources.ipmi import parse_dcmi, parse_sensor
+from proxy.power.sources.rapl import RaplSource
 from tests.proxy.power_benches import (
     ChildSource,
     amdsmi_module,

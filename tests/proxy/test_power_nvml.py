@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.energy.device import DeviceCurve
 from proxy.errors import ConfigError, ProxyError, SensorError
+from proxy.meter.curve.device import DeviceCurve
 from proxy.power.reading import EnergySource
-from proxy.sampler import Failed, Sampled, Sampler
+from proxy.power.sampler import Failed, Sampled, Sampler
 from tests.proxy.power_benches import ChildSource, child, compile_nvml
 
 PATIENCE_SECONDS = 20

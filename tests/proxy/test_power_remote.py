@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.energy.device import DeviceCurve
 from proxy.errors import ConfigError, SensorError
-from proxy.power import source_opener
+from proxy.meter.curve.device import DeviceCurve
 from proxy.power.clock import RemoteClock
 from proxy.power.paced import Paced
-from proxy.power.prometheus import Query, parse_page, parse_selector
 from proxy.power.reading import EnergySource, Reading, RemoteSource
-from proxy.power.redfish import RedfishSource, parse_power
+from proxy.power.sources import source_opener
+from proxy.power.sources.prometheus import Query, parse_page, parse_selector
+from proxy.power.sources.redfish import RedfishSource, parse_power
 from tests.proxy.power_benches import Route, serving
 
 

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.attribution import POLICIES, CostModel, FloatArray, attribute, by_phase
-from proxy.timeline.activity import Activity
+from proxy.meter.activity.work import Activity
+from proxy.meter.attribution.policies import (
+    POLICIES,
+    CostModel,
+    FloatArray,
+    attribute,
+    by_phase,
+)
 
 FIELDS = list(Activity.__dataclass_fields__)
 

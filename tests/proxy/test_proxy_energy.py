@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.energy.device import DeviceCurve
-from proxy.energy.group import GroupCurve
+from proxy.meter.curve.device import DeviceCurve
+from proxy.meter.curve.group import GroupCurve
 
 
 def polled(

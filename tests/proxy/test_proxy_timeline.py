@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.timeline.activity import Activity, activity_between
-from proxy.timeline.placement import PromptPlacement, Seen, step_starts
-from proxy.timeline.population import busy_seconds_until, population
-from proxy.timeline.request import RequestTimeline, TokenLog
-from proxy.timeline.steps import LONGEST_SECONDS, StepBook
+from proxy.meter.activity.columns import busy_seconds_until, population
+from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
+from proxy.meter.activity.work import Activity, activity_between
 
 
 def streamed(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.meter import Meter, MeterConfig
 from tests.captures import STREAMS, reply_head_and_body, stream_body
 from tests.relaying import answering, ask, cutting, relaying, run, serving, streaming
 from tests.scripted import (

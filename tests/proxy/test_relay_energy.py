@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.ledger import RequestEnergy
-from proxy.relay.energy_note import Provenance, note_of, wants_energy, with_energy
-from proxy.settlement.estimate import EnergySoFar
-from proxy.sse import SseDecoder
+from proxy.meter.estimate import EnergySoFar
+from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.relay.energy_trailer import Provenance, note_of, wants_energy, with_energy
+from proxy.wire.sse import SseDecoder
 from tests.captures import STREAMS, joined_replies, reply_head_and_body, stream_body
 from tests.relaying import Bench, answering, cutting, holding, relaying, run, streaming
 from tests.scripted import (

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.engines import ENGINES
 from proxy.errors import ConfigError, ProxyError
+from proxy.relay.client.response import Outgoing
 from proxy.relay.config import RelayConfig
-from proxy.relay.outgoing import Outgoing
 from proxy.relay.server import start_relay
 from tests.captures import reply_head_and_body, stream_body
 from tests.relaying import RecordingMeter, answering, cutting, holding, relaying, run

@@ -15,8 +15,8 @@ import pytest
 from proxy.engines import ENGINES
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.relay.lane import Lane, open_lane
 from proxy.relay.server import RelayServer
+from proxy.relay.upstream.upstream import Lane, open_lane
 from tests.relaying import RecordingMeter, run
 from tests.scripted import (
     Peer,

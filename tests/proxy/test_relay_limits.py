@@ -15,11 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cli import cli
-from proxy.file_limit import allow_open_files
-from proxy.limit_options import DEFAULTS, LIMITS, MAY_BE_NONE, option_of, take_limits
-from proxy.relay.clients import MOST_BEING_REFUSED, Clients, address_of
+from proxy.relay.client.limits import MOST_BEING_REFUSED, Clients, address_of
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
+from proxy.serve.file_limit import allow_open_files
+from proxy.serve.limit_options import (
+    DEFAULTS,
+    LIMITS,
+    MAY_BE_NONE,
+    option_of,
+    take_limits,
+)
 from tests.relaying import LOOPS, Bench, relaying, run
 from tests.scripted import Message, Peer, chunk, reply_bytes, request_bytes
 

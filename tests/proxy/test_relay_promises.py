@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from proxy.engines.dialect import Usage
-from proxy.meter import Meter, MeterConfig
+from proxy.meter.meter import Meter, MeterConfig
 from proxy.power.reading import Reading
 from tests.captures import stream_body
 from tests.relaying import Bench, Clock, answering, holding, relaying, run, serving

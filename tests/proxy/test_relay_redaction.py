@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.relay.headers import Headers
-from proxy.relay.redaction import is_secret, redacted
-from proxy.secret import without_user
+from proxy.security.redaction import is_secret, redacted
+from proxy.security.secrets import without_user
+from proxy.wire.headers import Headers
 
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=4)
 

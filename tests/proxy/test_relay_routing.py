@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.relay.replies import Refusal
-from proxy.relay.routing import MOST_MODELS, Router
+from proxy.relay.routing.routing import MOST_MODELS, Router
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import pytest
 from proxy.engines.dialect import RequestFacts
 from proxy.engines.gauges import EngineGauges
 from proxy.errors import ConfigError, SensorError
-from proxy.gauges import GaugeStats, watch_gauges
+from proxy.power.engine_load import GaugeStats, watch_gauges
 from proxy.power.http import HttpSensor
 from proxy.relay.config import RelayConfig
-from proxy.relay.headers import end_to_end, frame_reply
-from proxy.relay.labels import (
+from proxy.relay.routing.labels import (
     MAX_HASHED_TENANTS,
     LabelReader,
     check_tenant_header,
     hashed_tenant,
 )
-from proxy.unit import Metering, Unit, UpstreamConfig
+from proxy.serve.upstream import Metering, Unit, UpstreamConfig
+from proxy.wire.headers import end_to_end, frame_reply
 from tests.relaying import LOOPS, relaying, run
 from tests.scripted import Peer, ScriptedServer, reply_bytes, request_bytes, running
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from proxy.errors import SensorError
-from proxy.power.none import NoSource
 from proxy.power.reading import Reading
-from proxy.sampler import Failed, Sampled, Sampler, read_once
+from proxy.power.sampler import Failed, Sampled, Sampler, read_once
+from proxy.power.sources.none import NoSource
 
 PATIENCE_SECONDS = 20
 

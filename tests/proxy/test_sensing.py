@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.boundaries import Boundaries
 from proxy.errors import ConfigError
-from proxy.meter import MeterConfig
-from proxy.sensing import Sensors, plan_sensors, try_sensors
+from proxy.meter.accounts import Boundaries
+from proxy.meter.meter import MeterConfig
+from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
 from tests.proxy.power_benches import serving
 
 PATIENCE_SECONDS = 20

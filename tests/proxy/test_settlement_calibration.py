@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.attribution import FloatArray, by_calibration, by_phase, by_tokens
-from proxy.settlement.calibration import (
+from proxy.meter.activity.work import Activity
+from proxy.meter.attribution.fit import (
     CONSTANTS,
     PRIOR,
     Calibration,
@@ -20,7 +20,12 @@ from proxy.settlement.calibration import (
     no_sums,
     nonnegative_least_squares,
 )
-from proxy.timeline.activity import Activity
+from proxy.meter.attribution.policies import (
+    FloatArray,
+    by_calibration,
+    by_phase,
+    by_tokens,
+)
 
 TRUE_RATIOS = np.array([1.07, 0.72, 0.8, 0.6, 1.03])
 

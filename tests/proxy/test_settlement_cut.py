@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.ledger import RequestRecord
-from proxy.meter import Labels, Meter, MeterConfig
+from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
+from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Labels, Meter, MeterConfig
 from proxy.power.reading import Reading
-from proxy.settlement.cut import EDGE_SECONDS, too_late_to_cut
-from proxy.timeline.request import RequestTimeline
 
 IDLE_WATTS, BUSY_WATTS = 110.0, 500.0
 PREFILL_SECONDS, DECODE_SECONDS = 0.008, 0.2

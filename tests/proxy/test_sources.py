@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from proxy.cli import cli
 from proxy.errors import ConfigError
-from proxy.power import SOURCES
+from proxy.power.probe import MEASURES, describe, describe_sources, find_sources, probe
 from proxy.power.reading import Reading, SourceOptions
-from proxy.sources import MEASURES, describe, describe_sources, find_sources, probe
+from proxy.power.sources import SOURCES
 from tests.proxy.power_benches import BENCHES, HttpBench, zone
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import SseError
-from proxy.sse import SseDecoder
+from proxy.wire.sse import SseDecoder
 from tests.captures import STREAMS, stream_body
 
 

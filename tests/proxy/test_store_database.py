@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import URL, make_url, select, text
 
 from proxy.errors import ConfigError
-from proxy.ledger import RequestEnergy
+from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.store.archive import Archive
 from proxy.store.database import Database
 from proxy.store.filed import Filed, json_of, row_of

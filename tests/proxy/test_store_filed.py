@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from proxy.errors import ConfigError
-from proxy.ledger import RequestEnergy
+from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.store.address import (
     Retention,
     parse_retention,

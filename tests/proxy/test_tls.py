@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from proxy.cli import cli
 from proxy.errors import ConfigError
 from proxy.relay.config import RelayConfig
-from proxy.tls import Identity, UpstreamTls, identity_of
-from proxy.unit import Metering, Unit, UpstreamConfig
+from proxy.security.tls import Identity, UpstreamTls, identity_of
+from proxy.serve.upstream import Metering, Unit, UpstreamConfig
 from tests.certificates import Authority, Leaf, authority
 from tests.children import PATIENCE_SECONDS, child
 from tests.relaying import LOOPS, Bench, relaying, run

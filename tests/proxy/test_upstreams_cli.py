@@ -7,8 +7,8 @@ import socket
 import pytest
 from click.testing import CliRunner
 
+from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
-from proxy.upstreams_cli import upstreams
 
 
 def test_a_proxy_that_does_not_run_is_told_with_the_way_out() -> None:

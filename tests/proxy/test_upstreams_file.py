@@ -10,8 +10,8 @@ import pytest
 
 from proxy.cli import serve
 from proxy.errors import ConfigError
-from proxy.unit import UpstreamConfig
-from proxy.upstreams_file import read_config
+from proxy.serve.config_file import read_config
+from proxy.serve.upstream import UpstreamConfig
 
 A = """
 [[upstream]]

@@ -1,0 +1,296 @@
+"""The shape of `summary.json`.
+
+The flat keys of `Summary` are those that scripts for `vllm bench serve` parse,
+with vLLM's meaning (milliseconds, answered requests, per second of the window).
+Everything else is in base units. Null means "not known" or "did not happen".
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loadgen.analysis.distribution import Stats
+from loadgen.analysis.verdict import Verdict
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """What requests cost beyond keeping the engine loaded."""
+
+    prefill: float
+    decode: float
+
+
+class PerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Distribution of the joules of single requests."""
+
+    n: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean watts by account in consecutive bins, from books at the bins' edges."""
+
+    edges_seconds: list[float]
+    """From the run's zero; one more than there are bins."""
+    prefill_watts: list[float]
+    decode_watts: list[float]
+    idle_share_watts: list[float]
+    idle_watts: list[float]
+    unattributed_watts: list[float]
+
+
+class ShownAccounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Joules by account, as books and summaries show them; null where unknown."""
+
+    source: str | None = None
+    simulated: bool = False
+    measured_joules: float | None = None
+    attributed_joules: Phases | None = None
+    idle_share_joules: float | None = None
+    idle_joules: float | None = None
+    unattributed_joules: dict[str, float] | None = None
+    residual_joules: float | None = None
+
+
+class BoundaryBlock(ShownAccounts, frozen=True, kw_only=True):
+    """What one boundary used in the window; never added to another's: they overlap."""
+
+    mean_watts: float | None = None
+    measured_joules_per_request: float | None = None
+    """All measured joules over answered requests: idle included."""
+    joules_per_request: PerRequest | None = None
+    """Prefill, decode and idle share of answered requests."""
+    active_joules_per_request: PerRequest | None = None
+    """The same without the idle share."""
+    joules_per_output_token: float | None = None
+    requests_with_energy: int = 0
+    requests_without_energy: int = 0
+    loaded_idle_watts: float | None = None
+    idle_source: str | None = None
+    settlement_window_seconds: float | None = None
+    """Joules are divided, and cut at the window's ends, in pieces so long."""
+    counter_period_seconds: float | None = None
+    settled: bool | None = None
+    reason: str | None = None
+    """Why joules are null, or not whole."""
+
+
+class BoundaryRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured joules inside one boundary over those of one around it."""
+
+    inner: str
+    """A boundary, or `idle_accelerators`: GPUs of the node that were not used."""
+    outer: str
+    ratio: float | None
+    """Null unless both were measured through the whole window."""
+
+
+class EnergyBlock(ShownAccounts, frozen=True, kw_only=True):
+    """`energy` of `summary.json`; null where nothing is known, and then why."""
+
+    boundary: str | None = None
+    policy: str | None = None
+    sample_interval_seconds: float | None = None
+    window_seconds: float | None = None
+    joules_per_request: PerRequest | None = None
+    """Inclusive: prefill, decode and idle share."""
+    active_joules_per_request: PerRequest | None = None
+    """The same requests without their idle share."""
+    joules_per_output_token: float | None = None
+    joules_per_total_token: float | None = None
+    measured_joules_per_output_token: float | None = None
+    failed_request_joules: float | None = None
+    mean_watts: float | None = None
+    joined_joules: float | None = None
+    """Sum over this run's requests; less than the books when others were served."""
+    requests_with_energy: int = 0
+    requests_without_energy: int = 0
+    policy_joules: dict[str, dict[str, float]] = {}
+    """Active joules by policy, then kind of request."""
+    policy_joules_per_request: dict[str, PerRequest] = {}
+    """Active joules of single answered requests, as each policy would have it."""
+    quality: dict[str, int] = {}
+    loaded_idle_watts: float | None = None
+    idle_source: str | None = None
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as the proxy was told."""
+    model_idle_watts: float | None = None
+    """Loaded less bare: drawn because the model is resident."""
+    readings: int | None = None
+    """Of the sensor, since the proxy started."""
+    missed_readings: int | None = None
+    """Failed or late ones, since the proxy started."""
+    counter_period_seconds: float | None = None
+    counter_power_ratio: float | None = None
+    settled: bool | None = None
+    """False when the books were read before the window's end was final."""
+    power: PowerSeries | None = None
+    boundaries: dict[str, BoundaryBlock] = {}
+    """Each one that was metered, the headline too; empty where it was the only one."""
+    boundary_ratios: list[BoundaryRatio] = []
+    idle_accelerators_joules: float | None = None
+    """Of the host's GPUs that were not the engine's; in no request and no account."""
+    reason: str | None = None
+    """Why joules are null."""
+    definitions: dict[str, str] = {}
+
+
+class Lag(msgspec.Struct, frozen=True, kw_only=True):
+    """Schedule lag in milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """Was the plan kept? Rates in requests per second."""
+
+    plan_requests: int | None = None
+    """In the whole plan; more than `planned` when the window or the run is shorter."""
+    planned: int
+    """Due in the window."""
+    sent: int
+    dropped: int
+    offered_per_second: float | None
+    achieved_per_second: float | None
+    lag_ms: Lag | None
+    gap_p50_ms: float | None
+    loop_lag_p99_ms: float | None
+    mean_concurrency: float | None
+    peak_concurrency: int | None
+
+
+class WindowBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of the run every figure is about."""
+
+    start_seconds: float
+    end_seconds: float
+    warmup_seconds: float
+    cooldown_seconds: float
+    requests: int
+    requests_outside: int
+    run_seconds: float
+    """Zero to the last request's end, warm-up and cool-down included."""
+    started_unix_seconds: float | None
+
+
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one kind or one turn; latencies in seconds, medians."""
+
+    requests: int
+    completed: int
+    mean_prompt_tokens: float | None
+    mean_output_tokens: float | None
+    p50_ttft_seconds: float | None
+    p50_tpot_seconds: float | None
+    p50_e2el_seconds: float | None
+    mean_joules: float | None
+    p50_joules: float | None
+    p90_joules: float | None
+    joules_per_output_token: float | None
+
+
+class LengthBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Asked against served tokens of answered requests, where both are known."""
+
+    requests: int
+    asked_tokens: int
+    """By the trace, or by --output-len."""
+    served_tokens: int
+    """As the engine counted them."""
+    served_over_asked: float | None
+    exact_fraction: float | None
+    ratio_p10: float | None = None
+    """Of single requests, served over asked."""
+    ratio_p50: float | None = None
+    ratio_p90: float | None = None
+    shorter_requests: int = 0
+    """Served less than asked."""
+    live_requests: int = 0
+    """Prompts that carry replies really given, where asked has the trace's."""
+    ratio_p50_without_live: float | None = None
+    """Of the other requests: what tokenizer and chat template make of the trace."""
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that met every limit; failures are misses."""
+
+    limits: dict[str, float]
+    """Base units: seconds, joules."""
+    good: int
+    fraction_of_attempted: float | None
+
+
+class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One failure text and how often it came."""
+
+    error: str
+    count: int
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of `summary.json`."""
+
+    servewatt: str = "summary/1"
+    simulated: bool
+    """The engine, the sensor or both."""
+    simulated_engine: bool = False
+    verdict: Verdict
+    trace: str | None
+    trace_format: str | None
+    arrival: str | None
+    seed: int | None
+    backend: str | None
+    model: str | None
+    plan_sha256: str | None
+    duration: float
+    completed: int
+    failed: int
+    total_input_tokens: int
+    total_output_tokens: int
+    request_throughput: float | None
+    output_throughput: float | None
+    total_token_throughput: float | None
+    request_goodput: float | None
+    mean_ttft_ms: float | None
+    median_ttft_ms: float | None
+    std_ttft_ms: float | None
+    p99_ttft_ms: float | None
+    mean_tpot_ms: float | None
+    median_tpot_ms: float | None
+    std_tpot_ms: float | None
+    p99_tpot_ms: float | None
+    mean_itl_ms: float | None
+    median_itl_ms: float | None
+    std_itl_ms: float | None
+    p99_itl_ms: float | None
+    mean_e2el_ms: float | None
+    median_e2el_ms: float | None
+    std_e2el_ms: float | None
+    p99_e2el_ms: float | None
+    request_rate: float | str | None
+    """As planned; "inf" for all at once, null for the trace's own."""
+    burstiness: float | None
+    max_concurrency: int | None
+    schedule: Schedule
+    energy: EnergyBlock
+    measures: dict[str, Stats | None]
+    window: WindowBlock
+    goodput: Goodput | None
+    outcomes: dict[str, int]
+    errors: list[ErrorRow]
+    by_kind: dict[str, GroupRow]
+    by_turn: dict[str, GroupRow]
+    cached_tokens: int
+    input_lengths: LengthBlock
+    output_lengths: LengthBlock
+    output_length_rule: str | None = None
+    """`forced`: as many tokens as asked; `cap`: at most; null: none was asked."""
+    environment: dict[str, str | int | None]
+    metadata: dict[str, str]

@@ -1,0 +1,298 @@
+"""`summary.json`: every figure of a run, computed once, drawn by table and page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.analysis.boundaries import with_boundaries
+from loadgen.analysis.distribution import Stats
+from loadgen.analysis.energy import Metering, energy_block
+from loadgen.analysis.environment import environment
+from loadgen.analysis.schema import (
+    EnergyBlock,
+    ErrorRow,
+    Goodput,
+    GroupRow,
+    Lag,
+    Schedule,
+    Summary,
+    WindowBlock,
+)
+from loadgen.analysis.tally import Group, Tally, Window
+from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
+from loadgen.plan.plan import PlanHeader
+from loadgen.results.measures import MEASURES, POOLED_MEASURES
+
+SHOWN_ERRORS = 5
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the records cannot say about their run; told by whoever ran it."""
+
+    zero_unix_seconds: float | None = None
+    """Wall-clock instant of the run's zero: places the window in the books."""
+    warmup_seconds: float = 0.0
+    cooldown_seconds: float = 0.0
+    goodput: dict[str, float] = {}
+    """Limits in base units, from `measures.parse_goodput`."""
+    max_concurrency: int | None = None
+    loop_lag_p99_seconds: float | None = None
+    interrupted: bool = False
+    simulated: bool = False
+    """The engine is ours; the books say so of the sensor by themselves."""
+    metered: bool = False
+    """Whether energy was asked for, so that its absence counts against the run."""
+    power: str | None = None
+    backend: str | None = None
+    output_length_rule: str | None = None
+    """From `backends.length_rule`."""
+    model: str | None = None
+    metadata: dict[str, str] = {}
+
+
+def summarise(
+    tally: Tally,
+    *,
+    info: RunInfo,
+    header: PlanHeader | None,
+    plan_sha256: str | None,
+    metering: Metering,
+    run_seconds: float,
+) -> Summary:
+    """Everything a run says, from one pass over its records."""
+    energy = with_boundaries(energy_block(metering, tally), metering, tally)
+    measures = _all_stats(tally)
+    seconds = tally.window.seconds
+    tokens = tally.output_tokens
+    return Summary(
+        simulated=info.simulated or energy.simulated,
+        simulated_engine=info.simulated,
+        verdict=judge(_facts(tally, info, header, energy)),
+        trace=header.trace if header else None,
+        trace_format=header.trace_format if header else None,
+        arrival=header.arrival if header else None,
+        seed=header.seed if header else None,
+        backend=info.backend,
+        model=info.model,
+        plan_sha256=plan_sha256,
+        duration=seconds,
+        completed=tally.completed,
+        failed=_failed(tally),
+        total_input_tokens=tally.prompt_tokens,
+        total_output_tokens=tokens,
+        request_throughput=_per(tally.completed, seconds),
+        output_throughput=_per(tokens, seconds),
+        total_token_throughput=_per(tally.prompt_tokens + tokens, seconds),
+        request_goodput=_per(tally.good, seconds) if tally.goodput else None,
+        **_vllm_latencies(measures),
+        request_rate=_request_rate(header),
+        burstiness=header.burstiness if header else None,
+        max_concurrency=info.max_concurrency,
+        schedule=_schedule(tally, info, header, measures["schedule_lag"]),
+        energy=energy,
+        measures=measures,
+        window=_window_block(tally, info, run_seconds),
+        goodput=_goodput(tally) if tally.goodput else None,
+        outcomes=dict(tally.outcomes.most_common()),
+        errors=[
+            ErrorRow(error=text, count=count)
+            for text, count in tally.errors.most_common(SHOWN_ERRORS)
+        ],
+        by_kind={kind: _row(group) for kind, group in sorted(tally.kinds.items())},
+        by_turn={turn: _row(group) for turn, group in sorted(tally.turns.items())},
+        cached_tokens=tally.cached_tokens,
+        input_lengths=tally.fidelity.prompts.block(),
+        output_lengths=tally.fidelity.replies.block(),
+        # without a length asked there was nothing to force
+        output_length_rule=info.output_length_rule
+        if tally.fidelity.replies.requests
+        else None,
+        environment=environment(),
+        metadata=dict(info.metadata),
+    )
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Whole or not at all: a reader never meets half a file."""
+    text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
+    fresh = path.with_suffix(".json.part")
+    fresh.write_bytes(text + b"\n")
+    fresh.replace(path)
+
+
+def read_summary(path: Path) -> Summary:
+    """Raises OSError, or msgspec's errors when it is not one of ours."""
+    return msgspec.json.decode(path.read_bytes(), type=Summary)
+
+
+def is_paced(header: PlanHeader | None) -> bool:
+    """False when everything was planned at once: then nothing can be late."""
+    if header is None:
+        return True
+    return not (
+        header.arrival == "inf" or (header.sessions > 1 and header.span_seconds == 0)
+    )
+
+
+# -- parts ---------------------------------------------------------------------
+
+
+def _facts(
+    tally: Tally, info: RunInfo, header: PlanHeader | None, energy: EnergyBlock
+) -> RunFacts:
+    lag = tally.lag.stats("s")
+    errors = {
+        outcome: count
+        for outcome, count in tally.outcomes.items()
+        if outcome not in {"ok", "dropped", "aborted"}
+    }
+    asked = info.metered or energy.source not in {None, "none"}
+    return RunFacts(
+        attempted=tally.attempted,
+        completed=tally.completed,
+        errors=errors,
+        dropped=tally.outcomes["dropped"],
+        lag_p99_seconds=lag.p99 if lag else None,
+        gap_p50_seconds=tally.gap_p50_seconds(),
+        is_paced=is_paced(header),
+        max_concurrency=info.max_concurrency,
+        loop_lag_p99_seconds=info.loop_lag_p99_seconds,
+        interrupted=info.interrupted,
+        energy=_energy_facts(energy) if asked else None,
+    )
+
+
+def _energy_facts(energy: EnergyBlock) -> EnergyFacts:
+    return EnergyFacts(
+        unknown_reason=energy.reason,
+        measured_joules=energy.measured_joules,
+        residual_joules=_worst_residual_joules(energy),
+        unattributed_joules=energy.unattributed_joules or {},
+        requests_with=energy.requests_with_energy,
+        requests_without=energy.requests_without_energy,
+        readings=energy.readings,
+        missed_readings=energy.missed_readings,
+        is_settled=energy.settled is not False,
+    )
+
+
+def _worst_residual_joules(energy: EnergyBlock) -> float | None:
+    """Of any boundary: books that do not close make a run invalid, whosever."""
+    every = [energy.residual_joules]
+    every += [block.residual_joules for block in energy.boundaries.values()]
+    return max(
+        (joules for joules in every if joules is not None), key=abs, default=None
+    )
+
+
+def _all_stats(tally: Tally) -> dict[str, Stats | None]:
+    found = {
+        name: tally.measures[name].stats(measure.unit)
+        for name, measure in MEASURES.items()
+    }
+    for name, pooled in POOLED_MEASURES.items():
+        found[name] = tally.pooled[name].stats(pooled.unit)
+    found["schedule_lag"] = tally.lag.stats("s")
+    return found
+
+
+def _vllm_latencies(measures: Mapping[str, Stats | None]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        stats = measures[name]
+        keys[f"mean_{name}_ms"] = stats.mean * 1000 if stats else None
+        keys[f"median_{name}_ms"] = stats.p50 * 1000 if stats else None
+        keys[f"std_{name}_ms"] = stats.std * 1000 if stats else None
+        keys[f"p99_{name}_ms"] = stats.p99 * 1000 if stats else None
+    return keys
+
+
+def _schedule(
+    tally: Tally, info: RunInfo, header: PlanHeader | None, lag: Stats | None
+) -> Schedule:
+    busy = tally.concurrency()
+    loop_lag = info.loop_lag_p99_seconds
+    gap = tally.gap_p50_seconds()
+    return Schedule(
+        plan_requests=header.requests if header else None,
+        planned=tally.attempted,
+        sent=tally.sent,
+        dropped=tally.outcomes["dropped"],
+        offered_per_second=tally.offered_per_second(),
+        achieved_per_second=tally.achieved_per_second(),
+        lag_ms=Lag(
+            mean=lag.mean * 1000, p50=lag.p50 * 1000, p90=lag.p90 * 1000,
+            p99=lag.p99 * 1000, max=lag.max * 1000,
+        )
+        if lag
+        else None,
+        gap_p50_ms=gap * 1000 if gap is not None else None,
+        loop_lag_p99_ms=loop_lag * 1000 if loop_lag is not None else None,
+        mean_concurrency=busy[0] if busy else None,
+        peak_concurrency=busy[1] if busy else None,
+    )  # fmt: skip
+
+
+def _window_block(tally: Tally, info: RunInfo, run_seconds: float) -> WindowBlock:
+    window: Window = tally.window
+    zero = info.zero_unix_seconds
+    return WindowBlock(
+        start_seconds=window.start_seconds,
+        end_seconds=window.end_seconds,
+        warmup_seconds=info.warmup_seconds,
+        cooldown_seconds=info.cooldown_seconds,
+        requests=tally.attempted,
+        requests_outside=tally.outside,
+        run_seconds=run_seconds,
+        started_unix_seconds=None if zero is None else zero + window.start_seconds,
+    )
+
+
+def _goodput(tally: Tally) -> Goodput:
+    return Goodput(
+        limits=tally.goodput,
+        good=tally.good,
+        fraction_of_attempted=_per(tally.good, tally.attempted),
+    )
+
+
+def _row(group: Group) -> GroupRow:
+    ttft, tpot, e2el, energy = (
+        group.measures[name].stats("") for name in ("ttft", "tpot", "e2el", "energy")
+    )
+    return GroupRow(
+        requests=group.requests,
+        completed=group.completed,
+        mean_prompt_tokens=_per(group.prompt_tokens, group.completed),
+        mean_output_tokens=_per(group.output_tokens, group.completed),
+        p50_ttft_seconds=ttft.p50 if ttft else None,
+        p50_tpot_seconds=tpot.p50 if tpot else None,
+        p50_e2el_seconds=e2el.p50 if e2el else None,
+        mean_joules=energy.mean if energy else None,
+        p50_joules=energy.p50 if energy else None,
+        p90_joules=energy.p90 if energy else None,
+        joules_per_output_token=_per(group.energy_joules, group.energy_output_tokens),
+    )
+
+
+def _failed(tally: Tally) -> int:
+    """Sent and not answered in full; the never sent are `dropped`."""
+    return tally.attempted - tally.completed - tally.outcomes["dropped"]
+
+
+def _request_rate(header: PlanHeader | None) -> float | str | None:
+    if header is None:
+        return None
+    rate = header.rate_per_second
+    if (rate is None and header.arrival == "inf") or (rate and math.isinf(rate)):
+        return "inf"
+    return rate
+
+
+def _per(amount: float, whole: float) -> float | None:
+    return amount / whole if whole > 0 else None

@@ -1,0 +1,234 @@
+"""One pass over the records of a run: everything `summary.json` counts.
+
+A record belongs to the window by its intended start. Memory does not grow with
+tokens: 24 bytes per request for the concurrency sweep, 8 per measure up to a
+million values, then a bounded histogram.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loadgen.analysis.distribution import Distribution
+from loadgen.analysis.energy_tally import EnergyTally
+from loadgen.analysis.lengths import Fidelity
+from loadgen.results.measures import (
+    MEASURES,
+    POOLED_MEASURES,
+    SCHEDULE_LAG,
+    energy_joules,
+    is_ok,
+    meets,
+)
+from loadgen.results.results import Result
+
+GROUP_MEASURES = ("ttft", "tpot", "e2el", "energy")
+LAST_TURN = 5
+"""People count turns from 1; from here on they share one row: `5+`."""
+OURS = ("dropped", "aborted")
+"""Outcomes that are our own doing: never sent, or stopped with the run."""
+_DISTINCT_ERRORS = 500  # texts that carry ids or times must not grow without bound
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which part of a run counts, in seconds from its zero; the end is included."""
+
+    start_seconds: float = 0.0
+    end_seconds: float = math.inf
+
+    def holds(self, result: Result) -> bool:
+        """Whether the request was meant to start inside."""
+        return self.start_seconds <= result.planned_seconds <= self.end_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Length; infinite until the run's end is known."""
+        return self.end_seconds - self.start_seconds
+
+
+@dataclass(slots=True)
+class Extent:
+    """The ends of a run, found in a first pass because the window needs them."""
+
+    requests: int = 0
+    last_planned_seconds: float = 0.0
+    last_finished_seconds: float = 0.0
+
+    def add(self, result: Result) -> None:
+        """Take one record into account."""
+        self.requests += 1
+        self.last_planned_seconds = max(
+            self.last_planned_seconds, result.planned_seconds
+        )
+        self.last_finished_seconds = max(
+            self.last_finished_seconds, result.finished_seconds
+        )
+
+    def window(self, warmup_seconds: float, cooldown_seconds: float) -> Window:
+        """From the end of warm-up to the run's end, or to where cool-down begins."""
+        end = self.last_finished_seconds
+        if cooldown_seconds > 0:
+            end = self.last_planned_seconds - cooldown_seconds
+        return Window(warmup_seconds, max(end, warmup_seconds))
+
+
+@dataclass(slots=True)
+class Group:
+    """Requests of one kind, or of one turn."""
+
+    requests: int = 0
+    completed: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    energy_joules: float = 0.0
+    """Of answered requests whose energy is known."""
+    energy_output_tokens: int = 0
+    """Tokens of those same requests, so that the ratio compares like with like."""
+    measures: dict[str, Distribution] = field(
+        default_factory=lambda: {name: Distribution() for name in GROUP_MEASURES}
+    )
+
+    def add(self, result: Result) -> None:
+        """Take one record into account."""
+        self.requests += 1
+        if not is_ok(result):
+            return
+        self.completed += 1
+        self.prompt_tokens += result.prompt_tokens or 0
+        self.output_tokens += result.output_tokens or 0
+        for name in GROUP_MEASURES:
+            self.measures[name].add(MEASURES[name].of(result))
+        joules = energy_joules(result)
+        if joules is not None:
+            self.energy_joules += joules
+            self.energy_output_tokens += result.output_tokens or 0
+
+
+class Tally:
+    """Counts and distributions of the records inside one window."""
+
+    def __init__(self, window: Window, goodput: Mapping[str, float]) -> None:
+        self.window = window
+        self.goodput = dict(goodput)
+        self.outside = 0
+        self.outcomes: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.measures = {name: Distribution() for name in MEASURES}
+        self.pooled = {name: Distribution() for name in POOLED_MEASURES}
+        self.lag = Distribution()
+        self.kinds: dict[str, Group] = {}
+        self.turns: dict[str, Group] = {}
+        self.energy = EnergyTally()
+        self.fidelity = Fidelity()
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+        self.good = 0
+        self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
+
+    def add_all(self, results: Iterable[Result]) -> Tally:
+        """Take every record into account; returns itself."""
+        for result in results:
+            self.add(result)
+        return self
+
+    def add(self, result: Result) -> None:
+        """Take one record into account."""
+        if not self.window.holds(result):
+            self.outside += 1
+            return
+        self.outcomes[result.outcome] += 1
+        self._planned.append(result.planned_seconds)
+        if result.sent_seconds is not None:
+            self._sent.append(result.sent_seconds)
+            self._finished.append(result.finished_seconds)
+            self.energy.add(result)
+        self.lag.add(SCHEDULE_LAG.of(result))
+        number = result.turn + 1
+        turn = f"{LAST_TURN}+" if number >= LAST_TURN else str(number)
+        self.kinds.setdefault(result.kind, Group()).add(result)
+        self.turns.setdefault(turn, Group()).add(result)
+        if is_ok(result):
+            self._add_answered(result)
+        elif result.outcome not in OURS:
+            self._add_error(result.error or result.outcome)
+
+    @property
+    def attempted(self) -> int:
+        """Requests that were due in the window, sent or not."""
+        return len(self._planned)
+
+    @property
+    def completed(self) -> int:
+        """Requests answered in full."""
+        return self.outcomes["ok"]
+
+    @property
+    def sent(self) -> int:
+        """Requests that left."""
+        return len(self._sent)
+
+    def offered_per_second(self) -> float | None:
+        """Rate of the plan: arrivals after the first over the time they take."""
+        return _rate(self._planned)
+
+    def achieved_per_second(self) -> float | None:
+        """Rate that really left; below the offered one when the client is late."""
+        return _rate(self._sent)
+
+    def gap_p50_seconds(self) -> float | None:
+        """Median time between consecutive intended starts."""
+        if len(self._planned) < 2:
+            return None
+        return float(np.median(np.diff(np.sort(np.asarray(self._planned)))))
+
+    def concurrency(self) -> tuple[float, int] | None:
+        """Requests in flight: mean weighted by time, and peak, by sweep line."""
+        return concurrency(self._sent, self._finished)
+
+    def _add_answered(self, result: Result) -> None:
+        for name, measure in MEASURES.items():
+            self.measures[name].add(measure.of(result))
+        for name, pooled in POOLED_MEASURES.items():
+            self.pooled[name].extend(pooled.of(result))
+        self.prompt_tokens += result.prompt_tokens or 0
+        self.cached_tokens += result.cached_tokens or 0
+        self.output_tokens += result.output_tokens or 0
+        self.fidelity.add(result)
+        self.good += meets(result, self.goodput)
+
+    def _add_error(self, text: str) -> None:
+        if text not in self.errors and len(self.errors) >= _DISTINCT_ERRORS:
+            text = "(other errors)"
+        self.errors[text] += 1
+
+
+def concurrency(
+    starts: Iterable[float], ends: Iterable[float]
+) -> tuple[float, int] | None:
+    """Time-weighted mean and peak of overlapping spans; None without any.
+
+    A span that ends exactly where another starts does not overlap it.
+    """
+    begin, end = np.asarray(list(starts)), np.asarray(list(ends))
+    if not len(begin):
+        return None
+    span = float(end.max() - begin.min())
+    at = np.concatenate([end, begin])  # ends first: the sort below is stable
+    step = np.concatenate([-np.ones(len(end)), np.ones(len(begin))])
+    running = np.cumsum(step[np.argsort(at, kind="stable")])
+    mean = float((end - begin).sum()) / span if span > 0 else float(len(begin))
+    return mean, int(max(running.max(), 1))
+
+
+def _rate(stamps: array[float]) -> float | None:
+    if len(stamps) < 2:
+        return None
+    values = np.asarray(stamps)
+    span = float(values.max() - values.min())
+    return (len(values) - 1) / span if span > 0 else None

@@ -1,0 +1,1 @@
+"""One request to a server: its body, its connection, its reply."""

@@ -1,0 +1,207 @@
+"""What a reply says, read after its last byte: tokens with their stamps.
+
+Pure: the reads of an `Exchange` go in, a `Reply` comes out. Events are not
+tokens: one read may carry several events, one event several tokens, and an
+event may carry none (the role, the finish, the usage). Counts come from the
+engine's usage; stamps come from reads that bore a token.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from proxy.engines.dialect import Engine, Update
+from proxy.wire.sse import SseDecoder
+
+PIECES_PER_STEP = 16
+"""About 0.1 ms of parsing between two looks at the sockets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A reply, or the part of it that arrived; stamps as they were fed."""
+
+    chunk_stamps: list[float] = field(default_factory=list)
+    """Stamp of every read that bore tokens."""
+    chunk_tokens: list[int] = field(default_factory=list)
+    """Tokens of those reads; they sum to `output_tokens` where it is known."""
+    first_visible_stamp: float | None = None
+    """First read with text a person would see, not reasoning."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    """As the engine counted them; None where it did not say."""
+    text: str = ""
+    error: str | None = None
+    """Why this is not a whole, useful reply."""
+
+
+class StreamReader:
+    """Reads one stream; feed it every read in order, then `finish`."""
+
+    def __init__(self, engine: Engine, sequences: int = 1) -> None:
+        self._engine = engine
+        self._sequences = sequences
+        # The whole reply is in memory already: nothing to bound.
+        self._decoder = SseDecoder(max_event_bytes=sys.maxsize)
+        self._stamps: list[float] = []
+        self._weights: list[int] = []
+        self._text: list[str] = []
+        self._first_visible_stamp: float | None = None
+        self._finish_stamp: float | None = None
+        self._is_ended = False
+        self._has_events = False
+        self._has_running_usage = False
+        self._are_exact = True
+        self._counted = 0
+        self._prompt_tokens: int | None = None
+        self._cached_tokens: int | None = None
+        self._output_tokens: int | None = None
+        self._error: str | None = None
+
+    def feed(self, stamp: float, data: bytes) -> None:
+        """Take in one read."""
+        for event in self._decoder.feed(data):
+            self._take(stamp, self._engine.read_event(event))
+
+    def finish(self) -> Reply:
+        """The reply, once nothing more will come."""
+        stamps, weights = self._stamps, self._weights
+        total = self._output_tokens
+        if total is None and self._are_exact and weights:
+            total = sum(weights)
+        if total and not weights and self._finish_stamp is not None:
+            # All its tokens were hidden; they were there when it finished.
+            stamps, weights = [self._finish_stamp], [1]
+        tokens = weights if total is None else spread(total, weights)
+        bearing = [i for i, count in enumerate(tokens) if count]
+        return Reply(
+            chunk_stamps=[stamps[i] for i in bearing],
+            chunk_tokens=[tokens[i] for i in bearing],
+            first_visible_stamp=self._first_visible_stamp,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            output_tokens=total,
+            text="".join(self._text),
+            error=self._error or self._why_incomplete(bool(bearing)),
+        )
+
+    def _take(self, stamp: float, update: Update) -> None:
+        if update.error is not None:
+            self._error = self._error or update.error
+            return
+        self._is_ended = self._is_ended or update.is_end
+        if update.usage is not None:
+            self._take_usage(update)
+        if update.finish_reason is not None:
+            self._finish_stamp = stamp
+        if update.is_visible and self._first_visible_stamp is None:
+            self._first_visible_stamp = stamp
+        if update.text:
+            self._text.append(update.text)
+        tokens = self._tokens_of(update)
+        if not tokens:
+            return
+        if self._stamps and self._stamps[-1] == stamp:
+            self._weights[-1] += tokens
+        else:
+            self._stamps.append(stamp)
+            self._weights.append(tokens)
+
+    def _take_usage(self, update: Update) -> None:
+        usage = update.usage
+        assert usage is not None
+        if usage.prompt_tokens is not None:
+            self._prompt_tokens = usage.prompt_tokens
+        if usage.cached_tokens is not None:
+            self._cached_tokens = usage.cached_tokens
+        if usage.output_tokens is not None:
+            self._output_tokens = usage.output_tokens
+
+    def _tokens_of(self, update: Update) -> int:
+        """Tokens of one event: counted by the engine, else one per event with any."""
+        if update.is_usage_only or (update.is_end and not update.carries_token):
+            return 0
+        counted = update.usage.output_tokens if update.usage is not None else None
+        if not self._has_events:
+            self._has_events = True
+            # Usage on the first event means usage on all. With several choices
+            # vLLM counts each by itself there, so the sum is known at the end.
+            self._has_running_usage = counted is not None and self._sequences == 1
+        if update.tokens is not None:
+            return update.tokens
+        if self._has_running_usage and counted is not None:
+            before, self._counted = self._counted, max(self._counted, counted)
+            return self._counted - before
+        self._are_exact = False
+        return int(update.carries_token)
+
+    def _why_incomplete(self, has_tokens: bool) -> str | None:
+        is_whole = self._is_ended or (
+            self._finish_stamp is not None and not self._engine.requires_end
+        )
+        if not is_whole:
+            return "the stream ended before its end marker"
+        return None if has_tokens else "the reply has no tokens"
+
+
+def read_in_steps(
+    engine: Engine,
+    status: int | None,
+    headers: Mapping[str, str],
+    stamps: Sequence[float],
+    pieces: Sequence[bytes],
+    sequences: int = 1,
+) -> Generator[None, None, Reply]:
+    """Read what arrived, yielding now and then so that others can go on.
+
+    `stamps` and `pieces` go together; `status` is None when there was no reply.
+    """
+    if status is None:
+        return Reply()
+    error = why_no_stream(engine, status, headers, pieces)
+    if error is not None:
+        return Reply(error=error)
+    reader = StreamReader(engine, sequences)
+    for number, (stamp, piece) in enumerate(zip(stamps, pieces, strict=True), 1):
+        reader.feed(stamp, piece)
+        if number % PIECES_PER_STEP == 0:
+            yield
+    return reader.finish()
+
+
+def why_no_stream(
+    engine: Engine, status: int, headers: Mapping[str, str], pieces: Sequence[bytes]
+) -> str | None:
+    """Why a reply is not the stream asked for; None if it is one."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if status == 200 and kind == "text/event-stream":
+        return None
+    said = engine.read_reply(status, headers, b"".join(pieces)).error
+    if status == 200:
+        return said or f"asked for a stream, got {kind or 'no content type'}"
+    if 300 <= status < 400:
+        where = headers.get("location", "nowhere")
+        return f"HTTP {status}: redirects to {where}, which is not followed"
+    return f"HTTP {status}: {said}" if said else f"HTTP {status}"
+
+
+def spread(total: int, weights: list[int]) -> list[int]:
+    """`total` tokens over reads in proportion to `weights`, as whole numbers.
+
+    The running sum is rounded up, so the first read always has a token where
+    there is one, and the parts sum to `total` exactly.
+    """
+    whole = sum(weights)
+    if whole in (0, total):
+        return weights
+    parts = []
+    seen = given = 0
+    for weight in weights:
+        seen += weight
+        upto = -(-total * seen // whole)
+        parts.append(upto - given)
+        given = upto
+    return parts

@@ -1,0 +1,293 @@
+"""Fetches joules from the proxy's admin API and puts them beside their requests.
+
+Requests are matched by id, never by time; only the window's edges are instants.
+What cannot be had in time stays unknown, with the reason: a report never waits
+without bound and never invents a joule.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from loadgen.analysis.energy import Books, Metering, power_series
+from loadgen.analysis.schema import PowerSeries
+from loadgen.analysis.tally import Window
+from loadgen.energy.admin_client import admin_client
+from loadgen.errors import LoadgenError
+from loadgen.results.recorder import read_results
+from loadgen.results.results import EnergyPart
+
+PAGE = 5000
+"""Records per reply: about 3 MB."""
+MOST_BINS = 60
+"""Of the power curve; each costs one small request to the proxy."""
+CLOCK_SKEW_SECONDS = 60.0
+"""The proxy's clock may be behind ours by this much, and all is still found."""
+_FAILURES = 3
+_QUIET_ROUNDS = 4
+"""Final books and nothing new for a second: nothing more will come."""
+
+Waiting = Callable[[int, int], None]
+"""Told how many requests are settled, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long and how often the proxy is asked for what is not settled yet."""
+
+    settle_seconds: float = 30.0
+    """Settlement takes a second or two; a proxy that needs more has a problem."""
+    poll_seconds: float = 0.25
+
+
+PATIENCE = Patience()
+
+
+class AdminError(Exception):
+    """The admin API did not answer, or not in its language; says why."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """One line of `/requests`, its energy left encoded until it is written out."""
+
+    sequence: int
+    request_id: str
+    energy: msgspec.Raw
+
+
+class Admin:
+    """The admin API of one proxy."""
+
+    def __init__(
+        self, url: str, timeout_seconds: float = 5.0, *, token: str | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._client = admin_client(self.url, timeout_seconds, token)
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def books(self, at_unix_seconds: float | None = None) -> Books:
+        """The accounts up to an instant. Raises AdminError."""
+        at = {} if at_unix_seconds is None else {"at": f"{at_unix_seconds:.6f}"}
+        body = self._get("/books", at)
+        try:
+            return msgspec.json.decode(body, type=Books)
+        except msgspec.MsgspecError as error:
+            raise AdminError(f"{self.url}/books is not understood: {error}") from None
+
+    def settled_since(
+        self, sequence: int, from_unix_seconds: float = 0.0
+    ) -> Iterator[Settled]:
+        """Every request settled after this one, oldest first. Raises AdminError.
+
+        And none settled before an instant: a store may hold a year of others.
+        """
+        decoder = msgspec.json.Decoder(Settled)
+        query = {"from_unix": f"{from_unix_seconds:.6f}", "limit": str(PAGE)}
+        while True:
+            page = self._get("/requests", {**query, "since": str(sequence)})
+            lines = page.splitlines()
+            for line in lines:
+                try:
+                    settled = decoder.decode(line)
+                except msgspec.MsgspecError as error:
+                    raise AdminError(
+                        f"{self.url}/requests is not understood: {error}"
+                    ) from None
+                sequence = settled.sequence
+                yield settled
+            if len(lines) < PAGE:
+                return
+
+    def _get(self, path: str, query: dict[str, str]) -> bytes:
+        try:
+            reply = self._client.get(f"{self.url}{path}", params=query)
+            reply.raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise AdminError(
+                f"admin API {self.url}{path} failed: {reason.lower()}"
+            ) from None
+        return reply.content
+
+
+@dataclass(slots=True)
+class Energies:
+    """The joules of this run's requests, still encoded; about 0.5 KB each."""
+
+    by_id: dict[str, msgspec.Raw] = field(default_factory=dict)
+    from_unix_seconds: float = 0.0
+    """None of them settled before."""
+    cursor: int = 0
+    reason: str | None = None
+    """Why some may be missing."""
+
+    def take(self, admin: Admin, wanted: set[str]) -> None:
+        """Everything newly settled that belongs to this run. Raises AdminError."""
+        for settled in admin.settled_since(self.cursor, self.from_unix_seconds):
+            self.cursor = settled.sequence
+            if settled.request_id in wanted:
+                # a Raw is a view: without the copy each would keep its whole page
+                self.by_id[settled.request_id] = settled.energy.copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Which requests of a run the proxy should know."""
+
+    sent: set[str]
+    reached: set[str]
+    """Those that had an answer: waiting for the others would never end."""
+
+
+def awaited(path: Path) -> Awaited:
+    """Read from the records which requests to ask for."""
+    sent: set[str] = set()
+    reached: set[str] = set()
+    for result in read_results(path):
+        if result.sent_seconds is not None:
+            sent.add(result.request_id)
+            if result.outcome == "ok" or result.status is not None:
+                reached.add(result.request_id)
+    return Awaited(sent, reached)
+
+
+def wait_for_energies(
+    admin: Admin,
+    wanted: Awaited,
+    end_unix_seconds: float | None,
+    *,
+    begin_unix_seconds: float = 0.0,
+    waiting: Waiting | None = None,
+    patience: Patience = PATIENCE,
+) -> Energies:
+    """Collect joules until all requests are settled, or no more can come.
+
+    Ends early when the books are final up to the run's end and bring nothing
+    new: the proxy never saw the rest. Books without a sensor never get further.
+    """
+    begin = max(0.0, begin_unix_seconds - CLOCK_SKEW_SECONDS)
+    energies = Energies(from_unix_seconds=begin)
+    deadline = time.monotonic() + patience.settle_seconds
+    failures = quiet = 0
+    while True:
+        try:
+            books = admin.books(end_unix_seconds)
+            is_final = books.is_final
+            before = len(energies.by_id)
+            energies.take(admin, wanted.sent)
+            failures = 0
+        except AdminError as error:
+            failures += 1
+            energies.reason = str(error)
+            if failures == _FAILURES:
+                return energies
+        else:
+            energies.reason = None
+            if waiting is not None:
+                waiting(len(energies.by_id), len(wanted.reached))
+            if is_final and energies.by_id.keys() >= wanted.reached:
+                return energies
+            is_quiet = is_final and len(energies.by_id) == before
+            quiet = quiet + 1 if is_quiet else 0
+            if quiet == _QUIET_ROUNDS:
+                return _missing(energies, wanted, "the proxy has no record of them")
+        if time.monotonic() >= deadline:
+            return _missing(
+                energies, wanted, f"not settled in {patience.settle_seconds:g} s"
+            )
+        time.sleep(patience.poll_seconds)
+
+
+def join(path: Path, energies: Energies) -> None:
+    """Write the joules into `requests.jsonl`, line by line, whole or not at all.
+
+    Raises LoadgenError when the folder cannot be written; the file is then as
+    it was.
+    """
+    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(EnergyPart)
+    fresh = path.with_suffix(".jsonl.part")
+    try:
+        with fresh.open("wb") as out:
+            for result in read_results(path):
+                raw = energies.by_id.get(result.request_id)
+                if raw is not None:
+                    result = msgspec.structs.replace(result, energy=decoder.decode(raw))
+                out.write(encoder.encode(result) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink()
+        reason = (error.strerror or str(error)).lower()
+        raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
+
+
+def margin_seconds(admin: Admin) -> float:
+    """How far around a run its energy may lie. Raises AdminError.
+
+    The proxy divides energy in intervals between counter updates: an edge that
+    cuts the first or the last interval of a run would leave a part of its
+    requests' joules outside.
+    """
+    books = admin.books()
+    return books.window_seconds + 2 * (books.counter_period_seconds or 0.1)
+
+
+def read_metering(
+    admin: Admin,
+    zero_unix_seconds: float,
+    window: Window,
+    run_seconds: float,
+    reason: str | None = None,
+) -> Metering:
+    """The books at both edges of the window, and the power curve of the run."""
+    try:
+        opening = admin.books(zero_unix_seconds + window.start_seconds)
+        closing = admin.books(zero_unix_seconds + window.end_seconds)
+    except AdminError as error:
+        return Metering(reason=str(error))
+    return Metering(
+        opening=opening,
+        closing=closing,
+        window_seconds=window.seconds,
+        power=_power(admin, zero_unix_seconds, run_seconds),
+        reason=reason,
+    )
+
+
+def _power(
+    admin: Admin, zero_unix_seconds: float, run_seconds: float
+) -> PowerSeries | None:
+    """Watts by account over the run; None when they are not known throughout."""
+    bins = min(MOST_BINS, int(run_seconds))  # a second or more each
+    if bins < 2:
+        return None
+    edges = [run_seconds * index / bins for index in range(bins + 1)]
+    try:
+        books = [admin.books(zero_unix_seconds + edge) for edge in edges]
+        return power_series(books, edges)
+    except (AdminError, ValueError):
+        return None  # the curve is an extra: the totals above stand without it
+
+
+def _missing(energies: Energies, wanted: Awaited, why: str) -> Energies:
+    missing = len(wanted.reached - energies.by_id.keys())
+    if missing:
+        energies.reason = (
+            f"{missing} of {len(wanted.reached)} requests without joules: {why}"
+        )
+    return energies

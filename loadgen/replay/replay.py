@@ -1,0 +1,168 @@
+"""Open loop between sessions, closed loop inside one.
+
+Every session starts at its planned instant after one recorded zero, however
+slow the server is: nothing is re-anchored, and a late start stays late in the
+record. Inside a session a turn waits for the previous reply and its think time.
+Texts, bodies and connections are made before they are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from loadgen.client.abilities import check_options
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.client.client import (
+    Client,
+    ConnectionCounts,
+    HttpClient,
+    allow_many_sockets,
+)
+from loadgen.plan.plan import PlannedSession
+from loadgen.replay.clock import Clock, LoopLag, LoopMonitor
+from loadgen.replay.turns import AHEAD_SECONDS, Run, run_session
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder
+
+LEAD_SECONDS = AHEAD_SECONDS + 0.1
+"""From the call to the zero: the first requests are prepared in it."""
+
+PREPARED_SESSIONS = 512
+"""Ready at a time, at most: bounds the memory of a burst and of rate inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What a replay says about itself; seconds count from the run's zero."""
+
+    zero_unix_seconds: float
+    zero_monotonic_seconds: float
+    end_seconds: float
+    """When everything had ended."""
+    sent: int
+    dropped: int
+    loop_lag: LoopLag
+    connections: ConnectionCounts
+    interrupted: bool
+    """Stopped before the plan's end; what had been recorded is kept."""
+
+
+async def replay(
+    sessions: Iterator[PlannedSession],
+    *,
+    target: Target,
+    options: RequestOptions,
+    recorder: Recorder,
+    progress: Progress,
+    clock: Clock,
+    max_concurrency: int | None = None,
+    timeout_seconds: float = 600.0,
+    seed: int = 0,
+    connect: Callable[[Target, Clock, Progress], Client] | None = None,
+) -> RunStats:
+    """Send a plan's sessions on time and record every request.
+
+    `sessions` come in order of start and are read as they fall due. At most
+    `max_concurrency` requests are in flight; waiting for a place counts as
+    schedule lag. Cancelling the call is how to stop it: requests in flight are
+    recorded as aborted and the stats so far are returned. Raises LoadgenError
+    when records cannot be written or the plan has a turn nobody can send.
+    """
+    check_options(target, options)
+    client = (connect or _over_http)(target, clock, progress)
+    monitor = LoopMonitor(clock)
+    with _settled_heap():
+        zero, zero_unix = clock.now() + LEAD_SECONDS, clock.unix() + LEAD_SECONDS
+        progress.zero_seconds = zero
+        run = Run(
+            target=target,
+            options=options,
+            recorder=recorder,
+            progress=progress,
+            clock=clock,
+            client=client,
+            zero=zero,
+            places=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+            prepared=asyncio.Semaphore(PREPARED_SESSIONS),
+            timeout_seconds=timeout_seconds,
+            seed=seed,
+        )
+        try:
+            is_interrupted = await _run_all(run, sessions, monitor)
+        finally:
+            await client.close()
+    return _stats(run, zero_unix, monitor.lag(), is_interrupted)
+
+
+def _stats(
+    run: Run, zero_unix: float, loop_lag: LoopLag, is_interrupted: bool
+) -> RunStats:
+    return RunStats(
+        zero_unix_seconds=zero_unix,
+        zero_monotonic_seconds=run.zero,
+        end_seconds=run.clock.now() - run.zero,
+        sent=run.progress.sent,
+        dropped=run.progress.dropped,
+        loop_lag=loop_lag,
+        connections=run.client.counts,
+        interrupted=is_interrupted,
+    )
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What was loaded so far lives to the end: no collector pass looks at it again.
+
+    Each such look would be a pause of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+async def _run_all(
+    run: Run, sessions: Iterator[PlannedSession], monitor: LoopMonitor
+) -> bool:
+    """Run every session while the monitor watches; True if stopped before the end.
+
+    Raises what the first failing session raised, without the group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as watching:
+            watch = watching.create_task(monitor.watch())
+            async with asyncio.TaskGroup() as group:
+                for session in sessions:
+                    if not session.turns:
+                        continue
+                    ahead = run.zero + session.start_seconds - AHEAD_SECONDS
+                    await run.clock.sleep_until(ahead)
+                    await run.prepared.acquire()
+                    group.create_task(run_session(run, session))
+                    await run.clock.pause()
+            watch.cancel()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        task.uncancel()
+        return True
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from None
+    return False
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _over_http(target: Target, clock: Clock, progress: Progress) -> Client:
+    allow_many_sockets()
+    return HttpClient(target, clock.now, progress)

@@ -1,0 +1,291 @@
+"""The summary in a terminal: readable at 100 columns, without colour, by anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.analysis.distribution import Stats
+from loadgen.analysis.schema import EnergyBlock, Summary
+from loadgen.report import format as say
+from loadgen.report import text as words
+
+LATENCIES = (
+    ("ttft", "TTFT", "first token after the send"),
+    ("tpot", "TPOT", "per further token, mean of a request"),
+    ("itl", "ITL", "gap between arriving pieces"),
+    ("e2el", "E2E", "last token after the send"),
+)
+STATUS_STYLES = {"valid": "bold green", "degraded": "bold yellow"}
+WIDTH = 98
+
+
+def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
+    """The whole table of one run."""
+    parts: list[RenderableType] = [Text()]
+    if summary.simulated:
+        parts.append(Text(words.simulation(summary), style="bold magenta"))
+    parts += _verdict(summary)
+    if words.headline(summary):
+        parts.append(Text(words.headline(summary), style="bold"))
+    tables = [_load(summary), _latency(summary), *_energy(summary)]
+    if len(summary.by_kind) > 1:
+        tables.append(_kinds(summary))
+    for table in tables:
+        parts += [Text(), table]
+    parts += [Text(), Text(words.how_to_read(summary), style="dim")]
+    if report_path is not None:
+        parts.append(Text(f"report: {report_path}", style="bold"))
+    return Group(*parts)
+
+
+def _verdict(summary: Summary) -> Iterator[RenderableType]:
+    status = summary.verdict.status
+    line = Text("verdict: ")
+    line.append(status, style=STATUS_STYLES.get(status, "bold red"))
+    if not summary.verdict.reasons:
+        line.append("  (sent on time, no failure, books closed)", style="dim")
+    yield line
+    for reason in summary.verdict.reasons:
+        yield Text(f"  - {reason}")
+
+
+def _load(summary: Summary) -> Table:
+    schedule = summary.schedule
+    table = _section("Load")
+    _line(table, "requests", words.outcomes_text(summary))
+    _line(
+        table,
+        "rate",
+        f"{say.rate(schedule.offered_per_second, 'requests/s')} offered, "
+        f"{say.rate(schedule.achieved_per_second, 'requests/s')} sent "
+        f"({summary.arrival or 'arrival unknown'})",
+    )
+    note = words.ramp_note(summary)
+    if note:
+        _line(table, "", note)
+    _line(
+        table,
+        "throughput",
+        f"{say.rate(summary.request_throughput, 'requests/s')}, "
+        f"{say.rate(summary.output_throughput, 'output tokens/s')}, "
+        f"{say.rate(summary.total_token_throughput, 'tokens/s')} with prompts",
+    )
+    for lengths in words.length_rows(summary):
+        _line(table, lengths.name, lengths.told)
+        if lengths.note:
+            _line(table, "", lengths.note)
+    if schedule.lag_ms is not None:
+        lag = schedule.lag_ms
+        _line(
+            table,
+            "schedule lag",
+            f"p50 {say.seconds(lag.p50 / 1000)}, p99 {say.seconds(lag.p99 / 1000)}, "
+            f"max {say.seconds(lag.max / 1000)} (send minus intended start)",
+        )
+    if schedule.mean_concurrency is not None:
+        in_flight = f"mean {say.digits(schedule.mean_concurrency)}"
+        _line(table, "in flight", f"{in_flight}, peak {schedule.peak_concurrency}")
+    _line(table, "window", _window(summary))
+    if summary.goodput is not None:
+        _line(
+            table,
+            "goodput",
+            f"{say.rate(summary.request_goodput, 'requests/s')}: "
+            f"{say.percent(summary.goodput.fraction_of_attempted)} met {_slo(summary)}",
+        )
+    for row in summary.errors[:3]:
+        _line(table, "error", f"{row.count:,} × {row.error[:70]}")
+    return table
+
+
+def _window(summary: Summary) -> str:
+    window = summary.window
+    text = say.seconds(summary.duration)
+    if window.requests_outside:
+        text += (
+            f" of {say.seconds(window.run_seconds)}; {window.requests_outside:,} "
+            "requests of warm-up and cool-down left out"
+        )
+    return text
+
+
+def _slo(summary: Summary) -> str:
+    assert summary.goodput is not None
+    return ", ".join(
+        f"{name} ≤ {say.joules(limit) if name == 'energy' else say.seconds(limit)}"
+        for name, limit in summary.goodput.limits.items()
+    )
+
+
+def _latency(summary: Summary) -> Table:
+    table = _figures("Latency", ("mean", "p50", "p90", "p99"))
+    for name, short, meaning in LATENCIES:
+        _figure_row(table, f"{short}  {meaning}", summary.measures.get(name))
+    return table
+
+
+def _energy(summary: Summary) -> Iterator[Table]:
+    energy = summary.energy
+    if energy.measured_joules is None and energy.joules_per_request is None:
+        table = _section("Energy")
+        _line(table, "unknown", energy.reason or "not measured")
+        yield table
+        return
+    yield _accounts(energy)
+    yield _per_request(summary)
+    yield _per_token(energy)
+    if energy.boundaries:
+        yield _boundaries(energy)
+
+
+def _accounts(energy: EnergyBlock) -> Table:
+    total = energy.measured_joules
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    label = f"Energy ({energy.boundary}, {energy.source}, policy {energy.policy})"
+    table.add_column(label, ratio=1)
+    table.add_column("joules", justify="right", width=10)
+    table.add_column("share", justify="right", width=9)
+    table.add_column("mean power", justify="right", width=11)
+    seconds = energy.window_seconds
+    rows = [("measured", total)]
+    rows += [(f"  {a.name}: {a.meaning}", a.joules) for a in words.accounts(energy)]
+    for name, joules in rows:
+        share = joules / total if total and joules is not None else None
+        mean = joules / seconds if seconds and joules is not None else None
+        table.add_row(name, say.joules(joules), say.percent(share), say.watts(mean))
+    return table
+
+
+def _per_request(summary: Summary) -> Table:
+    table = _figures("Energy per request", ("mean", "p50", "p90", "p99"))
+    energy = summary.energy
+    _figure_row(
+        table, "whole: prefill + decode + idle share", summary.measures["energy"]
+    )
+    _figure_row(
+        table, "active: without the idle share", summary.measures["active_energy"]
+    )
+    for policy, found in energy.policy_joules_per_request.items():
+        if policy != energy.policy:
+            points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
+            table.add_row(
+                f"active, had it been divided by '{policy}'",
+                say.joules(found.mean),
+                *[say.percentile(value, "J", p, found.n) for value, p in points],
+            )
+    return table
+
+
+def _per_token(energy: EnergyBlock) -> Table:
+    table = _section("Energy per token")
+    _line(
+        table,
+        "requests",
+        f"{say.joules(energy.joules_per_output_token)} per output token, "
+        f"{say.joules(energy.joules_per_total_token)} with prompt tokens counted too",
+    )
+    _line(
+        table,
+        "everything",
+        f"{say.joules(energy.measured_joules_per_output_token)} per output token, "
+        "idle and unattributed joules included",
+    )
+    if words.idle_text(energy):
+        _line(table, "idle", words.idle_text(energy))
+    if energy.failed_request_joules:
+        _line(table, "failed requests", say.joules(energy.failed_request_joules))
+    if energy.reason:
+        _line(table, "note", energy.reason)
+    return table
+
+
+def _boundaries(energy: EnergyBlock) -> Table:
+    """Side by side and never added: a node's joules contain its GPUs'."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    table.add_column("Boundaries (they overlap)", ratio=1)
+    for head in ("measured", "of the node", "power", "J/request", "active", "J/token"):
+        table.add_column(head, justify="right")
+    for row in words.boundary_rows(energy):
+        table.add_row(
+            row.name,
+            say.joules(row.measured_joules),
+            say.percent(row.of_node),
+            say.watts(row.mean_watts),
+            say.joules(row.mean_joules),
+            say.joules(row.mean_active_joules),
+            say.joules(row.joules_per_output_token),
+        )
+        if row.note:
+            table.add_row(f"  {row.note}")
+    return table
+
+
+def _kinds(summary: Summary) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    table.add_column("By kind", ratio=1)
+    for head in (
+        "requests",
+        "tokens in",
+        "out",
+        "TTFT p50",
+        "J mean",
+        "J p90",
+        "J/token",
+    ):
+        table.add_column(head, justify="right")
+    for kind, row in summary.by_kind.items():
+        table.add_row(
+            kind,
+            say.count(row.requests),
+            say.count(row.mean_prompt_tokens),
+            say.count(row.mean_output_tokens),
+            say.seconds(row.p50_ttft_seconds),
+            say.joules(row.mean_joules),
+            say.joules(row.p90_joules),
+            say.joules(row.joules_per_output_token),
+        )
+    return table
+
+
+# -- pieces --------------------------------------------------------------------
+
+
+def _section(title: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False,
+        show_header=bool(title),
+    )  # fmt: skip
+    table.add_column(title, width=16, style="dim", header_style="bold")
+    table.add_column("", ratio=1)
+    return table
+
+
+def _line(table: Table, name: str, text: str) -> None:
+    table.add_row(name, Text(text))
+
+
+def _figures(title: str, heads: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    table.add_column(title, ratio=1)
+    for head in heads:
+        table.add_column(head, justify="right", width=10)
+    return table
+
+
+def _figure_row(table: Table, name: str, stats: Stats | None) -> None:
+    if stats is None:
+        table.add_row(name, *[say.MISSING] * 4)
+        return
+    table.add_row(
+        name,
+        say.quantity(stats.mean, stats.unit),
+        say.percentile(stats.p50, stats.unit, 50, stats.n),
+        say.percentile(stats.p90, stats.unit, 90, stats.n),
+        say.percentile(stats.p99, stats.unit, 99, stats.n),
+    )

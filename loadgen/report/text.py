@@ -1,0 +1,206 @@
+"""What a run says in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from loadgen.analysis import lengths as fidelity
+from loadgen.analysis.schema import EnergyBlock, Summary
+from loadgen.client.abilities import length_note
+from loadgen.report import format as say
+
+_RAMP_FRACTION = 0.9  # below it, the difference needs a word
+_SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
+
+
+def simulation(summary: Summary) -> str:
+    """Which part of a simulated run is not real."""
+    if summary.simulated_engine:
+        return (
+            "SIMULATED: engine, GPU and joules come from a model, not from a machine "
+            "you own"
+        )
+    return (
+        "SIMULATED: the sensor says that its joules come from a model, not from a "
+        "machine"
+    )
+
+
+class Account(NamedTuple):
+    """One line of the books, and what it means."""
+
+    css: str
+    """Its colour on the page."""
+    name: str
+    meaning: str
+    joules: float
+
+
+def accounts(energy: EnergyBlock) -> Iterator[Account]:
+    """The parts that add up to what was measured; none when that is not known."""
+    phases = energy.attributed_joules
+    if phases is None or energy.idle_share_joules is None or energy.idle_joules is None:
+        return
+    yield Account("prefill", "prefill", "reading the prompts", phases.prefill)
+    yield Account("decode", "decode", "writing the replies", phases.decode)
+    yield Account(
+        "idle-share", "idle share", "standby power while requests ran",
+        energy.idle_share_joules,
+    )  # fmt: skip
+    yield Account("idle", "idle", "nobody was served", energy.idle_joules)
+    unattributed = {r: j for r, j in (energy.unattributed_joules or {}).items() if j}
+    for reason, joules in (unattributed or {"nothing": 0.0}).items():
+        meaning = reason.replace("_", " ")
+        yield Account("unattributed", "unattributed", meaning, joules)
+
+
+class BoundaryRow(NamedTuple):
+    """One boundary, or the idle accelerators, beside the others."""
+
+    name: str
+    measured_joules: float | None
+    of_node: float | None
+    """Fraction of the node's joules."""
+    mean_watts: float | None
+    mean_joules: float | None
+    """Of a request, its share of idle included."""
+    mean_active_joules: float | None
+    joules_per_output_token: float | None
+    note: str
+
+
+def boundary_rows(energy: EnergyBlock) -> Iterator[BoundaryRow]:
+    """Every boundary that was metered; none where the headline was the only one."""
+    shares = {ratio.inner: ratio.ratio for ratio in energy.boundary_ratios}
+    for name, block in energy.boundaries.items():
+        whole, active = block.joules_per_request, block.active_joules_per_request
+        missing = block.requests_without_energy
+        notes = [block.reason or ""]
+        if missing:
+            notes.append(f"{missing:,} answered requests without its joules")
+        yield BoundaryRow(
+            f"{name} ({block.source})", block.measured_joules, shares.get(name),
+            block.mean_watts, whole.mean if whole else None,
+            active.mean if active else None, block.joules_per_output_token,
+            "; ".join(filter(None, notes)),
+        )  # fmt: skip
+    joules, seconds = energy.idle_accelerators_joules, energy.window_seconds
+    if energy.boundaries and joules is not None:
+        yield BoundaryRow(
+            "other GPUs of the host", joules, shares.get("idle_accelerators"),
+            joules / seconds if seconds else None, None, None, None,
+            "not the engine's: in the node's joules, in no request's GPU joules",
+        )  # fmt: skip
+
+
+def idle_text(energy: EnergyBlock) -> str:
+    """Loaded idle, and what of it is the model; empty when it is not known."""
+    if energy.loaded_idle_watts is None:
+        return ""
+    text = f"{say.watts(energy.loaded_idle_watts)} with the model loaded"
+    text += f" ({energy.idle_source})" if energy.idle_source else ""
+    bare, model = energy.bare_idle_watts, energy.model_idle_watts
+    if bare is None or model is None:
+        return text
+    if model < 0:
+        return f"{text}, below the {say.watts(bare)} told for bare idle: one is wrong"
+    return f"{text}, of which {say.watts(model)} because it is resident"
+
+
+def headline(summary: Summary) -> str:
+    """The answer in one sentence; empty when no joules are known."""
+    energy = summary.energy
+    if energy.joules_per_request is None:
+        return ""
+    mean, p50 = energy.joules_per_request.mean, energy.joules_per_request.p50
+    text = f"a request cost {say.joules(mean)} on average (half of them under "
+    text += f"{say.joules(p50)}), an output token "
+    text += say.joules(energy.joules_per_output_token)
+    if energy.mean_watts is not None:
+        text += f"; the GPU drew {say.watts(energy.mean_watts)} on average"
+    return text
+
+
+def outcomes_text(summary: Summary) -> str:
+    """How many requests were due, and what became of them."""
+    due, planned = summary.schedule.planned, summary.schedule.plan_requests
+    stopped = summary.outcomes.get("aborted", 0)
+    parts = [f"{summary.completed:,} answered", f"{summary.failed - stopped:,} failed"]
+    if stopped:
+        parts.append(f"{stopped:,} stopped with the run")
+    if summary.schedule.dropped:
+        parts.append(f"{summary.schedule.dropped:,} never sent")
+    text = f"{due:,} planned"
+    if planned is not None and planned != due:
+        text = f"{due:,} due of {planned:,} planned"
+    return f"{text}: {', '.join(parts)}"
+
+
+def ramp_note(summary: Summary) -> str:
+    """Why conversations offered less than was asked for; empty when they did not."""
+    asked, offered = summary.request_rate, summary.schedule.offered_per_second
+    if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
+        return ""
+    if offered > _RAMP_FRACTION * asked:
+        return ""
+    return (
+        f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
+        "reply before, so a short run of conversations is all ramp-up and drain; take "
+        "more of them, or cut both with --warmup and --cooldown"
+    )
+
+
+class LengthRow(NamedTuple):
+    """Asked against served lengths, and what to make of the difference."""
+
+    name: str
+    told: str
+    note: str
+
+
+def length_rows(summary: Summary) -> Iterator[LengthRow]:
+    """Of the prompts and of the replies."""
+    prompts, replies = summary.input_lengths, summary.output_lengths
+    yield LengthRow(
+        "prompt lengths",
+        fidelity.lengths_text(prompts),
+        fidelity.prompts_note(prompts),
+    )
+    notes = [
+        length_note(summary.output_length_rule, summary.backend),
+        fidelity.replies_note(replies),
+    ]
+    yield LengthRow(
+        "output lengths",
+        fidelity.lengths_text(replies),
+        "; ".join(filter(None, notes)),
+    )
+
+
+def comparison_note(summaries: Sequence[Summary]) -> str:
+    """What runs with replies of different lengths have in common; else empty."""
+    lengths = [
+        summary.total_output_tokens / summary.completed
+        for summary in summaries
+        if summary.completed
+    ]
+    if len(lengths) < 2:
+        return ""
+    is_capped = any(summary.output_length_rule == "cap" for summary in summaries)
+    spread = max(lengths) - min(lengths)
+    if not is_capped and spread <= _SAME_LENGTH_FRACTION * max(lengths):
+        return ""
+    return (
+        "replies were not forced to one length, or differ in it: compare joules per "
+        "output token (of tokens really served), not joules per request"
+    )
+
+
+def how_to_read(summary: Summary) -> str:
+    """One line for somebody who sees such a table for the first time."""
+    n = summary.completed
+    text = "how to read this: p90 = nine of ten requests stayed below it; "
+    if n < say.ENOUGH[99]:
+        text += f"~ = rough, {n:,} requests are few for that percentile; "
+    return text + "1 J = 1 W for 1 s; 3,600 J = 1 Wh."

@@ -1,0 +1,1 @@
+"""The record of each request, and what is measured on it."""

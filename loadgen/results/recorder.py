@@ -1,0 +1,102 @@
+"""`requests.jsonl`: one line per request, on the disk's side as it finishes.
+
+A run that is killed keeps what it had: each line is handed to the kernel when
+its request ends. A line is whole or absent, also when the disk fills up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from loadgen.errors import LoadgenError, UsageError
+from loadgen.results.results import Result
+
+
+class Recorder:
+    """Appends results to one file; nothing of them stays in memory.
+
+    Raises UsageError when the file exists (a run never writes over another)
+    or cannot be made, LoadgenError when a line cannot be written.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.written = 0
+        self._good_bytes = 0
+        self._encoder = msgspec.json.Encoder()
+        try:
+            self._file = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+            )
+        except FileExistsError:
+            raise UsageError(
+                f"{self.path} holds an earlier run; name another folder with --out"
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path}: {_reason(error)}; "
+                "name another folder with --out"
+            ) from None
+
+    def record(self, result: Result) -> None:
+        """Append one line; after a failure the file ends at the last whole one."""
+        line = self._encoder.encode(result) + b"\n"
+        try:
+            done = 0
+            while done < len(line):
+                done += os.write(self._file, line[done:])
+        except OSError as error:
+            os.ftruncate(self._file, self._good_bytes)
+            raise LoadgenError(
+                f"cannot append to {self.path}: {_reason(error)}; the run stops here, "
+                f"the {self.written} requests written before are kept"
+            ) from None
+        self._good_bytes += len(line)
+        self.written += 1
+
+    def close(self) -> None:
+        """Close the file; calling twice is fine."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_results(path: Path | str) -> Iterator[Result]:
+    """The records of a run, one at a time; an unfinished last line is left out.
+
+    Raises LoadgenError when the file is missing or a line is not a record.
+    """
+    decoder = msgspec.json.Decoder(Result)
+    try:
+        with Path(path).open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    return  # the writer was killed within it
+                try:
+                    yield decoder.decode(line)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    raise LoadgenError(
+                        f"{path}, line {number}: not a request record: {error}"
+                    ) from None
+    except OSError as error:
+        raise LoadgenError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,174 @@
+"""From a run folder to its summary: join, tally, summarise, write.
+
+A run folder holds `plan.jsonl` and `requests.jsonl` from the run itself, then
+`summary.json` and `report.html` from here. Only while a run goes on there is
+`run.json`, so that a killed run still tells how it was asked for. Everything is
+read line by line: a million requests take no more memory than their counters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from loadgen.analysis.energy import Metering
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.summary import RunInfo, read_summary, summarise, write_summary
+from loadgen.analysis.tally import Extent, Tally, Window
+from loadgen.energy.join import (
+    PATIENCE,
+    Admin,
+    AdminError,
+    Patience,
+    Waiting,
+    awaited,
+    join,
+    margin_seconds,
+    read_metering,
+    wait_for_energies,
+)
+from loadgen.errors import LoadgenError
+from loadgen.plan.plan import PlanHeader, sha256_of
+from loadgen.report.html import write_html
+from loadgen.results.recorder import read_results
+
+PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
+SUMMARY, REPORT = "summary.json", "report.html"
+STARTED = "run.json"
+
+
+def begin_run(folder: Path, info: RunInfo) -> None:
+    """Note how a run was asked for; `finish_run` replaces the note by a summary."""
+    try:
+        (folder / STARTED).write_bytes(msgspec.json.encode(info))
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def finish_run(
+    folder: Path,
+    info: RunInfo,
+    *,
+    admin_url: str | None = None,
+    admin_token: str | None = None,
+    waiting: Waiting | None = None,
+    patience: Patience = PATIENCE,
+) -> Summary:
+    """Join, tally, judge and write a run that has just ended; the caller shows it.
+
+    `waiting` hears of settlement (settled, expected). Energy that cannot be
+    had is null with a reason; LoadgenError only when the folder cannot be read
+    or written.
+    """
+    requests = folder / REQUESTS
+    extent = extent_of(requests)
+    window = extent.window(info.warmup_seconds, info.cooldown_seconds)
+    metering = Metering(reason="no metering proxy in front of the engine")
+    if admin_url is not None:
+        with Admin(admin_url, token=admin_token) as admin:
+            metering = _meter(requests, info, window, extent, admin, waiting, patience)
+    summary = summary_of(folder, info, window, metering, extent)
+    try:
+        write_summary(folder / SUMMARY, summary)
+        write_html(folder / REPORT, summary, read_results(requests))
+        (folder / STARTED).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return summary
+
+
+def load_run(folder: Path) -> Summary:
+    """The summary of a run folder; computed anew when the run left none.
+
+    Raises LoadgenError when this is no run folder or its files are broken.
+    """
+    if (folder / SUMMARY).is_file():
+        try:
+            return read_summary(folder / SUMMARY)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise LoadgenError(f"cannot read {folder / SUMMARY}: {error}") from None
+    requests = folder / REQUESTS
+    if not requests.is_file():
+        raise LoadgenError(
+            f"{folder} is not a run folder: it has neither {SUMMARY} nor {REQUESTS}"
+        )
+    extent = extent_of(requests)
+    metering = Metering(reason="the run ended before its books were read")
+    info = _as_started(folder)
+    window = extent.window(info.warmup_seconds, info.cooldown_seconds)
+    return summary_of(folder, info, window, metering, extent)
+
+
+def extent_of(requests: Path) -> Extent:
+    """How many records there are and how far they reach."""
+    extent = Extent()
+    for result in read_results(requests):
+        extent.add(result)
+    return extent
+
+
+def summary_of(
+    folder: Path, info: RunInfo, window: Window, metering: Metering, extent: Extent
+) -> Summary:
+    """One pass over the records, and the plan's header and hash."""
+    tally = Tally(window, info.goodput).add_all(read_results(folder / REQUESTS))
+    return summarise(
+        tally,
+        info=info,
+        header=plan_header(folder / PLAN),
+        plan_sha256=sha256_of(folder / PLAN) if (folder / PLAN).is_file() else None,
+        metering=metering,
+        run_seconds=extent.last_finished_seconds,
+    )
+
+
+def plan_header(path: Path) -> PlanHeader | None:
+    """First line of a plan; None when there is no plan, or not a readable one."""
+    try:
+        with path.open("rb") as lines:
+            return msgspec.json.decode(lines.readline(), type=PlanHeader)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _as_started(folder: Path) -> RunInfo:
+    """What `begin_run` noted of a run that never finished."""
+    try:
+        noted = msgspec.json.decode((folder / STARTED).read_bytes(), type=RunInfo)
+    except (OSError, msgspec.MsgspecError):
+        noted = RunInfo()
+    return msgspec.structs.replace(noted, interrupted=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> LoadgenError:
+    reason = (error.strerror or str(error)).lower()
+    return LoadgenError(f"cannot write into the run folder {folder}: {reason}")
+
+
+def _meter(
+    requests: Path,
+    info: RunInfo,
+    window: Window,
+    extent: Extent,
+    admin: Admin,
+    waiting: Waiting | None,
+    patience: Patience,
+) -> Metering:
+    zero, run_seconds = info.zero_unix_seconds, extent.last_finished_seconds
+    if zero is None:
+        return Metering(reason="the run never started")
+    try:
+        margin = margin_seconds(admin)
+    except AdminError as error:
+        return Metering(reason=str(error))
+    energies = wait_for_energies(
+        admin, awaited(requests), zero + run_seconds + margin,
+        begin_unix_seconds=zero, waiting=waiting, patience=patience,
+    )  # fmt: skip
+    join(requests, energies)
+    wide = Window(
+        window.start_seconds - (0.0 if info.warmup_seconds else margin),
+        window.end_seconds + (0.0 if info.cooldown_seconds else margin),
+    )
+    return read_metering(admin, zero, wide, run_seconds, energies.reason)

@@ -1,0 +1,293 @@
+"""What a person sees while a run goes on; it only looks, never slows the run.
+
+On a terminal a few lines are redrawn twice a second, elsewhere one plain line
+is written every five. Drawing happens on a thread of its own, from counters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.analysis.energy import Books, accounts_between
+from loadgen.energy.join import Admin, AdminError
+from loadgen.report import format as say
+from loadgen.results.progress import Progress
+
+REDRAW_SECONDS = 0.5
+LINE_SECONDS = 5.0
+POLL_SECONDS = 1.0
+_RATE_SECONDS = 10.0
+"""Rates are means of so long: a Poisson stream jitters over less."""
+
+
+class Setting(Protocol):
+    """What the view needs to know of a run."""
+
+    @property
+    def admin_url(self) -> str | None:
+        """The metering proxy's admin API, if there is one."""
+
+    @property
+    def admin_token(self) -> str | None:
+        """What it asks for, where it asks for anything."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether engine and GPU are ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyNow:
+    """The latest that is known of the energy; None is not known."""
+
+    watts: float | None = None
+    joules_per_request: float | None = None
+    """Attributed since the run began, idle share included, over finished requests."""
+    simulated: bool = False
+
+
+class EnergyMeter:
+    """Turns books, as they are polled, into what is shown."""
+
+    def __init__(self) -> None:
+        self.now: EnergyNow | None = EnergyNow()
+        """None when nobody meters."""
+        self._first: Books | None = None
+
+    def take(self, books: Books, finished: int) -> None:
+        """Take the newest books into account; `finished` requests until now."""
+        if self._first is None:
+            self._first = books
+        whole = accounts_between(self._first, books)
+        if whole is None:
+            return
+        spent = whole.attributed_joules.prefill + whole.attributed_joules.decode
+        spent += whole.idle_share_joules
+        self.now = EnergyNow(
+            watts=sum(books.device_watts.values()) if books.device_watts else None,
+            joules_per_request=spent / finished if finished else None,
+            simulated=books.simulated,
+        )
+
+
+@contextmanager
+def polling_energy(
+    admin_url: str | None,
+    progress: Progress,
+    every_seconds: float = POLL_SECONDS,
+    *,
+    token: str | None = None,
+) -> Iterator[EnergyMeter]:
+    """Ask the proxy's books every second, on a thread, while the block runs.
+
+    A proxy that does not answer leaves the last figures; the verdict will tell.
+    """
+    meter = EnergyMeter()
+    if admin_url is None:
+        meter.now = None
+        yield meter
+        return
+    with Admin(admin_url, timeout_seconds=2.0, token=token) as admin:
+
+        def poll() -> None:
+            try:
+                meter.take(admin.books(), progress.ok + progress.failed)
+            except AdminError:
+                return
+
+        poll()  # joules count from here, as the requests do
+        with _repeating(poll, every_seconds):
+            yield meter
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Requests sent and tokens received by a moment; two of them make a rate."""
+
+    at_seconds: float
+    sent: int
+    tokens: int
+
+
+class View:
+    """The lines to show, from counters; remembers ten seconds for the rates."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        energy: Callable[[], EnergyNow | None],
+        *,
+        is_simulated: bool,
+    ) -> None:
+        self._progress = progress
+        self._energy = energy
+        self._is_simulated = is_simulated
+        self._paces: list[Pace] = []
+
+    def figures(self, now_seconds: float) -> list[tuple[str, str]]:
+        """Names and what to write behind them; `now_seconds` is monotonic."""
+        progress, energy = self._progress, self._energy()
+        offered = progress.offered_per_second
+        sent_rate, token_rate = self._rates(now_seconds)
+        ttft = list(progress.recent_ttft_seconds)
+        lag = list(progress.recent_lag_seconds)
+        counts = f"{progress.sent:,} of {progress.planned:,} sent"
+        counts += f", {progress.in_flight} in flight, {progress.ok:,} done"
+        counts += f", {progress.failed:,} failed"
+        if progress.dropped:
+            counts += f", {progress.dropped:,} never sent"
+        return [
+            ("requests", counts),
+            (
+                "rate",
+                f"{say.rate(offered, 'requests/s')} offered, "
+                f"{say.rate(sent_rate, 'requests/s')} sent, "
+                f"{say.rate(token_rate, 'tokens/s')}",
+            ),
+            (
+                "latency",
+                f"TTFT p50 {say.seconds(median(ttft) if ttft else None)}, "
+                f"schedule lag p50 {say.seconds(median(lag) if lag else None)}",
+            ),
+            ("energy", _energy_text(energy)),
+        ]
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether engine or sensor are a model."""
+        energy = self._energy()
+        return self._is_simulated or (energy is not None and energy.simulated)
+
+    def line(self, now_seconds: float) -> str:
+        """Everything in one plain line."""
+        start = "SIMULATED " if self.is_simulated else ""
+        parts = "; ".join(text for _, text in self.figures(now_seconds))
+        return f"{start}{self._elapsed(now_seconds):.0f} s: {parts}"
+
+    def panel(self, now_seconds: float) -> Table:
+        """The same, a line each, below a bar."""
+        progress = self._progress
+        done = progress.ok + progress.failed + progress.dropped
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column()
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=max(progress.planned, 1), completed=done, width=40),
+            f"{self._elapsed(now_seconds):.0f} s",
+            Text("SIMULATED", style="bold magenta") if self.is_simulated else "",
+        )
+        table.add_row("run", bar)
+        for name, text in self.figures(now_seconds):
+            table.add_row(name, Text(text))
+        common = _most_common(progress.errors)
+        if common is not None:
+            table.add_row("failures", Text(common[:80], style="red"))
+        return table
+
+    def _elapsed(self, now_seconds: float) -> float:
+        zero = self._progress.zero_seconds
+        return 0.0 if zero is None else max(now_seconds - zero, 0.0)
+
+    def _rates(self, now_seconds: float) -> tuple[float | None, float | None]:
+        progress = self._progress
+        if progress.zero_seconds is None:
+            return None, None
+        if not self._paces:
+            self._paces.append(Pace(progress.zero_seconds, 0, 0))
+        newest = Pace(now_seconds, progress.sent, progress.tokens)
+        self._paces.append(newest)
+        while len(self._paces) > 2 and (
+            self._paces[1].at_seconds <= now_seconds - _RATE_SECONDS
+        ):
+            del self._paces[0]
+        oldest = self._paces[0]
+        seconds = newest.at_seconds - oldest.at_seconds
+        return (
+            _per(newest.sent - oldest.sent, seconds),
+            _per(newest.tokens - oldest.tokens, seconds),
+        )
+
+
+@contextmanager
+def live_view(
+    progress: Progress, setting: Setting, quiet: bool, console: Console
+) -> Iterator[None]:
+    """Show a run while the block runs, as the console allows; quiet shows nothing."""
+    if quiet:
+        yield
+        return
+    with polling_energy(
+        setting.admin_url, progress, token=setting.admin_token
+    ) as meter:
+        view = View(
+            progress, lambda: meter.now, is_simulated=setting.is_simulated
+        )  # fmt: skip
+        if console.is_terminal:
+            shown = Live(console=console, auto_refresh=False, transient=True)
+            with shown, _repeating(_redraw(shown, view), REDRAW_SECONDS):
+                yield
+        else:
+            with _repeating(_write_line(console, view), LINE_SECONDS):
+                yield
+
+
+def _redraw(shown: Live, view: View) -> Callable[[], None]:
+    return lambda: shown.update(view.panel(time.monotonic()), refresh=True)
+
+
+def _write_line(console: Console, view: View) -> Callable[[], None]:
+    def write() -> None:
+        console.print(view.line(time.monotonic()), soft_wrap=True, highlight=False)
+
+    return write
+
+
+@contextmanager
+def _repeating(step: Callable[[], None], every_seconds: float) -> Iterator[None]:
+    """Call `step` on a thread again and again, and wait for its end on leaving."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(every_seconds):
+            step()
+
+    thread = threading.Thread(target=work, name="live", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _energy_text(energy: EnergyNow | None) -> str:
+    if energy is None:
+        return "energy not metered"
+    per_request = say.joules(energy.joules_per_request)
+    return f"{say.watts(energy.watts)}, {per_request}/request so far"
+
+
+def _most_common(errors: dict[str, int]) -> str | None:
+    # a copy in one step: the run's loop may add a text at any moment
+    found: Sequence[tuple[str, int]] = list(errors.items())
+    if not found:
+        return None
+    text, count = max(found, key=lambda item: item[1])
+    return f"{count:,} × {text}"
+
+
+def _per(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None

@@ -1,0 +1,226 @@
+"""Puts the simulator on a port: the dialect's routes, the GPU's readings, the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from loadgen.errors import LoadgenError
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.sensor import SensorConfig
+from loadgen.simulator.exposition import Family, text_of
+from loadgen.simulator.realtime.runner import Runner
+from loadgen.simulator.tgi.metrics import TgiMetrics
+from loadgen.simulator.tgi.routes import TgiApi
+from loadgen.simulator.vllm.metrics import VllmMetrics
+from loadgen.simulator.vllm.routes import VllmApi, fastapi_errors
+from loadgen.simulator.wire import Limits
+
+BODY_BYTES = 32 * 1024 * 1024
+"""As vLLM's Rust frontend; aiohttp's own 1 MiB refuses long prompts."""
+STOP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything `loadgen simulate` was told."""
+
+    engine: EngineConfig
+    sensor: SensorConfig
+    dialect: str
+    host: str
+    port: int
+    """0 for any free one."""
+    queue_limit: int = 0
+    """Waiting requests beyond which new ones are refused; 0 is no limit."""
+    fail_every: int = 0
+    """Every Nth request breaks half-way; 0 is none."""
+    announce: bool = False
+    """Print one JSON line when listening, and leave when standard input closes."""
+
+
+def run_server(config: ServerConfig) -> None:
+    """Serve until told to stop. Raises LoadgenError when it cannot listen."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config))
+
+
+async def _serve(config: ServerConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    simulator = make_runner(config)
+    server = web.AppRunner(
+        make_app(config, simulator),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=STOP_SECONDS,
+    )
+    await server.setup()
+    try:
+        port = await _listen(server, config)
+        steps = asyncio.create_task(simulator.run())
+        _say(config, f"http://{config.host}:{port}")
+        if config.announce:
+            _watch_stdin(lambda: loop.call_soon_threadsafe(stop.set))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if steps.done():
+            steps.result()
+        steps.cancel()
+    finally:
+        await server.cleanup()
+
+
+def make_runner(config: ServerConfig) -> Runner:
+    """The engine in real time, counting as its dialect does; needs a running loop."""
+    model = served_model(config)
+    metrics = VllmMetrics(model) if config.dialect == "vllm" else TgiMetrics()
+    engine, fail_every = config.engine, config.fail_every
+    return Runner(engine, config.sensor, metrics, fail_every=fail_every)
+
+
+def make_app(config: ServerConfig, runner: Runner) -> web.Application:
+    """All routes, over one engine."""
+    limits = Limits(
+        served_model(config), config.engine.max_model_tokens, config.engine.seed
+    )
+    middlewares = [fastapi_errors] if config.dialect == "vllm" else []
+    app = web.Application(client_max_size=BODY_BYTES, middlewares=middlewares)
+    dialect = VllmApi if config.dialect == "vllm" else TgiApi
+    app.add_routes(dialect(runner, limits, config.queue_limit).routes())
+    readings = Readings(config, runner)
+    app.add_routes(
+        [
+            web.get("/dcgm/metrics", readings.dcgm),
+            web.get("/simulator/truth", readings.truth),
+            web.get("/simulator/state", readings.state),
+        ]
+    )
+    return app
+
+
+def served_model(config: ServerConfig) -> str:
+    """The model id that clients see."""
+    return f"simulated-{config.engine.model.name}"
+
+
+def gpu_name(config: ServerConfig) -> str:
+    """The GPU's name as tools see it."""
+    return f"SIMULATED {config.engine.gpu.name}"
+
+
+class Readings:
+    """What stands beside the engine's own API."""
+
+    def __init__(self, config: ServerConfig, runner: Runner) -> None:
+        self._config = config
+        self._runner = runner
+
+    async def dcgm(self, request: web.Request) -> web.Response:
+        """Each GPU's power and counter, as dcgm-exporter writes them."""
+        name = gpu_name(self._config)
+        readings = self._runner.readings()
+        labels = [
+            {
+                "gpu": str(index),
+                "UUID": f"GPU-SIMULATED-{index}",
+                "device": f"nvidia{index}",
+                "modelName": name,
+                "Hostname": "simulated",
+            }
+            for index in range(len(readings))
+        ]
+        power = [
+            (own, round(reading.watts, 3))
+            for own, reading in zip(labels, readings, strict=True)
+        ]
+        energy = [
+            (own, round(reading.joules * 1000))
+            for own, reading in zip(labels, readings, strict=True)
+        ]
+        families = [
+            Family("servewatt_simulated", "gauge", [({}, 1)]),
+            Family("DCGM_FI_DEV_POWER_USAGE", "gauge", power),
+            Family("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "counter", energy),
+        ]
+        return web.Response(text=text_of(families, {}))
+
+    async def truth(self, request: web.Request) -> web.Response:
+        """What each finished request really cost, JSON lines, oldest first."""
+        lines = msgspec.json.Encoder().encode_lines(self._runner.records)
+        return web.Response(body=lines, content_type="application/x-ndjson")
+
+    async def state(self, request: web.Request) -> web.Response:
+        """Exact energy so far, and whether the simulation keeps up."""
+        runner, engine = self._runner, self._config.engine
+        total_joules, gauges = runner.total_joules(), runner.gauges()
+        body = {
+            "simulated": True,
+            "gpu": gpu_name(self._config),
+            "n_gpus": engine.n_gpus,
+            "model": served_model(self._config),
+            "dialect": self._config.dialect,
+            "idle_watts": engine.idle_watts,
+            "total_joules": total_joules,
+            "busy_joules": runner.busy_joules,
+            "requests_running": gauges.running,
+            "requests_waiting": gauges.waiting,
+            "lag_seconds": runner.lag_seconds,
+        }
+        return web.Response(
+            body=msgspec.json.encode(body), content_type="application/json"
+        )
+
+
+async def _listen(server: web.AppRunner, config: ServerConfig) -> int:
+    site = web.TCPSite(server, config.host, config.port)
+    try:
+        await site.start()
+    except OSError as error:
+        # asyncio's own text repeats the address; resolver errors have negative numbers.
+        number = error.errno or 0
+        reason = os.strerror(number).lower() if number > 0 else str(error)
+        raise LoadgenError(
+            f"cannot listen on {config.host}:{config.port}: {reason}; choose another "
+            "address with --listen, port 0 takes any free one"
+        ) from None
+    port: int = server.addresses[0][1]
+    return port
+
+
+def _say(config: ServerConfig, url: str) -> None:
+    engine = config.engine
+    print(
+        f"{engine.n_gpus} x {gpu_name(config)}, model {served_model(config)}, "
+        f"{config.dialect} API at {url}; all of its joules are simulated",
+        file=sys.stderr,
+        flush=True,
+    )
+    if config.announce:
+        ready = {"ready": True, "url": url, "power_url": f"{url}/dcgm/metrics"}
+        ready |= {"truth_url": f"{url}/simulator/truth", "simulated": True}
+        print(json.dumps(ready), flush=True)
+
+
+def _watch_stdin(closed: Callable[[], object]) -> None:
+    """Call `closed` when the parent has gone. A thread: stdin may be any file."""
+
+    def read() -> None:
+        # os.read, as a daemon thread must not hold sys.stdin's lock at exit.
+        while os.read(0, 4096):
+            pass
+        closed()
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()

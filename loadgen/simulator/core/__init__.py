@@ -1,0 +1,1 @@
+"""A continuous-batching engine and its GPU in virtual time. Pure."""

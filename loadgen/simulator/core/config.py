@@ -1,0 +1,90 @@
+"""What is simulated: one frozen configuration, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loadgen.errors import UsageError
+from loadgen.simulator.core.presets import GPUS, MODELS, Gpu, Model
+
+BLOCK_TOKENS = 16
+"""KV cache page, vLLM's default on CUDA."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine: a model on a tensor-parallel group of equal GPUs.
+
+    Raises UsageError where the model does not fit or a limit is not positive.
+    """
+
+    gpu: Gpu = GPUS["h100"]
+    model: Model = MODELS["llama-3.1-8b"]
+    n_gpus: int = 1
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    """Tokens computed per step: decode first, then prefill chunks."""
+    prefix_cache: bool = True
+    memory_fraction: float = 0.90
+    """Of GPU memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
+    reserve_bytes: float = 2e9
+    """Assumed: activations, CUDA graphs and context, per GPU."""
+    kv_blocks: int | None = None
+    """KV capacity in blocks of 16 tokens; None: what the memory holds."""
+    power_cap_watts: float | None = None
+    """Per GPU; None: the TDP. A step that would exceed it takes longer."""
+    step_overhead_seconds: float = 0.0008
+    """Assumed: scheduling, sampling and kernel launches of every step."""
+    layer_sync_seconds: float = 0.000012
+    """Assumed: the two all-reduces of a layer, with more than one GPU."""
+    track_truth: bool = True
+    permutations: int = 16
+    """Antithetic pairs count as two; used only where no closed form exists."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_gpus", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise UsageError(f"{name} is {value}, expected at least 1")
+        if self.permutations < 2 or self.permutations % 2:
+            raise UsageError(
+                f"permutations is {self.permutations}, expected an even number from 2"
+            )
+        if self.cap_watts <= self.gpu.idle_watts + self.gpu.active_watts:
+            floor_watts = self.gpu.idle_watts + self.gpu.active_watts
+            raise UsageError(
+                f"power cap is {self.cap_watts:g} W, {self.gpu.name} needs more than "
+                f"{floor_watts:g} W to do any work"
+            )
+        if self.capacity_blocks < 2:
+            raise UsageError(
+                f"{self.model.name} has {self.model.weight_bytes / 1e9:.0f} GB of "
+                f"weights and does not fit {self.n_gpus} x {self.gpu.name} "
+                f"({self.gpu.memory_bytes / 1e9:.0f} GB each); use more GPUs"
+            )
+
+    @property
+    def cap_watts(self) -> float:
+        """Power cap per GPU."""
+        cap_watts = self.power_cap_watts
+        return self.gpu.tdp_watts if cap_watts is None else cap_watts
+
+    @property
+    def capacity_blocks(self) -> int:
+        """KV cache blocks of the whole group."""
+        if self.kv_blocks is not None:
+            return self.kv_blocks
+        usable = self.gpu.memory_bytes * self.memory_fraction - self.reserve_bytes
+        free = usable * self.n_gpus - self.model.weight_bytes
+        return int(free // (self.model.kv_bytes_per_token * BLOCK_TOKENS))
+
+    @property
+    def max_model_tokens(self) -> int:
+        """Longest request that can run: context length or KV capacity."""
+        return min(self.model.context_tokens, self.capacity_blocks * BLOCK_TOKENS)
+
+    @property
+    def idle_watts(self) -> float:
+        """Of the whole group, weights resident, nothing running."""
+        return self.gpu.idle_watts * self.n_gpus

@@ -1,0 +1,226 @@
+"""Runs the engine in real time: one task, an absolute schedule, no drift.
+
+Engine time is the monotonic clock. A step's end is known when it starts; its
+tokens are handed out when that instant has come. If this process is late, the
+engine's schedule is not: it catches up without sleeping, and `lag_seconds` says
+by how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.engine import EngineSimulator, Step
+from loadgen.simulator.core.power import PowerCurve
+from loadgen.simulator.core.records import TruthRecord, truth_record
+from loadgen.simulator.core.scheduler import SimRequest
+from loadgen.simulator.core.sensor import GpuSensor, SensorConfig, SensorReading
+from loadgen.simulator.core.text import block_hashes, reply_words
+from loadgen.simulator.core.truth import RequestTruth
+from loadgen.simulator.wire import EngineMetrics, Gauges, Generation
+
+TRUTHS_KEPT = 100_000
+CURVE_SECONDS = 60.0
+"""History of the power curve: more than any sensor looks back."""
+
+
+class Sink(Protocol):
+    """Where the tokens of one request go."""
+
+    def token(self, index: int, word: bytes, count: int, is_last: bool) -> None:
+        """Token number `count`, from 1, of sequence `index`."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One client request in the engine."""
+
+    generation: Generation
+    sink: Sink
+    words: Sequence[Sequence[str]]
+    """The replies, decided beforehand."""
+    truths: Sequence[RequestTruth]
+    engine_ids: Sequence[str]
+    outcome: asyncio.Future[str]
+    """Set when the request is over: `ok`, `aborted` or `failed`."""
+    fails_at: int | None = None
+    """Token that never comes because a failure was injected."""
+    unfinished: int = 0
+    is_closed: bool = False
+    """Not the future's state: cancelling who awaits it also ends the future."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The reply of each sequence."""
+        return [" ".join(words) for words in self.words]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One sequence of a ticket."""
+
+    ticket: Ticket
+    index: int
+    words: list[bytes]
+    count: int = field(default=0)
+
+
+class Runner:
+    """The engine, its power curve and its requests; `run` is its one task."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        sensor: SensorConfig,
+        metrics: EngineMetrics,
+        *,
+        fail_every: int = 0,
+    ) -> None:
+        now_seconds = time.monotonic()
+        self.engine = EngineSimulator(config)
+        self.engine.clock_seconds = now_seconds
+        self.unix_offset_seconds = time.time() - now_seconds
+        self.curve = PowerCurve(config.idle_watts, now_seconds)
+        self.sensors = [
+            GpuSensor(self.curve, sensor, n_gpus=config.n_gpus, index=index)
+            for index in range(config.n_gpus)
+        ]
+        self.metrics = metrics
+        self.records: deque[TruthRecord] = deque(maxlen=TRUTHS_KEPT)
+        self.busy_joules = 0.0
+        """Of all steps, the one under way included; the rest was idle."""
+        self.lag_seconds = 0.0
+        """How late the last step's tokens were handed out."""
+        self._fail_every = fail_every
+        self._submitted = 0
+        self._jobs: dict[str, _Job] = {}
+        self._wake = asyncio.Event()
+        self._in_flight: Step | None = None
+
+    def submit(self, generation: Generation, sink: Sink) -> Ticket:
+        """Queue a request now; its tokens go to `sink` as they come."""
+        config, self._submitted = self.engine.config, self._submitted + 1
+        now_seconds = time.monotonic()
+        replies = [
+            reply_words(config.seed, generation.request_id, i, generation.output_tokens)
+            for i in range(generation.sequences)
+        ]
+        names = [f"{self._submitted}/{i}" for i in range(generation.sequences)]
+        for name, words in zip(names, replies, strict=True):
+            chain = [*generation.prompt_words, *words] if config.prefix_cache else []
+            self.engine.submit(
+                SimRequest(
+                    name,
+                    now_seconds,
+                    generation.prompt_tokens,
+                    generation.output_tokens,
+                    block_hashes(chain),
+                )
+            )
+        ticket = Ticket(
+            generation,
+            sink,
+            replies,
+            [self.engine.truth[name] for name in names],
+            names,
+            asyncio.get_running_loop().create_future(),
+            self._failing_token(generation),
+            unfinished=len(names),
+        )
+        for index, (name, words) in enumerate(zip(names, replies, strict=True)):
+            spoken = [words[0].encode(), *(b" " + word.encode() for word in words[1:])]
+            self._jobs[name] = _Job(ticket, index, spoken)
+        self._wake.set()
+        return ticket
+
+    def abort(self, ticket: Ticket) -> None:
+        """The client left: out of the engine at once, costs so far are kept."""
+        if not ticket.is_closed:
+            self.metrics.failed("dropped")
+            self._close(ticket, "aborted")
+
+    def gauges(self) -> Gauges:
+        """The engine now; a request that ends with this step still runs."""
+        ending = len(self._in_flight.finished) if self._in_flight else 0
+        return Gauges(
+            self.engine.running + ending,
+            self.engine.waiting,
+            self.engine.kv_used_fraction,
+        )
+
+    def readings(self) -> list[SensorReading]:
+        """What each GPU shows now."""
+        now_seconds = time.monotonic()
+        return [sensor.read(now_seconds) for sensor in self.sensors]
+
+    def total_joules(self) -> float:
+        """Exact energy of the group since the start, up to now."""
+        return self.curve.joules_at(time.monotonic())
+
+    async def run(self) -> None:
+        """Step for ever; cancel to stop."""
+        while True:
+            step = self.engine.step()
+            if step is None:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._in_flight = step
+            self.curve.extend(step.start_seconds, step.end_seconds, step.joules)
+            self.busy_joules += step.joules
+            for name in step.started:
+                self.metrics.scheduled(self.engine.truth[name])
+            # sleep(0) when late: the loop must still read and write.
+            await asyncio.sleep(max(0.0, step.end_seconds - time.monotonic()))
+            self.lag_seconds = max(0.0, time.monotonic() - step.end_seconds)
+            self._in_flight = None
+            self._hand_out(step)
+
+    def _failing_token(self, generation: Generation) -> int | None:
+        if not self._fail_every or self._submitted % self._fail_every:
+            return None
+        return generation.output_tokens // 2 + 1
+
+    def _hand_out(self, step: Step) -> None:
+        self.metrics.stepped(step)
+        for name in step.emitted:
+            job = self._jobs.get(name)
+            if job is None:  # aborted while the step was under way
+                continue
+            ticket = job.ticket
+            job.count += 1
+            if job.count == ticket.fails_at:
+                self.metrics.failed("generation")
+                self._close(ticket, "failed")
+                continue
+            is_last = job.count == len(job.words)
+            ticket.sink.token(job.index, job.words[job.count - 1], job.count, is_last)
+            if is_last:
+                ticket.unfinished -= 1
+                if not ticket.unfinished:
+                    self.metrics.finished(ticket.generation, ticket.truths)
+                    self._close(ticket, "ok")
+        if step.finished:
+            self.curve.forget_before(step.end_seconds - CURVE_SECONDS)
+
+    def _close(self, ticket: Ticket, outcome: str) -> None:
+        ticket.is_closed = True
+        for name in ticket.engine_ids:
+            self._jobs.pop(name, None)
+            self.engine.abort(name)
+            self.engine.truth.pop(name, None)
+        record = truth_record(
+            ticket.generation.request_id,
+            outcome,
+            ticket.truths,
+            self.unix_offset_seconds,
+        )
+        self.records.append(record)
+        if not ticket.outcome.done():
+            ticket.outcome.set_result(outcome)

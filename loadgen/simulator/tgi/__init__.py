@@ -1,0 +1,1 @@
+"""TGI over the simulated engine."""

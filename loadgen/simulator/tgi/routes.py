@@ -1,0 +1,205 @@
+"""The routes of TGI over the simulated engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from loadgen.simulator.realtime.runner import Runner, Ticket
+from loadgen.simulator.realtime.streams import NoSink, json_reply, opened
+from loadgen.simulator.tgi.reply import (
+    chat_reply,
+    closing,
+    completion_reply,
+    error_event,
+    events_of,
+    info_page,
+    native_reply,
+    stream_headers,
+    timing_headers,
+)
+from loadgen.simulator.tgi.request import (
+    CHAT,
+    COMPLETIONS,
+    NATIVE,
+    TgiGeneration,
+    broken,
+    overloaded,
+    read_chat,
+    read_completions,
+    read_json,
+    read_native,
+)
+from loadgen.simulator.vllm.routes import request_id_of
+from loadgen.simulator.wire import Limits, Refusal
+
+
+class TgiApi:
+    """`queue_limit` is where a request is refused as overloaded; 0 is no limit."""
+
+    def __init__(self, runner: Runner, limits: Limits, queue_limit: int = 0) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._queue_limit = queue_limit
+
+    def routes(self) -> list[web.RouteDef]:
+        """Everything that this dialect answers."""
+        return [
+            web.post("/", self._compatible),
+            web.post("/generate", self._generate),
+            web.post("/generate_stream", self._generate_stream),
+            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", self._completions),
+            web.get("/v1/models", self._models),
+            web.get("/health", self._health),
+            web.get("/info", self._info),
+            web.get("/metrics", self._metrics),
+        ]
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        return await self._native(request, is_stream=False)
+
+    async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
+        return await self._native(request, is_stream=True)
+
+    async def _compatible(self, request: web.Request) -> web.StreamResponse:
+        """`POST /`: the body says whether to stream; a whole reply is a list."""
+        try:
+            fields = read_json(await request.read())
+        except Refusal as refusal:
+            return json_reply(refusal.body, refusal.status)
+        is_stream = fields.get("stream") is True
+        return await self._answer_native(request, fields, is_stream, as_list=True)
+
+    async def _native(
+        self, request: web.Request, *, is_stream: bool
+    ) -> web.StreamResponse:
+        try:
+            fields = read_json(await request.read())
+        except Refusal as refusal:
+            return json_reply(refusal.body, refusal.status)
+        return await self._answer_native(request, fields, is_stream, as_list=False)
+
+    async def _answer_native(
+        self,
+        request: web.Request,
+        fields: Mapping[str, Any],
+        is_stream: bool,
+        *,
+        as_list: bool,
+    ) -> web.StreamResponse:
+        try:
+            generation = read_native(
+                fields,
+                is_stream=is_stream,
+                request_id=request_id_of(request),
+                limits=self._limits,
+            )
+            self._check_queue()
+        except Refusal as refusal:
+            return await self._refuse(request, refusal, is_stream, NATIVE)
+        if is_stream:
+            return await self._stream(request, generation)
+        ticket = await self._finished(generation)
+        if isinstance(ticket, Refusal):
+            return json_reply(ticket.body, ticket.status)
+        body = native_reply(generation, ticket.words[0], ticket.texts[0])
+        headers = timing_headers(ticket.truths[0], _characters(generation))
+        return json_reply([body] if as_list else body, headers=headers)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._openai(request, CHAT)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._openai(request, COMPLETIONS)
+
+    async def _openai(self, request: web.Request, kind: str) -> web.StreamResponse:
+        is_stream = False
+        read = read_chat if kind == CHAT else read_completions
+        try:
+            fields = read_json(await request.read())
+            is_stream = fields.get("stream") is True
+            generation = read(
+                fields,
+                request_id=request_id_of(request),
+                created=int(time.time()),
+                limits=self._limits,
+            )
+            self._check_queue()
+        except Refusal as refusal:
+            return await self._refuse(request, refusal, is_stream, kind)
+        if is_stream:
+            return await self._stream(request, generation)
+        ticket = await self._finished(generation)
+        if isinstance(ticket, Refusal):
+            return json_reply(ticket.body, ticket.status)
+        tokens = ticket.truths[0].output_tokens
+        write = chat_reply if kind == CHAT else completion_reply
+        body = write(generation, self._limits.model, ticket.texts[0], tokens)
+        headers = timing_headers(ticket.truths[0], _characters(generation))
+        if kind == COMPLETIONS:
+            del headers["x-compute-time"]
+        return json_reply(body, headers=headers)
+
+    def _check_queue(self) -> None:
+        if self._queue_limit and self._runner.engine.waiting >= self._queue_limit:
+            raise overloaded()
+
+    async def _refuse(
+        self, request: web.Request, refusal: Refusal, is_stream: bool, kind: str
+    ) -> web.StreamResponse:
+        """A status line, or an error inside a 200 where a stream was asked for."""
+        reason = "overloaded" if refusal.status == 429 else "validation"
+        self._runner.metrics.failed(reason)
+        if not is_stream:
+            return json_reply(refusal.body, refusal.status)
+        stream = await opened(request, [], stream_headers(0))
+        return await stream.close(error_event(refusal, kind))
+
+    async def _stream(
+        self, request: web.Request, generation: TgiGeneration
+    ) -> web.StreamResponse:
+        model = self._limits.model
+        headers = stream_headers(_characters(generation))
+        events = events_of(generation, model)
+        stream = await opened(request, [events], headers)
+        ticket = self._runner.submit(generation, stream)
+        try:
+            outcome = await ticket.outcome
+        finally:
+            self._runner.abort(ticket)
+        if outcome != "ok":
+            return await stream.close(error_event(broken(), generation.kind))
+        tokens = ticket.truths[0].output_tokens
+        return await stream.close(closing(generation, model, tokens))
+
+    async def _finished(self, generation: TgiGeneration) -> Ticket | Refusal:
+        ticket = self._runner.submit(generation, NoSink())
+        try:
+            outcome = await ticket.outcome
+        finally:
+            self._runner.abort(ticket)
+        return ticket if outcome == "ok" else broken()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _info(self, request: web.Request) -> web.Response:
+        most = self._runner.engine.config.max_num_seqs
+        return json_reply(info_page(self._limits.model, self._limits, most))
+
+    async def _models(self, request: web.Request) -> web.Response:
+        entry = {"id": self._limits.model, "object": "model", "created": 0}
+        page = {"object": "list", "data": [entry | {"owned_by": self._limits.model}]}
+        return json_reply(page)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        page = self._runner.metrics.page(self._runner.gauges())
+        return web.Response(text=page)
+
+
+def _characters(generation: TgiGeneration) -> int:
+    return sum(map(len, generation.prompt_words)) + generation.prompt_tokens - 1

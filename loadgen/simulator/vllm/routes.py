@@ -1,0 +1,179 @@
+"""The routes of vLLM's OpenAI server over the simulated engine."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from uuid import uuid4
+
+from aiohttp import web
+
+from loadgen.simulator.core.text import words_of
+from loadgen.simulator.realtime.runner import Runner
+from loadgen.simulator.realtime.streams import NoSink, json_reply, opened
+from loadgen.simulator.vllm.reply import (
+    DONE,
+    VERSION,
+    VllmEvents,
+    closing_events,
+    error_event,
+    models_page,
+    whole_reply,
+)
+from loadgen.simulator.vllm.request import (
+    VllmGeneration,
+    overloaded,
+    read_request,
+    refused,
+)
+from loadgen.simulator.wire import Limits, Refusal
+
+USABLE_ID = re.compile(r"[\x21-\x7e]{1,256}")
+ENGINE_FAILED = "SIMULATED failure, injected by --fail-every."
+
+
+def request_id_of(request: web.Request) -> str:
+    """The caller's `X-Request-Id` where it fits on a line, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if USABLE_ID.fullmatch(given) else uuid4().hex
+
+
+class VllmApi:
+    """`queue_limit` is vLLM's max_num_queued_reqs; 0 is no limit."""
+
+    def __init__(self, runner: Runner, limits: Limits, queue_limit: int = 0) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._queue_limit = queue_limit
+        self._created = int(time.time())
+        self._overloaded_streams = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        """Everything that this dialect answers."""
+        return [
+            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", self._completions),
+            web.post("/tokenize", self._tokenize),
+            web.get("/health", self._health),
+            web.get("/version", self._version),
+            web.get("/v1/models", self._models),
+            web.get("/metrics", self._metrics),
+        ]
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, is_chat=True)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, is_chat=False)
+
+    async def _generate(
+        self, request: web.Request, *, is_chat: bool
+    ) -> web.StreamResponse:
+        request_id = request_id_of(request)
+        headers = {"x-request-id": request_id}
+        try:
+            if request.content_type != "application/json":
+                message = "Unsupported Media Type: Only 'application/json' is allowed"
+                message = f"1 validation error:\n  {message}"
+                raise refused(400, message, kind="Bad Request")
+            generation = read_request(
+                await request.read(),
+                is_chat=is_chat,
+                request_id=request_id,
+                created=int(time.time()),
+                limits=self._limits,
+            )
+            if self._queue_limit and self._runner.engine.waiting >= self._queue_limit:
+                self._runner.metrics.failed("overloaded")
+                self._overloaded_streams += generation.is_stream
+                # vLLM in a burst: some streams get the status line, others a 200
+                # with the error inside. Here they take turns.
+                if generation.is_stream and self._overloaded_streams % 2 == 0:
+                    stream = await opened(request, [], headers)
+                    refusal = overloaded()
+                    return await stream.close(error_event(refusal.body) + DONE)
+                raise overloaded()
+        except Refusal as refusal:
+            return json_reply(refusal.body, refusal.status, headers)
+        if generation.is_stream:
+            return await self._stream(request, generation, headers)
+        return await self._whole(generation, headers)
+
+    async def _stream(
+        self, request: web.Request, generation: VllmGeneration, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        model = self._limits.model
+        events = [
+            VllmEvents(generation, model, index)
+            for index in range(generation.sequences)
+        ]
+        stream = await opened(request, events, headers)
+        ticket = self._runner.submit(generation, stream)
+        try:
+            outcome = await ticket.outcome
+        finally:
+            self._runner.abort(ticket)
+        if outcome != "ok":
+            failure = refused(500, ENGINE_FAILED)
+            return await stream.close(error_event(failure.body) + DONE)
+        return await stream.close(closing_events(generation, model, ticket.truths))
+
+    async def _whole(
+        self, generation: VllmGeneration, headers: dict[str, str]
+    ) -> web.Response:
+        ticket = self._runner.submit(generation, NoSink())
+        try:
+            outcome = await ticket.outcome
+        finally:
+            self._runner.abort(ticket)
+        if outcome != "ok":
+            failure = refused(500, ENGINE_FAILED)
+            return json_reply(failure.body, failure.status, headers)
+        model, texts = self._limits.model, ticket.texts
+        body = whole_reply(generation, model, texts, ticket.truths)
+        return json_reply(body, headers=headers)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        try:
+            fields = await request.json()
+            text = fields.get("prompt")
+            if not isinstance(text, str):
+                text = " ".join(str(m["content"]) for m in fields["messages"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            failure = refused(400, "needs a prompt or messages", "prompt")
+            return json_reply(failure.body, 400)
+        count = len(words_of(text))
+        limit = self._limits.max_model_tokens
+        body = {"count": count, "max_model_len": limit, "tokens": list(range(count))}
+        return json_reply({**body, "token_strs": None})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return json_reply({"version": VERSION})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        limits = self._limits
+        page = models_page(limits.model, limits.max_model_tokens, self._created)
+        return json_reply(page)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        page = self._runner.metrics.page(self._runner.gauges())
+        return web.Response(text=page)
+
+
+@web.middleware
+async def fastapi_errors(
+    request: web.Request,
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> web.StreamResponse:
+    """Unknown routes and methods are refused in FastAPI's words."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return json_reply({"detail": "Not Found"}, 404)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = {"allow": ", ".join(sorted(error.allowed_methods))}
+        return json_reply({"detail": "Method Not Allowed"}, 405, allowed)

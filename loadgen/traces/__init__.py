@@ -1,0 +1,1 @@
+"""Traces: what they say, how they are read, written, summarised and made."""

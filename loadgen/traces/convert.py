@@ -1,0 +1,110 @@
+"""Write traces: a body as sessions come, a header before it once they are counted.
+
+The edge of `loadgen.traces.writers`. A file appears under its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.traces.readers.open import open_trace
+from loadgen.traces.synth.statistics_file import SCHEME, source_of
+from loadgen.traces.synth.synth import Statistics, Wish, digest
+from loadgen.traces.trace import Session, TraceInfo
+from loadgen.traces.writers import BLOCK_TOKENS, WRITERS, loadtrace_header
+
+
+class _Span:
+    """The last instant of the sessions on their way to a writer."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watching(self, sessions: Iterable[Session]) -> Iterator[Session]:
+        for session in sessions:
+            for turn in session.turns:
+                self.seconds = max(self.seconds, turn.at_seconds or 0.0)
+            yield session
+
+
+def convert_trace(
+    trace: Path, out: Path, target: str, format: str | None = None
+) -> tuple[TraceInfo, int]:
+    """Write `trace` as `target`; what was read of it, and the requests written."""
+    info, sessions = open_trace(trace, format)
+    source = info.header.get("source") or source_of(trace)
+    header = write_trace(sessions, info, out, target, source=source)
+    return info, int(header["count"])
+
+
+def write_synthetic(
+    sessions: Iterable[Session], statistics: Statistics, wish: Wish, out: Path
+) -> None:
+    """Write drawn sessions as `loadtrace/1`, saying what they were drawn from."""
+    name = out.name.partition(".")[0]
+    info = TraceInfo(name=name, format="loadtrace", kind=statistics.kind)
+    arrivals = statistics.arrivals if wish.with_arrivals else None
+    synthetic: dict[str, Any] = {
+        "scheme": SCHEME,
+        "seed": wish.seed,
+        "bins_sha256": digest(statistics),
+        "statistics": statistics.name,
+        "arrivals": None if arrivals is None else arrivals.__struct_config__.tag,
+    }
+    if statistics.conversations is not None:
+        synthetic["max_turns"] = wish.max_turns
+        synthetic["think_seconds"] = {
+            "invented": "exponential", "mean": wish.think_seconds
+        }  # fmt: skip
+    write_trace(
+        sessions, info, out, "loadtrace",
+        kind=statistics.kind, source=statistics.source, synthetic=synthetic,
+    )  # fmt: skip
+
+
+def write_trace(
+    sessions: Iterable[Session],
+    info: TraceInfo,
+    out: Path,
+    target: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Write sessions in the format `target`; the header, wherever it was put.
+
+    `loadtrace` has it as first line; Mooncake's readers would fail on that, so
+    there it goes into a sidecar; tables have none.
+    """
+    span, count = _Span(), -WRITERS[target].title_lines
+    lines = WRITERS[target].write(span.watching(sessions), info)
+    try:
+        with tempfile.TemporaryFile(dir=out.parent) as body:
+            for line in lines:
+                body.write(line.encode() + b"\n")
+                count += 1
+            header = loadtrace_header(
+                info, count=count, span_seconds=span.seconds, **more
+            )
+            body.seek(0)
+            with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as whole:
+                if target == "loadtrace":
+                    whole.write(msgspec.json.encode(header) + b"\n")
+                shutil.copyfileobj(body, whole)
+        os.chmod(whole.name, 0o644)  # temporary files are for their owner only
+        os.replace(whole.name, out)
+        if target == "mooncake":
+            header.setdefault("hash_block_size", BLOCK_TOKENS)
+            sidecar = out.with_name(out.name + ".meta.json")
+            sidecar.write_bytes(msgspec.json.encode(header) + b"\n")
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
+    return header

@@ -1,0 +1,59 @@
+"""Mooncake traces (FAST'25): arrival in ms, lengths, a chain of prefix blocks.
+
+Layout: https://github.com/kvcache-ai/Mooncake. A block is 512 tokens and the
+last one of a chain may be partial, so their number follows from the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from loadgen.traces.readers.line import Line, in_order, json_lines, warn_once
+from loadgen.traces.trace import Session, TraceInfo, Turn
+
+BLOCK_TOKENS = 512
+FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+
+
+def recognises(row: dict[str, Any]) -> bool:
+    """Whether the first object has Mooncake's four fields and no other."""
+    return set(row) == set(FIELDS)
+
+
+def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+    """One session of one turn per row; which rows belong together is not said."""
+    info.hash_block_size = BLOCK_TOKENS
+    before = 0.0
+    for line in json_lines(lines, info):
+        milliseconds = line.amount("timestamp")
+        before = in_order(line, "timestamp", before, milliseconds / 1000)
+        input_tokens = line.whole("input_length", least=1)
+        hash_ids = block_ids(line, input_tokens, BLOCK_TOKENS)
+        extra = {k: v for k, v in line.values.items() if k not in FIELDS}
+        for name in extra:
+            warn_once(info, f"unknown field {name!r} is kept as it is")
+        info.kept += 1
+        turn = Turn(
+            kind=info.kind,
+            at_seconds=before,
+            input_tokens=input_tokens,
+            output_tokens=line.whole("output_length", least=1),
+            hash_ids=hash_ids,
+            extra=extra,
+        )
+        yield Session(str(line.number), (turn,))
+
+
+def block_ids(line: Line, input_tokens: int, block_tokens: int) -> tuple[int, ...]:
+    """The row's prefix blocks, as many as its length needs."""
+    ids = line.values.get("hash_ids")
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        line.fail("hash_ids", "a list of integers >= 0")
+    needed = -(-input_tokens // block_tokens)
+    if len(ids) != needed:
+        line.fail(
+            "hash_ids",
+            f"{needed} ids, one per {block_tokens} of {input_tokens} tokens",
+        )
+    return tuple(ids)

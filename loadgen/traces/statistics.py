@@ -1,0 +1,143 @@
+"""What a trace looks like in numbers: lengths, turns, arrivals.
+
+Percentiles are exact with linear interpolation. Prompts are whole prompts: a turn
+that carries its history counts with it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from loadgen.traces.trace import Session
+
+FloatArray = NDArray[np.float64]
+
+PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+WINDOWS_SECONDS = (1, 10, 60)
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """How a quantity is distributed."""
+
+    n: int
+    mean: float
+    sd: float
+    percentiles: dict[str, float]
+    min: float
+    max: float
+
+
+class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
+    """How sessions arrive."""
+
+    rate_per_second: float
+    span_seconds: float
+    cv: float
+    """Standard deviation of the gaps over their mean; 1 for Poisson."""
+    ties: int
+    """Gaps of zero."""
+    longest_gap_seconds: float
+    dispersion: dict[str, float | None]
+    """Variance over mean of counts in windows of 1, 10, 60 s; 1 for Poisson."""
+    peak_to_mean: dict[str, float | None]
+    empty_seconds_fraction: float
+
+
+class TraceStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    sessions: int
+    requests: int
+    kinds: dict[str, int]
+    turns: Spread
+    input_tokens: Spread | None
+    """None for a trace of text, whose tokens nobody counted."""
+    output_tokens: Spread | None
+    think_seconds: Spread | None
+    arrivals: Arrivals | None
+    """None for a trace without timestamps."""
+
+
+def trace_statistics(sessions: Iterable[Session]) -> TraceStatistics:
+    """Read a trace once, keeping its numbers and not its rows."""
+    turns, prompts, replies = array("q"), array("q"), array("q")
+    thinks, stamps = array("d"), array("d")
+    kinds: dict[str, int] = {}
+    for session in sessions:
+        turns.append(len(session.turns))
+        if session.turns[0].at_seconds is not None:
+            stamps.append(session.turns[0].at_seconds)
+        history = 0
+        for place, turn in enumerate(session.turns):
+            kinds[turn.kind] = kinds.get(turn.kind, 0) + 1
+            if turn.input_tokens is not None:
+                carried = history if turn.history == "append" else 0
+                prompts.append(turn.input_tokens + carried)
+                history = prompts[-1] + (turn.output_tokens or 0)
+            if turn.output_tokens is not None:
+                replies.append(turn.output_tokens)
+            if place and turn.think_seconds:
+                thinks.append(turn.think_seconds)
+    return TraceStatistics(
+        sessions=len(turns),
+        requests=sum(turns),
+        kinds=kinds,
+        turns=_spread(turns),
+        input_tokens=_spread(prompts) if prompts else None,
+        output_tokens=_spread(replies) if replies else None,
+        think_seconds=_spread(thinks) if thinks else None,
+        arrivals=_arrivals(np.asarray(stamps)) if len(stamps) == len(turns) else None,
+    )
+
+
+def _spread(values: ArrayLike) -> Spread:
+    numbers = np.asarray(values, dtype=np.float64)
+    points = np.percentile(numbers, PERCENTILES)
+    return Spread(
+        n=len(numbers),
+        mean=float(numbers.mean()),
+        sd=float(numbers.std()),
+        percentiles={
+            f"p{p}": float(point) for p, point in zip(PERCENTILES, points, strict=True)
+        },
+        min=float(numbers.min()),
+        max=float(numbers.max()),
+    )
+
+
+def _arrivals(stamps: FloatArray) -> Arrivals | None:
+    """None with fewer than two instants, which have no rate."""
+    span = float(stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
+    if span <= 0:
+        return None
+    gaps = np.diff(stamps)
+    counts = {width: _counts(stamps, span, width) for width in WINDOWS_SECONDS}
+    return Arrivals(
+        rate_per_second=len(stamps) / span,
+        span_seconds=span,
+        cv=float(gaps.std() / gaps.mean()),
+        ties=int((gaps == 0).sum()),
+        longest_gap_seconds=float(gaps.max()),
+        dispersion={
+            f"{width}s": float(c.var() / c.mean()) if len(c) > 1 else None
+            for width, c in counts.items()
+        },
+        peak_to_mean={
+            f"{width}s": float(c.max() / c.mean()) if len(c) > 1 else None
+            for width, c in counts.items()
+        },
+        empty_seconds_fraction=float((counts[1] == 0).mean()) if span > 1 else 0.0,
+    )
+
+
+def _counts(stamps: FloatArray, span: float, width: int) -> FloatArray:
+    """Requests in each whole window of `width` seconds; a last part of one is not."""
+    windows = int(span // width)
+    inside = stamps - stamps[0]
+    places = inside[inside < windows * width] // width
+    return np.bincount(places.astype(np.int64), minlength=windows).astype(np.float64)

@@ -1,0 +1,1 @@
+"""New traces with the statistics of old ones."""

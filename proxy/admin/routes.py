@@ -1,0 +1,254 @@
+"""The admin API, on its own port: books, records, metrics, health, upstreams.
+
+Read-only but for one thing: an upstream can be drained, and take requests again.
+Instants leave as Unix seconds: the proxy's monotonic stamps plus one offset,
+which follows the wall clock when that is stepped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from proxy.admin.auth import AdminAccess, guarding
+from proxy.admin.fleet import (
+    EngineSources,
+    engine_books,
+    engine_info,
+    fleet_books,
+    fleet_readiness,
+    readiness,
+    upstream_json,
+)
+from proxy.admin.views import store_json
+from proxy.errors import StoreError
+from proxy.relay.upstream.upstream import Lane
+from proxy.store.archive import Archive
+from proxy.store.filed import sequence_at
+from proxy.store.fit_document import encoded, saved_of
+
+MOST_RECORDS = 10_000
+"""Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
+OFFSET_STEP_SECONDS = 0.001
+YEAR_3000_UNIX_SECONDS = 32_503_680_000
+CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSources:
+    """Where the admin API looks."""
+
+    engines: Sequence[EngineSources]
+    """At least one."""
+    records: Archive
+    info: Mapping[str, Any]
+    """Configuration as a user may see it: no secrets."""
+    render_metrics: Callable[[bool], bytes]
+    """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
+    render_recent: Callable[[], bytes]
+    sample_interval_seconds: float
+    freshen: Callable[[], None]
+    """Take one snapshot for the metrics, on the event loop."""
+
+
+def admin_app(
+    sources: AdminSources, access: AdminAccess | None = None
+) -> web.Application:
+    """The routes, for loopback unless told otherwise.
+
+    Every reply is JSON, JSON lines or Prometheus text.
+    """
+    app = web.Application(middlewares=[guarding(access or AdminAccess())])
+    views = _Views(sources)
+    app.router.add_get("/", views.index)
+    app.router.add_get("/metrics", views.metrics)
+    app.router.add_get("/metrics/requests", views.metrics_requests)
+    app.router.add_get("/requests", views.requests)
+    app.router.add_get("/requests/{request_id}", views.request)
+    app.router.add_get("/books", views.books)
+    app.router.add_get("/info", views.info)
+    app.router.add_get("/calibration", views.calibration)
+    app.router.add_get("/upstreams", views.upstreams)
+    app.router.add_post("/upstreams/{name}/drain", views.drain)
+    app.router.add_post("/upstreams/{name}/resume", views.resume)
+    app.router.add_get("/healthz", views.healthz)
+    app.router.add_get("/readyz", views.readyz)
+    return app
+
+
+class _Views:
+    def __init__(self, sources: AdminSources) -> None:
+        self._from = sources
+        self._offset_seconds = 0.0
+
+    def _unix_offset_seconds(self) -> float:
+        """Wall clock minus monotonic clock; taken anew when the wall clock moved.
+
+        Kept while it moves by less than a millisecond, so that the same stamp
+        is the same Unix time in every reply.
+        """
+        now = time.time() - time.monotonic()
+        if abs(now - self._offset_seconds) > OFFSET_STEP_SECONDS:
+            self._offset_seconds = now
+        return self._offset_seconds
+
+    async def index(self, request: web.Request) -> web.Response:
+        paths = sorted(
+            {
+                resource.canonical
+                for resource in request.app.router.resources()
+                if resource.canonical != "/"
+            }
+        )
+        return _json({"servewatt": self._from.info.get("version"), "paths": paths})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        openmetrics = "openmetrics" in request.headers.get("accept", "")
+        self._from.freshen()
+        # rendering a thousand series takes longer than a token: off the loop
+        body = await asyncio.to_thread(self._from.render_metrics, openmetrics)
+        kind = CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE_METRICS
+        return web.Response(body=body, headers={"content-type": kind})
+
+    async def metrics_requests(self, request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._from.render_recent)
+        return web.Response(body=body, headers={"content-type": CONTENT_TYPE_METRICS})
+
+    async def requests(self, request: web.Request) -> web.Response:
+        try:
+            since = int(request.query.get("since", "0"))
+            limit = int(request.query.get("limit", "1000"))
+            from_unix = float(request.query.get("from_unix", "0"))
+        except ValueError:
+            return _refuse("since and limit are whole numbers, from_unix seconds")
+        if since < 0 or not 1 <= limit <= MOST_RECORDS:
+            return _refuse(f"since is from 0, limit from 1 to {MOST_RECORDS}")
+        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
+            return _refuse("from_unix is Unix seconds, such as 1767225600")
+        # the sequence is the instant of settlement: an instant is a cursor too
+        since = max(since, sequence_at(from_unix) - 1)
+        try:
+            body = await self._from.records.lines(since, limit)
+        except StoreError as error:
+            return _json({"error": str(error)}, 503)
+        return web.Response(body=body, content_type="application/x-ndjson")
+
+    async def request(self, request: web.Request) -> web.Response:
+        try:
+            line = await self._from.records.line(request.match_info["request_id"])
+        except StoreError as error:
+            return _json({"error": str(error)}, 503)
+        if line is None:
+            return _json(
+                {"error": "no settled request of this id among those kept"}, 404
+            )
+        return web.Response(body=line, content_type="application/json")
+
+    async def books(self, request: web.Request) -> web.Response:
+        offset = self._unix_offset_seconds()
+        at_unix: float | None = None
+        if "at" in request.query:
+            try:
+                at_unix = float(request.query["at"])
+            except ValueError:
+                return _refuse("at is Unix seconds, such as 1767225600.5")
+            if not math.isfinite(at_unix):
+                return _refuse("at is finite Unix seconds")
+        at = None if at_unix is None else at_unix - offset
+        replies = {
+            engine.name: engine_books(
+                engine,
+                at,
+                unix_offset_seconds=offset,
+                sample_interval_seconds=self._from.sample_interval_seconds,
+            )
+            for engine in self._from.engines
+        }
+        name = request.query.get("engine")
+        if name is not None and name not in replies:
+            return _refuse(f"engine is one of {', '.join(replies)}")
+        if name is None and len(replies) > 1:
+            books = fleet_books(replies)
+        else:
+            books = replies[name or self._from.engines[0].name]
+        chosen = request.query.get("boundary")
+        if chosen is None:
+            return _json(books)
+        if chosen not in books["boundaries"]:
+            return _refuse(f"boundary is one of {', '.join(books['boundaries'])}")
+        return _json(books["boundaries"][chosen])
+
+    async def info(self, request: web.Request) -> web.Response:
+        engines = {e.name: engine_info(e) for e in self._from.engines}
+        store = self._from.records.state()
+        shown = None if store is None else store_json(store)
+        first = engines[self._from.engines[0].name] if len(engines) == 1 else {}
+        upstreams = [self._shown(lane) for lane in self._lanes().values()]
+        return _json(
+            {
+                **self._from.info,
+                **first,
+                "engines": engines,
+                "upstreams": upstreams,
+                "store": shown,
+            }
+        )
+
+    async def calibration(self, request: web.Request) -> web.Response:
+        found = [
+            saved_of(state, engine.name)
+            for engine in self._from.engines
+            if (state := engine.boundaries.state().calibration) is not None
+        ]
+        return web.Response(body=encoded(found), content_type="application/json")
+
+    async def upstreams(self, request: web.Request) -> web.Response:
+        return _json({"upstreams": [self._shown(e) for e in self._lanes().values()]})
+
+    async def drain(self, request: web.Request) -> web.Response:
+        return self._set_draining(request, True)
+
+    async def resume(self, request: web.Request) -> web.Response:
+        return self._set_draining(request, False)
+
+    def _set_draining(self, request: web.Request, is_draining: bool) -> web.Response:
+        lanes = self._lanes()
+        name = request.match_info["name"]
+        if name not in lanes:
+            known = ", ".join(lanes)
+            return _json({"error": f"no upstream {name[:80]!r}; known: {known}"}, 404)
+        lanes[name].drain(is_draining)
+        return _json(self._shown(lanes[name]))
+
+    def _lanes(self) -> dict[str, Lane]:
+        return {e.name: e.lane for e in self._from.engines if e.lane is not None}
+
+    def _shown(self, lane: Lane) -> dict[str, Any]:
+        return upstream_json(lane, self._unix_offset_seconds())
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return _json({"healthy": True})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        engines = self._from.engines
+        found = await asyncio.gather(*(readiness(engine) for engine in engines))
+        body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
+        return _json(body, 200 if body["ready"] else 503)
+
+
+def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json"
+    )
+
+
+def _refuse(reason: str) -> web.Response:
+    return _json({"error": reason}, 400)

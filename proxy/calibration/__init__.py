@@ -1,1 +1,0 @@
-"""Fitted constants outside the process: their JSON, their file, their command."""

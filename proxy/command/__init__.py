@@ -1,1 +1,0 @@
-"""`metering-proxy meter`: the energy of one command, by the sensors of the proxy."""

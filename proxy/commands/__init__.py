@@ -1,0 +1,1 @@
+"""Small commands that ask a running proxy."""

@@ -1,0 +1,75 @@
+"""`metering-proxy calibrate`: the fitted constants, with units and trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import httpx
+
+from proxy.admin.client import admin_call
+from proxy.errors import ProxyError
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE
+from proxy.store.fit_document import Saved, decoded, encoded
+
+
+@click.command()
+@click.argument("where", metavar="PATH|ADMIN_URL")
+@click.option("--json", "is_json", is_flag=True, help="The document on stdout.")
+@click.option(
+    "--admin-token-file",
+    default=None,
+    metavar="PATH",
+    help="Token of ADMIN_URL, where it asks for one; else from "
+    f"{ADMIN_TOKEN_VARIABLE}.",
+)
+def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
+    """Show the constants that policy `calibrated` has fitted, per engine and model.
+
+    PATH is what `serve --calibration` writes; ADMIN_URL is a running proxy's
+    admin address, such as http://127.0.0.1:9464.
+    """
+    entries = decoded(_content(where, admin_token_file), where)
+    if is_json:
+        click.echo(encoded(entries), nl=False)
+    else:
+        click.echo(in_words(entries))
+
+
+def in_words(entries: Iterable[Saved]) -> str:
+    """One paragraph per engine and model."""
+    return "\n\n".join(_paragraph(entry) for entry in entries) or "no calibration yet"
+
+
+def _paragraph(entry: Saved) -> str:
+    trust = "trusted" if entry.is_fitted else f"not trusted: {entry.reason}"
+    lines = [
+        f"{entry.engine}, {entry.model or 'no model yet'}: {trust}",
+        f"  {entry.rows:.0f} rows of {entry.row_seconds:g} s of load",
+    ]
+    for name, constant in entry.constants.items():
+        lines.append(
+            f"  {name:24} {constant.joules:10.3g} "
+            f"+- {constant.standard_error_joules:8.2g}  {constant.unit}"
+        )
+    if entry.misfit is not None:
+        condition = "infinite" if entry.condition is None else f"{entry.condition:.0f}"
+        lines.append(
+            f"  condition {condition}; {entry.misfit:.1%} of a row's energy unexplained"
+        )
+    return "\n".join(lines)
+
+
+def _content(where: str, token_file: str | None) -> bytes:
+    if where.startswith(("http://", "https://")):
+        url = f"{where.rstrip('/')}/calibration"
+        try:
+            with admin_call(token_file) as client:
+                return client.get(url).raise_for_status().content
+        except httpx.HTTPError as error:
+            raise ProxyError(f"{url}: {error or type(error).__name__}") from None
+    try:
+        return Path(where).read_bytes()
+    except OSError as error:
+        raise ProxyError(f"{where}: {error.strerror or error}") from None

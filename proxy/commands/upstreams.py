@@ -1,0 +1,95 @@
+"""`metering-proxy upstreams`: who serves, who is down, and draining by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import httpx
+
+from proxy.admin.client import admin_call
+from proxy.errors import ProxyError
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE
+
+EXAMPLES = """\b
+Examples:
+  metering-proxy upstreams
+  metering-proxy upstreams drain llama-a
+  metering-proxy upstreams resume llama-a
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("action", required=False, type=click.Choice(["drain", "resume"]))
+@click.argument("name", required=False)
+@click.option("--admin", default="http://127.0.0.1:9464", show_default=True,
+              metavar="URL", help="Admin address of the proxy.")  # fmt: skip
+@click.option(
+    "--admin-token-file", default=None, metavar="PATH",
+    help=f"Token of the admin port, where it asks for one; else "
+    f"{ADMIN_TOKEN_VARIABLE}.",
+)  # fmt: skip
+def upstreams(
+    action: str | None, name: str | None, admin: str, admin_token_file: str | None
+) -> None:
+    """Show the upstreams of a running proxy; drain one, or let it serve again.
+
+    An upstream that is drained gets nothing new and finishes what it has: wait
+    until nothing is in flight there, then restart it.
+    """
+    if action is not None and name is None:
+        raise click.UsageError(f"{action} needs the NAME of an upstream")
+    if action is None:
+        found = _ask("GET", f"{admin.rstrip('/')}/upstreams", admin_token_file)
+        shown = found["upstreams"]
+    else:
+        url = f"{admin.rstrip('/')}/upstreams/{name}/{action}"
+        shown = [_ask("POST", url, admin_token_file)]
+    click.echo(table(shown, time.time()))
+
+
+def table(shown: list[dict[str, Any]], unix_seconds: float) -> str:
+    """One line for each upstream, and why one is down."""
+    row = "{:<16} {:<9} {:>6} {:>9}  {:<28} {}".format
+    lines = [row("upstream", "state", "since", "in flight", "url", "models")]
+    for each in shown:
+        models = each["models"]
+        lines.append(
+            row(
+                each["name"],
+                each["state"],
+                _age(unix_seconds - each["since_unix_seconds"]),
+                each["requests_in_flight"],
+                each["url"],
+                "any" if models is None else ", ".join(models),
+            ).rstrip()
+        )
+        if each["reason"]:
+            lines.append(f"  {each['reason']}")
+    return "\n".join(lines)
+
+
+def _age(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _ask(method: str, url: str, token_file: str | None) -> dict[str, Any]:
+    try:
+        with admin_call(token_file) as client:
+            reply = client.request(method, url)
+            body: dict[str, Any] = reply.json()
+    except httpx.ConnectError:
+        raise ProxyError(
+            f"{url}: nobody answers there; is `metering-proxy serve` running, "
+            "and is this its --admin address?"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ProxyError(f"{url}: {error or type(error).__name__}") from None
+    if reply.status_code != 200:
+        raise ProxyError(f"{url}: {body.get('error', reply.status_code)}")
+    return body

@@ -1,0 +1,195 @@
+"""A command between two moments of the same sensors; fails open."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from proxy.errors import ConfigError, ProxyError, SensorError
+from proxy.measure.process import SIGNALLED, check_command, metered_child
+from proxy.measure.report import CommandReport, SourceReport, runtime_times_power
+from proxy.measure.watch import Watch
+from proxy.power.probe import MEASURES, gpus_for
+from proxy.power.reading import EnergySource, LimitedSource
+from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.sources import source_opener
+
+FIRST_POINT_SECONDS = 0.5
+"""Without a baseline, wait this long for a counter to tick: from there it counts."""
+LAST_POINT_SECONDS = 3.0
+"""And after the end for its next tick; a fast one takes a tenth of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeterConfig:
+    """What `metering-proxy meter` was told."""
+
+    command: tuple[str, ...]
+    sources: tuple[str, ...]
+    gpus: tuple[str, ...]
+    name: str
+    labels: Mapping[str, str]
+    tdp_watts: Mapping[str, float]
+    """By boundary, of all its devices; `each` is of every GPU."""
+    sample_interval_seconds: float
+    baseline_seconds: float
+
+
+class _Sensor:
+    """One source with its thread, and what it has shown."""
+
+    def __init__(self, text: str, config: MeterConfig, lock: threading.Condition):
+        self.name = text.partition("=")[0]
+        self.watch = Watch(has_baseline=config.baseline_seconds > 0)
+        self.limit_watts: float | None = None
+        self._lock = lock
+        opener = source_opener(text, gpus_for(text, config.sources, config.gpus))
+        self.sampler = Sampler(opener, config.sample_interval_seconds, self._deliver)
+        self._try(opener)
+
+    def _try(self, opener: Callable[[], EnergySource]) -> None:
+        """Read it once: what can never work is said before the command runs."""
+        try:
+            source = opener()
+            try:
+                if not source.read():
+                    raise SensorError(f"{source.name} shows no device")
+                if isinstance(source, LimitedSource):
+                    self.limit_watts = source.limit_watts()
+            finally:
+                source.close()
+        except ConfigError:
+            raise
+        except ProxyError as error:
+            self.watch.failed(str(error))
+        except Exception as error:  # a host may surprise any library; we fail open
+            self.watch.failed(f"{self.name} failed: {type(error).__name__}: {error}")
+
+    def _deliver(self, event: Sampled | Failed) -> None:
+        with self._lock:
+            if isinstance(event, Sampled):
+                self.watch.sampled(event.at_seconds, event.readings)
+            else:
+                self.watch.failed(event.reason)
+            self._lock.notify_all()
+
+    def report(self, config: MeterConfig, duration_seconds: float) -> SourceReport:
+        """Of everything that was read; the sampler has stopped."""
+        stats = self.sampler.stats
+        boundary = stats.boundary
+        if boundary == "unknown":  # never read: what it would have measured
+            boundary = MEASURES[self.name][0]
+        total = self.watch.total()
+        watts, origin = self._rated_watts(config, boundary)
+        return SourceReport(
+            source=self.name,
+            boundary=boundary,
+            is_simulated=stats.is_simulated,
+            devices=self.watch.energies(),
+            total=total,
+            runtime=runtime_times_power(watts, origin, duration_seconds, total),
+            samples=stats.samples,
+            missed=stats.missed,
+            errors=stats.errors,
+            failure=self.watch.first_failure,
+        )
+
+    def _rated_watts(
+        self, config: MeterConfig, boundary: str
+    ) -> tuple[float | None, str]:
+        if boundary in config.tdp_watts:
+            return config.tdp_watts[boundary], "--tdp"
+        count = len(self.watch.group.devices)
+        if boundary == "gpu" and "each" in config.tdp_watts and count:
+            return config.tdp_watts["each"] * count, "--tdp"
+        return self.limit_watts, "power limit"
+
+
+def meter_command(config: MeterConfig) -> CommandReport:
+    """Run the command to its end and say what it took.
+
+    A sensor that fails makes joules unknown, no more. Raises CommandError when
+    the command cannot be started, ConfigError for options that can never work.
+    """
+    check_command(config.command[0])
+    # The reason is in the report; a line between the command's own would be noise.
+    logging.getLogger("servewatt.sampler").setLevel(logging.ERROR)
+    lock = threading.Condition()
+    sensors = [_Sensor(text, config, lock) for text in config.sources]
+    for sensor in sensors:
+        sensor.sampler.start()
+    try:
+        _wait_for_baseline(sensors, lock, config.baseline_seconds)
+        with metered_child() as child:
+            started_unix_seconds = time.time()
+            moments: list[float] = []
+            stamp = partial(_stamp, moments, sensors, lock)
+            code = child.run(config.command, started=stamp, ended=stamp)
+            _wait_for_last_points(sensors, lock, config.baseline_seconds)
+    finally:
+        for sensor in sensors:
+            sensor.sampler.stop()
+    start_seconds, end_seconds = moments
+    duration_seconds = end_seconds - start_seconds
+    return CommandReport(
+        command=config.command,
+        name=config.name,
+        labels=config.labels,
+        started_unix_seconds=started_unix_seconds,
+        duration_seconds=duration_seconds,
+        exit_code=code if code >= 0 else SIGNALLED - code,
+        signal=_signal_name(-code) if code < 0 else None,
+        sample_interval_seconds=config.sample_interval_seconds,
+        sources=tuple(sensor.report(config, duration_seconds) for sensor in sensors),
+    )
+
+
+def _stamp(
+    moments: list[float], sensors: list[_Sensor], lock: threading.Condition
+) -> None:
+    """The start at the first call, the end at the second; between two readings."""
+    with lock:
+        moments.append(time.monotonic())
+        for sensor in sensors:
+            watch = sensor.watch
+            (watch.start if len(moments) == 1 else watch.end)(moments[-1])
+
+
+def _wait_for_baseline(
+    sensors: list[_Sensor], lock: threading.Condition, baseline_seconds: float
+) -> None:
+    """Until the baseline is measured and every device has a point to count from."""
+
+    def are_ready() -> bool:
+        return all(s.watch.is_failing or s.watch.is_ready for s in sensors)
+
+    if all(sensor.watch.is_failing for sensor in sensors):
+        return
+    time.sleep(baseline_seconds)
+    with lock:
+        lock.wait_for(are_ready, FIRST_POINT_SECONDS)
+
+
+def _wait_for_last_points(
+    sensors: list[_Sensor], lock: threading.Condition, baseline_seconds: float
+) -> None:
+    """Until every counter has ticked once more; slow ones had to be asked for."""
+
+    def are_settled() -> bool:
+        return all(s.watch.is_failing or s.watch.is_settled for s in sensors)
+
+    with lock:
+        lock.wait_for(are_settled, max(LAST_POINT_SECONDS, baseline_seconds))
+
+
+def _signal_name(number: int) -> str:
+    """`SIGTERM`; real-time signals between the first and last have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

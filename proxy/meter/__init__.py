@@ -1,0 +1,1 @@
+"""Events in, settled records out: curves, activity, attribution, ledger. Pure."""

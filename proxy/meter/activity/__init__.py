@@ -1,0 +1,1 @@
+"""Who ran when: request timelines, engine steps seen in token stamps."""

@@ -1,0 +1,208 @@
+"""The engine's gauges over time, compared with what the proxy knows itself.
+
+Rule: a gauge is a hint, the wire is the fact. Requests in the engine count as
+somebody else's only beyond all that may still be the proxy's own, in two scrapes
+running, while the engine made progress.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.engines.dialect import RequestFacts
+from proxy.engines.gauges import EngineGauges
+from proxy.meter.activity.orphans import RunOns
+from proxy.meter.activity.request import RequestTimeline
+
+FLIGHT_SECONDS = 0.25
+"""So long after its last byte a request may still be in the gauges: they follow
+the engine's steps, and a step with a large prefill takes some tenths."""
+
+ALIVE_SECONDS = 2.5
+"""Two scrapes and a half: nobody waits longer for the next one."""
+
+MOST_STRANGERS = 1024
+STRANGER = RequestFacts("external")
+STRANGER_SERIAL = 1 << 62
+"""Beyond any serial of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One scrape beside the proxy's own requests at that moment."""
+
+    at_seconds: float
+    strangers: int
+    """Sequences running that are not the proxy's."""
+    since_seconds: float
+    """The scrape before."""
+    has_progressed: bool | None
+    """The engine computed something since then; None: it does not tell."""
+    has_preempted: bool
+    """It set sequences aside since then."""
+    is_empty: bool
+    """Nobody was in the engine."""
+    waits_from_seconds: float
+    """Who arrived at or after this was waiting; inf: nobody is known to have been."""
+
+
+class GaugeLog:
+    """Scrapes that are not settled yet, oldest first."""
+
+    def __init__(self) -> None:
+        self.run_ons = RunOns()
+        self._seen: deque[Comparison] = deque()
+        self._last: EngineGauges | None = None
+
+    def add(
+        self, at_seconds: float, gauges: EngineGauges, own: Sequence[RequestTimeline]
+    ) -> Comparison:
+        """One more scrape; `own` are all requests that have no record yet."""
+        last, self._last = self._last, gauges
+        inside = [timeline for timeline in own if _may_be_inside(timeline, at_seconds)]
+        total = gauges.running + gauges.waiting
+        foreign = max(total - sum(timeline.sequences for timeline in inside), 0)
+        has_progressed = _has_progressed(last, gauges)
+        foreign -= self.run_ons.claim(
+            at_seconds,
+            0 if has_progressed is False else foreign,
+            not_before=FLIGHT_SECONDS,
+        )
+        strangers = foreign * gauges.running / total if total else 0.0
+        self._seen.append(
+            Comparison(
+                at_seconds,
+                min(int(strangers + 0.5), MOST_STRANGERS),
+                self._seen[-1].at_seconds if self._seen else at_seconds,
+                has_progressed,
+                _has_preempted(last, gauges),
+                total == 0,
+                _waits_from(gauges.waiting - foreign, inside),
+            )
+        )
+        return self._seen[-1]
+
+    def forget(self, before_seconds: float) -> None:
+        """Drop scrapes that no later window will ask for."""
+        while len(self._seen) > 1 and self._seen[1].at_seconds <= before_seconds:
+            self._seen.popleft()
+
+    def is_alive(self, now_seconds: float) -> bool:
+        """Whether another scrape can be expected soon."""
+        return (
+            bool(self._seen) and now_seconds - self._seen[-1].at_seconds < ALIVE_SECONDS
+        )
+
+    def covers(self, at_seconds: float, now_seconds: float) -> bool:
+        """Whether nothing more will be told about an instant."""
+        return not self.is_alive(now_seconds) or self._seen[-1].at_seconds >= at_seconds
+
+    def awaits(self, end_seconds: float, now_seconds: float) -> bool:
+        """Strangers were there, and the next scrape says whether they stayed."""
+        return (
+            not self.covers(end_seconds, now_seconds) and self._seen[-1].strangers > 0
+        )
+
+    def waiting_until(
+        self, arrived_seconds: float, before_seconds: float
+    ) -> float | None:
+        """Newest scrape, before an instant, that shows the request in the queue."""
+        for seen in reversed(self._seen):
+            if seen.at_seconds <= arrived_seconds:
+                return None
+            waited = arrived_seconds >= seen.waits_from_seconds
+            if waited and seen.at_seconds < before_seconds:
+                return seen.at_seconds
+        return None
+
+    def is_quiet(self, start_seconds: float, end_seconds: float) -> bool:
+        """No scrape hints that the engine did anything in between."""
+        following = [seen for seen in self._seen if seen.at_seconds > start_seconds]
+        for seen in following:
+            may_work = not seen.is_empty and seen.has_progressed is None
+            if seen.has_progressed or may_work:
+                return False
+            if seen.at_seconds >= end_seconds:
+                break
+        return True
+
+    def strangers_at(self, now_seconds: float) -> int | None:
+        """How many the last scrape showed; None where it is too old."""
+        return self._seen[-1].strangers if self.is_alive(now_seconds) else None
+
+    def strangers(
+        self, start_seconds: float, end_seconds: float
+    ) -> list[RequestTimeline]:
+        """Made-up requests that ran in between, in place of those not the proxy's.
+
+        One for each that was there in two scrapes running, from one to the other.
+        """
+        found: list[RequestTimeline] = []
+        before: Comparison | None = None
+        for seen in self._seen:
+            if before is not None and seen.has_progressed is not False:
+                began = max(before.at_seconds, start_seconds)
+                ended = min(seen.at_seconds, end_seconds)
+                stayed = min(before.strangers, seen.strangers)
+                if ended > began and seen.at_seconds - before.at_seconds < 2 * (
+                    ALIVE_SECONDS
+                ):
+                    found += [
+                        _stranger(len(found) + number, began, ended)
+                        for number in range(stayed)
+                    ]
+            before = seen
+        return found
+
+
+def _stranger(number: int, began: float, ended: float) -> RequestTimeline:
+    timeline = RequestTimeline(STRANGER_SERIAL + number, began, STRANGER)
+    timeline.scheduled_seconds = timeline.first_token_seconds = began
+    timeline.last_token_seconds = ended
+    timeline.close(ended)
+    return timeline
+
+
+def _may_be_inside(timeline: RequestTimeline, at_seconds: float) -> bool:
+    closed = timeline.closed_seconds
+    if at_seconds < timeline.arrived_seconds:
+        return False
+    return closed is None or at_seconds <= closed + FLIGHT_SECONDS
+
+
+def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
+    if gauges.progress is None or last is None or last.progress is None:
+        return None
+    return gauges.progress != last.progress
+
+
+def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool:
+    if last is None or last.preemptions is None or gauges.preemptions is None:
+        return False
+    return gauges.preemptions > last.preemptions
+
+
+def _waits_from(waiting: int, inside: Sequence[RequestTimeline]) -> float:
+    """Arrival of the oldest of the proxy's requests that must be in the queue.
+
+    First come, first served: the newest wait. A request that has had a token is
+    in the queue only if it was set aside, and then one of the newest is not.
+    """
+    newest = sorted(
+        (timeline for timeline in inside if timeline.closed_seconds is None),
+        key=lambda timeline: -timeline.arrived_seconds,
+    )
+    waiting -= sum(
+        timeline.sequences
+        for timeline in inside
+        if timeline.closed_seconds is not None and timeline.first_token_seconds is None
+    )
+    oldest = float("inf")
+    for timeline in newest:
+        waiting -= timeline.sequences
+        if waiting < 0 or timeline.first_token_seconds is not None:
+            break
+        oldest = timeline.arrived_seconds
+    return oldest

@@ -1,0 +1,322 @@
+"""When each prompt was computed: first come, first served, in the steps seen.
+
+A prompt ends in the step of its first token. A step's duration tells how many
+prompt tokens it had room for, and prompts that arrived earlier took that room
+first; so a prompt is placed backwards from its last step into the room left,
+and never before it arrived, nor into a step already under way on arrival.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.speed import PromptSpeed
+from proxy.meter.activity.steps import FloatArray, IntArray, Steps
+
+MISSED_STEPS = 3
+"""So many steps of others without a token: the engine has set the request aside."""
+
+Pause = tuple[float, float, float]
+"""Last token, next token, tokens before that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Steps not settled yet, and since when; the ground that prompts are put on."""
+
+    steps: Steps
+    starts: FloatArray
+    """Shape (steps,), see `step_starts`."""
+    settled_seconds: float
+    """Nothing is placed before this."""
+    end_seconds: float
+    """Pauses that begin later are not looked at yet."""
+
+    def step_at(self, at_seconds: float) -> int:
+        """Index of the step that an instant lies in; len(steps) after the last."""
+        ends = self.steps.end_seconds
+        return int(np.searchsorted(ends, at_seconds, side="left"))
+
+    def decoding_steps(self, first: int, stop: int) -> int:
+        """How many steps of a range gave anybody a later token than the first."""
+        rows = self.steps.first_row
+        is_later = self.steps.before[rows[first] : rows[stop]] > 0
+        step = np.repeat(np.arange(stop - first), np.diff(rows[first : stop + 1]))
+        return len(np.unique(step[is_later]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A prompt to place, or what was computed again after a pause."""
+
+    at_seconds: float
+    """When it was done: the request's first token, the next one, or its close."""
+    arrived_seconds: float
+    request: RequestTimeline
+    pause: Pause | None
+
+
+class PromptPlacement:
+    """Places prompts in steps, in order of their completion, each once."""
+
+    def __init__(self) -> None:
+        self.speed = PromptSpeed()
+        self._used: dict[float, float] = {}
+        self._released_seconds = -np.inf
+
+    def place(self, requests: Sequence[RequestTimeline], seen: Seen) -> None:
+        """Give each request its `prefill_rows`, `stalls` and `scheduled_seconds`.
+
+        Those already placed get rows for what was computed again since: a request
+        that the engine set aside for others lost its cache.
+        """
+        jobs: list[_Job] = []
+        for request in requests:
+            arrived = request.arrived_seconds
+            if request.scheduled_seconds is None:
+                at = request.first_token_seconds or request.left_seconds or arrived
+                jobs.append(_Job(at, arrived, request, None))
+        jobs += _set_aside(requests, seen)
+        for _, tied in groupby(sorted(jobs, key=_when), key=_when):
+            self._place_tied(list(tied), seen)
+
+    def forget(self, before_seconds: float) -> None:
+        """Drop what is known of steps that are settled."""
+        self._used = {
+            end: tokens for end, tokens in self._used.items() if end > before_seconds
+        }
+
+    def _place_tied(self, tied: list[_Job], seen: Seen) -> None:
+        """Jobs of one instant fill the same room, in proportion to their tokens."""
+        spans: dict[tuple[int, int], list[tuple[_Job, float]]] = {}
+        for job in tied:
+            if job.pause is None and job.request.first_token_seconds is None:
+                self._place_unanswered(job.request, seen)
+            elif not len(seen.starts):  # dropped while nothing was measured
+                job.request.scheduled_seconds = job.arrived_seconds
+            elif (span := self._span(job, seen)) is not None:
+                tokens = self._tokens(job, float(seen.starts[span[0]]), seen)
+                spans.setdefault(span, []).append((job, tokens))
+        self._learn(tied, seen)
+        for (lowest, last), members in sorted(spans.items(), key=_span_of):
+            total = sum(tokens for _, tokens in members)
+            rows = self._fill(total, seen, lowest, last)
+            for job, tokens in members:
+                part = tokens / total
+                own = [(start, end, taken * part) for start, end, taken in rows]
+                _settle_rows(job, own, seen)
+            self._released_seconds = max(self._released_seconds, tied[0].at_seconds)
+
+    def _span(self, job: _Job, seen: Seen) -> tuple[int, int] | None:
+        """First and last step that may have computed it; None: nothing was.
+
+        A pause counts where others got tokens meanwhile: it was set aside, then
+        computed again. One step alone can be long and a prefill can hold up
+        everybody's decode, so only steps in which others went on decoding count;
+        and only where the engine itself counts tokens is none hidden.
+        """
+        if job.pause is None:
+            last = min(seen.step_at(job.at_seconds), len(seen.starts) - 1)
+            return _lowest_step(job.request, seen, last), last
+        stopped, resumed, _ = job.pause
+        first = seen.step_at(math.nextafter(stopped, math.inf))
+        last = seen.step_at(resumed)
+        if last - first < MISSED_STEPS or not job.request.has_running_usage:
+            return None
+        if seen.decoding_steps(first, last) < MISSED_STEPS:
+            return None
+        return first, last
+
+    def _tokens(self, job: _Job, earliest_seconds: float, seen: Seen) -> float:
+        """Tokens to compute; where nobody told, what the time allowed for."""
+        request = job.request
+        if job.pause is not None:
+            return request.estimated_prompt_tokens + job.pause[2]
+        if request.prompt_tokens is not None:
+            request.estimated_prompt_tokens = float(request.prompt_tokens)
+            return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
+        earliest = max(earliest_seconds, job.arrived_seconds, seen.settled_seconds)
+        allowed = (job.at_seconds - earliest) / self.speed.token_seconds
+        request.estimated_prompt_tokens = max(allowed, 1.0)
+        return request.estimated_prompt_tokens
+
+    def _learn(self, tied: list[_Job], seen: Seen) -> None:
+        """The time from the previous prompt's end to this one's, by its tokens."""
+        prompts = [
+            job
+            for job in tied
+            if job.pause is None
+            and job.request.first_token_seconds is not None
+            and job.request.prompt_tokens is not None
+        ]
+        if not prompts or not len(seen.starts):
+            return
+        last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
+        earliest = min(
+            max(
+                float(seen.starts[_lowest_step(job.request, seen, last)]),
+                job.arrived_seconds,
+            )
+            for job in prompts
+        )
+        alone_from = max(earliest, seen.settled_seconds, self._released_seconds)
+        tokens = sum(
+            (job.request.prompt_tokens or 0) - (job.request.cached_tokens or 0)
+            for job in prompts
+        )
+        end = float(seen.steps.end_seconds[last])
+        self.speed.learn(tokens, max(end - alone_from, 0.0))
+
+    def _fill(
+        self, tokens: float, seen: Seen, lowest: int, last: int
+    ) -> list[tuple[float, float, float]]:
+        """(start, end, tokens) from the last step back to the first one needed."""
+        token_seconds = self.speed.token_seconds
+        left = tokens
+        rows: list[tuple[float, float, float]] = []
+        for step in range(last, lowest - 1, -1):
+            start, end = float(seen.starts[step]), float(seen.steps.end_seconds[step])
+            used = self._used.get(end, 0.0)
+            room = max((end - start) / token_seconds - used, 0.0)
+            if step == last:
+                room = max(room, 1.0)
+            taken = min(room, left)
+            if taken <= 0:
+                continue
+            self._used[end] = used + taken
+            rows.append((start, end, taken))
+            left -= taken
+            if left <= 0:
+                return rows
+        # The steps were faster than thought: all of them hold more.
+        grown = tokens / (tokens - left)
+        return [(start, end, taken * grown) for start, end, taken in rows]
+
+    def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
+        """It got no token: at most the prefill that its turn left time for."""
+        closed = request.left_seconds
+        assert closed is not None
+        request.scheduled_seconds = closed
+        ready = request.waited_until_seconds
+        under_way = seen.step_at(ready)
+        begin = max(ready, seen.settled_seconds)
+        if self._released_seconds < closed:
+            begin = max(begin, self._released_seconds)
+        if (
+            under_way < len(seen.starts)
+            and seen.starts[under_way] < ready
+            and seen.steps.end_seconds[under_way] < closed
+        ):
+            begin = max(begin, float(seen.steps.end_seconds[under_way]))
+        if begin >= closed or request.is_refused:
+            return
+        allowed = (closed - begin) / self.speed.token_seconds
+        known = request.prompt_tokens
+        tokens = allowed if known is None else min(allowed, float(known))
+        request.estimated_prompt_tokens = tokens if known is None else float(known)
+        request.scheduled_seconds = begin
+        request.prefill_rows = [(begin, closed, tokens)]
+        self._released_seconds = closed
+
+
+def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Job]:
+    """Pauses whose steps are known and in which others took several; all are ticked
+    off, as with long steps every token is a pause."""
+    pauses: list[tuple[RequestTimeline, Pause]] = []
+    for request in requests:
+        # in order of time: those that begin later are not touched
+        due = bisect_left(request.pauses, (seen.end_seconds,))
+        if due:
+            pauses += [(request, pause) for pause in request.pauses[:due]]
+            del request.pauses[:due]
+    if not pauses:
+        return []
+    bounds = np.array([pause[:2] for _, pause in pauses])
+    ends = seen.steps.end_seconds
+    first = np.searchsorted(ends, bounds[:, 0], side="right")
+    last = np.searchsorted(ends, bounds[:, 1], side="left")
+    is_due = last < len(seen.starts)
+    is_long = is_due & (last - first >= MISSED_STEPS)
+    for place in np.flatnonzero(~is_due).tolist()[::-1]:
+        request, pause = pauses[place]
+        request.pauses.insert(0, pause)
+    return [
+        _Job(pause[1], request.arrived_seconds, request, pause)
+        for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+    ]
+
+
+def _when(job: _Job) -> tuple[float, float]:
+    return job.at_seconds, job.arrived_seconds
+
+
+def _span_of(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
+    return item[0]
+
+
+def _settle_rows(job: _Job, rows: list[tuple[float, float, float]], seen: Seen) -> None:
+    """Write the rows to the request, from when it can have begun at the earliest."""
+    request, first = job.request, job.at_seconds
+    if job.pause is not None:
+        stopped = job.pause[0]
+        began = max(rows[-1][0], stopped, seen.settled_seconds)
+        if began > stopped:
+            request.stalls.append((stopped, began))
+    else:
+        ready = request.waited_until_seconds
+        began = max(rows[-1][0], ready, seen.settled_seconds)
+        if request.prefill_seconds is not None:
+            began = max(first - request.prefill_seconds, job.arrived_seconds)
+            request.is_scheduled_exact = True
+        began = min(began, first)
+        request.scheduled_seconds = began
+    tokens = sum(taken for *_, taken in rows)
+    request.prefill_rows += [
+        (max(start, began), end, taken) for start, end, taken in rows if end > began
+    ] or [(began, first, tokens)]
+
+
+def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
+    """First step that may have computed the request."""
+    begin = request.waited_until_seconds
+    ends = seen.steps.end_seconds
+    if request.prefill_seconds is not None:
+        assert request.first_token_seconds is not None
+        begin = request.first_token_seconds - request.prefill_seconds
+        # The engine's time ends a little before ours: take the nearer boundary.
+        lowest = int(np.searchsorted(ends, begin, side="right"))
+        if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:
+            lowest += 1
+        return min(lowest, last)
+    lowest = int(np.searchsorted(ends, begin, side="right"))
+    if lowest < last and seen.starts[lowest] < begin:
+        lowest += 1  # that step was under way: nobody joins a running step
+    return min(lowest, last)
+
+
+def step_starts(steps: Steps, serials: IntArray, arrived: FloatArray) -> FloatArray:
+    """Start of each step, shape (steps,): the previous end, or the first arrival.
+
+    A step that follows a pause began when the first of those in it arrived.
+    `serials` is sorted, `arrived` belongs to it; a request that is not among them
+    was there before.
+    """
+    if not len(steps.end_seconds):
+        return np.empty(0)
+    at = np.full(len(steps.serials), -np.inf)
+    if len(serials):
+        position = np.searchsorted(serials, steps.serials)
+        position = np.minimum(position, len(serials) - 1)
+        at = np.where(serials[position] == steps.serials, arrived[position], at)
+    earliest = np.minimum.reduceat(at, steps.first_row[:-1])
+    starts = np.minimum(np.maximum(steps.floor_seconds, earliest), steps.end_seconds)
+    return np.asarray(
+        np.where(np.isfinite(starts), starts, steps.end_seconds), dtype=np.float64
+    )

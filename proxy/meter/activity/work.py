@@ -1,0 +1,198 @@
+"""What every request did in an interval: the only input of a policy.
+
+Rule: work done in a step is spread evenly over the step's duration, so an
+interval may be cut anywhere; running time counts from scheduled to last token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxy.meter.activity.columns import Population, shared_seconds
+from proxy.meter.activity.steps import FloatArray, IntArray, Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Work per request in one interval, every array of shape (requests,), >= 0."""
+
+    prefill_seconds: FloatArray
+    """Time in prefill, each moment divided by the number then running."""
+    decode_seconds: FloatArray
+    """As above, from the first token on."""
+    prefill_tokens: FloatArray
+    """Prompt tokens computed, cached ones excluded."""
+    prefill_context_tokens: FloatArray
+    """Sum over those tokens of how many tokens each one looked back at."""
+    output_tokens: FloatArray
+    """Tokens received."""
+    decode_tokens: FloatArray
+    """Tokens received but the first, which comes out of the prefill."""
+    kv_tokens: FloatArray
+    """Sum over the decode tokens of the context each one read."""
+    prefill_steps: FloatArray
+    """Steps taken part in with prefill, each divided by the number present."""
+    decode_steps: FloatArray
+    """As above, with decode."""
+
+
+def activity_between(
+    start_seconds: float,
+    end_seconds: float,
+    people: Population,
+    steps: Steps,
+    starts: FloatArray,
+) -> Activity:
+    """Work of every request of `people` in an interval.
+
+    `starts` are the steps' starts, shape (steps,). Steps and requests outside
+    the interval contribute nothing.
+    """
+    prefill_seconds, decode_seconds = shared_seconds(start_seconds, end_seconds, people)
+    count = len(people.serials)
+    first, stop = np.searchsorted(
+        steps.end_seconds, (start_seconds, end_seconds), side="right"
+    )
+    stop = min(int(stop) + 1, len(steps.end_seconds))
+    reads = _reads(int(first), stop, people, steps)
+    row, row_step = _prefill_rows(
+        people, steps.end_seconds[first:stop], starts[first:stop]
+    )
+    share = _step_shares(stop - int(first), reads, row_step)
+    # A request that came during its first step takes part from then on only.
+    began = np.maximum(
+        starts[first:stop][reads.step], people.scheduled_seconds[reads.request]
+    )
+    ended = steps.end_seconds[first:stop][reads.step]
+    parts = _overlap(np.minimum(began, ended), ended, start_seconds, end_seconds)
+    tokens, decoded = reads.tokens * parts, reads.decoded * parts
+    row_parts = _overlap(
+        people.row_seconds[:, 0], people.row_seconds[:, 1], start_seconds, end_seconds
+    )
+    look_back = (people.context_tokens + people.cached_tokens) / 2
+    prefill_tokens = _sum_by(people.row_request, people.row_tokens * row_parts, count)
+    return Activity(
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
+        prefill_tokens=prefill_tokens,
+        prefill_context_tokens=prefill_tokens * look_back,
+        output_tokens=_sum_by(reads.request, tokens, count),
+        decode_tokens=_sum_by(reads.request, decoded, count),
+        kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
+        prefill_steps=_sum_by(
+            people.row_request[row], row_parts[row] * share[row_step], count
+        ),
+        decode_steps=_sum_by(
+            reads.request, reads.presence * parts * share[reads.step], count
+        ),
+    )
+
+
+def _step_shares(count: int, reads: _Reads, row_step: IntArray) -> FloatArray:
+    """What one presence in each step is of it: the step by the number present."""
+    present = _sum_by(reads.step, reads.presence, count)
+    present += np.bincount(row_step, minlength=count)
+    often = np.ones(count)  # several steps in one cluster count as several
+    np.maximum.at(often, reads.step, reads.presence)
+    return np.asarray(often / np.maximum(present, 1.0), dtype=np.float64)
+
+
+def _sum_by(index: IntArray, values: FloatArray, count: int) -> FloatArray:
+    return np.asarray(np.bincount(index, values, count), dtype=np.float64)
+
+
+def _overlap(
+    starts: FloatArray, ends: FloatArray, start_seconds: float, end_seconds: float
+) -> FloatArray:
+    """Part of each span that lies in the interval, 0..1; the end belongs to it."""
+    spans = ends - starts
+    inside = np.minimum(ends, end_seconds) - np.maximum(starts, start_seconds)
+    is_point = spans <= 0
+    parts = np.clip(inside, 0.0, None) / np.where(is_point, 1.0, spans)
+    at_point = (ends > start_seconds) & (ends <= end_seconds)
+    return np.asarray(np.where(is_point, at_point, parts), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """Reads of known requests in a range of steps."""
+
+    request: IntArray
+    step: IntArray
+    presence: FloatArray
+    tokens: FloatArray
+    decoded: FloatArray
+    context: FloatArray
+
+
+def _reads(first: int, stop: int, people: Population, steps: Steps) -> _Reads:
+    low, high = steps.first_row[first], steps.first_row[stop]
+    serials = steps.serials[low:high]
+    request = np.searchsorted(people.serials, serials)
+    request = np.minimum(request, max(len(people.serials) - 1, 0))
+    is_known = np.zeros(len(serials), np.bool_)
+    if len(people.serials):
+        is_known = people.serials[request] == serials
+    request = request[is_known]
+    step = np.repeat(
+        np.arange(stop - first), np.diff(steps.first_row[first : stop + 1])
+    )[is_known]
+    scale = people.token_scale[request]
+    before = steps.before[low:high][is_known]
+    counted = steps.tokens[low:high][is_known]
+    tokens = counted * scale
+    # The first token of each sequence came out of the prefill, the others followed.
+    sequences = people.sequences[request]
+    is_first = before < sequences
+    decoded = np.clip(before * scale + tokens - sequences, 0.0, tokens)
+    middle = before * scale + (tokens - np.where(before <= 0, 0.0, 1.0)) / 2
+    context = people.context_tokens[request] + np.maximum(middle / sequences, 0.0)
+    stamps = steps.seconds[low:high][is_known]
+    with_first = is_first | (stamps <= people.first_token_seconds[request])
+    presence = _presence(request, step, stamps, with_first, counted / sequences)
+    return _Reads(request, step, presence, tokens, decoded, context)
+
+
+def _presence(
+    request: IntArray,
+    step: IntArray,
+    stamps: FloatArray,
+    with_first: NDArray[np.bool_],
+    tokens_each: FloatArray,
+) -> FloatArray:
+    """How often a request was read in a step, put on one of the reads.
+
+    1 unless steps ran together in one cluster. Reads with the same stamp are one,
+    and no step is counted without a token for each sequence: parallel ones may come
+    one by one or together. The first stamp is the prefill's.
+    """
+    order = np.lexsort((stamps, request, step))
+    order = order[~with_first[order]]
+    presence = np.zeros(len(stamps))
+    if not len(order):
+        return presence
+    is_new = np.ones(len(order), np.bool_)
+    is_new[1:] = (np.diff(step[order]) != 0) | (np.diff(request[order]) != 0)
+    is_other = is_new.copy()
+    is_other[1:] |= np.diff(stamps[order]) != 0
+    places = np.flatnonzero(is_new)
+    reads = np.add.reduceat(is_other, places).astype(np.float64)
+    tokens = np.add.reduceat(tokens_each[order], places)
+    presence[order[is_new]] = np.maximum(np.rint(np.minimum(reads, tokens)), 1.0)
+    return presence
+
+
+def _prefill_rows(
+    people: Population, ends: FloatArray, starts: FloatArray
+) -> tuple[IntArray, IntArray]:
+    """Prefill rows that lie in some of these steps, and the step of each."""
+    if not len(ends):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    until = people.row_seconds[:, 1]
+    step = np.searchsorted(ends, until, side="left")
+    place = np.minimum(step, len(ends) - 1)
+    row = np.flatnonzero((step < len(ends)) & (until > starts[place]))
+    return row, step[row]

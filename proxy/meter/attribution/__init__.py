@@ -1,0 +1,1 @@
+"""Divides joules among requests: policies, and the constants they rest on."""

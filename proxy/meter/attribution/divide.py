@@ -1,0 +1,162 @@
+"""Divides one measured window: idle first, then what each request caused.
+
+Rule: all joules of the window come back in the result. A span between two edges
+in which nobody ran is idle as measured; where somebody ran part of it, idle watts
+are charged for every second, to the idle account or to those who ran, and the
+rest is what the requests caused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from proxy.meter.activity.columns import Population, busy_seconds_until
+from proxy.meter.activity.steps import Steps
+from proxy.meter.activity.work import Activity, activity_between
+from proxy.meter.attribution.fit import CONSTANTS, work_of
+from proxy.meter.attribution.policies import (
+    FloatArray,
+    Policy,
+    attribute,
+    by_running_time,
+)
+from proxy.meter.curve.group import Window
+
+IDLE_MEMORY_SECONDS = 300.0
+"""Idle watts are the mean of the last so many idle seconds: rooms warm up."""
+
+IDLE_ENOUGH_SECONDS = 0.25
+BUSY_ENOUGH_SECONDS = 1e-9  # below the resolution of any clock
+
+
+class IdleWatts:
+    """Loaded idle: power with the weights resident and nothing to do."""
+
+    def __init__(self, given_watts: float | None) -> None:
+        self._given_watts = given_watts
+        self._joules = 0.0
+        self._seconds = 0.0
+
+    @property
+    def watts(self) -> float | None:
+        """As given, else as measured; None until a quarter second was seen."""
+        if self._given_watts is not None:
+            return self._given_watts
+        if self._seconds < IDLE_ENOUGH_SECONDS:
+            return None
+        return self._joules / self._seconds
+
+    @property
+    def source(self) -> str:
+        """`given`, `measured` or `unknown`."""
+        if self._given_watts is not None:
+            return "given"
+        return "unknown" if self.watts is None else "measured"
+
+    def learn(self, joules: float, seconds: float) -> None:
+        """Nothing ran for so long, and the sensor counted so much."""
+        self._joules += joules
+        self._seconds += seconds
+        if self._seconds > IDLE_MEMORY_SECONDS:
+            shrink = IDLE_MEMORY_SECONDS / self._seconds
+            self._joules *= shrink
+            self._seconds *= shrink
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Where a window's joules went."""
+
+    idle_joules: float
+    idle_share_joules: FloatArray
+    """Shape (requests,)."""
+    policy_joules: FloatArray
+    """Shape (policies, requests, 2): prefill and decode."""
+    caused_joules: float = 0.0
+    """What the requests caused: the sum of every policy's joules."""
+    work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
+    """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
+    external_joules: float = 0.0
+    """Of those that are not the proxy's: idle share and what they caused."""
+
+
+def divide(
+    window: Window,
+    people: Population,
+    steps: Steps,
+    starts: FloatArray,
+    *,
+    idle_watts: float | None,
+    policies: Sequence[Policy],
+    strangers: int = 0,
+) -> Division:
+    """Divide a window among `people`, all of whom ran in it.
+
+    The last `strangers` of them are not the proxy's: of those only the time they
+    ran is known, so by that they get their part, under every policy the same.
+    Unknown idle watts count as 0: then what requests caused includes their idle.
+    """
+    edges = window.edges_seconds
+    spans = np.clip(np.diff(window.joules), 0.0, None)
+    if not len(people.serials):
+        return _all_idle(spans, len(policies), 0)
+    idle, shared, caused = split_idle(edges, spans, people, idle_watts)
+    activity = activity_between(
+        window.start_seconds, window.end_seconds, people, steps, starts
+    )
+    if not (activity.prefill_seconds + activity.decode_seconds).any():
+        return _all_idle(spans, len(policies), len(people.serials) - strangers)
+    shares = attribute(shared, activity, by_running_time).sum(axis=1)
+    own = len(shares) - strangers
+    seconds = by_running_time(activity).sum(axis=1)
+    foreign = caused * float(seconds[own:].sum() / seconds.sum())
+    charged = [
+        attribute(caused - foreign, activity, partial(_among_first, own, policy))[:own]
+        for policy in policies
+    ]
+    return Division(
+        idle,
+        shares[:own],
+        np.stack(charged),
+        caused - foreign,
+        work_of(activity),
+        foreign + float(shares[own:].sum()),
+    )
+
+
+def _among_first(count: int, policy: Policy, activity: Activity) -> FloatArray:
+    """What a policy says, nothing for those after the first `count`."""
+    weights = policy(activity)
+    if count == len(weights):
+        return weights
+    is_own = (np.arange(len(weights)) < count)[:, np.newaxis]
+    weights = np.where(is_own, weights, 0.0)
+    if not (weights > 0).any():
+        weights = np.where(is_own, by_running_time(activity), 0.0)
+    return np.asarray(weights, dtype=np.float64)
+
+
+def split_idle(
+    edges: FloatArray, spans: FloatArray, people: Population, idle_watts: float | None
+) -> tuple[float, float, float]:
+    """Joules of the idle account, of the idle shares, and what requests caused.
+
+    `spans` are the joules between consecutive edges.
+    """
+    busy = np.diff(busy_seconds_until(edges, float(edges[0]), people))
+    watts = idle_watts or 0.0
+    nobody = busy <= BUSY_ENOUGH_SECONDS
+    quiet = np.clip(np.diff(edges) - busy, 0.0, None)
+    idle = np.where(nobody, spans, np.minimum(watts * quiet, spans))
+    shared = np.minimum(watts * busy, spans - idle)
+    caused = max(float((spans - idle - shared).sum()), 0.0)
+    return float(idle.sum()), float(shared.sum()), caused
+
+
+def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:
+    nothing = np.zeros((policies, requests, 2))
+    return Division(float(spans.sum()), np.zeros(requests), nothing)

@@ -1,0 +1,1 @@
+"""The accounts: where every joule went, and the record of each request."""

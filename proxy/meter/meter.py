@@ -1,0 +1,336 @@
+"""Joins timeline, energy, attribution and ledger: events in, settled records out.
+
+Pure: time enters by argument. The relay calls `opened`, `received`, `closed`;
+the sampler calls `sampled`, `sensor_gap`; a beat calls `settle`. All calls come
+from one thread (the event loop's); instants are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from proxy.engines.dialect import RequestFacts, Update
+from proxy.engines.gauges import EngineGauges
+from proxy.meter.activity.orphans import LEFT
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.attribution.fit import Calibration
+from proxy.meter.config import MeterConfig
+from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
+from proxy.meter.entry import Entry
+from proxy.meter.estimate import EnergySoFar, estimated_energy, unknown_energy
+from proxy.meter.ledger.accounts import Books, Ledger, RequestEnergy, RequestRecord
+from proxy.meter.ledger.records import (
+    Labels,
+    Request,
+    first_model,
+    is_settled,
+    record_of,
+)
+from proxy.meter.settle import Settlement
+from proxy.meter.state import MeterState
+from proxy.power.reading import Reading
+
+__all__ = ["Labels", "Meter", "MeterConfig", "MeterProtocol", "MeterState"]
+
+
+class MeterProtocol(Protocol):
+    """What the edges may ask of the meter."""
+
+    def opened(
+        self,
+        key: int,
+        request_id: str,
+        at_seconds: float,
+        facts: RequestFacts,
+        labels: Labels,
+    ) -> None:
+        """A metered request was forwarded upstream."""
+
+    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
+        """Events of one read (one stamp) of the request's reply, in order."""
+
+    def closed(
+        self,
+        key: int,
+        at_seconds: float,
+        outcome: str,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """No more bytes will come; what it consumed stays its own."""
+
+    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
+        """All devices of the group, read at one moment."""
+
+    def sensor_gap(self, at_seconds: float, reason: str) -> None:
+        """A read failed: energy until the next reading is unattributed or unknown."""
+
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        """The engine's own count of who runs and waits, scraped at one moment."""
+
+    def settle(self, now_seconds: float) -> list[RequestRecord]:
+        """Close every interval whose facts are known; the records now final."""
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        """What a request has consumed so far; no side effects, and never a wait."""
+
+    def books_at(self, at_seconds: float | None = None) -> Books:
+        """Accounts up to an instant (None: all that is settled); no side effects."""
+
+    def state(self) -> MeterState:
+        """One consistent picture; no side effects."""
+
+
+NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+"""Before the first edge."""
+
+REFUSALS = frozenset(range(400, 500)) | {503}
+"""The engine turned the request away: it never computed anything for it."""
+
+FINAL_ENERGIES = 4096
+"""Of the newest records: a reply that waits for its energy asks for it afterwards."""
+
+GRACE_SECONDS = 5.0
+GRACE_PERIODS = 3.0
+
+
+class Meter:
+    """The meter of one engine. See `MeterProtocol` for what each call means."""
+
+    def __init__(self, config: MeterConfig | None = None) -> None:
+        self.config = config or MeterConfig()
+        self._ledger = Ledger(list(self.config.policies), self.config.policy)
+        self._settlement = Settlement(
+            self._ledger,
+            self.config.policies,
+            idle_watts=self.config.idle_watts,
+            window_seconds=self.config.window_seconds,
+            wait_seconds=self.config.wait_seconds,
+            calibration=Calibration(self.config.fit_rules, self.config.calibrations),
+        )
+        self._log = TokenLog()
+        self._open: dict[int, RequestTimeline] = {}
+        self._requests: dict[int, Request] = {}
+        self._by_key: dict[int, Request] = {}
+        self._final: dict[int, RequestEnergy] = {}
+        self._serials = 0
+        self._sequence = 0
+        self._samples_total = 0
+        self._gaps_total = 0
+        self._late_reads_total = 0
+        self._settled_seconds = float("-inf")
+        self._newest_seconds: float | None = None
+        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+
+    def opened(
+        self,
+        key: int,
+        request_id: str,
+        at_seconds: float,
+        facts: RequestFacts,
+        labels: Labels,
+    ) -> None:
+        """A metered request was forwarded upstream."""
+        self._serials += 1
+        timeline = RequestTimeline(self._serials, at_seconds, facts)
+        slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
+        entry = Entry(timeline, slot)
+        self._requests[timeline.serial] = self._by_key[key] = Request(
+            entry, request_id, facts.route, labels, key=key
+        )
+        self._open[key] = timeline
+
+    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
+        """Events of one read (one stamp) of the request's reply, in order."""
+        timeline = self._open.get(key)
+        if timeline is None:
+            return
+        if at_seconds <= self._settled_seconds:
+            self._late_reads_total += 1
+            at_seconds = math.nextafter(self._settled_seconds, math.inf)
+        timeline.receive(at_seconds, updates, self._log)
+
+    def closed(
+        self,
+        key: int,
+        at_seconds: float,
+        outcome: str,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """No more bytes will come; what it consumed stays its own."""
+        timeline = self._open.pop(key, None)
+        if timeline is None:
+            return
+        request = self._requests[timeline.serial]
+        request.outcome, request.status, request.error = outcome, status, error
+        timeline.close(at_seconds, is_refused=status in REFUSALS)
+        if not timeline.is_streamed and self.config.has_sensor:
+            self._settlement.spread(timeline, self._log)
+        if outcome in LEFT and status not in REFUSALS:
+            self._settlement.client_left(timeline, at_seconds)
+        if timeline.has_late_facts:
+            self._settlement.engine_tells_late = True
+
+    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
+        """All devices of the group, read at one moment."""
+        self._samples_total += 1
+        self._newest_seconds = at_seconds
+        self._settlement.curve.observe(
+            at_seconds,
+            [(reading.device, reading.joules, reading.watts) for reading in readings],
+        )
+
+    def sensor_gap(self, at_seconds: float, reason: str) -> None:
+        """A read failed: energy until the next reading is unattributed or unknown."""
+        self._gaps_total += 1
+        self._settlement.curve.interrupt(
+            reason if reason in GAP_REASONS else SENSOR_GAP
+        )
+
+    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
+        """The engine's own count of who runs and waits, scraped at one moment."""
+        if self.config.has_sensor:
+            entries = [request.entry for request in self._requests.values()]
+            self._settlement.gauged(at_seconds, gauges, entries, self._log)
+
+    def settle(self, now_seconds: float) -> list[RequestRecord]:
+        """Close every interval whose facts are known; the records now final."""
+        settlement = self._settlement
+        if self.config.has_sensor:
+            entries = (request.entry for request in self._requests.values())
+            if self._requests:
+                settlement.calibration.serve(first_model(self._requests.values()))
+            settlement.advance(entries, self._log, now_seconds)
+            if settlement.settled_seconds is not None:
+                self._settled_seconds = settlement.settled_seconds
+        else:
+            self._log.clear()
+        given_up_seconds = now_seconds - self._patience_seconds()
+        done = [
+            request
+            for request in self._requests.values()
+            if request.entry.timeline.closed_seconds is not None
+            and self._is_done(request, now_seconds, given_up_seconds)
+        ]
+        done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
+        return [self._finish(request) for request in done]
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
+        """What a request has consumed so far; no side effects, and never a wait."""
+        request = self._by_key.get(key)
+        if request is None or not self.config.has_sensor:
+            unknown = unknown_energy(self.config.policy)
+            return EnergySoFar(self._final.get(key, unknown), is_settled=True)
+        energy = estimated_energy(
+            request,
+            list(self._requests.values()),
+            settlement=self._settlement,
+            ledger=self._ledger,
+            log=self._log,
+            policy=self._settlement.calibration.bound(
+                self.config.policies[self.config.policy]
+            ),
+            at_seconds=at_seconds,
+        )
+        return EnergySoFar(energy, is_settled=False)
+
+    def books_at(self, at_seconds: float | None = None) -> Books:
+        """Accounts up to an instant (None: all that is settled); no side effects."""
+        return self._ledger.books_at(at_seconds) or NO_BOOKS
+
+    def state(self) -> MeterState:
+        """One consistent picture; no side effects."""
+        curve = self._settlement.curve
+        devices = curve.devices
+        newest = self._newest_seconds
+        lag = 0.0
+        if newest is not None and self._settled_seconds > float("-inf"):
+            lag = max(newest - float(self._settled_seconds), 0.0)
+        return MeterState(
+            books=self.books_at(),
+            idle_watts=self._settlement.idle.watts,
+            idle_source=self._settlement.idle.source,
+            open_requests=len(self._open),
+            unsettled_seconds=lag,
+            device_joules={name: d.total_joules for name, d in devices.items()},
+            device_watts={
+                name: d.watts for name, d in devices.items() if d.watts is not None
+            },
+            counter_period_seconds=curve.period_seconds,
+            counter_power_ratio=curve.counter_power_ratio,
+            samples_total=self._samples_total,
+            gaps_total=self._gaps_total + curve.resets,
+            policy=self.config.policy,
+            class_joules={
+                Labels(*labels): joules
+                for labels, joules in self._ledger.class_joules.items()
+            },
+            class_tokens={
+                Labels(*labels): tokens
+                for labels, tokens in self._ledger.class_tokens.items()
+            },
+            policy_joules=self._ledger.policy_joules,
+            window_seconds=self._settlement.window_seconds,
+            quality_requests=dict(self._quality_requests),
+            unsettled_requests=len(self._requests),
+            late_reads_total=self._late_reads_total,
+            counter_resets_total=curve.resets,
+            external_requests=None
+            if newest is None
+            else self._settlement.gauges.strangers_at(newest),
+            calibration=self._settlement.calibration.state,
+        )
+
+    def _patience_seconds(self) -> float:
+        """How long after its end a request may wait for its energy."""
+        settlement = self._settlement
+        periods = GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
+        patience = self.config.wait_seconds + GRACE_SECONDS + periods
+        return patience + settlement.window_seconds
+
+    def _is_done(
+        self, request: Request, now_seconds: float, given_up_seconds: float
+    ) -> bool:
+        """Settled, or it can not be: nobody waits for energy that never comes."""
+        if not self.config.has_sensor:
+            return True
+        timeline = request.entry.timeline
+        if is_settled(request, self._settlement.settled_seconds):
+            # the next scrape may tell of a preemption: then it was not exact
+            return not timeline.is_scheduled_exact or self._settlement.gauges.covers(
+                timeline.end_seconds, now_seconds
+            )
+        closed = timeline.closed_seconds
+        return closed is not None and closed < given_up_seconds
+
+    def _finish(self, request: Request) -> RequestRecord:
+        """Write the record and let the request go."""
+        self._sequence += 1
+        settlement = self._settlement
+        record = record_of(
+            request,
+            self._sequence,
+            self._ledger,
+            measured_from_seconds=settlement.measured_from_seconds,
+            settled_seconds=settlement.settled_seconds,
+            engine=self.config.engine,
+        )
+        timeline = request.entry.timeline
+        settlement.left(timeline)
+        self._ledger.count_tokens(
+            request.entry.slot,
+            (record.prompt_tokens, record.cached_tokens, record.output_tokens),
+        )
+        self._ledger.release(request.entry.slot)
+        del self._requests[timeline.serial]
+        self._by_key.pop(request.key, None)
+        self._final[request.key] = record.energy
+        if len(self._final) > FINAL_ENERGIES:
+            del self._final[next(iter(self._final))]
+        self._quality_requests[record.energy.quality] += 1
+        return record

@@ -1,0 +1,1 @@
+"""The client's side of the relay: its connection, its limits, its reply."""

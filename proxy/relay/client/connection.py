@@ -1,0 +1,331 @@
+"""One client's connection: requests in, in order, one at a time to an exchange.
+
+Knows HTTP framing and its limits. A request is read whole before it goes on: the
+relay must see its body (model, stream) and may have to send it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import cast
+
+import httptools
+
+from proxy.relay.client.limits import Clients
+from proxy.relay.client.request import Request
+from proxy.relay.client.request_head import (
+    body_too_large,
+    checked_target,
+    head_too_large,
+)
+from proxy.relay.core import Core
+from proxy.relay.exchange import Exchange
+from proxy.relay.replies import CONTINUE, Refusal, refusal_bytes
+from proxy.wire.headers import Headers, request_id_of, value_of
+
+MAX_WAITING_REQUESTS = 8
+"""Pipelined requests read ahead; beyond, the client's socket is left alone."""
+
+MAX_OVERHEAD_BYTES = 1024 * 1024
+"""Of a body in chunks: more framing than eight times the body is no body."""
+
+LINGER_SECONDS = 2.0
+"""After a refusal: let the client read it before a reset could destroy it."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """Reads requests, starts their exchanges, keeps or closes the connection."""
+
+    def __init__(self, core: Core, clients: Clients) -> None:
+        self._core = core
+        self._clients = clients
+        self._waiting: deque[Request | Refusal] = deque()
+        self._exchange: Exchange | None = None
+        self._is_discarding = False
+        self._refused_id = b""
+        self._is_paused = False
+        self._is_starting = False
+        self._is_behind = False
+        self._is_closing = False
+        self._has_asked = False
+        self._request_deadline_seconds = math.inf
+        self.transport: asyncio.Transport
+        self.deadline_seconds: float | None = None
+        self._new_parser()
+
+    def _new_parser(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_in_head = False
+        self._has_ended_one = False
+        self._head_bytes = 0
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._target = b""
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._body_wire_bytes = 0
+        self._refusal: Refusal | None = None
+        self._is_upgrade = False
+        self._owes_continue = False
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A new client."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport.set_write_buffer_limits(
+            high=self._core.config.write_buffer_bytes
+        )
+        refusal = self._clients.enter(self, transport.get_extra_info("peername"))
+        if refusal is None:
+            self._set_deadline(self._core.config.header_timeout_seconds)
+        elif self._clients.are_flooding:
+            self._core.counters.refusals[refusal.status, refusal.code] += 1
+            self.transport.abort()
+        else:
+            self._refuse(refusal)
+            self._start_next()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; start what is whole."""
+        if self._is_discarding:
+            return
+        self._has_ended_one = False
+        self._feed(data)
+        if self._is_in_head:
+            if not self._has_ended_one:  # else most of this read may be a body
+                self._head_bytes += len(data)
+            if self._head_bytes > self._core.config.max_head_bytes:
+                self._refuse(head_too_large(self._core.config))
+        elif self._target and self._refusal is None:
+            self._received_body(len(data))
+        self._start_next()
+
+    def _received_body(self, size: int) -> None:
+        """Some of a body that goes on: bound its time, and what is not body in it."""
+        config = self._core.config
+        now_seconds = self._core.clock()
+        self.deadline_seconds = min(
+            now_seconds + config.body_timeout_seconds, self._request_deadline_seconds
+        )
+        self._body_wire_bytes += size
+        if self._body_wire_bytes > MAX_OVERHEAD_BYTES + 8 * self._body_bytes:
+            message = "the body's framing, or its trailer, is larger than the body"
+            self._refuse(Refusal(431, "framing_too_large", message))
+
+    def eof_received(self) -> None:
+        """The client left (or will send no more, which is taken for leaving)."""
+        self._client_gone()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone for good."""
+        self._clients.leave(self)
+        self._client_gone()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the engine writes."""
+        self._is_behind = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._is_behind = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # the exchange and the relay call these
+
+    def exchange_done(self, *, keeps_alive: bool) -> None:
+        """The reply is out, or cut; go on with the next request."""
+        self._exchange = None
+        if self._is_closing or not keeps_alive:
+            self._waiting.clear()
+            self.transport.close()
+            # What is still unread has its own time: the request's is long over.
+            self._set_deadline(self._core.config.write_timeout_seconds)
+            return
+        self._set_deadline(self._core.config.idle_timeout_seconds)
+        self._start_next()
+
+    def finish_and_close(self) -> None:
+        """Close after the reply in progress; at once where there is none."""
+        self._is_closing = True
+        if self._exchange is None:
+            self.transport.close()
+
+    def check_deadline(self, now_seconds: float) -> None:
+        """Close a connection that was silent for too long."""
+        deadline = self.deadline_seconds
+        if deadline is not None and now_seconds >= deadline and not self._exchange:
+            self._core.counters.timeouts[self._awaited] += 1
+            self.transport.abort()
+
+    @property
+    def _awaited(self) -> str:
+        """What a client that is silent now owes."""
+        if self._is_discarding or self._is_closing:
+            return "closing"
+        if self._target and not self._is_in_head:
+            return "body"
+        return "next_request" if self._has_asked and not self._is_in_head else "header"
+
+    def _set_deadline(self, timeout_seconds: float | None) -> None:
+        self.deadline_seconds = None
+        if timeout_seconds is not None:
+            self.deadline_seconds = self._core.clock() + timeout_seconds
+
+    def _client_gone(self) -> None:
+        self._is_discarding = True
+        self._waiting.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def _start_next(self) -> None:
+        """Start requests until one is in progress; local refusals end at once."""
+        if self._is_starting or self.transport.is_closing():
+            return
+        self._is_starting = True
+        while self._waiting and self._exchange is None:
+            item = self._waiting.popleft()
+            if isinstance(item, Refusal):
+                self._send_refusal(item)
+            else:
+                self._exchange = exchange = Exchange(self._core, self, item)
+                exchange.start()
+                if self._is_behind:  # with the reply before this one
+                    exchange.pause()
+        self._is_starting = False
+        if self._owes_continue and self._exchange is None:
+            self._owes_continue = False
+            self.transport.write(CONTINUE)
+        is_full = len(self._waiting) >= MAX_WAITING_REQUESTS
+        if is_full != self._is_paused and not self.transport.is_closing():
+            self._is_paused = is_full
+            if is_full:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # refusals
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer in turn, then close: the rest of the stream means nothing."""
+        self._is_discarding = True
+        self._refused_id = request_id_of(self._headers)
+        self._waiting.append(refusal)
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        self._core.counters.refusals[refusal.status, refusal.code] += 1
+        self.transport.write(refusal_bytes(refusal, self._refused_id, closes=True))
+        self._waiting.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._set_deadline(LINGER_SECONDS)
+        else:
+            self.transport.close()
+
+    # parsing; httptools calls the on_ methods
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if self._refusal is None:
+                message = f"not HTTP: {error}"[:200]
+                self._refusal = Refusal(400, "malformed_request", message)
+        if self._refusal is not None and not self._is_discarding:
+            self._refuse(self._refusal)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """An offer to upgrade (h2c) is declined by serving the request as it is.
+
+        The parser stops at such an offer, so it gets the head again without it.
+        """
+        if self._parser.get_method() == b"CONNECT":
+            message = "CONNECT is not for this proxy"
+            self._refuse(Refusal(405, "method_not_allowed", message))
+            return
+        version = self._parser.get_http_version().encode()
+        first = b"%s %s HTTP/%s\r\n" % (
+            self._parser.get_method(), self._target, version,
+        )  # fmt: skip
+        kept = [field for field in self._headers if field[0].lower() != b"upgrade"]
+        head = first + b"".join(b"%s: %s\r\n" % field for field in kept) + b"\r\n"
+        self._new_parser()
+        self._feed(head + rest)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._begin_request()
+        self._is_in_head = True
+        self._head_bytes = 0
+        config = self._core.config
+        self._set_deadline(config.header_timeout_seconds)
+        self._request_deadline_seconds = (
+            self._core.clock() + config.request_timeout_seconds
+        )
+
+    def on_url(self, target: bytes) -> None:
+        """The request target (may come in pieces)."""
+        self._target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; after the body they are trailers, which end here."""
+        if self._is_in_head:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: refuse it, or ask for the body."""
+        self._is_in_head = False
+        self._is_upgrade = self._parser.should_upgrade()
+        version = self._parser.get_http_version()
+        checked = checked_target(
+            self._target, self._headers, version, self._core.config
+        )
+        if isinstance(checked, Refusal):
+            self._refusal = checked
+        else:
+            self._target = checked
+        expects = (value_of(self._headers, b"expect") or b"").lower()
+        is_http_10 = self._parser.get_http_version() == "1.0"  # knows no interim reply
+        if expects == b"100-continue" and self._refusal is None and not is_http_10:
+            self._owes_continue = True
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._owes_continue = False
+        self._body_bytes += len(data)
+        if self._body_bytes <= self._core.config.max_body_bytes:
+            self._body.append(data)
+        elif self._refusal is None:
+            self._refusal = body_too_large(self._core.config)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._owes_continue = False
+        self._has_ended_one = self._has_asked = True
+        if self._is_upgrade or self._is_discarding:
+            return
+        if self._refusal is not None:  # now: the next request may be in this read
+            self._refuse(self._refusal)
+            return
+        self._waiting.append(
+            Request(
+                method=self._parser.get_method(),
+                target=self._target,
+                headers=self._headers,
+                body=b"".join(self._body),
+                is_http_10=self._parser.get_http_version() == "1.0",
+                keeps_alive=self._parser.should_keep_alive(),
+                arrived_seconds=self._core.clock(),
+            )
+        )
+        self._begin_request()

@@ -1,0 +1,1 @@
+"""Whether a request passes, and to which upstreams in which order."""

@@ -1,0 +1,86 @@
+"""The way to one upstream: where it is, what it speaks, who meters it, how it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from proxy.engines.dialect import Engine
+from proxy.meter.meter import MeterProtocol
+from proxy.relay.config import RelayConfig, Upstream, parse_upstream
+from proxy.relay.counters import RelayCounters
+from proxy.relay.energy_trailer import Provenance
+from proxy.relay.tap import MeterGuard
+from proxy.relay.upstream.pool import UpstreamPool
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One upstream as exchanges see it; made by `open_lane`."""
+
+    name: str
+    upstream: Upstream
+    engine: Engine
+    guard: MeterGuard
+    counters: RelayCounters
+    pool: UpstreamPool
+    provenance: Callable[[], Provenance]
+    """Which joules its meter counts, now."""
+    clock: Callable[[], float]
+    models: tuple[str, ...] | None = None
+    """Those it serves; None while that is not known."""
+    cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
+    """What it says of its models itself, by their names."""
+    in_flight: int = 0
+    is_draining: bool = False
+    is_up: bool = True
+    """Until it cannot be reached: the first request finds out."""
+    down_reason: str | None = None
+    since_seconds: float = 0.0
+    """When it went up, down, or into draining."""
+
+    def mark_up(self) -> None:
+        """It answered."""
+        if not self.is_up:
+            self.is_up, self.down_reason = True, None
+            self.since_seconds = self.clock()
+
+    def mark_down(self, reason: str) -> None:
+        """It cannot be reached: nothing new goes there until it answers."""
+        if self.is_up:
+            self.is_up = False
+            self.since_seconds = self.clock()
+        self.down_reason = reason
+
+    def drain(self, is_draining: bool) -> None:
+        """Give it nothing new, or again; what it has goes on."""
+        if is_draining != self.is_draining:
+            self.is_draining = is_draining
+            self.since_seconds = self.clock()
+
+
+def open_lane(
+    name: str,
+    config: RelayConfig,
+    meter: MeterProtocol,
+    engine: Engine,
+    clock: Callable[[], float],
+    *,
+    provenance: Callable[[], Provenance] = Provenance,
+) -> Lane:
+    """The lane to `config.upstream_url`. Raises ConfigError for a bad URL."""
+    upstream = parse_upstream(config.upstream_url)
+    counters = RelayCounters()
+    return Lane(
+        name=name,
+        upstream=upstream,
+        engine=engine,
+        guard=MeterGuard(meter, counters),
+        counters=counters,
+        pool=UpstreamPool(config, upstream, counters, clock),
+        provenance=provenance,
+        clock=clock,
+        since_seconds=clock(),
+    )

@@ -1,0 +1,1 @@
+"""Secrets, TLS, and texts without a secret in them."""

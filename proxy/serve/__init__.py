@@ -1,0 +1,1 @@
+"""`metering-proxy serve`: wiring, start and stop of a proxy before its engines."""

@@ -1,0 +1,304 @@
+"""Wiring, start and stop: one event loop, a thread per sensor, two ports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from proxy import __version__
+from proxy.admin.auth import AdminAccess, admin_access
+from proxy.admin.routes import AdminSources, admin_app
+from proxy.errors import ConfigError, ProxyError
+from proxy.metrics.collector import Metrics
+from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
+from proxy.metrics.table import Snapshot
+from proxy.relay.config import RelayConfig
+from proxy.relay.counters import RelayCounters
+from proxy.relay.routing.labels import check_tenant_header
+from proxy.relay.server import RelayServer
+from proxy.security.secrets import read_secret
+from proxy.security.tls import Identity, identity_of
+from proxy.serve.file_limit import allow_open_files
+from proxy.serve.upstream import Metering, Unit, UpstreamConfig, upstream_name
+from proxy.store.address import Retention, shown_url, store_url
+from proxy.store.archive import Archive
+
+log = logging.getLogger("servewatt.proxy")
+
+SWITCH_SECONDS = 0.0005
+"""How long a chunk may wait for a thread that renders `/metrics` or writes records;
+Python's own 5 ms is all that a scrape may add to the p99."""
+BEAT_SECONDS = 0.05
+"""How often windows are settled: ten beats per window."""
+DRAIN_SECONDS = 10.0
+SETTLE_SECONDS = 3.0
+"""How long a proxy that ends waits for the energy of its last requests."""
+FORCED_SECONDS = 60.0
+"""Beyond any patience of the meter: what is not settled now never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `metering-proxy serve` was asked to do."""
+
+    upstreams: tuple[UpstreamConfig, ...]
+    """At least one."""
+    listen: tuple[str, int]
+    admin: tuple[str, int]
+    metering: Metering
+    tenant_header: str | None
+    tenants: tuple[str, ...]
+    allow_unknown_routes: bool
+    tenant_hash_key_file: str | None = None
+    energy_in_response: bool = False
+    energy_wait_seconds: float = 0.0
+    store: str | None = None
+    """URL of the database of records; None: in memory only."""
+    default_model: str | None = None
+    session_header: str = "x-session-id"
+    retention: Retention = field(default_factory=Retention)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """Of what clients may take; fields of `RelayConfig`."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    admin_tls: bool = False
+    """The admin port shows the same certificate."""
+    admin_token_file: str | None = None
+    """Its path; the token itself is never part of what may be shown."""
+
+
+def run(
+    config: Config, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
+) -> None:
+    """Serve until SIGINT, SIGTERM or, for a child, the end of standard input.
+
+    Raises ConfigError for what can never work, ProxyError for a taken port.
+    """
+    access = admin_access(config.admin[0], config.admin_token_file)
+    relay_config = relay_config_of(config)
+    is_alone = len(config.upstreams) == 1
+    units = [
+        Unit(upstream, config.metering, is_alone=is_alone)
+        for upstream in config.upstreams
+    ]
+    sys.setswitchinterval(SWITCH_SECONDS)
+    allow_open_files(relay_config.max_connections)
+    uvloop.run(_App(config, units, access, relay_config).serve(announce, until_eof))
+
+
+def relay_config_of(config: Config) -> RelayConfig:
+    """What the relay is told; its secrets are read here and kept nowhere else.
+
+    Raises ConfigError where a secret is missing, or would be shown.
+    """
+    hash_key: str | None = None
+    if config.tenant_hash_key_file is not None:
+        hash_key = read_secret("--tenant-hash-key-file", config.tenant_hash_key_file)
+    check_tenant_header(config.tenant_header, hash_key)
+    if config.admin_tls and config.tls_cert is None:
+        raise ConfigError("--admin-tls needs --tls-cert and --tls-key")
+    return RelayConfig(
+        upstream_url=config.upstreams[0].url,
+        host=config.listen[0],
+        port=config.listen[1],
+        identity=identity_of(config.tls_cert, config.tls_key),
+        tenant_header=config.tenant_header,
+        tenants=frozenset(config.tenants),
+        tenant_hash_key=hash_key,
+        allow_unknown_routes=config.allow_unknown_routes,
+        energy_in_response=config.energy_in_response,
+        energy_wait_seconds=config.energy_wait_seconds,
+        default_model=config.default_model,
+        session_header=config.session_header,
+        **config.limits,
+    )
+
+
+class _App:
+    """Everything that lives as long as the process."""
+
+    def __init__(
+        self,
+        config: Config,
+        units: Sequence[Unit],
+        access: AdminAccess,
+        relay_config: RelayConfig,
+    ) -> None:
+        self.config = config
+        self.access = access
+        self.relay_config = relay_config
+        self.identity = relay_config.identity
+        self.admin_identity = self.identity if config.admin_tls else None
+        self.units = units
+        self.records = Archive(
+            None if config.store is None else store_url(config.store),
+            upstream=upstream_name(config.upstreams[0].url),
+            upstreams={u.name: upstream_name(u.url) for u in config.upstreams},
+            retention=config.retention,
+        )
+        self.metrics = Metrics()
+        self.relay: RelayServer | None = None
+        self.loop_lag_seconds = 0.0
+        self.stopping = asyncio.Event()
+
+    async def serve(
+        self, announce: Callable[[dict[str, Any]], None], until_eof: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stopping.set)
+        if self.identity is not None:
+            loop.add_signal_handler(signal.SIGHUP, self.identity.reload)
+        if until_eof:
+            _watch_stdin(loop, self.stopping)
+        relay = self.relay = await self._listen()
+        self.records.start()
+        runner = await self._open_admin()
+        for unit in self.units:
+            unit.sensors.start(loop.call_soon_threadsafe)
+        beat = asyncio.create_task(self._beat_until_stopped())
+        watches = [asyncio.create_task(unit.watch()) for unit in self.units]
+        announce(
+            {
+                "url": _url(self.config.listen[0], relay.port, self.identity),
+                "admin_url": _url(
+                    self.config.admin[0], _port_of(runner), self.admin_identity
+                ),
+            }
+        )
+        await self.stopping.wait()
+        await relay.drain(DRAIN_SECONDS)
+        await self._settle_the_last()
+        for task in (*watches, beat):
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await beat
+        for unit in self.units:
+            await asyncio.to_thread(unit.sensors.stop)
+        await relay.close()
+        for unit in self.units:
+            await unit.save_calibration()
+        await asyncio.to_thread(self.records.stop)
+        await runner.cleanup()
+
+    async def _listen(self) -> RelayServer:
+        lanes = [
+            unit.open_lane(self.relay_config, time.monotonic) for unit in self.units
+        ]
+        counters = RelayCounters()
+        relay = RelayServer(self.relay_config, lanes, counters, time.monotonic)
+        await relay.listen()
+        return relay
+
+    async def _open_admin(self) -> web.AppRunner:
+        host, port = self.config.admin
+        app = admin_app(self._admin_sources(), self.access)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            shown = self.admin_identity
+            tls = None if shown is None else shown.context
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ProxyError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; "
+                "give another --admin address, or port 0 for any free one"
+            ) from None
+        return runner
+
+    def _admin_sources(self) -> AdminSources:
+        shown = asdict(self.config)
+        shown |= shown.pop("metering")
+        for upstream in shown["upstreams"]:
+            upstream["url"] = upstream_name(upstream["url"])
+        if self.config.store is not None:  # it may hold a password
+            shown["store"] = shown_url(store_url(self.config.store))
+        return AdminSources(
+            engines=[unit.sources() for unit in self.units],
+            records=self.records,
+            info={"version": __version__, "config": shown},
+            freshen=lambda: self.metrics.show(self._snapshot()),
+            render_metrics=self.metrics.render,
+            render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
+            sample_interval_seconds=self.config.metering.sample_interval_seconds,
+        )
+
+    async def _settle_the_last(self) -> None:
+        """Wait a little for the joules of what has just finished; then file it so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                # the beat settles and signals nobody
+                while any(u.is_unsettled for u in self.units):  # noqa: ASYNC110
+                    await asyncio.sleep(BEAT_SECONDS)
+        # the first settles at every boundary, the second waits for none of them
+        for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
+            self._settle(time.monotonic() + patience)
+
+    async def _beat_until_stopped(self) -> None:
+        due = time.monotonic()
+        while True:
+            due += BEAT_SECONDS
+            await asyncio.sleep(due - time.monotonic())
+            now = time.monotonic()
+            self.loop_lag_seconds = max(0.0, now - due)
+            due = max(due, now - BEAT_SECONDS)
+            self._settle(now)
+            for unit in self.units:
+                await unit.keep_calibration()
+
+    def _settle(self, now_seconds: float) -> None:
+        """Close windows and publish records; a defect here never stops a request."""
+        for unit in self.units:
+            try:
+                records = unit.meter.settle(now_seconds)
+                self.records.add(records)
+                self.metrics.observe(records)
+            except Exception:  # the outermost loop: a defect must not end the relay
+                unit.lane.counters.meter_errors += 1
+                log.exception("the meter failed; requests flow, energy may be lost")
+
+    def _snapshot(self) -> Snapshot:
+        assert self.relay is not None
+        without = self.metrics.records_without_energy
+        return Snapshot(
+            engines=[unit.snapshot(without[unit.config.name]) for unit in self.units],
+            relay=self.relay.counters,
+            loop_lag_seconds=self.loop_lag_seconds,
+            store=self.records.state(),
+        )
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Stop when the parent closes our standard input, or dies."""
+
+    def wait() -> None:
+        # not sys.stdin: a daemon thread that holds its lock aborts the exit
+        while os.read(0, 4096):
+            pass
+        with suppress(RuntimeError):  # the loop has just been closed
+            loop.call_soon_threadsafe(stopping.set)
+
+    threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def _url(host: str, port: int, identity: Identity | None) -> str:
+    scheme = "http" if identity is None else "https"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}"
+
+
+def _port_of(runner: web.AppRunner) -> int:
+    return int(runner.addresses[0][1])

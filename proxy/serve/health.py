@@ -1,0 +1,126 @@
+"""Whether an upstream lives, and what it serves: asked seldom while it does.
+
+Rule: a request that cannot reach it finds out at once; this task finds out while
+there are none, and is what brings an upstream back. It reads beside the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+
+import httpx
+import msgspec
+
+from proxy.engines.wire import UNREADABLE
+from proxy.relay.upstream.upstream import Lane
+
+log = logging.getLogger("servewatt.proxy")
+
+HEALTH_PATHS = {"openai": "/v1/models"}
+"""Where an engine says that it is up; `/health` for all the others."""
+STEADY_PATHS = {"tgi": "/info"}
+"""Where to ask one that was up: TGI's `/health` allocates on the device."""
+TIMEOUT_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+STEADY_SECONDS = 10.0
+"""Between two questions to an engine that is up; every look while it is down."""
+MOST_SLOW = 2
+"""An engine in a long step may be late once; one that is late again is down."""
+
+
+class _Card(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+_decode_models = msgspec.json.Decoder(_Models).decode
+_decode_card = msgspec.json.Decoder(_Card).decode
+
+
+class HealthWatch:
+    """Asks one upstream how it is; its lane knows the answer."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        tls: ssl.SSLContext,
+        asks_models: bool,
+        has_fixed_models: bool,
+    ) -> None:
+        """With `has_fixed_models` only the cards of `lane.models` are read."""
+        self._lane = lane
+        self._tls = tls
+        self._asks_models = asks_models
+        self._has_fixed_models = has_fixed_models
+        self._slow = 0
+        self._due_seconds = lane.clock()
+
+    async def watch(self) -> None:
+        """For as long as the proxy lives."""
+        lane = self._lane
+        while True:
+            now = lane.clock()
+            if not lane.is_up or now >= self._due_seconds:
+                await self.ask(is_steady=lane.is_up)
+                self._due_seconds = lane.clock() + STEADY_SECONDS
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def ask(self, *, is_steady: bool = False) -> str | None:
+        """None when it answers, else one line why not."""
+        lane = self._lane
+        path = HEALTH_PATHS.get(lane.engine.name, "/health")
+        if is_steady:
+            path = STEADY_PATHS.get(lane.engine.name, path)
+        url = f"{lane.upstream.url}{path}"
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
+        ) as client:
+            try:
+                reply = await client.get(url)
+            except httpx.HTTPError as error:
+                is_away = isinstance(error, httpx.ConnectError)
+                reason = f"upstream {url}: {str(error) or type(error).__name__}"
+                return self._failed(reason, is_sure=is_away)
+            if reply.status_code >= 500:
+                reason = f"upstream {url} answered {reply.status_code}"
+                return self._failed(reason, is_sure=False)
+            if self._asks_models:
+                await self._learn_models(client)
+        self._slow = 0
+        if not lane.is_up:
+            log.warning("upstream %s is up again", lane.name)
+        lane.mark_up()
+        return None
+
+    def _failed(self, reason: str, *, is_sure: bool) -> str:
+        lane = self._lane
+        self._slow += 1
+        if is_sure or self._slow >= MOST_SLOW:
+            if lane.is_up:
+                log.warning("%s; asked again every %g s", reason, LOOK_SECONDS)
+            lane.mark_down(reason)
+        return reason
+
+    async def _learn_models(self, client: httpx.AsyncClient) -> None:
+        """What it serves, in its own words; kept as it was where it does not say."""
+        lane = self._lane
+        try:
+            reply = await client.get(f"{lane.upstream.url}/v1/models")
+            listed = _decode_models(reply.content).data
+            cards = {_decode_card(card).id: card.copy() for card in listed}
+        except (httpx.HTTPError, *UNREADABLE) as error:
+            if lane.models is None:
+                log.warning(
+                    "upstream %s does not list its models (%s): name them with "
+                    "models = [...]", lane.name, error,
+                )  # fmt: skip
+            return
+        lane.cards = cards
+        if not self._has_fixed_models:
+            lane.models = tuple(cards)

@@ -1,0 +1,175 @@
+"""Which sensor measures which boundary, and the threads that read them.
+
+Rule: one source per boundary and one thread per source, so a sensor that hangs or
+fails takes nothing from the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from proxy.errors import ConfigError, SensorError
+from proxy.meter.accounts import Boundaries
+from proxy.meter.meter import MeterState
+from proxy.power.argument import BOUNDARIES
+from proxy.power.probe import MEASURES, gpus_for
+from proxy.power.reading import EnergySource
+from proxy.power.sampler import Failed, Sampled, Sampler, SamplerStats, read_once
+from proxy.power.sources import source_opener
+
+log = logging.getLogger("servewatt.proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """One source as it was asked for, and what is inside its joules."""
+
+    boundary: str
+    source: str
+    """Its name, without the address."""
+    open: Callable[[], EnergySource]
+
+
+def plan_sensors(
+    powers: Sequence[str], gpus: tuple[str, ...], *, shows_outside: bool = True
+) -> list[Sensor]:
+    """One sensor for each `--power`, in that order; none for `none` alone.
+
+    With `shows_outside` each tells of the host's other GPUs as well, where it can.
+
+    Raises ConfigError for what can never work: an unknown source, or two of one
+    boundary.
+    """
+    if len(powers) > 1 and "none" in powers:
+        raise ConfigError(
+            "--power none stands for no sensor at all; leave it out beside "
+            f"{', '.join(power for power in powers if power != 'none')}"
+        )
+    sensors: list[Sensor] = []
+    for power in powers:
+        sensor = _sensor(power, gpus_for(power, powers, gpus), shows_outside)
+        for other in sensors:
+            if other.boundary == sensor.boundary:
+                raise ConfigError(
+                    f"--power {other.source} and {sensor.source} both measure the "
+                    f"boundary {sensor.boundary!r}: two figures of the same joules "
+                    "are never mixed, nor added; name one of them"
+                )
+        sensors.append(sensor)
+    return [sensor for sensor in sensors if sensor.source != "none"]
+
+
+def try_sensors(sensors: Sequence[Sensor]) -> None:
+    """Read each once. One that fails now may work later: that is only logged.
+
+    Raises ConfigError for one that can never work.
+    """
+    for sensor in sensors:
+        try:
+            read_once(sensor.open)
+        except SensorError as error:
+            log.warning(
+                "power source: %s; serving without energy of the %s for now",
+                error, sensor.boundary,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One boundary at one moment, as the metrics and the admin API show it."""
+
+    boundary: str
+    source: str
+    meter: MeterState
+    sampler: SamplerStats | None
+    """None where there is no sensor, and so no energy."""
+    outside: MeterState | None = None
+    """The GPUs of the host that are not the engine's; None where none is seen."""
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as told."""
+
+    @property
+    def model_idle_watts(self) -> float | None:
+        """Of the loaded idle, what is there because the weights are resident."""
+        if self.meter.idle_watts is None or self.bare_idle_watts is None:
+            return None
+        return self.meter.idle_watts - self.bare_idle_watts
+
+
+class Sensors:
+    """The threads of all sensors; what they read goes to the meter of its boundary."""
+
+    def __init__(
+        self,
+        sensors: Sequence[Sensor],
+        interval_seconds: float,
+        boundaries: Boundaries,
+        bare_idle_watts: float | None = None,
+    ) -> None:
+        """`bare_idle_watts` are the headline's."""
+        self._bare_idle_watts = bare_idle_watts
+        self._sources = {sensor.boundary: sensor.source for sensor in sensors}
+        self._boundaries = boundaries
+        self._call_soon: Callable[[Callable[[], None]], object] | None = None
+        self._samplers: dict[str, Sampler] = {}
+        for sensor in sensors:
+            deliver = partial(self._deliver, sensor.boundary)
+            sampler = Sampler(sensor.open, interval_seconds, deliver)
+            sampler.stats.boundary = sensor.boundary
+            self._samplers[sensor.boundary] = sampler
+
+    def start(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Begin to read; `call_soon` runs a call on the meters' thread, in order."""
+        self._call_soon = call_soon
+        for sampler in self._samplers.values():
+            sampler.start()
+
+    def stop(self) -> None:
+        """End the threads; waits for reads in progress, not without bound."""
+        for sampler in self._samplers.values():
+            sampler.stop()
+
+    def stats_of(self, boundary: str) -> SamplerStats | None:
+        """How the sensor of a boundary does; None where there is none."""
+        sampler = self._samplers.get(boundary)
+        return None if sampler is None else sampler.stats
+
+    def measured(self) -> tuple[Measured, ...]:
+        """Every boundary now, the headline first; from the meters' thread only."""
+        boundaries = self._boundaries
+        return tuple(
+            Measured(
+                name,
+                self._sources.get(name, "none"),
+                boundaries.state_of(name),
+                self.stats_of(name),
+                boundaries.outside_state(name),
+                self._bare_idle_watts if name == boundaries.headline else None,
+            )
+            for name in boundaries.names
+        )
+
+    def _deliver(self, boundary: str, event: Sampled | Failed) -> None:
+        at = event.at_seconds
+        if isinstance(event, Sampled):
+            call = partial(self._boundaries.sensed, boundary, at, event.readings)
+        else:
+            call = partial(self._boundaries.failed, boundary, at, event.reason)
+        assert self._call_soon is not None
+        with suppress(RuntimeError):  # the loop has just been closed
+            self._call_soon(call)
+
+
+def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:
+    name = power.partition("=")[0]
+    opener = source_opener(power, gpus, shows_outside=shows_outside)
+    boundary = MEASURES[name][0]
+    if name == "none" or boundary not in BOUNDARIES:
+        source = opener()  # its boundary was stated; to say so it reads nothing
+        boundary = source.boundary
+        source.close()
+    return Sensor(boundary, name, opener)

@@ -1,0 +1,195 @@
+"""What there is once for each upstream: its meter, sensors, gauges and constants.
+
+Rule: an upstream has GPUs of its own and so a ledger of its own; nothing in a unit
+is shared with another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from proxy.admin.fleet import EngineSources
+from proxy.engines import ENGINES
+from proxy.errors import ConfigError
+from proxy.meter.accounts import Boundaries
+from proxy.meter.meter import MeterConfig
+from proxy.metrics.samples import EngineSnapshot
+from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
+from proxy.relay.config import RelayConfig
+from proxy.relay.energy_trailer import Provenance
+from proxy.relay.upstream.upstream import Lane, open_lane
+from proxy.security.tls import UpstreamTls
+from proxy.serve.health import HealthWatch
+from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
+from proxy.store.fits import CalibrationFile
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """One upstream: where it is, what it speaks, and which sensors are its own."""
+
+    name: str
+    url: str
+    engine: str
+    power: tuple[str, ...]
+    """Sources, one per boundary; the first is the headline."""
+    gpus: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """Those it serves; empty: as it lists them itself."""
+    engine_metrics: str = "auto"
+    """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
+    idle_watts: float | None = None
+    bare_idle_watts: float | None = None
+    """With no weights loaded."""
+    calibration: str | None = None
+    """File of fitted constants; None: learnt anew in every run."""
+    upstream_ca: str | None = None
+    upstream_cert: str | None = None
+    upstream_key: str | None = None
+
+    @property
+    def tls(self) -> UpstreamTls:
+        """How it proves who it is."""
+        return UpstreamTls(self.upstream_ca, self.upstream_cert, self.upstream_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """How every unit meters."""
+
+    policy: str
+    sample_interval_seconds: float
+    window_seconds: float
+
+
+class Unit:
+    """One upstream and all that is metered of it."""
+
+    def __init__(
+        self, config: UpstreamConfig, metering: Metering, *, is_alone: bool = True
+    ) -> None:
+        """Reads each sensor once. Raises ConfigError for what can never work.
+
+        Beside others it is blind for GPUs that are not its own: they may be theirs.
+        """
+        self._tls = config.tls.context()
+        if config.tls and not config.url.startswith("https:"):
+            raise ConfigError(
+                f"--upstream {config.url} is plain HTTP and has no use for "
+                "--upstream-ca or --upstream-cert; give an https URL"
+            )
+        planned = plan_sensors(config.power, config.gpus, shows_outside=is_alone)
+        try_sensors(planned)
+        self.config = config
+        self.is_alone = is_alone
+        self.calibration = CalibrationFile(config.calibration, config.name)
+        common = MeterConfig(
+            policy=metering.policy,
+            window_seconds=metering.window_seconds,
+            has_sensor=bool(planned),
+            engine=config.name,
+        )
+        headline = replace(
+            common,
+            idle_watts=config.idle_watts,
+            calibrations=self.calibration.by_model,
+        )
+        names = [sensor.boundary for sensor in planned] or ["none"]
+        self.meter = Boundaries({n: common for n in names} | {names[0]: headline})
+        self.sensors = Sensors(
+            planned,
+            metering.sample_interval_seconds,
+            self.meter,
+            config.bare_idle_watts,
+        )
+        self.gauges = GaugeStats()
+
+    def open_lane(self, config: RelayConfig, clock: Callable[[], float]) -> Lane:
+        """The relay's way to it, whose limits are the relay's; once."""
+        self.lane = open_lane(
+            self.config.name,
+            replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
+            self.meter,
+            ENGINES[self.config.engine],
+            clock,
+            provenance=self._provenance,
+        )
+        self.lane.models = self.config.models or None
+        self.health = HealthWatch(
+            self.lane,
+            tls=self._tls,
+            asks_models=not self.is_alone,
+            has_fixed_models=bool(self.config.models),
+        )
+        return self.lane
+
+    async def watch(self) -> None:
+        """Its gauges and its health, for as long as the proxy lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watch_engine())
+            tasks.create_task(self.health.watch())
+
+    async def watch_engine(self) -> None:
+        """Scrape the engine's gauges for as long as the proxy lives."""
+        config = self.config
+        url = gauges_url(config.engine_metrics, config.engine, config.url)
+        if url is not None:
+            await watch_gauges(url, self.meter.gauged, self.gauges, tls=self._tls)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether records of it are still to come."""
+        return self.meter.state().unsettled_requests > 0
+
+    def sources(self) -> EngineSources:
+        """Where the admin API looks for it."""
+        return EngineSources(
+            self.config.name,
+            self.meter,
+            self.sensors.measured,
+            self.health.ask,
+            self.lane,
+        )
+
+    async def keep_calibration(self) -> None:
+        """Write the constants if that is due."""
+        if self.calibration.is_due(time.monotonic()):
+            await self.save_calibration()
+
+    async def save_calibration(self) -> None:
+        """Write the constants now."""
+        learnt = self.meter.state().calibration
+        await asyncio.to_thread(self.calibration.save, learnt)
+
+    def snapshot(self, records_without_energy: int) -> EngineSnapshot:
+        """What the metrics show of it."""
+        lane = self.lane
+        return EngineSnapshot(
+            engine=self.config.name,
+            measured=self.sensors.measured(),
+            relay=lane.counters,
+            in_flight=lane.in_flight,
+            is_up=lane.is_up,
+            is_draining=lane.is_draining,
+            records_without_energy=records_without_energy,
+            ratios=self.meter.ratios(),
+            unjoined_records=dict(self.meter.unjoined_total),
+            gauges=self.gauges,
+        )
+
+    def _provenance(self) -> Provenance:
+        """What replies say about the joules that they tell."""
+        stats = self.sensors.stats_of(self.meter.headline)
+        if stats is None:
+            return Provenance()
+        return Provenance(stats.boundary, stats.is_simulated)
+
+
+def upstream_name(url: str) -> str:
+    """Whose records these are, in a store that proxies share: no credentials."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

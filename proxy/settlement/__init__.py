@@ -1,1 +1,0 @@
-"""Closing the books: which window is final, and where its joules go."""

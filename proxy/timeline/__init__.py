@@ -1,1 +1,0 @@
-"""Who ran when: request timelines, engine steps seen in token stamps, activity."""

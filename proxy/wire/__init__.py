@@ -1,0 +1,1 @@
+"""What both packages speak: SSE, HTTP headers, one event in a stream. Pure."""
