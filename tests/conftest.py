@@ -1,10 +1,60 @@
-"""How hypothesis runs here: no test may depend on how fast the machine is."""
+"""What all tests share: how hypothesis runs (no test may depend on how fast the
+machine is), the event loops of the proxy, and databases for the store."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+from sqlalchemy import URL, make_url
+
+from proxy.store.address import sqlite_url
+from tests.support.databases import Postgres
+from tests.support.relaying import LOOPS
 
 settings.register_profile(
     "servewatt", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("servewatt")
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> str:
+    """Each of the event loops that the proxy may run on, by name."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    # Debian keeps the server's programs out of the PATH
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    on_path = shutil.which("pg_ctl")
+    if not found and on_path is None:
+        pytest.skip(
+            "no PostgreSQL server: pg_ctl is not installed (Debian: postgresql)"
+        )
+    programs = found[-1].parent if found else Path(str(on_path)).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="servewatt-pg-"))  # a short path: a socket
+    server = Postgres(programs, folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return make_url(sqlite_url(tmp_path / "records.sqlite"))
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create_database()

@@ -1,7 +1,7 @@
 """The OpenAI-style dialect: vLLM, `transformers serve`, and who speaks like them.
 
 What differs between servers is a `Flavour`, plain data. Facts and captures:
-tests/proxy/captures, vLLM 0.32 and transformers 5.23.
+tests/captures, vLLM 0.32 and transformers 5.23.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.engines.vllm_server import Metered, metered, running_vllm
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOW = "no real engine: export SERVEWATT_ENGINES=$(.ci/engines), then pytest -m {mark}"
 
 

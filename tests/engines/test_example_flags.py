@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples import LINES, Line
+from tests.support.examples import LINES, Line
 
 HELP = {"vllm": "--help=all", "transformers": "--help"}
 

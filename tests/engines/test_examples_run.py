@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.children import child
 from tests.engines.vllm_server import free_port
-from tests.test_end_to_end import records, summary_of, write_trace
+from tests.support.children import child
+from tests.support.paths import ROOT
+from tests.system.test_end_to_end import records, summary_of, write_trace
 
-ROOT = Path(__file__).parents[2]
 TRACE: list[dict[str, Any]] = [
     {"loadtrace": "loadtrace/1", "name": "few", "kind": "conversation"},
     *({"input_length": 20 + n, "output_length": 8 + n} for n in range(8)),

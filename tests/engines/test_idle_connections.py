@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.relaying import RecordingMeter, run, serving
-from tests.scripted import connect, request_bytes
+from tests.support.relaying import RecordingMeter, run, serving
+from tests.support.scripted import connect, request_bytes
 
 pytestmark = pytest.mark.vllm
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.both_ways import (
+from tests.engines.vllm_server import MODEL, Metered
+from tests.support.both_ways import (
     Ask,
     Asked,
     Ways,
@@ -19,7 +20,6 @@ from tests.both_ways import (
     missing,
     plain,
 )
-from tests.engines.vllm_server import MODEL, Metered
 
 pytestmark = pytest.mark.vllm
 openai: Any = missing("openai")

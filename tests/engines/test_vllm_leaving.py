@@ -17,7 +17,6 @@ import httpx
 import pytest
 
 from loadgen.plan.prompts import prompt_text
-from tests.children import get, record_of, wait_for
 from tests.engines.cpu_power import family
 from tests.engines.vllm_server import (
     MODEL,
@@ -26,6 +25,7 @@ from tests.engines.vllm_server import (
     metric_of,
     running_vllm,
 )
+from tests.support.children import get, record_of, wait_for
 
 pytestmark = pytest.mark.vllm
 

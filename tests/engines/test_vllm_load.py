@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.children import get, wait_for
 from tests.engines.vllm_server import MODEL, OFFLINE, Metered
+from tests.support.children import get, wait_for
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
 LOAD_SECONDS = 300
 TOKENS = 24
 EQUAL = (

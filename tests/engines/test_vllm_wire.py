@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from loadgen.plan.prompts import prompt_text
-from tests.children import record_of
 from tests.engines.vllm_server import MAX_TOKENS, MODEL, Metered
+from tests.support.children import record_of
 
 pytestmark = pytest.mark.vllm
 

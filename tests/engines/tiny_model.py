@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,8 +24,9 @@ from transformers import (
 )
 
 from loadgen.plan.prompts import WORDS
+from tests.support.paths import ROOT
 
-LICENCE = Path(__file__).parents[2] / "LICENSE"
+LICENCE = ROOT / "LICENSE"
 VOCABULARY_SIZE = 4096
 MAX_TOKENS = 65_536
 HIDDEN_SIZE = 64

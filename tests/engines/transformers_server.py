@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.children import child, is_ready, wait_for
 from tests.engines.cpu_power import cpu_seconds, power_of
 from tests.engines.vllm_server import STOP_SECONDS, Vllm, free_port, wait_until_healthy
+from tests.support.children import child, is_ready, wait_for
 
 BATCHING = (
     "--continuous-batching", "--cb-block-size", "128", "--cb-num-blocks", "512",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.children import child, get, is_ready, wait_for
 from tests.engines.cpu_power import power_of
+from tests.support.children import child, get, is_ready, wait_for
 
 START_SECONDS = 240
 """Takes 20 to 40 s; a busy machine gets more."""

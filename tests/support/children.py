@@ -1,0 +1,66 @@
+"""The simulator and the proxy as real processes, for tests of the whole way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.paths import ROOT
+
+PATIENCE_SECONDS = 60
+
+
+@contextlib.contextmanager
+def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
+    """A process that announces itself; it ends with its standard input."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--announce"], cwd=cwd, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        announced: dict[str, Any] = json.loads(process.stdout.readline())
+        yield announced
+    finally:
+        process.stdin.close()
+        process.wait(PATIENCE_SECONDS)
+        process.stdout.close()
+
+
+def get(url: str) -> httpx.Response:
+    """One request, without loading certificates each time as `httpx.get` does."""
+    with httpx.Client(
+        verify=False, trust_env=False, timeout=PATIENCE_SECONDS
+    ) as client:
+        return client.get(url)
+
+
+def is_ready(admin: str) -> bool:
+    return get(f"{admin}/readyz").status_code == 200
+
+
+def wait_for(claim: Callable[[], object]) -> Any:
+    """Poll until a claim about other processes holds; bounded, never a measure."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (result := claim()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def record_of(admin: str, request_id: str) -> dict[str, Any]:
+    url = f"{admin}/requests/{request_id}"
+    wait_for(lambda: get(url).status_code == 200)
+    record: dict[str, Any] = get(url).json()
+    return record

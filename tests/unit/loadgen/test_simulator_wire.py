@@ -1,0 +1,400 @@
+"""The simulated dialects on the wire: shapes of the captures, refusals, texts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from loadgen.simulator.core.text import (
+    block_hashes,
+    drawn_tokens,
+    reply_words,
+    words_of,
+)
+from loadgen.simulator.core.truth import RequestTruth
+from loadgen.simulator.exposition import Histogram, text_of
+from loadgen.simulator.tgi.reply import (
+    ChatEvents,
+    CompletionEvents,
+    NativeEvents,
+    closing,
+)
+from loadgen.simulator.tgi.request import (
+    CHAT,
+    COMPLETIONS,
+    TgiGeneration,
+    read_chat,
+    read_completions,
+    read_native,
+)
+from loadgen.simulator.vllm.metrics import VllmMetrics
+from loadgen.simulator.vllm.reply import (
+    VllmEvents,
+    closing_events,
+    error_event,
+    whole_reply,
+)
+from loadgen.simulator.vllm.request import VllmGeneration, overloaded, read_request
+from loadgen.simulator.wire import Gauges, Limits, Refusal, TokenEvents, compact
+from proxy.engines import ENGINES
+from tests.support.captures import (
+    CAPTURES,
+    joined_replies,
+    reply_head_and_body,
+    stream_body,
+)
+
+LIMITS = Limits("simulated-tiny", 2048, seed=0)
+
+
+def vllm(*, is_chat: bool = True, **fields: object) -> VllmGeneration:
+    prompt: dict[str, object] = {"prompt": "five words make five tokens"}
+    if is_chat:
+        prompt = {"messages": [{"role": "user", "content": "a few words"}]}
+    body = {"max_tokens": 4, "ignore_eos": True, **prompt, **fields}
+    return read_request(
+        json.dumps(body).encode(),
+        is_chat=is_chat,
+        request_id="id-1",
+        created=1,
+        limits=LIMITS,
+    )
+
+
+def refusal_of(body: bytes | dict[str, object], *, is_chat: bool = True) -> Refusal:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(Refusal) as caught:
+        read_request(raw, is_chat=is_chat, request_id="r", created=1, limits=LIMITS)
+    return caught.value
+
+
+def truth(tokens: int = 4) -> RequestTruth:
+    return RequestTruth(
+        "0/0", 3, 1.0, cached_tokens=0, output_tokens=tokens, scheduled_seconds=1.5,
+        first_token_seconds=2.0, last_token_seconds=3.5,
+    )  # fmt: skip
+
+
+def spoken(events: TokenEvents, count: int) -> bytes:
+    words = [b"time", *[b" year"] * (count - 1)]
+    return events.opening() + b"".join(
+        events.token(word, number + 1, number == count - 1)
+        for number, word in enumerate(words)
+    )
+
+
+def parsed(stream: bytes) -> list[Any]:
+    events = [part.removeprefix(b"data: ") for part in stream.split(b"\n\n") if part]
+    return [part.decode() if part == b"[DONE]" else json.loads(part) for part in events]
+
+
+def shape(value: Any) -> Any:
+    """Keys in their order, and the kind of every leaf."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return "number"
+    return value if value is None else type(value).__name__
+
+
+def vllm_stream(generation: VllmGeneration) -> bytes:
+    events = VllmEvents(generation, LIMITS.model, 0)
+    tokens = spoken(events, generation.output_tokens)
+    return tokens + closing_events(generation, LIMITS.model, [truth()])
+
+
+@pytest.mark.parametrize(
+    ("capture", "is_chat", "options"),
+    [
+        ("vllm_chat_stream_per_request_metrics", True, {"include_usage": True}),
+        (
+            "vllm_chat_stream_continuous_usage",
+            True,
+            {"include_usage": True, "continuous_usage_stats": True},
+        ),
+        ("vllm_completions_stream_usage", False, {"include_usage": True}),
+    ],
+)
+def test_streams_have_the_captured_shape(
+    capture: str, is_chat: bool, options: dict[str, bool]
+) -> None:
+    generation = vllm(is_chat=is_chat, stream=True, stream_options=options)
+    ours, theirs = parsed(vllm_stream(generation)), parsed(stream_body(capture))
+    assert len(ours) == len(theirs)
+    for our, their in zip(ours[:-2], theirs[:-2], strict=True):
+        assert json.dumps(shape(our)) == json.dumps(shape(their))
+    assert set(theirs[-2]) <= set(ours[-2])  # that one without --enable-... flags
+    assert ours[-1] == "[DONE]"
+
+
+def test_the_usage_event_has_the_captured_keys_and_metrics() -> None:
+    generation = vllm(stream=True, stream_options={"include_usage": True})
+    captured = parsed(stream_body("vllm_chat_stream_per_request_metrics"))[-2]
+    ours = parsed(vllm_stream(generation))[-2]
+    assert json.dumps(shape(ours)) == json.dumps(shape(captured))
+    metrics = ours["metrics"]
+    assert metrics["queue_time_ms"] == pytest.approx(500)
+    assert metrics["time_to_first_token_ms"] == pytest.approx(500)
+    assert metrics["generation_time_ms"] == pytest.approx(1500)
+    assert metrics["mean_itl_ms"] == pytest.approx(500)
+    assert metrics["tokens_per_second"] == pytest.approx(2)
+
+
+def test_a_whole_reply_has_the_captured_shape() -> None:
+    captured = json.loads(reply_head_and_body("vllm_chat_nonstream")[1])
+    ours = json.loads(
+        compact(whole_reply(vllm(), LIMITS.model, ["a b c d"], [truth()]))
+    )
+    assert list(ours) == list(captured)
+    assert shape(ours["choices"]) == shape(captured["choices"])
+    assert list(ours["usage"]) == list(captured["usage"])
+
+
+def test_without_usage_the_stream_has_neither_counts_nor_metrics() -> None:
+    stream = vllm_stream(vllm(stream=True))
+    assert b"usage" not in stream
+    assert b"metrics" not in stream
+    assert parsed(stream)[-2]["system_fingerprint"]
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}])
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_the_proxys_dialect_reads_what_is_sent(
+    is_chat: bool, options: dict[str, bool] | None
+) -> None:
+    engine = ENGINES["vllm"]
+    stream = vllm_stream(vllm(is_chat=is_chat, stream=True, stream_options=options))
+    updates = [
+        engine.read_event(part.removeprefix(b"data: "))
+        for part in stream.split(b"\n\n")
+        if part
+    ]
+    text = "".join(update.text for update in updates)
+    assert text == "time year year year"
+    assert updates[-1].is_end
+    usages = [update.usage for update in updates if update.usage]
+    assert [usage.output_tokens for usage in usages] == ([4] if options else [])
+    phases = [update.phases for update in updates if update.phases]
+    assert [p.queue_seconds for p in phases] == ([0.5] if options else [])
+
+
+CAPTURED_ERRORS = joined_replies("vllm_errors")
+
+
+@pytest.mark.parametrize(
+    ("title", "fields"),
+    [
+        ("max_tokens 0, stream:true", {"max_tokens": 0, "stream": True}),
+        ("negative temperature", {"temperature": -3.0}),
+        ("stream_options without stream", {"stream_options": {"include_usage": True}}),
+        ("unknown model", {"model": "nope"}),
+        ("no prompt", {"prompt": ""}),
+        ("over-long prompt, stream:true", {"prompt": "w " * 2050, "stream": True}),
+    ],
+)
+def test_refusals_are_worded_as_captured(title: str, fields: dict[str, object]) -> None:
+    status, _, captured = CAPTURED_ERRORS[title]
+    refusal = refusal_of({"prompt": "a", "max_tokens": 4, **fields}, is_chat=False)
+    expected = captured.decode().replace("Valid aliases: tiny", "Valid aliases: x")
+    ours = json.dumps(refusal.body, separators=(",", ":"))
+    assert ours.replace(LIMITS.model, "x") == expected
+    assert refusal.status == status
+
+
+def test_malformed_json_is_refused_with_the_captured_keys() -> None:
+    status, _, captured = CAPTURED_ERRORS["malformed JSON"]
+    refusal = refusal_of(b'{"model": "tiny", "prompt": oops}')
+    assert refusal.status == status
+    assert shape(refusal.body) == shape(json.loads(captured))
+
+
+def test_overload_is_worded_as_captured() -> None:
+    title = next(title for title in CAPTURED_ERRORS if "queue limit" in title)
+    status, _, captured = CAPTURED_ERRORS[title]
+    assert (overloaded().status, overloaded().body) == (status, json.loads(captured))
+
+
+def test_an_error_event_has_no_choices_and_spaces_as_captured() -> None:
+    captured = stream_body("vllm_mid_stream_error").split(b"\n\n")[-3]
+    ours = error_event(json.loads(captured.removeprefix(b"data: ")))
+    assert ours == captured + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ["one", "two"]}, "prompt"),
+        ({"max_tokens": 5000}, "max_tokens"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"min_tokens": 9}, "min_tokens"),
+        ({"n": 2, "temperature": 0}, "n"),
+        ({"n": 0}, "n"),
+    ],
+)
+def test_other_bad_parameters_are_named(fields: dict[str, object], param: str) -> None:
+    refusal = refusal_of({"prompt": "a", "max_tokens": 4, **fields}, is_chat=False)
+    assert refusal.status == 400
+    assert isinstance(refusal.body, dict)
+    assert refusal.body["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b'{"messages": []}', b'{"messages": [{"content": 3}]}']
+)
+def test_strange_chat_bodies_are_refused(body: bytes) -> None:
+    assert refusal_of(body).status == 400
+
+
+def test_one_word_is_one_token_in_every_kind_of_prompt() -> None:
+    parts = [{"type": "text", "text": "two words"}, {"type": "text", "text": "more"}]
+    chat = vllm(messages=[{"content": " system \n says "}, {"content": parts}])
+    assert chat.prompt_tokens == 5
+    assert vllm(is_chat=False, prompt=[1, 2, 3]).prompt_tokens == 3
+    assert vllm(is_chat=False, prompt=["just one"]).prompt_tokens == 2
+
+
+def test_ignore_eos_gives_exactly_the_length_asked_for() -> None:
+    generation = vllm(max_tokens=777)
+    assert (generation.output_tokens, generation.finish_reason) == (777, "length")
+
+
+def test_without_it_the_length_is_a_seeded_draw_within_the_limits() -> None:
+    draws = [drawn_tokens(0, f"r{i}", 20, 400) for i in range(2000)]
+    assert min(draws) == 20
+    assert max(draws) == 400
+    assert len(set(draws)) > 200
+    assert draws == [drawn_tokens(0, f"r{i}", 20, 400) for i in range(2000)]
+    assert draws != [drawn_tokens(1, f"r{i}", 20, 400) for i in range(2000)]
+    reasons = {
+        vllm(ignore_eos=False, max_tokens=limit).finish_reason for limit in (2, 2000)
+    }
+    assert reasons == {"length", "stop"}
+
+
+def test_a_reply_of_n_tokens_has_n_words_and_repeats_by_seed() -> None:
+    words = reply_words(0, "id", 0, 500)
+    assert len(words_of(" ".join(words))) == 500
+    assert words == reply_words(0, "id", 0, 500)
+    assert words != reply_words(0, "id", 1, 500)
+
+
+def test_equal_prefixes_have_equal_block_hashes_and_only_full_blocks_count() -> None:
+    words = [f"w{i}" for i in range(50)]
+    assert len(block_hashes(words)) == 3
+    assert block_hashes(words[:33]) == block_hashes(words)[:2]
+    changed = ["other", *words[1:]]
+    assert not set(block_hashes(changed)) & set(block_hashes(words))
+
+
+TGI = TgiGeneration("r", ["a", "b"], 3, "eos_token", True, wants_details=True)
+
+
+def test_a_tgi_stream_has_one_event_per_token_and_ends_with_the_text() -> None:
+    events = parsed(spoken(NativeEvents(TGI), 3))
+    assert [event["index"] for event in events] == [1, 2, 3]
+    keys = ["index", "token", "generated_text", "details"]
+    assert all(list(event) == keys for event in events)
+    assert all(
+        list(event["token"]) == ["id", "text", "logprob", "special"] for event in events
+    )
+    assert [event["generated_text"] for event in events[:2]] == [None, None]
+    assert events[-1]["generated_text"] == "time year year"
+    assert events[-1]["details"] == {
+        "finish_reason": "eos_token", "generated_tokens": 3, "seed": None,
+        "input_length": 2,
+    }  # fmt: skip
+
+
+def test_tgi_chat_says_stop_and_has_an_empty_id() -> None:
+    chat = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=CHAT)
+    events = parsed(spoken(ChatEvents(chat, "m"), 2) + closing(chat, "m", 2))
+    assert [event["id"] for event in events[:2]] == ["", ""]
+    assert events[1]["choices"][0]["finish_reason"] == "stop"
+    assert events[2] == "[DONE]"
+
+
+def test_tgi_completions_tell_usage_in_the_last_event_and_keep_eos_token() -> None:
+    generation = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=COMPLETIONS)
+    stream = spoken(CompletionEvents(generation, "m"), 2) + closing(generation, "m", 2)
+    first, last, done = parsed(stream)
+    assert done == "[DONE]"
+    assert first["choices"][0]["finish_reason"] == ""
+    assert "usage" not in first
+    assert last["choices"][0]["finish_reason"] == "eos_token"
+    assert last["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_type"),
+    [
+        ({"prompt": ["a", "b"]}, "batch size exceeded"),
+        ({"prompt": "a", "suffix": "b"}, "suffix not supported"),
+        ({"prompt": []}, "validation"),
+        ({}, "validation"),
+        ({"prompt": "a", "max_tokens": 0}, "validation"),
+    ],
+)
+def test_tgi_completions_refuse_what_the_router_refuses(
+    fields: dict[str, object], error_type: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        read_completions(fields, request_id="r", created=1, limits=LIMITS)
+    assert caught.value.status == 422
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["error_type"] == error_type
+
+
+@pytest.mark.parametrize(
+    ("inputs", "most", "message"),
+    [
+        ("", 5, "`inputs` cannot be empty"),
+        ("a", 0, "must be strictly positive"),
+        ("a b", 2047, "Given: 2 `inputs` tokens and 2047 `max_new_tokens`"),
+    ],
+)
+def test_tgi_refuses_what_its_router_refuses(
+    inputs: str, most: int, message: str
+) -> None:
+    fields = {"inputs": inputs, "parameters": {"max_new_tokens": most}}
+    with pytest.raises(Refusal) as caught:
+        read_native(fields, is_stream=False, request_id="r", limits=LIMITS)
+    assert caught.value.status == 422
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["error_type"] == "validation"
+    assert message in caught.value.body["error"]
+
+
+def test_tgi_chat_takes_any_model_and_counts_all_messages() -> None:
+    fields = {"model": "whatever", "messages": [{"content": "a b"}, {"content": "c"}]}
+    generation = read_chat(fields, request_id="r", created=1, limits=LIMITS)
+    assert generation.prompt_tokens == 3
+
+
+def test_vllm_metrics_use_only_names_types_and_labels_of_the_capture() -> None:
+    captured = {
+        line.split(" ")[0]: line.split(" ")[1]
+        for line in (CAPTURES / "vllm_metrics_names.txt").read_text().splitlines()
+        if line.startswith("vllm:")
+    }
+    page = VllmMetrics("m").page(Gauges(1, 2, 0.5))
+    types = [line.split(" ")[2:] for line in page.splitlines() if line[:6] == "# TYPE"]
+    assert len(types) > 15
+    assert all(captured[name] == kind for name, kind in types)
+    assert 'vllm:num_requests_waiting{engine="0",model_name="m"} 2\n' in page
+
+
+def test_a_histogram_counts_up_to_and_including_its_bounds() -> None:
+    histogram = Histogram("h", (1, 2.5))
+    for value in (0.5, 1, 2, 9):
+        histogram.observe(value)
+    assert text_of([histogram], {"a": "b"}).splitlines()[1:] == [
+        'h_bucket{a="b",le="1"} 2',
+        'h_bucket{a="b",le="2.5"} 3',
+        'h_bucket{a="b",le="+Inf"} 4',
+        'h_count{a="b"} 4',
+        'h_sum{a="b"} 12.5',
+    ]

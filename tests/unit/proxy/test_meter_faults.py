@@ -1,0 +1,126 @@
+"""Sensors that fail in the middle of a request: rather no number than a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Meter, MeterConfig
+from proxy.power.reading import Reading
+from tests.support.meter_scenes import Asked, Event, counter, events_of, play
+
+WATTS = 300.0
+BEFORE = Asked(1.0, [1.1 + 0.02 * n for n in range(20)])
+DURING = Asked(3.0, [3.2 + 0.02 * n for n in range(90)])
+AFTER = Asked(8.0, [8.1 + 0.02 * n for n in range(20)])
+Break = Callable[[Event], Event]
+
+
+def lost(event: Event) -> Event:
+    """Reads fail from 4.0 s to 5.5 s."""
+    return Event(event.at, "sensor_gap") if 4.0 <= event.at < 5.5 else event
+
+
+def gpu_lost(event: Event) -> Event:
+    """The source answers, without its GPU, from 4.0 s to 5.5 s."""
+    return replace(event, detail=()) if 4.0 <= event.at < 5.5 else event
+
+
+def reset(event: Event) -> Event:
+    """The driver is reloaded at 4.0 s: the counter starts again."""
+    assert isinstance(event.detail, tuple)
+    (reading,) = event.detail
+    assert reading.joules is not None
+    if event.at < 4.0:
+        return event
+    return replace(
+        event, detail=(Reading("gpu0", reading.joules - 4.0 * WATTS + 17.0, WATTS),)
+    )
+
+
+def half_lost(event: Event) -> Event:
+    """One GPU of two is lost from 4.0 s to 5.5 s."""
+    assert isinstance(event.detail, tuple)
+    (reading,) = event.detail
+    other = Reading("gpu1", reading.joules, WATTS)
+    is_there = not 4.0 <= event.at < 5.5
+    return replace(event, detail=(reading, other) if is_there else (reading,))
+
+
+def settled(breaks: Break) -> tuple[Meter, dict[str, RequestRecord], list[float]]:
+    """Three requests, one of them while it breaks; also what was settled, by beat."""
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    asked: Sequence[Asked] = (BEFORE, DURING, AFTER)
+    sensor = [breaks(event) for event in counter(12.0, WATTS)]
+    events = sorted([*events_of(asked), *sensor], key=lambda event: event.at)
+    records: dict[str, RequestRecord] = {}
+    measured: list[float] = []
+    due = 0.05
+    for event in events:
+        while event.at > due:
+            records |= {r.request_id: r for r in meter.settle(due)}
+            measured.append(meter.books_at().measured_joules)
+            due += 0.05
+        play(meter, [event])
+    records |= {r.request_id: r for r in meter.settle(100.0)}
+    return meter, records, measured
+
+
+@pytest.mark.parametrize("breaks", [lost, gpu_lost, reset, half_lost])
+def test_a_request_that_it_hit_is_null_and_the_others_are_not(breaks: Break) -> None:
+    _, records, _ = settled(breaks)
+    for name in ("r0", "r2"):
+        assert records[name].energy.quality == "estimated"
+        assert records[name].energy.energy_joules is not None
+    hit = records["r1"].energy
+    assert hit.quality == "unknown"
+    assert (hit.prefill_joules, hit.decode_joules) == (None, None)
+    assert (hit.idle_share_joules, hit.energy_joules) == (None, None)
+    assert hit.policy_joules == {}
+
+
+@pytest.mark.parametrize("breaks", [lost, gpu_lost, reset, half_lost])
+def test_the_books_close_over_it(breaks: Break) -> None:
+    meter, records, measured = settled(breaks)
+    books = meter.books_at()
+    assert abs(books.residual_joules) < 1e-6
+    assert books.settled_seconds > 11.0
+    assert measured == sorted(measured)
+    paid = sum(record.energy.energy_joules or 0.0 for record in records.values())
+    accounts = books.prefill_joules + books.decode_joules + books.idle_share_joules
+    assert accounts >= paid  # the hit one's settled part stays in the accounts
+    assert len(records) == 3
+    assert meter.state().gaps_total > 0 or breaks in (gpu_lost, half_lost)
+
+
+@pytest.mark.parametrize(("breaks", "gpus"), [(lost, 1), (gpu_lost, 1), (half_lost, 2)])
+def test_energy_of_the_gap_is_booked_and_not_spread(breaks: Break, gpus: int) -> None:
+    meter, _, _ = settled(breaks)
+    gap = meter.books_at().unattributed_joules["sensor_gap"]
+    # from the last edge before 4.0 s to the first after 5.5 s, all GPUs of the group
+    assert gap == pytest.approx(gpus * WATTS * 1.6, rel=0.15)
+
+
+def test_energy_across_a_reset_is_unknown_and_in_no_account() -> None:
+    meter, _, _ = settled(reset)
+    books = meter.books_at()
+    assert books.unattributed_joules.get("counter_reset", 0.0) == 0.0
+    assert meter.state().counter_resets_total == 1
+    # from the first edge, less the interval of the reset
+    seconds = books.settled_seconds - 0.1 - 0.2
+    assert books.measured_joules == pytest.approx(WATTS * seconds, rel=0.02)
+
+
+def test_requests_arriving_in_a_gap_that_never_ends_are_let_go() -> None:
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    sensor = [event for event in counter(12.0, WATTS) if event.at < 2.9]
+    sensor += [Event(3.0 + n * 0.02, "sensor_gap") for n in range(400)]
+    both = [*events_of([DURING]), *sensor]
+    play(meter, sorted(both, key=lambda event: event.at))
+    assert meter.settle(12.0) == []
+    (record,) = meter.settle(60.0)
+    assert record.energy.energy_joules is None
+    assert meter.state().unsettled_requests == 0

@@ -1,0 +1,228 @@
+"""The exported figures: one table, one snapshot, names and units as promised."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.engines.gauges import EngineGauges
+from proxy.meter.attribution.fit import FitRules
+from proxy.meter.meter import MeterConfig
+from proxy.metrics.collector import Metrics
+from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.recent import render_recent
+from proxy.metrics.table import METRICS, EngineSnapshot, Snapshot
+from proxy.power.engine_load import GaugeStats
+from proxy.power.sampler import SamplerStats
+from proxy.relay.counters import RelayCounters
+from proxy.serve.sensors import Measured
+from proxy.store.writer import StoreState
+from tests.support.metered import metered
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    meter, records = metered(
+        MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1), engine="vllm")
+    )
+    meter.gauged(7.9, EngineGauges(running=0, waiting=0))
+    found = Metrics()
+    found.observe(records)
+    up = SamplerStats(samples=400, is_up=True, boundary="gpu")
+    store = StoreState(
+        "sqlite:///x", True, None,
+        queue_records=3, written_total=5, dropped_total=2, deleted_total=1,
+    )  # fmt: skip
+    engine = EngineSnapshot(
+        "vllm",
+        [Measured("gpu", "nvml", meter.state(), up)],
+        RelayCounters(chunks=7),
+        records_without_energy=found.records_without_energy["vllm"],
+        gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
+    )
+    found.show(Snapshot([engine], RelayCounters(), loop_lag_seconds=0.001, store=store))
+    found.observe([])
+    return found
+
+
+@pytest.fixture(scope="module")
+def around() -> Metrics:
+    """The same, with a sensor of the node beside it."""
+    meter, _ = metered(has_node=True)
+    up = SamplerStats(samples=400, is_up=True)
+    found = Metrics()
+    engine = EngineSnapshot(
+        "vllm",
+        [
+            Measured(
+                "gpu", "nvml", meter.state_of("gpu"), up,
+                meter.outside_state("gpu"), bare_idle_watts=60.0,
+            ),
+            Measured("node", "redfish", meter.state_of("node"), SamplerStats()),
+        ],
+        RelayCounters(),
+        ratios=meter.ratios(),
+        unjoined_records=meter.unjoined_total,
+    )  # fmt: skip
+    found.show(Snapshot([engine], RelayCounters()))
+    return found
+
+
+def parsed(text: bytes) -> list[Metric]:
+    return list(text_string_to_metric_families(text.decode()))
+
+
+def values(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.name
+        + "{"
+        + ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
+        + "}": sample.value
+        for family in parsed(metrics.render(False))
+        for sample in family.samples
+    }
+
+
+def test_the_accounts_sum_to_the_settled_energy(metrics: Metrics) -> None:
+    shown = values(metrics)
+    accounts = [
+        value
+        for name, value in shown.items()
+        if name.startswith("servewatt_energy_joules_total")
+    ]
+    assert len(accounts) == 5
+    measured = shown[
+        "servewatt_measured_energy_joules_total{boundary=gpu,device=gpu0,engine=vllm}"
+    ]
+    assert 0 < sum(accounts) <= measured
+    # classes are the same joules, told apart
+    classes = sum(
+        value
+        for name, value in shown.items()
+        if name.startswith("servewatt_attributed_energy_joules_total")
+    )
+    requests = sum(
+        shown[f"servewatt_energy_joules_total{{account={a},boundary=gpu,engine=vllm}}"]
+        for a in ("prefill", "decode", "idle_share")
+    )
+    assert classes == pytest.approx(requests)
+
+
+def test_every_boundary_has_its_own_accounts_and_sensor(around: Metrics) -> None:
+    shown = values(around)
+    for name, source, up in (("gpu", "nvml", 1), ("node", "redfish", 0)):
+        sensor = f"{{boundary={name},engine=vllm,source={source}}}"
+        assert shown[f"servewatt_sensor_up{sensor}"] == up
+        assert (
+            shown[f"servewatt_books_residual_joules{{boundary={name},engine=vllm}}"]
+            < 1e-3
+        )
+        accounts = [
+            value
+            for key, value in shown.items()
+            if key.startswith("servewatt_energy_joules_total")
+            and f"boundary={name}," in key
+        ]
+        measured = [
+            value
+            for key, value in shown.items()
+            if key.startswith("servewatt_measured") and f"boundary={name}," in key
+        ]
+        assert len(accounts) == 5
+        assert 0 < sum(accounts) <= sum(measured)
+    ratio = "servewatt_boundary_ratio{{engine=vllm,inner={},outer=node}}"
+    assert shown[ratio.format("gpu")] == pytest.approx(1 / 2, rel=1e-3)
+    assert 0 < shown[ratio.format("idle_accelerators")] < 25 / 200
+    outside = (
+        "servewatt_idle_accelerators_power_watts{boundary=gpu,device=gpu1,engine=vllm}"
+    )
+    assert shown[outside] == pytest.approx(25.0)
+    assert shown["servewatt_bare_idle_power_watts{boundary=gpu,engine=vllm}"] == 60.0
+
+
+def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> None:
+    shown = {name.partition("{")[0] for name in values(metrics) | values(around)}
+    without_cause = {
+        "servewatt_unattributed_energy_joules_total",
+        "servewatt_requests_total",
+        "servewatt_refused_requests_total",
+        "servewatt_client_timeouts_total",
+        "servewatt_energy_counter_power_ratio",
+    }
+    assert set(METRICS) - shown == without_cause
+
+
+def test_fitted_constants_are_shown(metrics: Metrics) -> None:
+    shown = values(metrics)
+    constants = [name for name in shown if name.startswith("servewatt_calibration_j")]
+    assert len(constants) == 5
+    assert all(shown[name] >= 0 for name in constants)
+    assert (
+        shown["servewatt_calibration_fitted{engine=vllm}"] == 0.0
+    )  # two requests of one shape
+
+
+def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]
+        metrics.render(True).decode()
+    )
+    linked = {
+        sample.exemplar.labels["request_id"]
+        for family in families
+        if family.name in HISTOGRAMS
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert linked == {"chatty", "coder"}
+
+
+def test_without_a_sensor_no_joule_is_shown() -> None:
+    meter, _ = metered()
+    bare = Metrics()
+    measured = [Measured("none", "none", meter.state(), None)]
+    engine = EngineSnapshot("vllm", measured, RelayCounters())
+    bare.show(Snapshot([engine], RelayCounters()))
+    shown = {name.partition("{")[0] for name in values(bare)}
+    assert "servewatt_energy_joules_total" not in shown
+    assert "servewatt_books_residual_joules" not in shown
+
+
+def test_the_last_requests_can_be_scraped_singly() -> None:
+    _, records = metered()
+    samples = [s for family in parsed(render_recent(records)) for s in family.samples]
+    assert len(samples) == 6  # two requests, three phases
+    total = sum(s.value for s in samples if s.labels["request_id"] == "coder")
+    coder = next(r for r in records if r.request_id == "coder")
+    assert total == pytest.approx(coder.energy.energy_joules)
+
+
+def test_engines_are_told_apart_and_none_is_the_others() -> None:
+    meter, records = metered(MeterConfig(engine="one"))
+    idle, _ = metered(MeterConfig(engine="two", has_sensor=False))
+    up = SamplerStats(samples=400, is_up=True)
+    found = Metrics()
+    found.observe(records)
+    one = EngineSnapshot(
+        "one", [Measured("gpu", "nvml", meter.state(), up)], RelayCounters(), 3
+    )
+    two = EngineSnapshot(
+        "two", [Measured("none", "none", idle.state(), None)],
+        RelayCounters(rerouted=2), is_up=False, is_draining=True,
+    )  # fmt: skip
+    found.show(Snapshot([one, two], RelayCounters()))
+    shown = values(found)
+    for name, figures in {
+        "servewatt_upstream_up": (1, 0),
+        "servewatt_upstream_draining": (0, 1),
+        "servewatt_requests_in_flight": (3, 0),
+        "servewatt_rerouted_requests_total": (0, 2),
+    }.items():
+        assert shown[f"{name}{{engine=one}}"] == figures[0]
+        assert shown[f"{name}{{engine=two}}"] == figures[1]
+    histogram = "servewatt_request_energy_joules_count"
+    assert {name for name in shown if name.startswith(histogram)} == {
+        f"{histogram}{{engine=one,kind={kind},model=m,outcome=ok,tenant=none}}"
+        for kind in ("code", "conversation")
+    }

@@ -1,0 +1,105 @@
+"""What is filed of a request, and under which number."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import URL
+
+from proxy.errors import ConfigError
+from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.store.address import (
+    Retention,
+    parse_retention,
+    shown_url,
+    store_url,
+)
+from proxy.store.database import Database
+from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at
+from tests.support.filing import record
+
+
+@given(st.lists(st.floats(0, 4e9), max_size=20), st.integers(0, 2**53 - 1000))
+def test_numbers_rise_whatever_the_clock_does(clock: list[float], start: int) -> None:
+    filing = Filing()
+    filing.continue_from(start)
+    numbers = [
+        filed.sequence
+        for now in clock
+        for filed in filing.file([record(1), record(2)], now, 5.0)
+    ]
+    assert numbers == sorted(set(numbers))
+    assert all(number > start for number in numbers)
+
+
+def test_a_number_is_the_instant_of_settlement_exact_in_any_json_reader() -> None:
+    (filed,) = Filing().file([record(1)], 1.7e9 + 0.25, 100.0)
+    assert filed.sequence == 1_700_000_000_250_000 == sequence_at(1.7e9 + 0.25)
+    assert sequence_at(9e9) < 2**53  # until the year 2255
+
+
+def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
+    whole = Filed(7, 1.7e9 + 0.123456, record(7))
+    strange = record(8, "nul\0 \ud800 é ☃")
+    nothing = replace(
+        strange, error="it broke", status=None, scheduled_seconds=None,
+        first_token_seconds=None, last_token_seconds=None, prompt_tokens=None,
+        cached_tokens=None, output_tokens=None,
+        energy=RequestEnergy(None, None, None, None, "phase", "unknown"),
+    )  # fmt: skip
+    rows = [row_of(whole), row_of(Filed(8, 1.7e9, nothing))]
+    database = Database(url, "http://engine", "run")
+    database.open()
+    database.write(rows)
+    stored = database.page(0, 100, 100)
+    database.close()
+    encode = msgspec.json.encode
+    assert [encode(json_of(row)) for row in stored] == [
+        encode(json_of(row)) for row in rows
+    ]
+    shown = json.loads(encode(json_of(stored[0])))
+    assert shown["energy"] == {
+        "prefill_joules": 20.1, "decode_joules": 30.2, "idle_share_joules": 5.3,
+        "energy_joules": 55.6, "policy": "phase", "quality": "exact",
+        "policy_joules": {"phase": 50.3, "equal": 47.11},
+    }  # fmt: skip
+    assert shown["arrived_unix_seconds"] == 1.7e9 + 0.123456 + 1.25
+
+
+@pytest.mark.parametrize(
+    ("text", "retention"),
+    [
+        ("30d", Retention(30 * 86_400.0, None)),
+        ("100000", Retention(None, 100_000)),
+        ("12h, 500", Retention(43_200.0, 500)),
+        ("8w", Retention(8 * 7 * 86_400.0, None)),
+        ("forever", Retention(None, None)),
+    ],
+)
+def test_retention_is_an_age_a_number_or_both(text: str, retention: Retention) -> None:
+    assert parse_retention(text) == retention
+
+
+@pytest.mark.parametrize("text", ["", "0", "30days", "-1", "1.5d", "0d"])
+def test_a_retention_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--retain"):
+        parse_retention(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["records.sqlite", "mysql://host/name", "sqlite://", "sqlite:///:memory:"]
+)
+def test_a_store_that_can_never_work_is_refused_with_the_way_out(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--store .*none|--store .*sqlite:///"):
+        store_url(text)
+
+
+def test_a_store_is_shown_without_its_password() -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    text = "postgres://joe:secret@db.local:5433/energy?password=other&sslmode=require"
+    assert shown_url(store_url(text)) == "postgresql+psycopg://db.local:5433/energy"

@@ -1,0 +1,134 @@
+"""Which room a line belongs in: imports are read with `ast` and held to the design."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+ROOMS = {
+    "proxy": [
+        "errors", "wire", "engines", "power", "security", "meter", "store", "relay",
+        "metrics", "admin", "measure", "serve", "commands", "cli",
+    ],
+    "loadgen": [
+        "errors", "traces", "plan", "results", "client", "replay", "energy",
+        "analysis", "report", "simulator", "run", "cli",
+    ],
+}  # fmt: skip
+"""The stages of the walk: a room imports only from itself and from those before it."""
+
+STILL_BELOW = {
+    ("loadgen.analysis.lengths", "loadgen.report"),
+    ("loadgen.analysis.lengths", "loadgen.report.format"),
+    ("loadgen.energy.join", "loadgen.analysis.energy"),
+    ("loadgen.energy.join", "loadgen.analysis.schema"),
+    ("loadgen.energy.join", "loadgen.analysis.tally"),
+    ("proxy.admin.fleet", "proxy.serve.sensors"),
+    ("proxy.admin.views", "proxy.serve.sensors"),
+    ("proxy.metrics.samples", "proxy.serve.sensors"),
+}
+"""Imports that still look down the list. It only gets shorter."""
+
+LOADGEN_MAY_IMPORT = {"wire", "engines"}
+"""Of the proxy: what both packages speak."""
+
+PURE = (
+    "proxy/errors.py", "proxy/wire", "proxy/engines", "proxy/meter",
+    "proxy/measure/figures.py", "proxy/measure/watch.py", "proxy/measure/report.py",
+    "proxy/measure/text.py",
+    "loadgen/errors.py", "loadgen/traces/trace.py", "loadgen/traces/readers",
+    "loadgen/plan", "loadgen/results/results.py", "loadgen/results/measures.py",
+    "loadgen/client/backends.py", "loadgen/client/abilities.py",
+    "loadgen/client/conversation.py", "loadgen/client/replies.py",
+    "loadgen/analysis/verdict.py", "loadgen/simulator/core",
+    "loadgen/simulator/wire.py", "loadgen/simulator/vllm/request.py",
+    "loadgen/simulator/vllm/reply.py", "loadgen/simulator/vllm/metrics.py",
+    "loadgen/simulator/tgi/request.py", "loadgen/simulator/tgi/reply.py",
+    "loadgen/simulator/tgi/metrics.py",
+)  # fmt: skip
+"""Cores: neither socket nor clock nor coroutine."""
+
+EDGE_LIBRARIES = {
+    "asyncio", "time", "threading", "socket", "subprocess", "select",
+    "aiohttp", "httpx", "httptools", "uvloop", "pynvml", "prometheus_client",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    name_of(path): path for package in ROOMS for path in (ROOT / package).rglob("*.py")
+}
+IN_A_ROOM = sorted(
+    name for name in MODULES if "." in name and not name.endswith("__main__")
+)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module imported, and every name that may be one."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def of_this_project(name: str) -> set[str]:
+    return imports_of(MODULES[name]) & MODULES.keys()
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_nothing_stands_loose_outside_the_rooms(package: str) -> None:
+    loose = {path.stem for path in (ROOT / package).glob("*.py")}
+    assert loose <= {"__init__", "__main__", "cli", "errors"}
+    rooms = {name.split(".")[1] for name in IN_A_ROOM if name.startswith(package)}
+    assert rooms == set(ROOMS[package])
+
+
+def test_a_room_imports_only_from_rooms_above_it() -> None:
+    below = set()
+    for name in IN_A_ROOM:
+        package, room = name.split(".")[:2]
+        for other in of_this_project(name):
+            parts = other.split(".")
+            if parts[0] == package and len(parts) > 1:
+                order = ROOMS[package]
+                if order.index(parts[1]) > order.index(room):
+                    below.add((name, other))
+    assert below == STILL_BELOW
+
+
+def test_the_proxy_never_imports_loadgen() -> None:
+    for name in IN_A_ROOM:
+        if name.startswith("proxy."):
+            assert not {n for n in of_this_project(name) if n.startswith("loadgen")}
+
+
+def test_loadgen_imports_of_the_proxy_only_what_both_speak() -> None:
+    for name in IN_A_ROOM:
+        if name.startswith("loadgen."):
+            for other in of_this_project(name):
+                if other.split(".")[0] == "proxy":
+                    assert other.split(".")[1] in LOADGEN_MAY_IMPORT, (name, other)
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_cores_touch_no_edge(place: str) -> None:
+    root = ROOT / place
+    paths = [root] if root.is_file() else sorted(root.rglob("*.py"))
+    assert paths, f"{place} holds no module"
+    for path in paths:
+        edges = {name.split(".")[0] for name in imports_of(path)} & EDGE_LIBRARIES
+        assert not edges, f"{path.relative_to(ROOT)} imports {sorted(edges)}"

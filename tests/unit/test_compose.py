@@ -1,0 +1,198 @@
+"""compose.yaml and grafana's provisioning as data: what they name exists here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import pytest
+import yaml
+
+from loadgen.cli import cli as loadgen
+from proxy.cli import cli as metering_proxy
+from proxy.security.secrets import read_admin_token
+from tests.support.paths import ROOT
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = [
+    name
+    for name, service in SERVICES.items()
+    if service.get("build") == "." and name != "token"
+]
+
+
+ENGINES = ("tgi", "vllm")
+TGI_FLAGS = {
+    "--model-id", "--port", "--prometheus-port", "--max-concurrent-requests",
+    "--max-best-of", "--max-stop-sequences", "--max-top-n-tokens", "--payload-limit",
+    "--max-client-batch-size", "--max-input-tokens", "--max-total-tokens",
+    "--max-batch-prefill-tokens", "--max-waiting-tokens", "--waiting-served-ratio",
+    "--api-key", "--otlp-endpoint", "--usage-stats", "--graceful-termination-timeout",
+}  # fmt: skip
+"""As the launcher of TGI 3.3 documents them: there is no launcher here to ask."""
+VLLM_FLAGS = {
+    "--port", "--max-model-len", "--enable-per-request-metrics",
+    "--enable-prompt-tokens-details",
+}  # fmt: skip
+"""Each of these was given to a vLLM 0.32."""
+
+
+def environment(engine: str | None) -> dict[str, str]:
+    """The variables of an engine's file; none for the simulated stack."""
+    if engine is None:
+        return {}
+    lines = (ROOT / f"compose.{engine}.env").read_text().splitlines()
+    pairs = (line.split("=", 1) for line in lines if not line.startswith("#"))
+    return {name: value for name, value in pairs}
+
+
+def filled(text: str, engine: str | None = None) -> str:
+    """What compose makes of `${NAME:-default}`."""
+    given = environment(engine)
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: given.get(m[1], "") or m[2], text)
+
+
+@pytest.mark.parametrize("engine", [None, *ENGINES])
+@pytest.mark.parametrize("name", OURS)
+def test_our_services_run_commands_that_exist(name: str, engine: str | None) -> None:
+    words = shlex.split(filled(SERVICES[name]["command"], engine))
+    program, command, *arguments = words
+    group = {"loadgen": loadgen, "metering-proxy": metering_proxy}[program]
+    assert isinstance(group, click.Group)
+    # parsing refuses unknown options and values; nothing is run
+    with click.Context(group) as context:
+        found = group.get_command(context, command)
+    assert found is not None
+    found.make_context(command, arguments)
+
+
+def make_token(folder: Path, chosen: str = "") -> str:
+    """Run the script of service `token` as a container would, below `folder`."""
+    shell, *arguments = SERVICES["token"]["command"]
+    *flags, script = arguments
+    script = script.replace("$$", "$").replace("/token/", f"{folder}/")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SERVEWATT_ADMIN_TOKEN": chosen,
+    }
+    subprocess.run([shell, *flags, script], env=environment, check=True, timeout=60)
+    token = read_admin_token(str(folder / "admin"))
+    assert token is not None
+    return token
+
+
+def test_the_first_start_makes_a_token_and_later_ones_keep_it(tmp_path: Path) -> None:
+    first = make_token(tmp_path)
+    assert len(first) >= 40
+    assert make_token(tmp_path) == first
+    (tmp_path / "other").mkdir()
+    assert make_token(tmp_path / "other") != first
+
+
+def test_a_token_of_the_users_own_is_taken(tmp_path: Path) -> None:
+    make_token(tmp_path)
+    assert make_token(tmp_path, "0123456789abcdef") == "0123456789abcdef"
+
+
+def test_whoever_asks_the_admin_port_has_the_token() -> None:
+    scrape = yaml.safe_load((ROOT / "grafana" / "prometheus.yaml").read_text())
+    (job,) = (j for j in scrape["scrape_configs"] if j["job_name"] == "servewatt")
+    assert job["authorization"]["credentials_file"] == "/token/admin"
+    for name in ("proxy", "loadgen"):
+        assert "-token-file /token/admin" in SERVICES[name]["command"]
+    for name in ("proxy", "loadgen", "prometheus"):
+        assert "token:/token:ro" in SERVICES[name]["volumes"]
+    assert "token:/token" in SERVICES["token"]["volumes"]
+    assert "/token" in (ROOT / "Dockerfile").read_text()
+
+
+def test_an_engines_file_points_the_proxy_at_services_of_its_profile() -> None:
+    for engine in ENGINES:
+        words = shlex.split(filled(SERVICES["proxy"]["command"], engine))
+        assert "--gpus=0" in words
+        words.remove("--gpus=0")
+        options = dict(zip(words[2::2], words[3::2], strict=True))
+        assert options["--engine"] == engine
+        upstream = urlsplit(options["--upstream"])
+        served = shlex.split(filled(SERVICES[engine]["command"], engine))
+        assert upstream.hostname == engine
+        assert str(upstream.port) == served[served.index("--port") + 1]
+        sensor = urlsplit(options["--power"].removeprefix("dcgm="))
+        assert engine in SERVICES[str(sensor.hostname)]["profiles"]
+        assert sensor.port == 9400
+
+
+@pytest.mark.parametrize(
+    ("engine", "known"), [("tgi", TGI_FLAGS), ("vllm", VLLM_FLAGS)]
+)
+def test_engines_get_flags_they_know_and_one_gpu(engine: str, known: set[str]) -> None:
+    service = SERVICES[engine]
+    assert service["profiles"] == [engine]
+    words = shlex.split(filled(service["command"], engine))
+    assert {word for word in words if word.startswith("--")} <= known
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert filled(device["device_ids"][0], engine) == "0"
+    # nobody needs the engine but the proxy
+    assert "ports" not in service
+
+
+def test_no_engine_reports_its_use_to_anyone() -> None:
+    assert "--usage-stats off" in SERVICES["tgi"]["command"]
+    assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_the_exporter_is_read_often_enough_to_attribute() -> None:
+    assert int(SERVICES["dcgm"]["environment"]["DCGM_EXPORTER_INTERVAL"]) <= 100
+
+
+def test_without_a_profile_no_gpu_is_asked_for() -> None:
+    for service in SERVICES.values():
+        assert "deploy" not in service or service["profiles"]
+
+
+def test_what_is_mounted_exists() -> None:
+    for service in SERVICES.values():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("./") and source != "./runs":
+                assert (ROOT / source).exists(), mount
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")
+
+
+def test_prometheus_scrapes_ports_that_services_open() -> None:
+    scrape = yaml.safe_load((ROOT / "grafana" / "prometheus.yaml").read_text())
+    for job in scrape["scrape_configs"]:
+        for target in job["static_configs"][0]["targets"]:
+            host, port = target.split(":")
+            assert f":{port}" in SERVICES[host]["command"]
+
+
+def test_grafana_finds_its_datasource_and_dashboards() -> None:
+    folder = ROOT / "grafana" / "provisioning"
+    (datasource,) = yaml.safe_load(
+        (folder / "datasources" / "prometheus.yaml").read_text()
+    )["datasources"]
+    assert datasource["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load(
+        (folder / "dashboards" / "servewatt.yaml").read_text()
+    )["providers"]
+    mounts = dict(m.split(":")[:2] for m in SERVICES["grafana"]["volumes"])
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    home = SERVICES["grafana"]["environment"][
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
+    ]
+    assert (ROOT / "grafana" / "dashboards" / Path(home).name).exists()

@@ -1,0 +1,104 @@
+"""Dashboards and rules as data: they are current, complete, and name what exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from loadgen.results.progress import Progress
+from loadgen.run.exporter import LATENCIES, PREFIX, Exporter
+from loadgen.run.exporter import METRICS as LOADGEN_METRICS
+from proxy.metrics.__main__ import markdown
+from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.table import METRICS
+from tests.support.paths import ROOT
+
+DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+RULES = ROOT / "grafana" / "rules" / "servewatt.yaml"
+NAME = re.compile(r"\b(?<!:)servewatt_[a-z0-9_]+\b")
+
+
+def parts_of(histogram: str) -> set[str]:
+    return {f"{histogram}_{part}" for part in ("bucket", "sum", "count")}
+
+
+def exported() -> set[str]:
+    names = set(METRICS) | {PREFIX + name for name in LOADGEN_METRICS}
+    for histogram in (*HISTOGRAMS, *(PREFIX + name for name in LATENCIES)):
+        names |= parts_of(histogram)
+    # counters that no table names: as the load generator shows them before a run
+    text = generate_latest(Exporter(Progress()).registry).decode()
+    return names | set(re.findall(rf"^# HELP ({PREFIX}\w+)", text, re.MULTILINE))
+
+
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build", ROOT / "grafana/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def panels(path: Path) -> list[dict[str, Any]]:
+    board = json.loads(path.read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboards_are_what_their_source_says() -> None:
+    written = {path.name: path.read_text() for path in DASHBOARDS}
+    assert builder().rendered() == written
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_every_panel_says_what_it_shows_in_a_unit(path: Path) -> None:
+    for panel in panels(path):
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+
+
+@pytest.mark.parametrize("path", [*DASHBOARDS, RULES], ids=lambda path: path.stem)
+def test_every_metric_used_is_exported(path: Path) -> None:
+    text = path.read_text()
+    if path.suffix == ".json":
+        text = "\n".join(t["expr"] for p in panels(path) for t in p["targets"])
+    used = set(NAME.findall(text))
+    assert used
+    assert used <= exported()
+
+
+def test_the_metrics_page_is_what_the_table_says() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+
+
+def test_names_follow_the_conventions() -> None:
+    for name, spec in METRICS.items():
+        assert (spec.kind == "counter") == name.endswith("_total"), name
+        assert not set(spec.labels) & {"request_id", "url", "error"}, name
+
+
+@pytest.mark.prometheus
+def test_promtool_accepts_rules_and_configuration() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: install Debian's prometheus package")
+    # the token's file is there only beside a proxy that made it
+    config = ["config", "--syntax-only", str(ROOT / "grafana/prometheus.yaml")]
+    for what in (["rules", str(RULES)], config):
+        done = subprocess.run(
+            [promtool, "check", *what], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,46 @@
+"""SECURITY.md names tests that exist and limits that are so."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from proxy.serve.limit_options import DEFAULTS, LIMITS, option_of
+from tests.support.paths import ROOT
+
+PAGE = (ROOT / "SECURITY.md").read_text()
+
+
+def names_of_tests() -> set[str]:
+    return {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def rows_of(title: str) -> list[list[str]]:
+    section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    there_are = names_of_tests()
+    promises = rows_of("Promised")
+    assert promises
+    for promise, tests in promises:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named, promise
+        assert set(named) <= there_are, promise
+
+
+def test_every_limit_is_told_with_its_default() -> None:
+    told = {cells[0].strip("`"): cells[1].split()[0] for cells in rows_of("Limits")}
+    defaults = {option_of(name): f"{DEFAULTS[name] or 0:g}" for name in LIMITS}
+    assert {option: f"{float(value):g}" for option, value in told.items()} == defaults
+
+
+def test_the_readme_leads_there() -> None:
+    assert "(SECURITY.md)" in (ROOT / "README.md").read_text()

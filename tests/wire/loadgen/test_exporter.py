@@ -1,0 +1,154 @@
+"""What Prometheus reads from the load generator while a run goes on."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadgen.client.backends import RequestOptions, Target
+from loadgen.errors import UsageError
+from loadgen.replay.replay import replay
+from loadgen.results.progress import Progress
+from loadgen.results.recorder import Recorder
+from loadgen.results.results import Result
+from loadgen.run.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
+from tests.support.virtual_time import VirtualClock, run_virtually
+from tests.unit.loadgen.test_replay import Server, single
+
+
+def finished(kind: str = "code", outcome: str = "ok") -> Result:
+    return Result(
+        request_id="very-secret-id",
+        session_id="s1",
+        turn=1,
+        kind=kind,
+        planned_seconds=1.0,
+        sent_seconds=1.0004,
+        first_token_seconds=1.2,
+        last_token_seconds=2.2,
+        finished_seconds=2.3,
+        output_tokens=11,
+        chunk_seconds=[1.2, 2.2],
+        chunk_tokens=[1, 10],
+        outcome=outcome,
+        error=None if outcome == "ok" else "http://host/ said no",
+    )
+
+
+def scraped(url: str) -> dict[tuple[str, ...], float]:
+    text = httpx.get(url, trust_env=False).text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_scrape_shows_the_runs_counters_and_latencies() -> None:
+    progress = Progress(planned=100, offered_per_second=4.0, sent=7, in_flight=3)
+    with exporting("0", progress) as url:
+        assert url
+        for watch in progress.watchers:
+            watch(finished())
+            watch(finished(outcome="timeout"))
+        found = scraped(url)
+    assert found[f"{PREFIX}requests_sent_total",] == 7
+    assert found[f"{PREFIX}requests_in_flight",] == 3
+    assert found[f"{PREFIX}offered_requests_per_second",] == 4
+    assert found[f"{PREFIX}requests_finished_total", "code", "ok"] == 1
+    assert found[f"{PREFIX}requests_finished_total", "code", "timeout"] == 1
+    assert found[f"{PREFIX}time_to_first_token_seconds_count", "code"] == 1
+    assert found[f"{PREFIX}time_per_output_token_seconds_sum", "code"] == (
+        pytest.approx(0.1)
+    )
+    # lag is known of the request that timed out as well
+    assert found[f"{PREFIX}schedule_lag_seconds_count", "code"] == 2
+
+
+def test_every_metric_of_the_tables_is_shown() -> None:
+    progress = Progress(planned=1, offered_per_second=1.0)
+    with exporting("127.0.0.1:0", progress) as url:
+        assert url
+        progress.watchers[0](finished())
+        names = {key[0] for key in scraped(url)}
+    assert {PREFIX + name for name in METRICS} <= names
+    assert {f"{PREFIX}{name}_bucket" for name in LATENCIES} <= names
+
+
+def test_labels_stay_bounded_whatever_the_records_say() -> None:
+    progress = Progress()
+    with exporting("0", progress) as url:
+        assert url
+        for index in range(50):
+            progress.watchers[0](finished(kind=f"kind-{index}", outcome="error"))
+        text = httpx.get(url, trust_env=False).text
+    assert 'kind="other"' in text
+    assert "kind-7" not in text
+    assert "secret" not in text
+    assert "http://host" not in text
+
+
+def test_a_replay_tells_the_exporter_of_every_request(tmp_path: Path) -> None:
+    progress = Progress()
+    server = Server(fails=lambda number: number == 2)
+
+    async def whole() -> None:
+        with Recorder(tmp_path / "requests.jsonl") as recorder:
+            await replay(
+                iter([single(n, 0.1 * n) for n in range(5)]),
+                target=Target("http://test", "vllm"),
+                options=RequestOptions(),
+                recorder=recorder,
+                progress=progress,
+                clock=VirtualClock(),
+                connect=lambda *_: server,
+            )
+
+    with exporting("0", progress) as url:
+        assert url
+        run_virtually(whole())
+        found = scraped(url)
+    assert found[f"{PREFIX}requests_sent_total",] == 5
+    assert found[f"{PREFIX}requests_finished_total", "other", "ok"] == 4
+    assert found[f"{PREFIX}requests_finished_total", "other", "error"] == 1
+
+
+def test_after_the_run_the_port_is_free_and_nobody_is_told() -> None:
+    progress = Progress()
+    with exporting("0", progress) as url:
+        assert url
+        port = httpx.URL(url).port
+    assert progress.watchers == []
+    with exporting(str(port), progress) as again:
+        assert again == url
+
+
+def test_a_run_without_a_port_serves_nothing() -> None:
+    progress = Progress()
+    with exporting(None, progress) as url:
+        assert (url, progress.watchers) == (None, [])
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(UsageError, match=f"--metrics-port {port}: .*in use"),
+            exporting(str(port), Progress()),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("text", ["", "http", "70000", "localhost:", "-1", "1.5"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--metrics-port"):
+        parse_address(text)
+
+
+def test_a_host_may_be_named() -> None:
+    assert parse_address("0.0.0.0:9465") == ("0.0.0.0", 9465)
+    assert parse_address("9465") == ("127.0.0.1", 9465)

@@ -1,0 +1,310 @@
+"""From a run folder and a proxy to summary.json: what is joined, and what if not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadgen.analysis.schema import Summary
+from loadgen.analysis.summary import RunInfo
+from loadgen.energy.join import Patience
+from loadgen.errors import LoadgenError
+from loadgen.results.recorder import read_results
+from loadgen.run.finish import begin_run, finish_run, load_run
+from tests.support.canned_run import (
+    ZERO_UNIX,
+    CannedProxy,
+    cost_of,
+    failed,
+    made_results,
+    serving,
+    write_run,
+)
+
+INFO = RunInfo(zero_unix_seconds=ZERO_UNIX, metered=True, loop_lag_p99_seconds=0.001)
+
+
+SOON = Patience(settle_seconds=10, poll_seconds=0)
+
+
+def finished(folder: Path, proxy: CannedProxy, **changes: Any) -> Summary:
+    info = msgspec.structs.replace(INFO, **changes)
+    with serving(proxy) as url:
+        return finish_run(folder, info, admin_url=url, patience=SOON)
+
+
+def test_a_clean_run_closes_its_books_and_is_valid(tmp_path: Path) -> None:
+    results = made_results(120)
+    write_run(tmp_path, results)
+    summary = finished(tmp_path, CannedProxy(results))
+    energy = summary.energy
+    assert summary.verdict.status == "valid", summary.verdict.reasons
+    assert summary.simulated
+    assert energy.measured_joules is not None
+    assert energy.attributed_joules is not None
+    assert energy.idle_share_joules is not None
+    assert energy.idle_joules is not None
+    assert energy.unattributed_joules is not None
+    total = energy.attributed_joules.prefill + energy.attributed_joules.decode
+    total += energy.idle_share_joules + energy.idle_joules
+    total += sum(energy.unattributed_joules.values())
+    assert total == pytest.approx(energy.measured_joules, abs=1e-3)
+    assert energy.residual_joules == pytest.approx(0.0, abs=1e-3)
+
+
+def test_every_record_gets_its_own_joules_by_id(tmp_path: Path) -> None:
+    results = made_results(50)
+    write_run(tmp_path, results)
+    # the proxy settles in another order than the replies ended in
+    finished(tmp_path, CannedProxy(results[::-1]))
+    joined = list(read_results(tmp_path / "requests.jsonl"))
+    assert [r.request_id for r in joined] == [r.request_id for r in results]
+    for plain, with_energy in zip(results, joined, strict=True):
+        assert with_energy.energy == cost_of(plain)
+        assert msgspec.structs.replace(with_energy, energy=None) == plain
+
+
+def test_figures_per_request_and_token_have_the_stated_denominators(
+    tmp_path: Path,
+) -> None:
+    results = [*made_results(40), failed("bad", at=1.0)]
+    write_run(tmp_path, results)
+    energy = finished(tmp_path, CannedProxy(results)).energy
+    costs = [cost_of(r).energy_joules or 0.0 for r in results[:-1]]
+    tokens = sum(r.output_tokens or 0 for r in results)
+    prompts = sum(r.prompt_tokens or 0 for r in results)
+    assert energy.joules_per_request is not None
+    assert energy.joules_per_request.n == 40
+    assert energy.joules_per_request.mean == pytest.approx(sum(costs) / 40)
+    assert energy.joules_per_output_token == pytest.approx(sum(costs) / tokens)
+    assert energy.joules_per_total_token == pytest.approx(
+        sum(costs) / (tokens + prompts)
+    )
+    assert energy.failed_request_joules == pytest.approx(
+        cost_of(results[-1]).energy_joules
+    )
+    assert energy.policy_joules["equal"] == {
+        kind: 20.0 * sum(r.kind == kind for r in results)
+        for kind in ("code", "conversation")
+    }
+
+
+def test_requests_of_others_are_not_ours(tmp_path: Path) -> None:
+    results = made_results(30)
+    write_run(tmp_path, results)
+    others = [msgspec.structs.replace(r, request_id=f"x-{r.request_id}")
+              for r in results]  # fmt: skip
+    summary = finished(tmp_path, CannedProxy(others + results))
+    ours = sum(cost_of(r).energy_joules or 0.0 for r in results)
+    assert summary.energy.requests_with_energy == 30
+    assert summary.energy.joined_joules == pytest.approx(ours)
+
+
+def test_records_from_before_the_run_are_not_asked_for(tmp_path: Path) -> None:
+    results = made_results(20)
+    write_run(tmp_path, results)
+    proxy = CannedProxy(results)
+    finished(tmp_path, proxy)
+    # but for a minute, as the clocks of two hosts differ
+    assert proxy.asked_from == [ZERO_UNIX - 60]
+
+
+def test_it_waits_until_the_last_request_is_settled(tmp_path: Path) -> None:
+    results = made_results(20)
+    write_run(tmp_path, results)
+    heard: list[tuple[int, int]] = []
+    with serving(CannedProxy(results, unsettled_rounds=3)) as url:
+        summary = finish_run(
+            tmp_path, INFO, admin_url=url, patience=SOON,
+            waiting=lambda settled, expected: heard.append((settled, expected)),
+        )  # fmt: skip
+    assert heard == [(19, 20)] * 3 + [(20, 20)]
+    assert summary.energy.requests_without_energy == 0
+
+
+def test_a_request_the_proxy_never_saw_is_not_waited_for(tmp_path: Path) -> None:
+    results = made_results(20)
+    write_run(tmp_path, results)
+    summary = finished(tmp_path, CannedProxy(results[:-1]))
+    assert summary.energy.requests_without_energy == 1
+    assert summary.verdict.status == "degraded"
+    assert "1 of 20 requests without joules" in (summary.energy.reason or "")
+
+
+def test_refused_connections_are_not_expected_at_the_proxy(tmp_path: Path) -> None:
+    results = made_results(20)
+    lost = [failed(f"lost{n}", at=1.0 + n, outcome="timeout") for n in range(3)]
+    write_run(tmp_path, results + lost)
+    proxy = CannedProxy(results)
+    summary = finished(tmp_path, proxy)
+    assert proxy.asked.count("/requests") == 1
+    assert summary.energy.reason is None
+
+
+def test_a_proxy_that_settles_too_late_leaves_a_degraded_run(tmp_path: Path) -> None:
+    results = made_results(20)
+    write_run(tmp_path, results)
+    proxy = CannedProxy(results, settled_seconds=0.5)
+    with serving(proxy) as url:
+        summary = finish_run(tmp_path, INFO, admin_url=url, patience=Patience(0, 0))
+    assert summary.energy.settled is False
+    assert summary.verdict.status == "degraded"
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"status": 500}, "500"),
+        ({"body": b"<html>"}, "not understood"),
+        ({"body": b"{}"}, "not understood"),
+    ],
+)
+def test_an_admin_api_that_fails_leaves_nulls_with_the_reason(
+    tmp_path: Path, changes: dict[str, Any], word: str
+) -> None:
+    results = made_results(10)
+    write_run(tmp_path, results)
+    before = (tmp_path / "requests.jsonl").read_bytes()
+    summary = finished(tmp_path, CannedProxy(results, **changes))
+    energy = summary.energy
+    assert energy.measured_joules is None
+    assert energy.joules_per_request is None
+    assert energy.failed_request_joules is None
+    assert word in (energy.reason or "")
+    assert summary.verdict.status == "degraded"
+    assert summary.completed == 10
+    assert (tmp_path / "requests.jsonl").read_bytes() == before
+
+
+def test_no_proxy_behind_the_address_is_told_in_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path, made_results(10))
+    summary = finish_run(tmp_path, INFO, admin_url="http://127.0.0.1:9", patience=SOON)
+    assert "127.0.0.1:9/books" in (summary.energy.reason or "")
+    assert "\n" not in (summary.energy.reason or "")
+
+
+def test_a_power_source_without_joules_is_unknown_and_not_zero(tmp_path: Path) -> None:
+    results = made_results(10)
+    write_run(tmp_path, results)
+    energy = finished(tmp_path, CannedProxy(results, knows_joules=False)).energy
+    assert energy.measured_joules is None
+    assert "'none' gives no joules" in (energy.reason or "")
+
+
+def test_a_run_without_a_proxy_is_valid_and_says_it_was_not_metered(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path, made_results(40))
+    info = RunInfo(zero_unix_seconds=ZERO_UNIX)
+    summary = finish_run(tmp_path, info)
+    assert summary.verdict.status == "valid"
+    assert "no metering proxy" in (summary.energy.reason or "")
+
+
+def test_a_whole_run_holds_the_whole_of_its_requests_joules(tmp_path: Path) -> None:
+    results = made_results(60)
+    write_run(tmp_path, results)
+    energy = finished(tmp_path, CannedProxy(results)).energy
+    assert energy.attributed_joules is not None
+    booked = energy.attributed_joules.prefill + energy.attributed_joules.decode
+    booked += energy.idle_share_joules or 0.0
+    assert booked == pytest.approx(energy.joined_joules)
+    # half a second of attribution and two counter updates on either side
+    span = max(r.finished_seconds for r in results)
+    assert energy.window_seconds == pytest.approx(span + 2 * 0.7)
+
+
+def test_warm_up_and_cool_down_cut_latency_and_energy_alike(tmp_path: Path) -> None:
+    results = made_results(200)
+    write_run(tmp_path, results)
+    last = max(r.planned_seconds for r in results)
+    summary = finished(
+        tmp_path, CannedProxy(results), warmup_seconds=10.0, cooldown_seconds=5.0
+    )
+    inside = [r for r in results if 10.0 <= r.planned_seconds <= last - 5.0]
+    assert summary.completed == len(inside) < 200
+    assert summary.window.requests_outside == 200 - len(inside)
+    assert summary.duration == pytest.approx(last - 15.0)
+    assert summary.energy.window_seconds == pytest.approx(last - 15.0)
+    expected = CannedProxy(results)
+    start, end = expected.books(10.0), expected.books(last - 5.0)
+    assert summary.energy.measured_joules == pytest.approx(
+        end["measured_joules"] - start["measured_joules"]
+    )
+
+
+def test_the_folder_holds_the_four_files_and_nothing_half_written(
+    tmp_path: Path,
+) -> None:
+    results = made_results(10)
+    write_run(tmp_path, results)
+    begin_run(tmp_path, INFO)
+    finished(tmp_path, CannedProxy(results))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "plan.jsonl", "report.html", "requests.jsonl", "summary.json",
+    ]  # fmt: skip
+
+
+def test_summary_json_reads_back_as_it_was(tmp_path: Path) -> None:
+    results = made_results(30)
+    write_run(tmp_path, results)
+    summary = finished(tmp_path, CannedProxy(results), metadata={"note": "x"})
+    assert load_run(tmp_path) == summary
+
+
+def test_a_killed_run_is_read_as_it_was_asked_for(tmp_path: Path) -> None:
+    write_run(tmp_path, made_results(60))
+    begin_run(tmp_path, RunInfo(warmup_seconds=5.0, simulated=True))
+    with (tmp_path / "requests.jsonl").open("ab") as records:
+        records.write(b'{"request_id": "half')
+    summary = load_run(tmp_path)
+    assert summary.simulated
+    assert summary.window.warmup_seconds == 5.0
+    assert summary.verdict.status == "degraded"
+    assert "interrupted" in summary.verdict.reasons[0]
+    assert 0 < summary.completed < 60
+
+
+def test_a_run_without_any_request_is_invalid_and_still_written(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    summary = finish_run(tmp_path, INFO, admin_url=None)
+    assert summary.verdict.status == "invalid"
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_what_is_no_run_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LoadgenError, match="is not a run folder"):
+        load_run(tmp_path)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(LoadgenError, match=r"cannot read .*summary\.json"):
+        load_run(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    results = made_results(5)
+    write_run(tmp_path, results)
+    (tmp_path / "requests.jsonl.part").mkdir()
+    with pytest.raises(LoadgenError, match="cannot write joules"):
+        finished(tmp_path, CannedProxy(results))
+    assert len(list(read_results(tmp_path / "requests.jsonl"))) == 5
+
+
+def test_power_over_time_adds_up_to_what_was_measured(tmp_path: Path) -> None:
+    results = made_results(60)
+    write_run(tmp_path, results)
+    proxy = CannedProxy(results)
+    power = finished(tmp_path, proxy).energy.power
+    assert power is not None
+    widths = [b - a for a, b in zip(power.edges_seconds, power.edges_seconds[1:],
+                                    strict=False)]  # fmt: skip
+    columns = zip(
+        power.prefill_watts, power.decode_watts, power.idle_share_watts,
+        power.idle_watts, power.unattributed_watts, strict=True,
+    )  # fmt: skip
+    joules = sum(w * sum(column) for w, column in zip(widths, columns, strict=True))
+    start, end = proxy.books(0.0), proxy.books(power.edges_seconds[-1])
+    measured = end["measured_joules"] - start["measured_joules"]
+    assert joules == pytest.approx(measured)
