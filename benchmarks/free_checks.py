@@ -141,7 +141,7 @@ def split_ratios(whole: Run, halves: Sequence[Run]) -> Mapping[str, float]:
 
 
 def lag_seconds(
-    watts: FloatArray, busy: FloatArray, step_seconds: float, most_seconds: float = 3.0
+    watts: FloatArray, busy: FloatArray, step_seconds: float, max_seconds: float = 3.0
 ) -> float:
     """How late a power reading follows the load: where they correlate best.
 
@@ -149,7 +149,7 @@ def lag_seconds(
     """
     if np.ptp(busy) == 0 or np.ptp(watts) == 0:
         raise ValueError("load or power never changed: no lag can be seen")
-    steps = min(int(most_seconds / step_seconds), len(busy) // 2)
+    steps = min(int(max_seconds / step_seconds), len(busy) // 2)
     scores = [
         float(np.corrcoef(watts[shift:], busy[: len(busy) - shift])[0, 1])
         for shift in range(steps + 1)

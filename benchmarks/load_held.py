@@ -55,7 +55,7 @@ RESTART_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 """A client whose engine is away does not hammer."""
 PATIENCE_SECONDS = 60.0
-MOST_TREND_MIB_PER_MINUTE = 0.5
+MAX_TREND_MIB_PER_MINUTE = 0.5
 WARM_SECONDS = 120.0
 """Until then caches and histories fill."""
 SAME_OUTCOME = {
@@ -410,7 +410,7 @@ def faults(held: Held) -> Iterator[str]:
         yield f"{len(held.mismatches)} requests told differently"
     if held.failed_without_fault:
         yield f"{held.failed_without_fault} requests failed"
-    if (held.trend_mib_per_minute or 0.0) > MOST_TREND_MIB_PER_MINUTE:
+    if (held.trend_mib_per_minute or 0.0) > MAX_TREND_MIB_PER_MINUTE:
         yield f"memory grows by {held.trend_mib_per_minute} MiB a minute"
     if held.records_without_energy and not held.gap_seconds:
         yield f"{held.records_without_energy} records lack their energy"

@@ -45,7 +45,7 @@ from typing import IO, Any, TypeVar, cast
 
 import uvloop
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.meter.meter import Meter, MeterConfig
 from proxy.power.reading import Reading
 from proxy.relay.config import RelayConfig
@@ -145,7 +145,7 @@ async def engine() -> None:
 async def relay(upstream_port: int, has_sensor: bool) -> None:
     meter = Meter(MeterConfig(has_sensor=has_sensor))
     server = await start_relay(
-        RelayConfig(f"http://127.0.0.1:{upstream_port}"), meter, ENGINES["vllm"]
+        RelayConfig(f"http://127.0.0.1:{upstream_port}"), meter, DIALECTS["vllm"]
     )
     print(server.port, flush=True)
     while True:

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import uvloop
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.meter.meter import Meter, MeterConfig
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
@@ -162,7 +162,7 @@ async def measure(tries: int, idle_tries: int) -> dict[str, Any]:
         )  # fmt: skip
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         meter = Meter(MeterConfig(has_sensor=False))
-        relay = await start_relay(RelayConfig(url), meter, ENGINES["vllm"])
+        relay = await start_relay(RelayConfig(url), meter, DIALECTS["vllm"])
         if closes_idle:
             scene.reply = WHOLE
             step = (6.5 - 3.8) / max(1, idle_tries - 1)

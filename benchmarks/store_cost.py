@@ -23,8 +23,8 @@ from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
 from proxy.store.address import Retention, sqlite_url, store_url
 from proxy.store.archive import Archive
 from proxy.store.database import Database
-from proxy.store.filed import Filed, row_of
-from proxy.store.writer import BATCH_RECORDS, Pace, Writer
+from proxy.store.stored_record import StoredRecord, row_of
+from proxy.store.writer import BATCH_RECORDS, RecordWriter, WritePace
 
 PER_BEAT = 5
 """Settled together: 100 requests a second at 20 beats a second."""
@@ -61,16 +61,16 @@ def loop_seconds(records: list[RequestRecord], url: URL) -> tuple[float, float]:
 def write_seconds(records: list[RequestRecord], url: URL) -> tuple[float, float]:
     """Wall time for each record: all of it, and making rows of them alone."""
     now = int(time.time() * 1e6)
-    filed = [Filed(now + n, 1.7e9, record) for n, record in enumerate(records)]
+    stored = [StoredRecord(now + n, 1.7e9, record) for n, record in enumerate(records)]
     began = time.perf_counter()
-    for one in filed:
+    for one in stored:
         row_of(one)
     rows = time.perf_counter() - began
     database = Database(url, "write", "run")
-    pace = Pace(queue_records=len(records))
-    writer = Writer(database, Retention(None, None), pace=pace)
+    pace = WritePace(queue_records=len(records))
+    writer = RecordWriter(database, Retention(None, None), pace=pace)
     writer.turn()
-    writer.add(filed)
+    writer.add(stored)
     began = time.perf_counter()
     writer.turn()
     whole = time.perf_counter() - began

@@ -18,7 +18,7 @@ import click
 from proxy import __version__
 from proxy.commands.calibrate import calibrate
 from proxy.commands.upstreams import upstreams
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.errors import ProxyError
 from proxy.measure.cli import meter
 from proxy.meter.attribution.policies import POLICIES
@@ -29,7 +29,7 @@ from proxy.serve.app import Config, run
 from proxy.serve.config_file import read_config
 from proxy.serve.limit_options import limit_options, take_limits
 from proxy.serve.tls_options import tls_options
-from proxy.serve.upstream import Metering, UpstreamConfig
+from proxy.serve.upstream import MeterOptions, UpstreamConfig
 from proxy.store.address import Retention, parse_retention, sqlite_url, store_url
 
 SERVE_EXAMPLES = """\b
@@ -175,7 +175,7 @@ def _serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--gpus", default="", callback=_names, metavar="0,1",
                      help="The engine's GPUs: indices or UUIDs.  [default: all]"),
         click.option("--engine", default="vllm", show_default=True,
-                     type=click.Choice(sorted(ENGINES)),
+                     type=click.Choice(sorted(DIALECTS)),
                      help="What the upstream speaks."),
         click.option("--engine-metrics", default="auto", show_default=True,
                      metavar="URL|auto|none", callback=_engine_metrics,
@@ -267,7 +267,7 @@ def _config(options: dict[str, Any], several: tuple[UpstreamConfig, ...]) -> Con
         for name in UpstreamConfig.__dataclass_fields__
         if name in options
     }
-    metering = {name: options.pop(name) for name in Metering.__dataclass_fields__}
+    metering = {name: options.pop(name) for name in MeterOptions.__dataclass_fields__}
     url = options.pop("upstream")
     if not several:
         for name, value in (("upstream", url), ("power", own["power"])):
@@ -278,7 +278,7 @@ def _config(options: dict[str, Any], several: tuple[UpstreamConfig, ...]) -> Con
         several = (UpstreamConfig(name=own["engine"], url=url, **own),)
     limits = take_limits(options)
     return Config(
-        upstreams=several, metering=Metering(**metering), limits=limits, **options
+        upstreams=several, metering=MeterOptions(**metering), limits=limits, **options
     )
 
 

@@ -7,13 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from loadgen.analysis.tally import Window
+from loadgen.analysis.tally import RunWindow
 from loadgen.results.measures import MEASURES
 from loadgen.results.results import Result
 
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 PER_DECADE = 20
-_FEWEST_BARS, _MOST_BARS = 8, 40
+_FEWEST_BARS, _MAX_BARS = 8, 40
 _TIME_BINS = 60
 HISTOGRAMS = ("energy", "ttft", "e2el")
 
@@ -39,7 +39,7 @@ class LogHistogram:
             return [], []
         first, last = min(self._counts), max(self._counts)
         filled = round(2 * math.sqrt(self._counts.total()))
-        bars = min(max(filled, _FEWEST_BARS), _MOST_BARS)
+        bars = min(max(filled, _FEWEST_BARS), _MAX_BARS)
         merge = math.ceil((last - first + 1) / bars)
         starts = range(first, last + 1, merge)
         edges = [10 ** (start / PER_DECADE) for start in (*starts, starts[-1] + merge)]
@@ -53,7 +53,7 @@ class LogHistogram:
 class Samples:
     """Points, histograms and rates over time of the requests of one window."""
 
-    def __init__(self, window: Window, run_seconds: float) -> None:
+    def __init__(self, window: RunWindow, run_seconds: float) -> None:
         self.window = window
         self.histograms = {name: LogHistogram() for name in HISTOGRAMS}
         self._points: list[tuple[str, float, float]] = []
@@ -105,9 +105,9 @@ class Samples:
     def _keep(self, point: tuple[str, float, float]) -> None:
         """Algorithm R: every request has the same chance to be drawn."""
         self._seen += 1
-        if len(self._points) < MOST_POINTS:
+        if len(self._points) < MAX_POINTS:
             self._points.append(point)
             return
         index = self._random.randrange(self._seen)
-        if index < MOST_POINTS:
+        if index < MAX_POINTS:
             self._points[index] = point

@@ -23,7 +23,7 @@ from loadgen.analysis.schema import (
     Summary,
     WindowBlock,
 )
-from loadgen.analysis.tally import Group, Tally, Window
+from loadgen.analysis.tally import Group, RunWindow, Tally
 from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.measures import MEASURES, POOLED_MEASURES
@@ -239,7 +239,7 @@ def _schedule(
 
 
 def _window_block(tally: Tally, info: RunInfo, run_seconds: float) -> WindowBlock:
-    window: Window = tally.window
+    window: RunWindow = tally.window
     zero = info.zero_unix_seconds
     return WindowBlock(
         start_seconds=window.start_seconds,

@@ -37,7 +37,7 @@ _DISTINCT_ERRORS = 500  # texts that carry ids or times must not grow without bo
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RunWindow:
     """Which part of a run counts, in seconds from its zero; the end is included."""
 
     start_seconds: float = 0.0
@@ -71,12 +71,12 @@ class Extent:
             self.last_finished_seconds, result.finished_seconds
         )
 
-    def window(self, warmup_seconds: float, cooldown_seconds: float) -> Window:
+    def window(self, warmup_seconds: float, cooldown_seconds: float) -> RunWindow:
         """From the end of warm-up to the run's end, or to where cool-down begins."""
         end = self.last_finished_seconds
         if cooldown_seconds > 0:
             end = self.last_planned_seconds - cooldown_seconds
-        return Window(warmup_seconds, max(end, warmup_seconds))
+        return RunWindow(warmup_seconds, max(end, warmup_seconds))
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class Group:
 class Tally:
     """Counts and distributions of the records inside one window."""
 
-    def __init__(self, window: Window, goodput: Mapping[str, float]) -> None:
+    def __init__(self, window: RunWindow, goodput: Mapping[str, float]) -> None:
         self.window = window
         self.goodput = dict(goodput)
         self.outside = 0

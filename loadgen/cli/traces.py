@@ -21,7 +21,7 @@ from loadgen.traces.readers import READERS
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.statistics import trace_statistics
 from loadgen.traces.synth.statistics_file import load_statistics, save_statistics
-from loadgen.traces.synth.synth import Wish, synthesized
+from loadgen.traces.synth.synth import SynthOptions, synthesized
 from loadgen.traces.trace import TraceInfo
 from loadgen.traces.writers import WRITERS
 
@@ -153,12 +153,12 @@ def synth(
         save_statistics(statistics, kept)
         click.echo(f"{kept}: statistics of {statistics.requests} requests")
     if out is not None:
-        wish = Wish(
+        options = SynthOptions(
             requests=requests, seed=seed, max_turns=max_turns,
             think_seconds=think_seconds, with_arrivals=arrivals,
         )  # fmt: skip
-        sessions = synthesized(statistics, wish)
-        write_synthetic(sessions, statistics, wish, out)
+        sessions = synthesized(statistics, options)
+        write_synthetic(sessions, statistics, options, out)
         click.echo(f"{out}: {requests} synthetic requests, {len(sessions)} sessions")
 
 

@@ -227,12 +227,12 @@ class _Model(msgspec.Struct):
     id: str
 
 
-class _Models(msgspec.Struct):
+class _ModelList(msgspec.Struct):
     data: list[_Model]
 
 
 def _model_names(body: bytes) -> list[str]:
     try:
-        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+        return [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return []

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.engines.dialect import Engine, Update
+from proxy.engines.dialect import Dialect, Update
 from proxy.wire.sse import SseDecoder
 
 PIECES_PER_STEP = 16
@@ -41,8 +41,8 @@ class Reply:
 class StreamReader:
     """Reads one stream; feed it every read in order, then `finish`."""
 
-    def __init__(self, engine: Engine, sequences: int = 1) -> None:
-        self._engine = engine
+    def __init__(self, dialect: Dialect, sequences: int = 1) -> None:
+        self._dialect = dialect
         self._sequences = sequences
         # The whole reply is in memory already: nothing to bound.
         self._decoder = SseDecoder(max_event_bytes=sys.maxsize)
@@ -64,7 +64,7 @@ class StreamReader:
     def feed(self, stamp: float, data: bytes) -> None:
         """Take in one read."""
         for event in self._decoder.feed(data):
-            self._take(stamp, self._engine.read_event(event))
+            self._take(stamp, self._dialect.read_event(event))
 
     def finish(self) -> Reply:
         """The reply, once nothing more will come."""
@@ -140,7 +140,7 @@ class StreamReader:
 
     def _why_incomplete(self, has_tokens: bool) -> str | None:
         is_whole = self._is_ended or (
-            self._finish_stamp is not None and not self._engine.requires_end
+            self._finish_stamp is not None and not self._dialect.requires_end
         )
         if not is_whole:
             return "the stream ended before its end marker"
@@ -148,7 +148,7 @@ class StreamReader:
 
 
 def read_in_steps(
-    engine: Engine,
+    dialect: Dialect,
     status: int | None,
     headers: Mapping[str, str],
     stamps: Sequence[float],
@@ -161,10 +161,10 @@ def read_in_steps(
     """
     if status is None:
         return Reply()
-    error = why_no_stream(engine, status, headers, pieces)
+    error = why_no_stream(dialect, status, headers, pieces)
     if error is not None:
         return Reply(error=error)
-    reader = StreamReader(engine, sequences)
+    reader = StreamReader(dialect, sequences)
     for number, (stamp, piece) in enumerate(zip(stamps, pieces, strict=True), 1):
         reader.feed(stamp, piece)
         if number % PIECES_PER_STEP == 0:
@@ -173,13 +173,13 @@ def read_in_steps(
 
 
 def why_no_stream(
-    engine: Engine, status: int, headers: Mapping[str, str], pieces: Sequence[bytes]
+    dialect: Dialect, status: int, headers: Mapping[str, str], pieces: Sequence[bytes]
 ) -> str | None:
     """Why a reply is not the stream asked for; None if it is one."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if status == 200 and kind == "text/event-stream":
         return None
-    said = engine.read_reply(status, headers, b"".join(pieces)).error
+    said = dialect.read_reply(status, headers, b"".join(pieces)).error
     if status == 200:
         return said or f"asked for a stream, got {kind or 'no content type'}"
     if 300 <= status < 400:

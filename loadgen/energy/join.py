@@ -19,7 +19,7 @@ import msgspec
 
 from loadgen.analysis.energy import Books, Metering, power_series
 from loadgen.analysis.schema import PowerSeries
-from loadgen.analysis.tally import Window
+from loadgen.analysis.tally import RunWindow
 from loadgen.energy.admin_client import admin_client
 from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
@@ -27,7 +27,7 @@ from loadgen.results.results import EnergyPart
 
 PAGE = 5000
 """Records per reply: about 3 MB."""
-MOST_BINS = 60
+MAX_BINS = 60
 """Of the power curve; each costs one small request to the proxy."""
 CLOCK_SKEW_SECONDS = 60.0
 """The proxy's clock may be behind ours by this much, and all is still found."""
@@ -250,7 +250,7 @@ def margin_seconds(admin: Admin) -> float:
 def read_metering(
     admin: Admin,
     zero_unix_seconds: float,
-    window: Window,
+    window: RunWindow,
     run_seconds: float,
     reason: str | None = None,
 ) -> Metering:
@@ -273,7 +273,7 @@ def _power(
     admin: Admin, zero_unix_seconds: float, run_seconds: float
 ) -> PowerSeries | None:
     """Watts by account over the run; None when they are not known throughout."""
-    bins = min(MOST_BINS, int(run_seconds))  # a second or more each
+    bins = min(MAX_BINS, int(run_seconds))  # a second or more each
     if bins < 2:
         return None
     edges = [run_seconds * index / bins for index in range(bins + 1)]

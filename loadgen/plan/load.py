@@ -100,7 +100,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Rhythm:
+class ArrivalPlan:
     """The arrival process that is really used, and its pace."""
 
     arrival: str
@@ -151,7 +151,7 @@ def surveyed(sessions: Iterable[Session], load: Load) -> Survey:
     return survey
 
 
-def rhythm(load: Load, survey: Survey, trace: str) -> Rhythm:
+def arrival_plan(load: Load, survey: Survey, trace: str) -> ArrivalPlan:
     """Choose process and pace for a trace; `trace` is its name in messages.
 
     A trace with instants keeps its own gaps, stretched to the rate; one without
@@ -162,24 +162,24 @@ def rhythm(load: Load, survey: Survey, trace: str) -> Rhythm:
     if rate is not None and math.isfinite(rate):
         session_rate = rate / survey.turns_per_session
     if load.arrival == "inf" or math.inf in (rate, session_rate):
-        return Rhythm("inf", Pace(seed=load.seed), None)
+        return ArrivalPlan("inf", Pace(seed=load.seed), None)
     arrival = load.arrival
     if arrival == "auto":
         arrival = "trace" if survey.has_times else "poisson"
     if arrival == "trace" or load.speed is not None:
-        return _own_rhythm(load, survey, session_rate, trace)
+        return _own_arrival_plan(load, survey, session_rate, trace)
     session_rate = session_rate or survey.own_sessions_per_second
     if session_rate is None:
         raise PlanError(f"{trace} has no timestamps: give --rate R (requests/s)")
     pace = Pace(
         seed=load.seed, rate_per_second=session_rate, burstiness=load.burstiness
     )
-    return Rhythm(arrival, pace, session_rate * survey.turns_per_session)
+    return ArrivalPlan(arrival, pace, session_rate * survey.turns_per_session)
 
 
-def _own_rhythm(
+def _own_arrival_plan(
     load: Load, survey: Survey, session_rate: float | None, trace: str
-) -> Rhythm:
+) -> ArrivalPlan:
     """The trace's own gaps, as they are, faster or slower."""
     if not survey.has_times:
         asked = "--speed" if load.speed is not None else "--arrival trace"
@@ -196,7 +196,7 @@ def _own_rhythm(
     if session_rate is not None:
         stretch = own / session_rate if own else 1.0
         rate = session_rate * survey.turns_per_session
-    return Rhythm(
+    return ArrivalPlan(
         "trace",
         Pace(seed=load.seed, stretch=stretch),
         rate,
@@ -206,7 +206,7 @@ def _own_rhythm(
 
 
 def scheduled(
-    sessions: Iterable[Session], load: Load, rhythm: Rhythm
+    sessions: Iterable[Session], load: Load, arrival_plan: ArrivalPlan
 ) -> Iterator[tuple[float, Session]]:
     """Each selected session with its start; later turns moved along with it.
 
@@ -214,16 +214,16 @@ def scheduled(
     """
     mine, counted = itertools.tee(selected(sessions, load, Survey()))
     own: Iterator[float] = (s.turns[0].at_seconds or 0.0 for s in counted)
-    if rhythm.grid is not None:
-        own = spread_ties(own, rhythm.grid, rhythm.pace.seed)
-    starts = ARRIVALS[rhythm.arrival](own, rhythm.pace)
+    if arrival_plan.grid is not None:
+        own = spread_ties(own, arrival_plan.grid, arrival_plan.pace.seed)
+    starts = ARRIVALS[arrival_plan.arrival](own, arrival_plan.pace)
     for start, session in zip(starts, mine, strict=False):
         if load.duration_seconds is not None and start >= load.duration_seconds:
             return
-        yield start, _moved(session, start, rhythm)
+        yield start, _moved(session, start, arrival_plan)
 
 
-def _moved(session: Session, start: float, rhythm: Rhythm) -> Session:
+def _moved(session: Session, start: float, arrival_plan: ArrivalPlan) -> Session:
     if len(session.turns) == 1:
         return session
     first = session.turns[0].at_seconds
@@ -231,8 +231,8 @@ def _moved(session: Session, start: float, rhythm: Rhythm) -> Session:
     for turn in session.turns[1:]:
         at_seconds = None
         if turn.at_seconds is not None and first is not None:
-            at_seconds = start + (turn.at_seconds - first) * rhythm.pace.stretch
-        think_seconds = turn.think_seconds * rhythm.think_stretch
+            at_seconds = start + (turn.at_seconds - first) * arrival_plan.pace.stretch
+        think_seconds = turn.think_seconds * arrival_plan.think_stretch
         turns.append(replace(turn, at_seconds=at_seconds, think_seconds=think_seconds))
     return Session(session.session_id, tuple(turns))
 

@@ -19,7 +19,14 @@ from typing import IO, Any
 import msgspec
 
 from loadgen.errors import PlanError
-from loadgen.plan.load import Load, Rhythm, Survey, rhythm, scheduled, surveyed
+from loadgen.plan.load import (
+    ArrivalPlan,
+    Load,
+    Survey,
+    arrival_plan,
+    scheduled,
+    surveyed,
+)
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
@@ -88,7 +95,7 @@ def make_plan(
     survey = surveyed(sessions, load)
     if not survey.sessions:
         raise PlanError(f"{path}: no request fits --max-model-len {load.max_model_len}")
-    chosen = rhythm(load, survey, str(path))
+    chosen = arrival_plan(load, survey, str(path))
     info, sessions = open_trace(path, format)
     try:
         with tempfile.TemporaryFile(dir=out.parent) as body:
@@ -241,7 +248,7 @@ def _header_safe(text: str) -> str:
 
 
 def _header(
-    info: TraceInfo, load: Load, survey: Survey, chosen: Rhythm, tally: _Tally
+    info: TraceInfo, load: Load, survey: Survey, chosen: ArrivalPlan, tally: _Tally
 ) -> PlanHeader:
     notes = list(info.warnings)
     notes += [f"{n} sessions cut: {reason}" for reason, n in info.shortened.items()]

@@ -21,7 +21,7 @@ from loadgen.replay.clock import Clock
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.results.results import Result
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 
 AHEAD_SECONDS = 0.5  # texts, bodies and connections are ready this long before
 
@@ -60,12 +60,12 @@ async def run_session(run: Run, session: PlannedSession) -> None:
             planned_seconds = max(
                 turn.at_seconds or 0.0, planned_seconds + turn.think_seconds
             )
-        life = _Turn(run, session, number, planned_seconds, said_tokens)
+        sending = _Turn(run, session, number, planned_seconds, said_tokens)
         if is_broken:
-            life.drop("the previous turn failed")
+            sending.drop("the previous turn failed")
             continue
-        result, history = await life.live(history)
-        said_tokens = life.conversation_tokens
+        result, history = await sending.live(history)
+        said_tokens = sending.conversation_tokens
         is_broken = result.outcome != "ok"
         planned_seconds = result.finished_seconds
 
@@ -177,7 +177,7 @@ class _Turn:
     def _steps(self) -> Generator[None, None, Reply]:
         exchange, run = self._exchange, self._run
         return read_in_steps(
-            ENGINES[run.target.backend],
+            DIALECTS[run.target.backend],
             exchange.status,
             exchange.headers,
             exchange.stamps,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from loadgen.analysis.samples import Samples
 from loadgen.analysis.schema import Summary
-from loadgen.analysis.tally import Window
+from loadgen.analysis.tally import RunWindow
 from loadgen.report import charts
 from loadgen.report import format as say
 from loadgen.report import text as words
@@ -52,7 +52,7 @@ def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
 
 def render_html(summary: Summary, results: Iterable[Result]) -> str:
     """The page of one run; `results` are its records, read once."""
-    window = Window(summary.window.start_seconds, summary.window.end_seconds)
+    window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
     samples = Samples(window, summary.window.run_seconds).add_all(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loadgen", "report"),

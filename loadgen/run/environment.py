@@ -17,7 +17,7 @@ from loadgen.run.stack import Stack, wait_until_ready
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Environment:
     """Where the load goes and who meters it."""
 
     target: Target
@@ -26,7 +26,7 @@ class Setting:
     admin_token: str | None = field(default=None, repr=False)
 
 
-def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
+def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environment:
     """Start the simulator and the proxy as asked, and wait until energy is known."""
     url, power, admin_url = config.url, config.power, config.ledger
     if url is None:
@@ -65,7 +65,7 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Setting:
     if target.model is None:
         model = uvloop.run(discover_model(target, SystemClock().now))
         target = replace(target, model=model)
-    return Setting(
+    return Environment(
         target, admin_url, config.url is None, admin_token=config.ledger_token
     )
 

@@ -15,7 +15,7 @@ import msgspec
 from loadgen.analysis.energy import Metering
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo, read_summary, summarise, write_summary
-from loadgen.analysis.tally import Extent, Tally, Window
+from loadgen.analysis.tally import Extent, RunWindow, Tally
 from loadgen.energy.join import (
     PATIENCE,
     Admin,
@@ -109,7 +109,7 @@ def extent_of(requests: Path) -> Extent:
 
 
 def summary_of(
-    folder: Path, info: RunInfo, window: Window, metering: Metering, extent: Extent
+    folder: Path, info: RunInfo, window: RunWindow, metering: Metering, extent: Extent
 ) -> Summary:
     """One pass over the records, and the plan's header and hash."""
     tally = Tally(window, info.goodput).add_all(read_results(folder / REQUESTS))
@@ -149,7 +149,7 @@ def _unwritable(folder: Path, error: OSError) -> LoadgenError:
 def _meter(
     requests: Path,
     info: RunInfo,
-    window: Window,
+    window: RunWindow,
     extent: Extent,
     admin: Admin,
     waiting: Waiting | None,
@@ -167,7 +167,7 @@ def _meter(
         begin_unix_seconds=zero, waiting=waiting, patience=patience,
     )  # fmt: skip
     join(requests, energies)
-    wide = Window(
+    wide = RunWindow(
         window.start_seconds - (0.0 if info.warmup_seconds else margin),
         window.end_seconds + (0.0 if info.cooldown_seconds else margin),
     )

@@ -32,7 +32,7 @@ _RATE_SECONDS = 10.0
 """Rates are means of so long: a Poisson stream jitters over less."""
 
 
-class Setting(Protocol):
+class RunEnvironment(Protocol):
     """What the view needs to know of a run."""
 
     @property
@@ -113,7 +113,7 @@ def polling_energy(
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RedrawPace:
     """Requests sent and tokens received by a moment; two of them make a rate."""
 
     at_seconds: float
@@ -134,7 +134,7 @@ class View:
         self._progress = progress
         self._energy = energy
         self._is_simulated = is_simulated
-        self._paces: list[Pace] = []
+        self._paces: list[RedrawPace] = []
 
     def figures(self, now_seconds: float) -> list[tuple[str, str]]:
         """Names and what to write behind them; `now_seconds` is monotonic."""
@@ -206,8 +206,8 @@ class View:
         if progress.zero_seconds is None:
             return None, None
         if not self._paces:
-            self._paces.append(Pace(progress.zero_seconds, 0, 0))
-        newest = Pace(now_seconds, progress.sent, progress.tokens)
+            self._paces.append(RedrawPace(progress.zero_seconds, 0, 0))
+        newest = RedrawPace(now_seconds, progress.sent, progress.tokens)
         self._paces.append(newest)
         while len(self._paces) > 2 and (
             self._paces[1].at_seconds <= now_seconds - _RATE_SECONDS
@@ -223,17 +223,17 @@ class View:
 
 @contextmanager
 def live_view(
-    progress: Progress, setting: Setting, quiet: bool, console: Console
+    progress: Progress, environment: RunEnvironment, quiet: bool, console: Console
 ) -> Iterator[None]:
     """Show a run while the block runs, as the console allows; quiet shows nothing."""
     if quiet:
         yield
         return
     with polling_energy(
-        setting.admin_url, progress, token=setting.admin_token
+        environment.admin_url, progress, token=environment.admin_token
     ) as meter:
         view = View(
-            progress, lambda: meter.now, is_simulated=setting.is_simulated
+            progress, lambda: meter.now, is_simulated=environment.is_simulated
         )  # fmt: skip
         if console.is_terminal:
             shown = Live(console=console, auto_refresh=False, transient=True)

@@ -29,7 +29,7 @@ from loadgen.results.measures import parse_goodput
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
-from loadgen.run.environment import Setting, bring_up
+from loadgen.run.environment import Environment, bring_up
 from loadgen.run.exporter import exporting
 from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
 from loadgen.run.live import live_view
@@ -58,10 +58,10 @@ def run(config: ReplayConfig, console: Console) -> int:
         header = _plan(config, folder, console)
     _show_plan(header, config, folder, console)
     with Stack(folder / LOG_FOLDER) as stack:
-        setting = bring_up(config, stack, console)
-        info = _run_info(config, setting, goodput)
+        environment = bring_up(config, stack, console)
+        info = _run_info(config, environment, goodput)
         begin_run(folder, info)
-        stats = _replay(config, folder, header, setting, progress, console)
+        stats = _replay(config, folder, header, environment, progress, console)
         info = msgspec.structs.replace(
             info,
             zero_unix_seconds=stats.zero_unix_seconds,
@@ -72,8 +72,8 @@ def run(config: ReplayConfig, console: Console) -> int:
             summary = finish_run(
                 folder,
                 info,
-                admin_url=setting.admin_url,
-                admin_token=setting.admin_token,
+                admin_url=environment.admin_url,
+                admin_token=environment.admin_token,
                 waiting=lambda settled, expected: status.update(
                     f"waiting for energy: {settled} of {expected} requests settled"
                 ),
@@ -180,7 +180,7 @@ def _replay(
     config: ReplayConfig,
     folder: Path,
     header: PlanHeader,
-    setting: Setting,
+    environment: Environment,
     progress: Progress,
     console: Console,
 ) -> RunStats:
@@ -191,13 +191,13 @@ def _replay(
     if header.rate_per_second is None and header.span_seconds > 0:
         progress.offered_per_second = header.requests / header.span_seconds
     options = replace(_options(config), hash_block_size=header.hash_block_size)
-    check_options(setting.target, options)
+    check_options(environment.target, options)
 
     async def whole() -> RunStats:
         task = asyncio.ensure_future(
             replay(
                 sessions,
-                target=setting.target,
+                target=environment.target,
                 options=options,
                 recorder=recorder,
                 progress=progress,
@@ -215,7 +215,7 @@ def _replay(
     with (
         Recorder(folder / REQUESTS) as recorder,
         exporting(config.metrics_port, progress),
-        live_view(progress, setting, config.quiet, console),
+        live_view(progress, environment, config.quiet, console),
     ):
         return uvloop.run(whole())
 
@@ -236,18 +236,18 @@ def _length_rule(config: ReplayConfig) -> str:
 
 
 def _run_info(
-    config: ReplayConfig, setting: Setting, goodput: dict[str, float]
+    config: ReplayConfig, environment: Environment, goodput: dict[str, float]
 ) -> RunInfo:
     return RunInfo(
         warmup_seconds=config.warmup,
         cooldown_seconds=config.cooldown,
         goodput=goodput,
         max_concurrency=config.max_concurrency,
-        simulated=setting.is_simulated,
-        metered=setting.admin_url is not None and config.power != "none",
+        simulated=environment.is_simulated,
+        metered=environment.admin_url is not None and config.power != "none",
         power=config.power,
         backend=config.backend,
         output_length_rule=_length_rule(config),
-        model=setting.target.model,
+        model=environment.target.model,
         metadata=dict(config.metadata),
     )

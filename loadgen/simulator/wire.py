@@ -11,7 +11,7 @@ from loadgen.simulator.core.engine import Step
 from loadgen.simulator.core.truth import RequestTruth
 
 
-class Refusal(Exception):
+class EngineRefusal(Exception):
     """A request the server does not take: status, and the body in its dialect."""
 
     def __init__(self, status: int, body: object) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.synth.statistics_file import SCHEME, source_of
-from loadgen.traces.synth.synth import Statistics, Wish, digest
+from loadgen.traces.synth.synth import Statistics, SynthOptions, digest
 from loadgen.traces.trace import Session, TraceInfo
 from loadgen.traces.writers import BLOCK_TOKENS, WRITERS, loadtrace_header
 
@@ -48,23 +48,26 @@ def convert_trace(
 
 
 def write_synthetic(
-    sessions: Iterable[Session], statistics: Statistics, wish: Wish, out: Path
+    sessions: Iterable[Session],
+    statistics: Statistics,
+    options: SynthOptions,
+    out: Path,
 ) -> None:
     """Write drawn sessions as `loadtrace/1`, saying what they were drawn from."""
     name = out.name.partition(".")[0]
     info = TraceInfo(name=name, format="loadtrace", kind=statistics.kind)
-    arrivals = statistics.arrivals if wish.with_arrivals else None
+    arrivals = statistics.arrivals if options.with_arrivals else None
     synthetic: dict[str, Any] = {
         "scheme": SCHEME,
-        "seed": wish.seed,
+        "seed": options.seed,
         "bins_sha256": digest(statistics),
         "statistics": statistics.name,
         "arrivals": None if arrivals is None else arrivals.__struct_config__.tag,
     }
     if statistics.conversations is not None:
-        synthetic["max_turns"] = wish.max_turns
+        synthetic["max_turns"] = options.max_turns
         synthetic["think_seconds"] = {
-            "invented": "exponential", "mean": wish.think_seconds
+            "invented": "exponential", "mean": options.think_seconds
         }  # fmt: skip
     write_trace(
         sessions, info, out, "loadtrace",

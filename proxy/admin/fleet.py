@@ -12,7 +12,7 @@ from typing import Any
 
 from proxy.admin.views import boundary_json, lacking, ratio_json, sensor_json
 from proxy.meter.accounts import Boundaries
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 from proxy.serve.sensors import Measured
 
 
@@ -26,7 +26,7 @@ class EngineSources:
     """Every boundary now, the headline first."""
     upstream_state: Callable[[], Awaitable[str | None]]
     """None when the upstream answers, else why it does not."""
-    lane: Lane | None = None
+    upstream: Upstream | None = None
 
 
 def engine_books(
@@ -166,10 +166,12 @@ def fleet_readiness(
     """Ready when each model has an engine that is; of each engine what it lacks."""
     by_model: dict[str, bool] = {}
     for engine, reply in zip(engines, found, strict=True):
-        models = None if engine.lane is None else engine.lane.models
+        models = None if engine.upstream is None else engine.upstream.models
         # an engine that never told its models may be the only one of some
         for model in models or (f"those of {engine.name}",):
-            is_served = reply["ready"] and not (engine.lane and engine.lane.is_draining)
+            is_served = reply["ready"] and not (
+                engine.upstream and engine.upstream.is_draining
+            )
             by_model[model] = by_model.get(model, False) or is_served
     return {
         "ready": all(by_model.values()),
@@ -187,19 +189,19 @@ def fleet_readiness(
     }
 
 
-def upstream_json(lane: Lane, unix_offset_seconds: float) -> dict[str, Any]:
+def upstream_json(upstream: Upstream, unix_offset_seconds: float) -> dict[str, Any]:
     """One upstream as `/upstreams` shows it."""
-    state = "draining" if lane.is_draining else "up" if lane.is_up else "down"
+    state = "draining" if upstream.is_draining else "up" if upstream.is_up else "down"
     return {
-        "name": lane.name,
-        "url": lane.upstream.url,
-        "engine": lane.engine.name,
-        "models": None if lane.models is None else list(lane.models),
+        "name": upstream.name,
+        "url": upstream.address.url,
+        "engine": upstream.dialect.name,
+        "models": None if upstream.models is None else list(upstream.models),
         "state": state,
-        "up": lane.is_up,
-        "draining": lane.is_draining,
-        "reason": lane.down_reason,
-        "since_unix_seconds": lane.since_seconds + unix_offset_seconds,
-        "requests_in_flight": lane.in_flight,
-        "rerouted_total": lane.counters.rerouted,
+        "up": upstream.is_up,
+        "draining": upstream.is_draining,
+        "reason": upstream.down_reason,
+        "since_unix_seconds": upstream.since_seconds + unix_offset_seconds,
+        "requests_in_flight": upstream.in_flight,
+        "rerouted_total": upstream.counters.rerouted,
     }

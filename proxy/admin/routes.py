@@ -29,12 +29,12 @@ from proxy.admin.fleet import (
 )
 from proxy.admin.views import store_json
 from proxy.errors import StoreError
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
-from proxy.store.filed import sequence_at
 from proxy.store.fit_document import encoded, saved_of
+from proxy.store.stored_record import sequence_at
 
-MOST_RECORDS = 10_000
+MAX_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
 OFFSET_STEP_SECONDS = 0.001
 YEAR_3000_UNIX_SECONDS = 32_503_680_000
@@ -129,8 +129,8 @@ class _Views:
             from_unix = float(request.query.get("from_unix", "0"))
         except ValueError:
             return _refuse("since and limit are whole numbers, from_unix seconds")
-        if since < 0 or not 1 <= limit <= MOST_RECORDS:
-            return _refuse(f"since is from 0, limit from 1 to {MOST_RECORDS}")
+        if since < 0 or not 1 <= limit <= MAX_RECORDS:
+            return _refuse(f"since is from 0, limit from 1 to {MAX_RECORDS}")
         if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
             return _refuse("from_unix is Unix seconds, such as 1767225600")
         # the sequence is the instant of settlement: an instant is a cursor too
@@ -191,7 +191,7 @@ class _Views:
         store = self._from.records.state()
         shown = None if store is None else store_json(store)
         first = engines[self._from.engines[0].name] if len(engines) == 1 else {}
-        upstreams = [self._shown(lane) for lane in self._lanes().values()]
+        upstreams = [self._shown(upstream) for upstream in self._upstreams().values()]
         return _json(
             {
                 **self._from.info,
@@ -211,7 +211,9 @@ class _Views:
         return web.Response(body=encoded(found), content_type="application/json")
 
     async def upstreams(self, request: web.Request) -> web.Response:
-        return _json({"upstreams": [self._shown(e) for e in self._lanes().values()]})
+        return _json(
+            {"upstreams": [self._shown(e) for e in self._upstreams().values()]}
+        )
 
     async def drain(self, request: web.Request) -> web.Response:
         return self._set_draining(request, True)
@@ -220,19 +222,21 @@ class _Views:
         return self._set_draining(request, False)
 
     def _set_draining(self, request: web.Request, is_draining: bool) -> web.Response:
-        lanes = self._lanes()
+        upstreams = self._upstreams()
         name = request.match_info["name"]
-        if name not in lanes:
-            known = ", ".join(lanes)
+        if name not in upstreams:
+            known = ", ".join(upstreams)
             return _json({"error": f"no upstream {name[:80]!r}; known: {known}"}, 404)
-        lanes[name].drain(is_draining)
-        return _json(self._shown(lanes[name]))
+        upstreams[name].drain(is_draining)
+        return _json(self._shown(upstreams[name]))
 
-    def _lanes(self) -> dict[str, Lane]:
-        return {e.name: e.lane for e in self._from.engines if e.lane is not None}
+    def _upstreams(self) -> dict[str, Upstream]:
+        return {
+            e.name: e.upstream for e in self._from.engines if e.upstream is not None
+        }
 
-    def _shown(self, lane: Lane) -> dict[str, Any]:
-        return upstream_json(lane, self._unix_offset_seconds())
+    def _shown(self, upstream: Upstream) -> dict[str, Any]:
+        return upstream_json(upstream, self._unix_offset_seconds())
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"healthy": True})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from proxy.engines.dialect import Engine
-from proxy.engines.openai import OPENAI, TRANSFORMERS, VLLM, OpenAIEngine
-from proxy.engines.tgi import TgiEngine
+from proxy.engines.dialect import Dialect
+from proxy.engines.openai import OPENAI, TRANSFORMERS, VLLM, OpenAIDialect
+from proxy.engines.tgi import TgiDialect
 
-ENGINES: dict[str, Engine] = {
-    "vllm": OpenAIEngine(VLLM),
-    "openai": OpenAIEngine(OPENAI),
-    "transformers": OpenAIEngine(TRANSFORMERS),
-    "tgi": TgiEngine(),
+DIALECTS: dict[str, Dialect] = {
+    "vllm": OpenAIDialect(VLLM),
+    "openai": OpenAIDialect(OPENAI),
+    "transformers": OpenAIDialect(TRANSFORMERS),
+    "tgi": TgiDialect(),
 }

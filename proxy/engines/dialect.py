@@ -76,7 +76,7 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     """`usage` is of one sequence of the request; the request's is their sum."""
 
 
-class Engine(Protocol):
+class Dialect(Protocol):
     """One wire dialect, stateless; see `ENGINES` for those known."""
 
     @property

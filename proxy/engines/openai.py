@@ -62,7 +62,7 @@ TRANSFORMERS = Flavour(
 )
 
 
-class OpenAIEngine:
+class OpenAIDialect:
     """Chat and completions, streamed or not, in one flavour."""
 
     def __init__(self, flavour: Flavour) -> None:

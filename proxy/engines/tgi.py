@@ -75,7 +75,7 @@ class NativeRequest(msgspec.Struct, gc=False):
     parameters: Any = None
 
 
-class TgiEngine:
+class TgiDialect:
     """The router's native and OpenAI routes; the bodies say which is which."""
 
     @property

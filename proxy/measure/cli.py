@@ -14,7 +14,7 @@ import click
 
 from proxy.errors import ProxyError
 from proxy.measure.report import CommandReport, as_json
-from proxy.measure.run import MeterConfig, meter_command
+from proxy.measure.run import MeasureConfig, meter_command
 from proxy.measure.text import describe
 from proxy.measure.textfile import check_textfile, update_textfile
 from proxy.power.argument import BOUNDARIES
@@ -171,7 +171,7 @@ def meter(
     if textfile_folder is not None:
         check_textfile(textfile_folder, name, labels)
     report = meter_command(
-        MeterConfig(
+        MeasureConfig(
             command, sources, gpus, name, labels, tdp_watts,
             sample_interval_seconds, baseline_seconds,
         )

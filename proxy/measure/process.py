@@ -31,7 +31,7 @@ FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
 """The terminal sends these to the whole group: passed on, they would come twice."""
 
 
-class Child:
+class MeteredCommand:
     """The command once it runs; before, signals for it are kept."""
 
     def __init__(self, wakeup: int) -> None:
@@ -76,11 +76,11 @@ class Child:
 
 
 @contextmanager
-def metered_child() -> Iterator[Child]:
+def metered_child() -> Iterator[MeteredCommand]:
     """Within, no signal ends us; what only we have received reaches the child."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    child = Child(reader)
+    child = MeteredCommand(reader)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number not in FROM_KEYS or not _is_in_foreground():

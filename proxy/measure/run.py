@@ -26,7 +26,7 @@ LAST_POINT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class MeterConfig:
+class MeasureConfig:
     """What `metering-proxy meter` was told."""
 
     command: tuple[str, ...]
@@ -43,7 +43,7 @@ class MeterConfig:
 class _Sensor:
     """One source with its thread, and what it has shown."""
 
-    def __init__(self, text: str, config: MeterConfig, lock: threading.Condition):
+    def __init__(self, text: str, config: MeasureConfig, lock: threading.Condition):
         self.name = text.partition("=")[0]
         self.watch = Watch(has_baseline=config.baseline_seconds > 0)
         self.limit_watts: float | None = None
@@ -78,7 +78,7 @@ class _Sensor:
                 self.watch.failed(event.reason)
             self._lock.notify_all()
 
-    def report(self, config: MeterConfig, duration_seconds: float) -> SourceReport:
+    def report(self, config: MeasureConfig, duration_seconds: float) -> SourceReport:
         """Of everything that was read; the sampler has stopped."""
         stats = self.sampler.stats
         boundary = stats.boundary
@@ -100,7 +100,7 @@ class _Sensor:
         )
 
     def _rated_watts(
-        self, config: MeterConfig, boundary: str
+        self, config: MeasureConfig, boundary: str
     ) -> tuple[float | None, str]:
         if boundary in config.tdp_watts:
             return config.tdp_watts[boundary], "--tdp"
@@ -110,7 +110,7 @@ class _Sensor:
         return self.limit_watts, "power limit"
 
 
-def meter_command(config: MeterConfig) -> CommandReport:
+def meter_command(config: MeasureConfig) -> CommandReport:
     """Run the command to its end and say what it took.
 
     A sensor that fails makes joules unknown, no more. Raises CommandError when

@@ -25,7 +25,7 @@ from proxy.measure.report import CommandReport
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LABEL = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
-MOST_SERIES = 500
+MAX_SERIES = 500
 """In one file: someone puts a job number into a label, and Prometheus suffers."""
 
 COUNTERS = {
@@ -123,9 +123,9 @@ def add_run(
     for series, value in run.items():
         is_counter = series[0] in COUNTERS
         added[series] = value + (added.get(series, 0.0) if is_counter else 0.0)
-    if len(added) > MOST_SERIES:
+    if len(added) > MAX_SERIES:
         raise ValueError(
-            f"it would hold {len(added)} series, over {MOST_SERIES}; use fewer "
+            f"it would hold {len(added)} series, over {MAX_SERIES}; use fewer "
             "different --label values, or remove the file"
         )
     return added

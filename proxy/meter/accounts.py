@@ -26,7 +26,7 @@ WHOLE = "node"
 
 MARGIN_SECONDS = 2.0
 MARGIN_PERIODS = 3.0
-MOST_WAIT_SECONDS = 20.0
+MAX_WAIT_SECONDS = 20.0
 """A record waits no longer than this for the joules of slower boundaries."""
 
 
@@ -244,7 +244,7 @@ class Boundaries:
             return 0.0
         state = self._meters[boundary].state()
         periods = MARGIN_PERIODS * (state.counter_period_seconds or 0.0)
-        return min(state.window_seconds + periods + MARGIN_SECONDS, MOST_WAIT_SECONDS)
+        return min(state.window_seconds + periods + MARGIN_SECONDS, MAX_WAIT_SECONDS)
 
     def _compare(self) -> None:
         """Add what inner and outer boundaries measured since they were compared."""

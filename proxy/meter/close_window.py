@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from proxy.meter.activity.columns import population
+from proxy.meter.activity.columns import population_of
 from proxy.meter.activity.cut import EDGE_SECONDS
 from proxy.meter.activity.engine_load import GaugeLog
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
@@ -70,7 +70,7 @@ class WindowCloser:
         )
         joules = float(window.joules[-1] - window.joules[0])
         measured = float(window.joules[-1])
-        guests = self._place(window, among)
+        unplaced = self._place(window, among)
         ran = [
             entry
             for entry in among
@@ -88,7 +88,7 @@ class WindowCloser:
                 gap_seconds=window.end_seconds - window.start_seconds,
             )
         else:
-            is_whole = not guests and all(
+            is_whole = not unplaced and all(
                 entry.timeline.scheduled_seconds is not None for entry in among
             )
             closing = self._divided(window, measured, ran, is_whole)
@@ -97,7 +97,7 @@ class WindowCloser:
                     (window.start_seconds, window.end_seconds, joules)
                 )
         self._ledger.close(closing)
-        for timeline in guests:
+        for timeline in unplaced:
             timeline.scheduled_seconds = None
 
     def learn_idle(self, now_seconds: float) -> None:
@@ -131,20 +131,20 @@ class WindowCloser:
     def _divided(
         self, window: Window, measured: float, ran: list[Entry], is_whole: bool
     ) -> Closing:
-        strangers = self.gauges.strangers(window.start_seconds, window.end_seconds)
-        people = population([*(entry.timeline for entry in ran), *strangers])
+        external = self.gauges.external(window.start_seconds, window.end_seconds)
+        population = population_of([*(entry.timeline for entry in ran), *external])
         steps = self.steps.steps
         starts = step_starts(steps, *self._arrivals)
         division = divide(
             window,
-            people,
+            population,
             steps,
             starts,
             idle_watts=self.idle.watts,
             policies=[self.calibration.bound(policy) for policy in self._policies],
-            strangers=len(strangers),
+            external=len(external),
         )
-        is_whole = is_whole and not strangers
+        is_whole = is_whole and not external
         for entry in ran:
             entry.lacks_idle |= self.idle.watts is None
         if is_whole and self.idle.watts is not None:  # work and joules are both known
@@ -181,12 +181,12 @@ class WindowCloser:
             due, Seen(steps, starts, window.start_seconds, window.end_seconds)
         )
         still = [t for t in waiting if t.scheduled_seconds is None]
-        guests = [t for t in still if not t.is_streamed]
-        if still and not guests and len(still) == len(timelines):
-            guests = still[:1]  # nobody else can have used the energy
-        for timeline in guests:
+        unplaced = [t for t in still if not t.is_streamed]
+        if still and not unplaced and len(still) == len(timelines):
+            unplaced = still[:1]  # nobody else can have used the energy
+        for timeline in unplaced:
             timeline.scheduled_seconds = timeline.arrived_seconds
-        return guests
+        return unplaced
 
     def _hold_back(self, timeline: RequestTimeline) -> None:
         """It was not scheduled while the engine's gauges say that it waited."""

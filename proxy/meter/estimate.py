@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from proxy.meter.activity.columns import Population, population, shared_seconds
+from proxy.meter.activity.columns import Population, population_of, shared_seconds
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
 from proxy.meter.activity.unstreamed import STEP_SECONDS
@@ -92,11 +92,11 @@ def unsettled_shares(
 ) -> FloatArray:
     """Prefill, decode and idle share joules of each, shape (requests, 3)."""
     token_seconds = settlement.prompt_token_seconds
-    people = people_until(float(edges[-1]), among, token_seconds)
-    tokens = tokens_since(float(edges[0]), people, settlement.steps, log)
-    activity = rough_activity(edges, people, tokens, among, token_seconds)
+    population = population_until(float(edges[-1]), among, token_seconds)
+    tokens = tokens_since(float(edges[0]), population, settlement.steps, log)
+    activity = rough_activity(edges, population, tokens, among, token_seconds)
     _, shared, caused = split_idle(
-        edges, np.diff(joules), people, settlement.idle.watts
+        edges, np.diff(joules), population, settlement.idle.watts
     )
     idle_shares = attribute(shared, activity, by_running_time).sum(axis=1)
     return np.column_stack((attribute(caused, activity, policy), idle_shares))
@@ -132,12 +132,12 @@ def measured_until(
     return edges, joules
 
 
-def people_until(
+def population_until(
     at_seconds: float, among: Sequence[RequestTimeline], token_seconds: float
 ) -> Population:
     """Who ran up to an instant, those included whose prompt is not placed yet."""
-    people = population(among)
-    began = people.scheduled_seconds
+    population = population_of(among)
+    began = population.scheduled_seconds
     for position in np.flatnonzero(np.isinf(began)).tolist():
         timeline = among[position]
         first = timeline.first_token_seconds
@@ -149,75 +149,82 @@ def people_until(
                 began[position] = max(timeline.arrived_seconds, alone)
         elif not timeline.is_streamed and not timeline.is_refused:
             began[position] = timeline.arrived_seconds  # nobody tells more of it
-    return replace(people, end_seconds=np.minimum(people.end_seconds, at_seconds))
+    return replace(
+        population, end_seconds=np.minimum(population.end_seconds, at_seconds)
+    )
 
 
 def tokens_since(
-    settled_seconds: float, people: Population, book: StepBook, log: TokenLog
+    settled_seconds: float, population: Population, book: StepBook, log: TokenLog
 ) -> FloatArray:
     """Tokens that each of `people` received since an instant, as counted."""
     steps = book.steps
     seconds = np.concatenate((steps.seconds, np.array(log.seconds)))
     serials = np.concatenate((steps.serials, np.array(log.serials, np.int64)))
     tokens = np.concatenate((steps.tokens, np.array(log.tokens)))
-    position = np.searchsorted(people.serials, serials)
-    position = np.minimum(position, len(people.serials) - 1)
-    is_theirs = (people.serials[position] == serials) & (seconds > settled_seconds)
+    position = np.searchsorted(population.serials, serials)
+    position = np.minimum(position, len(population.serials) - 1)
+    is_theirs = (population.serials[position] == serials) & (seconds > settled_seconds)
     sums = np.bincount(
-        position[is_theirs], tokens[is_theirs], minlength=len(people.serials)
+        position[is_theirs], tokens[is_theirs], minlength=len(population.serials)
     )
     return np.asarray(sums, dtype=np.float64)
 
 
 def rough_activity(
     edges: FloatArray,
-    people: Population,
+    population: Population,
     tokens: FloatArray,
     among: Sequence[RequestTimeline],
     token_seconds: float,
 ) -> Activity:
     """Everybody's work in a stretch, each phase as if spread evenly over its time."""
     start, end = float(edges[0]), float(edges[-1])
-    began, ended = people.scheduled_seconds, people.end_seconds
-    first = np.minimum(people.first_token_seconds, ended)
-    prefill_shared, decode_shared = shared_seconds(start, end, people)
+    began, ended = population.scheduled_seconds, population.end_seconds
+    first = np.minimum(population.first_token_seconds, ended)
+    prefill_shared, decode_shared = shared_seconds(start, end, population)
     prefill_own = np.clip(np.minimum(first, end) - np.maximum(began, start), 0, None)
     decode_own = np.clip(np.minimum(ended, end) - np.maximum(first, start), 0, None)
-    has_first = (first > start) & (people.first_token_seconds <= end)
+    has_first = (first > start) & (population.first_token_seconds <= end)
     # A whole reply tells its tokens at its end; until then it may have had so many.
     is_hidden = np.array(
         [not t.is_streamed and t.closed_seconds is None for t in among]
     )
     tokens = np.where(is_hidden, prefill_own / STEP_SECONDS, tokens * _scale(among))
-    prompt = prompt_tokens(people, among, token_seconds)
-    computed = np.maximum(prompt - people.cached_tokens, 0.0)
+    prompt = prompt_tokens(population, among, token_seconds)
+    computed = np.maximum(prompt - population.cached_tokens, 0.0)
     part = prefill_own / np.maximum(first - began, 1e-9)
     part = np.where(has_first, np.clip(part, 0.0, 1.0), 0.0)
-    decoded = np.where(has_first, np.maximum(tokens - people.sequences, 0.0), tokens)
+    decoded = np.where(
+        has_first, np.maximum(tokens - population.sequences, 0.0), tokens
+    )
     received = np.array([t.counted_tokens for t in among]) * _scale(among)
-    middle = np.maximum(received - tokens / 2, 0.0) / people.sequences
+    middle = np.maximum(received - tokens / 2, 0.0) / population.sequences
     return Activity(
         prefill_seconds=prefill_shared,
         decode_seconds=decode_shared,
         prefill_tokens=computed * part,
-        prefill_context_tokens=computed * part * (prompt + people.cached_tokens) / 2,
+        prefill_context_tokens=computed
+        * part
+        * (prompt + population.cached_tokens)
+        / 2,
         output_tokens=tokens,
         decode_tokens=decoded,
         kv_tokens=decoded * (prompt + middle),
         prefill_steps=part * _alone(prefill_shared, prefill_own),
-        decode_steps=decoded / people.sequences * _alone(decode_shared, decode_own),
+        decode_steps=decoded / population.sequences * _alone(decode_shared, decode_own),
     )
 
 
 def prompt_tokens(
-    people: Population, among: Sequence[RequestTimeline], token_seconds: float
+    population: Population, among: Sequence[RequestTimeline], token_seconds: float
 ) -> FloatArray:
     """As the engine told; else the mean of those, if there was time for so many."""
     told = np.array(
         [np.nan if t.prompt_tokens is None else t.prompt_tokens for t in among]
     )
     is_told = np.isfinite(told)
-    waited = people.first_token_seconds - people.arrived_seconds
+    waited = population.first_token_seconds - population.arrived_seconds
     guess = np.where(np.isinf(waited), 0.0, waited) / token_seconds
     if is_told.any():
         guess = np.minimum(guess, told[is_told].mean())

@@ -282,7 +282,7 @@ class Meter:
             counter_resets_total=curve.resets,
             external_requests=None
             if newest is None
-            else self._settlement.gauges.strangers_at(newest),
+            else self._settlement.gauges.external_at(newest),
             calibration=self._settlement.calibration.state,
         )
 

@@ -16,7 +16,7 @@ from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.activity.engine_load import ALIVE_SECONDS
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import STEP_GAP_SECONDS
-from proxy.meter.activity.unstreamed import spread_run_on, spread_whole_reply
+from proxy.meter.activity.unstreamed import spread_orphan, spread_unstreamed
 from proxy.meter.attribution.fit import Calibration
 from proxy.meter.attribution.policies import Policy
 from proxy.meter.close_window import WindowCloser
@@ -96,7 +96,7 @@ class Settlement:
         self._until_seconds = now_seconds - STRAGGLER_SECONDS
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(log, now_seconds)
-        self.gauges.run_ons.give_up(now_seconds - ALIVE_SECONDS)
+        self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
         if self.settled_seconds is not None:
             if not self._is_still_blocked(now_seconds):
                 self._close_windows(list(entries), log, now_seconds)
@@ -199,7 +199,7 @@ class Settlement:
 
     def spread(self, timeline: RequestTimeline, log: TokenLog) -> None:
         """A reply came in one piece: its tokens are put where they may have been."""
-        spread_whole_reply(
+        spread_unstreamed(
             timeline,
             self.steps,
             log,
@@ -210,7 +210,7 @@ class Settlement:
     def client_left(self, timeline: RequestTimeline, at_seconds: float) -> None:
         """The engine may not notice: its gauges, where there are any, will tell."""
         if self.gauges.is_alive(at_seconds):
-            self.gauges.run_ons.suspect(timeline)
+            self.gauges.orphans.suspect(timeline)
 
     def gauged(
         self,
@@ -222,8 +222,8 @@ class Settlement:
         """What the engine says of itself; `entries` are all not yet `left`."""
         timelines = [entry.timeline for entry in entries]
         seen = self.gauges.add(at_seconds, gauges, timelines)
-        for timeline in self.gauges.run_ons.take_ended():
-            spread_run_on(timeline, self.steps, log)
+        for timeline in self.gauges.orphans.take_ended():
+            spread_orphan(timeline, self.steps, log)
         if seen.has_preempted:
             for entry in entries:
                 timeline = entry.timeline
@@ -260,7 +260,7 @@ class Settlement:
                 return False
         closed = timeline.closed_seconds
         if closed is not None:
-            if timeline.may_run_on and closed < end_seconds:
+            if timeline.may_be_orphan and closed < end_seconds:
                 return False
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:

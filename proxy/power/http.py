@@ -20,7 +20,7 @@ READ_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class SensorReply:
     """A good answer, with this host's monotonic seconds around the request."""
 
     url: str
@@ -60,7 +60,7 @@ class HttpSensor:
             verify=ssl.create_default_context() if is_verified else False,
         )  # fmt: skip
 
-    def get(self, url: str) -> Reply:
+    def get(self, url: str) -> SensorReply:
         """The text at `url`. Raises SensorError naming address and fault."""
         begin = time.monotonic()
         try:
@@ -75,9 +75,9 @@ class HttpSensor:
             reason = str(error) or type(error).__name__
             raise SensorError(f"{self._source} at {url}: {reason}") from None
         date = _unix_seconds(reply.headers.get("date"))
-        return Reply(url, reply.text, begin, time.monotonic(), date)
+        return SensorReply(url, reply.text, begin, time.monotonic(), date)
 
-    def get_json(self, url: str) -> tuple[dict[str, Any], Reply]:
+    def get_json(self, url: str) -> tuple[dict[str, Any], SensorReply]:
         """The JSON object at `url`. Raises SensorError as `get` does."""
         reply = self.get(url)
         try:

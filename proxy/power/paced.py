@@ -17,10 +17,10 @@ class Paced:
     """The readings of `ask`, asked for anew at most every `least_seconds`."""
 
     def __init__(
-        self, ask: Callable[[], Sequence[Reading]], least_seconds: float
+        self, ask: Callable[[], Sequence[Reading]], min_seconds: float
     ) -> None:
         self._ask = ask
-        self._least_seconds = least_seconds
+        self._min_seconds = min_seconds
         self._readings: Sequence[Reading] = ()
         self._due_seconds = 0.0
 
@@ -29,6 +29,6 @@ class Paced:
         now = time.monotonic()
         if not self._readings or now >= self._due_seconds:
             # Counted from the question on: a slow answer must not add to the pause.
-            self._due_seconds = now + self._least_seconds
+            self._due_seconds = now + self._min_seconds
             self._readings = self._ask()
         return self._readings

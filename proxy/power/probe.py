@@ -22,8 +22,8 @@ from proxy.power.sources import SOURCES, source_opener
 
 log = logging.getLogger("servewatt.sources")
 
-LEAST_SECONDS = 1.0
-MOST_SECONDS = 3.0
+MIN_SECONDS = 1.0
+MAX_SECONDS = 3.0
 """Sensors slower than a second are watched longer, until three changes are seen."""
 ENOUGH_CHANGES = 3
 PAUSE_SECONDS = 0.002
@@ -143,9 +143,7 @@ def _watch(source: EnergySource, measures: str) -> Found:
             history.setdefault(reading.device, []).append((at, reading))
         devices = [describe(name, rows) for name, rows in history.items()]
         slowest = min((device.changes for device in devices), default=0)
-        if end - begin >= (
-            LEAST_SECONDS if slowest >= ENOUGH_CHANGES else MOST_SECONDS
-        ):
+        if end - begin >= (MIN_SECONDS if slowest >= ENOUGH_CHANGES else MAX_SECONDS):
             break
         time.sleep(PAUSE_SECONDS)
     offset = source.clock_offset_seconds if isinstance(source, RemoteSource) else None

@@ -11,54 +11,65 @@ from collections.abc import Callable
 from proxy.engines.dialect import RequestFacts
 from proxy.relay.client.request import Request
 from proxy.relay.client.response import Outgoing
-from proxy.relay.completion import EnergyEnding
+from proxy.relay.completion import EnergyCompletion
 from proxy.relay.core import Core
 from proxy.relay.energy_trailer import wants_energy
-from proxy.relay.routing.choosing import Stop
+from proxy.relay.routing.choosing import Candidate
 from proxy.relay.tap import Tap
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 from proxy.relay.usage_filter import UsageFilter
 from proxy.wire.headers import request_head
 
 
 def open_tap(
-    core: Core, lane: Lane, request: Request, request_id: bytes, facts: RequestFacts
+    core: Core,
+    upstream: Upstream,
+    request: Request,
+    request_id: bytes,
+    facts: RequestFacts,
 ) -> Tap:
     """Tell the upstream's meter of a request."""
-    key = lane.guard.opened(
+    key = upstream.guard.opened(
         request_id.decode("ascii"),
         request.arrived_seconds,
         facts,
         core.labels.read(facts, request.headers),
     )
     at_seconds = request.arrived_seconds
-    return Tap(lane.guard, lane.engine, lane.counters, key, at_seconds, request.headers)
+    return Tap(
+        upstream.guard,
+        upstream.dialect,
+        upstream.counters,
+        key,
+        at_seconds,
+        request.headers,
+    )
 
 
 def enter(
     core: Core,
-    stop: Stop,
+    candidate: Candidate,
     request: Request,
     request_id: bytes,
     outgoing: Outgoing,
     on_over: Callable[[], None],
-) -> tuple[Tap | None, EnergyEnding | None]:
+) -> tuple[Tap | None, EnergyCompletion | None]:
     """Meter the request there if it is of that kind, and prepare its reply."""
-    lane, admission = stop.lane, stop.admission
+    upstream, admission = candidate.upstream, candidate.admission
     if admission.has_usage_added:
-        outgoing.drop_usage(UsageFilter(lane.engine))
+        outgoing.drop_usage(UsageFilter(upstream.dialect))
     if admission.facts is None:
-        lane.counters.unmetered += 1
+        upstream.counters.unmetered += 1
         return None, None
-    tap = open_tap(core, lane, request, request_id, admission.facts)
+    tap = open_tap(core, upstream, request, request_id, admission.facts)
     if not wants_energy(request.headers, core.config.energy_in_response):
         return tap, None
-    return tap, EnergyEnding(core, lane, tap, outgoing, request_id, on_over)
+    return tap, EnergyCompletion(core, upstream, tap, outgoing, request_id, on_over)
 
 
-def bytes_for(stop: Stop, request: Request, request_id: bytes) -> bytes:
+def bytes_for(candidate: Candidate, request: Request, request_id: bytes) -> bytes:
     """The request as it goes to that upstream."""
-    upstream, body = stop.lane.upstream, stop.admission.body
+    upstream, body = candidate.upstream.address, candidate.admission.body
     head = request_head(
         request.method,
         upstream.prefix + request.target,
@@ -66,6 +77,6 @@ def bytes_for(stop: Stop, request: Request, request_id: bytes) -> bytes:
         authority=upstream.authority,
         request_id=request_id,
         body_size=len(body),
-        is_metered=stop.admission.facts is not None,
+        is_metered=candidate.admission.facts is not None,
     )
     return head + body

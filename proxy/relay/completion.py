@@ -23,7 +23,7 @@ from proxy.relay.energy_trailer import (
 )
 from proxy.relay.tap import MAX_REPLY_BYTES, Tap
 from proxy.relay.upstream.connection import ReplyHead
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.event_search import EventSearch
 from proxy.wire.headers import is_event_stream
 
@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.02
 no faster."""
 
 
-class EnergyEnding:
+class EnergyCompletion:
     """Stands between the engine's reads and `Outgoing` for one reply."""
 
     __slots__ = (
@@ -54,14 +54,14 @@ class EnergyEnding:
     def __init__(
         self,
         core: Core,
-        lane: Lane,
+        upstream: Upstream,
         tap: Tap,
         outgoing: Outgoing,
         request_id: bytes,
         on_over: Callable[[], None],
     ) -> None:
         self._core = core
-        self._provenance = lane.provenance
+        self._provenance = upstream.provenance
         self._tap = tap
         self._outgoing = outgoing
         self._request_id = request_id
@@ -90,7 +90,7 @@ class EnergyEnding:
         elif self._search is None:
             self._hold_document(data)
         else:
-            self._hold_ending(self._search, data)
+            self._hold_completion(self._search, data)
 
     def cancel(self) -> None:
         """The exchange is over: nobody waits any more."""
@@ -110,7 +110,7 @@ class EnergyEnding:
         elif self._is_whole:
             self._tell()
 
-    def _hold_ending(self, search: EventSearch, data: bytes) -> None:
+    def _hold_completion(self, search: EventSearch, data: bytes) -> None:
         if search.found is None:
             before = search.feed(data)
             if before:

@@ -76,7 +76,7 @@ class RelayConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class UpstreamAddress:
     """Where requests go, taken apart once."""
 
     url: str
@@ -89,7 +89,7 @@ class Upstream:
     """Put before every path; empty or `/like/this`."""
 
 
-def parse_upstream(url: str) -> Upstream:
+def parse_upstream(url: str) -> UpstreamAddress:
     """The parts of `--upstream`. Raises ConfigError for what is not an http URL."""
     try:
         parts = urlsplit(url)
@@ -107,7 +107,7 @@ def parse_upstream(url: str) -> Upstream:
             "give only host and path"
         )
     is_tls = parts.scheme == "https"
-    return Upstream(
+    return UpstreamAddress(
         url=url.rstrip("/"),
         host=parts.hostname,
         port=port or (443 if is_tls else 80),

@@ -13,7 +13,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.choosing import Chooser
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.tap import Tap
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 
 
 class InProgress(Protocol):
@@ -40,7 +40,7 @@ class Core:
     """What all exchanges of one relay share."""
 
     config: RelayConfig
-    lanes: tuple[Lane, ...]
+    upstreams: tuple[Upstream, ...]
     chooser: Chooser
     labels: LabelReader
     counters: RelayCounters

@@ -13,10 +13,10 @@ import logging
 from proxy.relay.admission import bytes_for, enter
 from proxy.relay.client.request import Request
 from proxy.relay.client.response import Outgoing
-from proxy.relay.completion import EnergyEnding
+from proxy.relay.completion import EnergyCompletion
 from proxy.relay.core import Client, Core
 from proxy.relay.replies import Answer, Refusal
-from proxy.relay.routing.choosing import Stop
+from proxy.relay.routing.choosing import Candidate
 from proxy.relay.tap import Tap
 from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection
 from proxy.wire.headers import request_id_of
@@ -34,11 +34,13 @@ class Exchange:
     """One request in progress; ends exactly once, in `_finish`."""
 
     __slots__ = (
+        "_candidate",
+        "_candidates",
         "_client",
+        "_completion",
         "_connecting",
         "_connection",
         "_core",
-        "_ending",
         "_is_over",
         "_is_paused",
         "_outgoing",
@@ -46,8 +48,6 @@ class Exchange:
         "_request_bytes",
         "_request_id",
         "_sent_seconds",
-        "_stop",
-        "_stops",
         "_tap",
         "deadline_seconds",
         "is_head_request",
@@ -61,9 +61,9 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tap: Tap | None = None
-        self._ending: EnergyEnding | None = None
-        self._stop: Stop | None = None
-        self._stops: list[Stop] = []
+        self._completion: EnergyCompletion | None = None
+        self._candidate: Candidate | None = None
+        self._candidates: list[Candidate] = []
         self._request_bytes = b""
         self._is_over = False
         self._is_paused = False
@@ -93,52 +93,56 @@ class Exchange:
             self._outgoing.answer(chosen)
             self._finish("ok", None)
         else:
-            self._stops = chosen
+            self._candidates = chosen
             self._try_next()
 
     def _try_next(self) -> None:
         """Over a kept connection of the next upstream, or a new one."""
-        if self._stop is not None:
-            self._stop.lane.in_flight -= 1
-        self._stop = stop = self._stops.pop(0)
-        stop.lane.in_flight += 1
-        if not self._stops:  # no other can get it: it is this one's, reached or not
-            self._enter(stop)
-        connection = stop.lane.pool.take_idle()
+        if self._candidate is not None:
+            self._candidate.upstream.in_flight -= 1
+        self._candidate = candidate = self._candidates.pop(0)
+        candidate.upstream.in_flight += 1
+        if (
+            not self._candidates
+        ):  # no other can get it: it is this one's, reached or not
+            self._enter(candidate)
+        connection = candidate.upstream.pool.take_idle()
         if connection is None:
-            self._connecting = self._core.loop.create_task(self._connect(stop))
+            self._connecting = self._core.loop.create_task(self._connect(candidate))
         else:
-            self._send(stop, connection)
+            self._send(candidate, connection)
 
-    def _enter(self, stop: Stop) -> None:
+    def _enter(self, candidate: Candidate) -> None:
         if not self._request_bytes:
-            self._tap, self._ending = enter(
-                self._core, stop, self._request,
+            self._tap, self._completion = enter(
+                self._core, candidate, self._request,
                 self._request_id, self._outgoing, self._end,
             )  # fmt: skip
-            self._request_bytes = bytes_for(stop, self._request, self._request_id)
+            self._request_bytes = bytes_for(candidate, self._request, self._request_id)
 
-    async def _connect(self, stop: Stop) -> None:
+    async def _connect(self, candidate: Candidate) -> None:
         try:
-            connection = await stop.lane.pool.connect()
+            connection = await candidate.upstream.pool.connect()
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
             reason = getattr(error, "strerror", None) or str(error)
-            stop.lane.mark_down(f"cannot be reached: {reason}")
-            if not self._stops:
+            candidate.upstream.mark_down(f"cannot be reached: {reason}")
+            if not self._candidates:
                 self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
                 return
-            log.warning("upstream %s cannot be reached: %s", stop.lane.name, reason)
-            stop.lane.counters.rerouted += 1
+            log.warning(
+                "upstream %s cannot be reached: %s", candidate.upstream.name, reason
+            )
+            candidate.upstream.counters.rerouted += 1
             self._try_next()
         else:
             self._connecting = None
-            stop.lane.mark_up()
-            self._send(stop, connection)
+            candidate.upstream.mark_up()
+            self._send(candidate, connection)
 
-    def _send(self, stop: Stop, connection: UpstreamConnection) -> None:
+    def _send(self, candidate: Candidate, connection: UpstreamConnection) -> None:
         """From here on the request is this upstream's, whatever becomes of it."""
-        self._stops.clear()
-        self._enter(stop)
+        self._candidates.clear()
+        self._enter(candidate)
         self._connection = connection
         self._sent_seconds = self._core.clock()
         self._set_deadline(self._core.config.first_byte_timeout_seconds)
@@ -154,15 +158,15 @@ class Exchange:
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
-        if self._ending is not None:
-            self._ending.begin(head)
+        if self._completion is not None:
+            self._completion.begin(head)
 
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
         """One read of the reply: out with it, then the copy.
 
         A reply that tells its energy is copied first, and ends when that is told.
         """
-        if self._ending is None:
+        if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
             self._copy(at_seconds, data)
             if is_last:
@@ -172,7 +176,7 @@ class Exchange:
             self._copy(at_seconds, data)
             if is_last:
                 self._close_tap(at_seconds)
-            self._ending.deliver(data, is_last)
+            self._completion.deliver(data, is_last)
         if self.deadline_seconds is not None and not self._is_over:
             timeout = None if is_last else self._core.config.read_timeout_seconds
             self._set_deadline(timeout)
@@ -204,16 +208,16 @@ class Exchange:
         if not one byte of a reply came and the loss followed the sending closely.
         """
         connection, self._connection = self._connection, None
-        now, stop = self._core.clock(), self._stop
+        now, candidate = self._core.clock(), self._candidate
         is_stale = (
             connection is not None
             and connection.was_used
             and not connection.has_answered
             and now - self._sent_seconds < STALE_SECONDS
         )
-        if is_stale and stop is not None:
-            stop.lane.counters.upstream_retries += 1
-            self._connecting = self._core.loop.create_task(self._connect(stop))
+        if is_stale and candidate is not None:
+            candidate.upstream.counters.upstream_retries += 1
+            self._connecting = self._core.loop.create_task(self._connect(candidate))
         else:
             self._fail(502, "upstream_closed", reason)
 
@@ -265,8 +269,8 @@ class Exchange:
 
     def _fail(self, status: int, code: str, reason: str) -> None:
         """A 502 or 504 if the client has seen nothing yet, else a cut reply."""
-        assert self._stop is not None
-        message = f"upstream {self._stop.lane.upstream.url} {reason}"
+        assert self._candidate is not None
+        message = f"upstream {self._candidate.upstream.address.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
         log.warning("request %s: %s", self._request_id.decode(), message)
         if self._outgoing.has_left:
@@ -292,12 +296,14 @@ class Exchange:
             return
         self._is_over = True
         core = self._core
-        if self._stop is not None and self._stops:  # it left before any was reached
-            self._enter(self._stop)
+        if (
+            self._candidate is not None and self._candidates
+        ):  # it left before any was reached
+            self._enter(self._candidate)
         if self._connecting is not None and outcome == "aborted":
             self._connecting.cancel()
-        if self._ending is not None:
-            self._ending.cancel()
+        if self._completion is not None:
+            self._completion.cancel()
         if outcome == "ok":
             self._give_back()
         elif self._connection is not None:
@@ -313,10 +319,10 @@ class Exchange:
 
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and self._stop is not None:
+        if connection is not None and self._candidate is not None:
             if self._is_paused:
                 connection.transport.resume_reading()
-            self._stop.lane.pool.give_back(connection)
+            self._candidate.upstream.pool.give_back(connection)
 
     def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
         try:
@@ -324,6 +330,6 @@ class Exchange:
                 self._tap.close(at_seconds, outcome, error)
         finally:
             self._core.counters.in_flight -= 1
-            if self._stop is not None:
-                self._stop.lane.in_flight -= 1
+            if self._candidate is not None:
+                self._candidate.upstream.in_flight -= 1
             self._core.on_exchange_over()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from proxy.engines.dialect import Engine
+from proxy.engines.dialect import Dialect
 from proxy.errors import ProxyError
 from proxy.meter.meter import MeterProtocol
 from proxy.relay.client.connection import ClientConnection
@@ -19,7 +19,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.routing.choosing import Chooser
 from proxy.relay.routing.labels import LabelReader
-from proxy.relay.upstream.upstream import Lane, open_lane
+from proxy.relay.upstream.upstream import Upstream, open_upstream
 
 BEAT_BUDGET_SECONDS = 0.002
 """Longest stretch of parsing before chunks that have arrived get their turn."""
@@ -38,7 +38,7 @@ class RelayServer:
     def __init__(
         self,
         config: RelayConfig,
-        lanes: Sequence[Lane],
+        upstreams: Sequence[Upstream],
         counters: RelayCounters,
         clock: Callable[[], float],
     ) -> None:
@@ -49,8 +49,8 @@ class RelayServer:
         self._drained: asyncio.Event = asyncio.Event()
         self._core = Core(
             config=config,
-            lanes=tuple(lanes),
-            chooser=Chooser(config, lanes),
+            upstreams=tuple(upstreams),
+            chooser=Chooser(config, upstreams),
             labels=LabelReader(
                 config.tenant_header, config.tenants, config.tenant_hash_key
             ),
@@ -104,8 +104,8 @@ class RelayServer:
             exchange.stop()
         for client in self._clients:
             client.transport.abort()
-        for lane in self._core.lanes:
-            lane.pool.close()
+        for upstream in self._core.upstreams:
+            upstream.pool.close()
         if self._timer is not None:
             self._timer.cancel()
         if self.counters.in_flight:
@@ -113,7 +113,7 @@ class RelayServer:
             await self._drained.wait()
         # An aborted transport is gone within a turn or two of the loop.
         while self._clients or any(  # noqa: ASYNC110
-            lane.counters.upstream_open for lane in self._core.lanes
+            upstream.counters.upstream_open for upstream in self._core.upstreams
         ):
             await asyncio.sleep(0)
 
@@ -135,8 +135,8 @@ class RelayServer:
             client.check_deadline(now_seconds)
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
-        for lane in core.lanes:
-            lane.pool.close_stale(now_seconds)
+        for upstream in core.upstreams:
+            upstream.pool.close_stale(now_seconds)
         self._parse()
 
     def _parse(self) -> None:
@@ -162,7 +162,7 @@ def _tls_arguments(config: RelayConfig) -> dict[str, Any]:
 async def start_relay(
     config: RelayConfig,
     meter: MeterProtocol,
-    engine: Engine,
+    engine: Dialect,
     clock: Callable[[], float] = time.monotonic,
     provenance: Callable[[], Provenance] = Provenance,
 ) -> RelayServer:
@@ -171,8 +171,10 @@ async def start_relay(
     `provenance` says whose joules the meter counts, for replies that tell them.
     Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
     """
-    lane = open_lane(engine.name, config, meter, engine, clock, provenance=provenance)
+    upstream = open_upstream(
+        engine.name, config, meter, engine, clock, provenance=provenance
+    )
     # one upstream: what is its and what is the relay's is counted together
-    server = RelayServer(config, [lane], lane.counters, clock)
+    server = RelayServer(config, [upstream], upstream.counters, clock)
     await server.listen()
     return server

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from proxy.engines.dialect import Engine, RequestFacts, Update
+from proxy.engines.dialect import Dialect, RequestFacts, Update
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.meter.meter import Labels, MeterProtocol
@@ -92,7 +92,7 @@ class Tap:
         "_at_seconds",
         "_counters",
         "_decoder",
-        "_engine",
+        "_dialect",
         "_error",
         "_guard",
         "_has_end",
@@ -109,14 +109,14 @@ class Tap:
     def __init__(
         self,
         guard: MeterGuard,
-        engine: Engine,
+        dialect: Dialect,
         counters: RelayCounters,
         key: int,
         at_seconds: float,
         request_headers: Headers,
     ) -> None:
         self._guard = guard
-        self._engine = engine
+        self._dialect = dialect
         self._counters = counters
         self._key = key
         self._request_headers = request_headers
@@ -196,9 +196,9 @@ class Tap:
             self._decoder = None
             return
         if len(events) == 1:  # the usual case, without a comprehension's frame
-            updates = [self._engine.read_event(events[0])]
+            updates = [self._dialect.read_event(events[0])]
         elif events:
-            updates = [self._engine.read_event(event) for event in events]
+            updates = [self._dialect.read_event(event) for event in events]
         else:
             return
         self._counters.events += len(events)
@@ -214,7 +214,7 @@ class Tap:
             self._counters.unreadable_replies += 1
             return
         status = 0 if self._status is None else self._status
-        update = self._engine.read_reply(
+        update = self._dialect.read_reply(
             status, by_name(self._headers), b"".join(self._json)
         )
         self._error = update.error
@@ -224,6 +224,6 @@ class Tap:
         """An error for a stream that HTTP ended well but its dialect did not."""
         if self._status is None or not 200 <= self._status < 300:
             return f"status {self._status}"
-        if self._decoder is None or self._has_end or not self._engine.requires_end:
+        if self._decoder is None or self._has_end or not self._dialect.requires_end:
             return None
         return "stream ended early: no end event came"

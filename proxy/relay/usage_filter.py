@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from proxy.engines.dialect import Engine
+from proxy.engines.dialect import Dialect
 from proxy.wire.event_search import EventSearch, data_of
 
 _CANDIDATE = re.compile(rb'"choices":\s*\[\]')
@@ -16,10 +16,10 @@ _CANDIDATE = re.compile(rb'"choices":\s*\[\]')
 class UsageFilter:
     """One stream's filter; `flush` after the last read."""
 
-    __slots__ = ("_engine", "_search")
+    __slots__ = ("_dialect", "_search")
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._search = EventSearch(b"[]", self._is_usage_only)
 
     def feed(self, data: bytes) -> bytes:
@@ -37,4 +37,4 @@ class UsageFilter:
     def _is_usage_only(self, block: bytes) -> bool:
         if not _CANDIDATE.search(block):
             return False
-        return self._engine.read_event(data_of(block)).is_usage_only
+        return self._dialect.read_event(data_of(block)).is_usage_only

@@ -14,7 +14,7 @@ SECRET_WORDS = (
     "secret", "password", "credential",
 )  # fmt: skip
 """In the name of a header: its value is nobody else's to see."""
-LEAST_CHARACTERS = 4
+MIN_CHARACTERS = 4
 """Shorter words are no secrets, and would be found everywhere."""
 REDACTED = "[redacted]"
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+")
@@ -45,4 +45,4 @@ def _secrets(headers: Headers) -> set[str]:
             parts = [part.partition("=")[2] or part for part in value.split(";")]
             words = value.split()
             found.update(part.strip() for part in [value, *parts, *words[1:]])
-    return {secret for secret in found if len(secret) >= LEAST_CHARACTERS}
+    return {secret for secret in found if len(secret) >= MIN_CHARACTERS}

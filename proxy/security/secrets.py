@@ -11,7 +11,7 @@ from pathlib import Path
 from proxy.errors import ConfigError
 
 ADMIN_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
-LEAST_CHARACTERS = 16
+MIN_CHARACTERS = 16
 """A secret that can be guessed is worse than none: it looks like one."""
 
 
@@ -49,9 +49,9 @@ def without_user(text: str) -> str:
 def _checked(where: str, text: str) -> str:
     if not text.isprintable() or not text.isascii() or " " in text:
         raise ConfigError(f"{where} is not one line of printable ASCII without spaces")
-    if len(text) < LEAST_CHARACTERS:
+    if len(text) < MIN_CHARACTERS:
         raise ConfigError(
-            f"{where} has {len(text)} characters, at least {LEAST_CHARACTERS} are "
+            f"{where} has {len(text)} characters, at least {MIN_CHARACTERS} are "
             "needed; `openssl rand -hex 32` makes one"
         )
     return text

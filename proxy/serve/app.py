@@ -31,7 +31,12 @@ from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity, identity_of
 from proxy.serve.file_limit import allow_open_files
-from proxy.serve.upstream import Metering, Unit, UpstreamConfig, upstream_name
+from proxy.serve.upstream import (
+    MeteredUpstream,
+    MeterOptions,
+    UpstreamConfig,
+    upstream_name,
+)
 from proxy.store.address import Retention, shown_url, store_url
 from proxy.store.archive import Archive
 
@@ -57,7 +62,7 @@ class Config:
     """At least one."""
     listen: tuple[str, int]
     admin: tuple[str, int]
-    metering: Metering
+    metering: MeterOptions
     tenant_header: str | None
     tenants: tuple[str, ...]
     allow_unknown_routes: bool
@@ -89,13 +94,13 @@ def run(
     access = admin_access(config.admin[0], config.admin_token_file)
     relay_config = relay_config_of(config)
     is_alone = len(config.upstreams) == 1
-    units = [
-        Unit(upstream, config.metering, is_alone=is_alone)
+    upstreams = [
+        MeteredUpstream(upstream, config.metering, is_alone=is_alone)
         for upstream in config.upstreams
     ]
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_open_files(relay_config.max_connections)
-    uvloop.run(_App(config, units, access, relay_config).serve(announce, until_eof))
+    uvloop.run(_App(config, upstreams, access, relay_config).serve(announce, until_eof))
 
 
 def relay_config_of(config: Config) -> RelayConfig:
@@ -132,7 +137,7 @@ class _App:
     def __init__(
         self,
         config: Config,
-        units: Sequence[Unit],
+        upstreams: Sequence[MeteredUpstream],
         access: AdminAccess,
         relay_config: RelayConfig,
     ) -> None:
@@ -141,7 +146,7 @@ class _App:
         self.relay_config = relay_config
         self.identity = relay_config.identity
         self.admin_identity = self.identity if config.admin_tls else None
-        self.units = units
+        self.upstreams = upstreams
         self.records = Archive(
             None if config.store is None else store_url(config.store),
             upstream=upstream_name(config.upstreams[0].url),
@@ -166,10 +171,10 @@ class _App:
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
-        for unit in self.units:
-            unit.sensors.start(loop.call_soon_threadsafe)
+        for upstream in self.upstreams:
+            upstream.sensors.start(loop.call_soon_threadsafe)
         beat = asyncio.create_task(self._beat_until_stopped())
-        watches = [asyncio.create_task(unit.watch()) for unit in self.units]
+        watches = [asyncio.create_task(upstream.watch()) for upstream in self.upstreams]
         announce(
             {
                 "url": _url(self.config.listen[0], relay.port, self.identity),
@@ -185,20 +190,21 @@ class _App:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await beat
-        for unit in self.units:
-            await asyncio.to_thread(unit.sensors.stop)
+        for upstream in self.upstreams:
+            await asyncio.to_thread(upstream.sensors.stop)
         await relay.close()
-        for unit in self.units:
-            await unit.save_calibration()
+        for upstream in self.upstreams:
+            await upstream.save_calibration()
         await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
 
     async def _listen(self) -> RelayServer:
-        lanes = [
-            unit.open_lane(self.relay_config, time.monotonic) for unit in self.units
+        upstreams = [
+            upstream.open_upstream(self.relay_config, time.monotonic)
+            for upstream in self.upstreams
         ]
         counters = RelayCounters()
-        relay = RelayServer(self.relay_config, lanes, counters, time.monotonic)
+        relay = RelayServer(self.relay_config, upstreams, counters, time.monotonic)
         await relay.listen()
         return relay
 
@@ -227,7 +233,7 @@ class _App:
         if self.config.store is not None:  # it may hold a password
             shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
-            engines=[unit.sources() for unit in self.units],
+            engines=[upstream.sources() for upstream in self.upstreams],
             records=self.records,
             info={"version": __version__, "config": shown},
             freshen=lambda: self.metrics.show(self._snapshot()),
@@ -241,7 +247,7 @@ class _App:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
                 # the beat settles and signals nobody
-                while any(u.is_unsettled for u in self.units):  # noqa: ASYNC110
+                while any(u.is_unsettled for u in self.upstreams):  # noqa: ASYNC110
                     await asyncio.sleep(BEAT_SECONDS)
         # the first settles at every boundary, the second waits for none of them
         for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
@@ -256,25 +262,28 @@ class _App:
             self.loop_lag_seconds = max(0.0, now - due)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
-            for unit in self.units:
-                await unit.keep_calibration()
+            for upstream in self.upstreams:
+                await upstream.keep_calibration()
 
     def _settle(self, now_seconds: float) -> None:
         """Close windows and publish records; a defect here never stops a request."""
-        for unit in self.units:
+        for upstream in self.upstreams:
             try:
-                records = unit.meter.settle(now_seconds)
+                records = upstream.meter.settle(now_seconds)
                 self.records.add(records)
                 self.metrics.observe(records)
             except Exception:  # the outermost loop: a defect must not end the relay
-                unit.lane.counters.meter_errors += 1
+                upstream.upstream.counters.meter_errors += 1
                 log.exception("the meter failed; requests flow, energy may be lost")
 
     def _snapshot(self) -> Snapshot:
         assert self.relay is not None
         without = self.metrics.records_without_energy
         return Snapshot(
-            engines=[unit.snapshot(without[unit.config.name]) for unit in self.units],
+            engines=[
+                upstream.snapshot(without[upstream.config.name])
+                for upstream in self.upstreams
+            ],
             relay=self.relay.counters,
             loop_lag_seconds=self.loop_lag_seconds,
             store=self.records.state(),

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from proxy.engines.wire import UNREADABLE
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 
 log = logging.getLogger("servewatt.proxy")
 
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 2.0
 LOOK_SECONDS = 1.0
 STEADY_SECONDS = 10.0
 """Between two questions to an engine that is up; every look while it is down."""
-MOST_SLOW = 2
+MAX_SLOW = 2
 """An engine in a long step may be late once; one that is late again is down."""
 
 
@@ -47,37 +47,37 @@ class HealthWatch:
 
     def __init__(
         self,
-        lane: Lane,
+        upstream: Upstream,
         *,
         tls: ssl.SSLContext,
         asks_models: bool,
         has_fixed_models: bool,
     ) -> None:
         """With `has_fixed_models` only the cards of `lane.models` are read."""
-        self._lane = lane
+        self._upstream = upstream
         self._tls = tls
         self._asks_models = asks_models
         self._has_fixed_models = has_fixed_models
         self._slow = 0
-        self._due_seconds = lane.clock()
+        self._due_seconds = upstream.clock()
 
     async def watch(self) -> None:
         """For as long as the proxy lives."""
-        lane = self._lane
+        upstream = self._upstream
         while True:
-            now = lane.clock()
-            if not lane.is_up or now >= self._due_seconds:
-                await self.ask(is_steady=lane.is_up)
-                self._due_seconds = lane.clock() + STEADY_SECONDS
+            now = upstream.clock()
+            if not upstream.is_up or now >= self._due_seconds:
+                await self.ask(is_steady=upstream.is_up)
+                self._due_seconds = upstream.clock() + STEADY_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
 
     async def ask(self, *, is_steady: bool = False) -> str | None:
         """None when it answers, else one line why not."""
-        lane = self._lane
-        path = HEALTH_PATHS.get(lane.engine.name, "/health")
+        upstream = self._upstream
+        path = HEALTH_PATHS.get(upstream.dialect.name, "/health")
         if is_steady:
-            path = STEADY_PATHS.get(lane.engine.name, path)
-        url = f"{lane.upstream.url}{path}"
+            path = STEADY_PATHS.get(upstream.dialect.name, path)
+        url = f"{upstream.address.url}{path}"
         async with httpx.AsyncClient(
             trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
         ) as client:
@@ -93,34 +93,34 @@ class HealthWatch:
             if self._asks_models:
                 await self._learn_models(client)
         self._slow = 0
-        if not lane.is_up:
-            log.warning("upstream %s is up again", lane.name)
-        lane.mark_up()
+        if not upstream.is_up:
+            log.warning("upstream %s is up again", upstream.name)
+        upstream.mark_up()
         return None
 
     def _failed(self, reason: str, *, is_sure: bool) -> str:
-        lane = self._lane
+        upstream = self._upstream
         self._slow += 1
-        if is_sure or self._slow >= MOST_SLOW:
-            if lane.is_up:
+        if is_sure or self._slow >= MAX_SLOW:
+            if upstream.is_up:
                 log.warning("%s; asked again every %g s", reason, LOOK_SECONDS)
-            lane.mark_down(reason)
+            upstream.mark_down(reason)
         return reason
 
     async def _learn_models(self, client: httpx.AsyncClient) -> None:
         """What it serves, in its own words; kept as it was where it does not say."""
-        lane = self._lane
+        upstream = self._upstream
         try:
-            reply = await client.get(f"{lane.upstream.url}/v1/models")
+            reply = await client.get(f"{upstream.address.url}/v1/models")
             listed = _decode_models(reply.content).data
             cards = {_decode_card(card).id: card.copy() for card in listed}
         except (httpx.HTTPError, *UNREADABLE) as error:
-            if lane.models is None:
+            if upstream.models is None:
                 log.warning(
                     "upstream %s does not list its models (%s): name them with "
-                    "models = [...]", lane.name, error,
+                    "models = [...]", upstream.name, error,
                 )  # fmt: skip
             return
-        lane.cards = cards
+        upstream.cards = cards
         if not self._has_fixed_models:
-            lane.models = tuple(cards)
+            upstream.models = tuple(cards)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from proxy.admin.fleet import EngineSources
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.accounts import Boundaries
 from proxy.meter.meter import MeterConfig
@@ -21,7 +21,7 @@ from proxy.metrics.samples import EngineSnapshot
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
-from proxy.relay.upstream.upstream import Lane, open_lane
+from proxy.relay.upstream.upstream import Upstream, open_upstream
 from proxy.security.tls import UpstreamTls
 from proxy.serve.health import HealthWatch
 from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
@@ -58,7 +58,7 @@ class UpstreamConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Metering:
+class MeterOptions:
     """How every unit meters."""
 
     policy: str
@@ -66,11 +66,11 @@ class Metering:
     window_seconds: float
 
 
-class Unit:
+class MeteredUpstream:
     """One upstream and all that is metered of it."""
 
     def __init__(
-        self, config: UpstreamConfig, metering: Metering, *, is_alone: bool = True
+        self, config: UpstreamConfig, metering: MeterOptions, *, is_alone: bool = True
     ) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work.
 
@@ -108,24 +108,26 @@ class Unit:
         )
         self.gauges = GaugeStats()
 
-    def open_lane(self, config: RelayConfig, clock: Callable[[], float]) -> Lane:
+    def open_upstream(
+        self, config: RelayConfig, clock: Callable[[], float]
+    ) -> Upstream:
         """The relay's way to it, whose limits are the relay's; once."""
-        self.lane = open_lane(
+        self.upstream = open_upstream(
             self.config.name,
             replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
             self.meter,
-            ENGINES[self.config.engine],
+            DIALECTS[self.config.engine],
             clock,
             provenance=self._provenance,
         )
-        self.lane.models = self.config.models or None
+        self.upstream.models = self.config.models or None
         self.health = HealthWatch(
-            self.lane,
+            self.upstream,
             tls=self._tls,
             asks_models=not self.is_alone,
             has_fixed_models=bool(self.config.models),
         )
-        return self.lane
+        return self.upstream
 
     async def watch(self) -> None:
         """Its gauges and its health, for as long as the proxy lives."""
@@ -152,7 +154,7 @@ class Unit:
             self.meter,
             self.sensors.measured,
             self.health.ask,
-            self.lane,
+            self.upstream,
         )
 
     async def keep_calibration(self) -> None:
@@ -167,14 +169,14 @@ class Unit:
 
     def snapshot(self, records_without_energy: int) -> EngineSnapshot:
         """What the metrics show of it."""
-        lane = self.lane
+        upstream = self.upstream
         return EngineSnapshot(
             engine=self.config.name,
             measured=self.sensors.measured(),
-            relay=lane.counters,
-            in_flight=lane.in_flight,
-            is_up=lane.is_up,
-            is_draining=lane.is_draining,
+            relay=upstream.counters,
+            in_flight=upstream.in_flight,
+            is_up=upstream.is_up,
+            is_draining=upstream.is_draining,
             records_without_energy=records_without_energy,
             ratios=self.meter.ratios(),
             unjoined_records=dict(self.meter.unjoined_total),

@@ -24,9 +24,15 @@ from proxy.errors import ConfigError, StoreError
 from proxy.meter.ledger.accounts import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
-from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at
 from proxy.store.recent import KEPT_BESIDE_STORE, KEPT_RECORDS, RecentRecords
-from proxy.store.writer import Pace, StoreState, Writer
+from proxy.store.stored_record import (
+    RecordNumbering,
+    StoredRecord,
+    json_of,
+    row_of,
+    sequence_at,
+)
+from proxy.store.writer import RecordWriter, StoreState, WritePace
 
 log = logging.getLogger("servewatt.store")
 
@@ -41,7 +47,7 @@ class Archive:
         upstream: str = "",
         upstreams: Mapping[str, str] | None = None,
         retention: Retention | None = None,
-        pace: Pace | None = None,
+        pace: WritePace | None = None,
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
 
@@ -50,19 +56,19 @@ class Archive:
 
         A store that does not answer is no error: it is tried again later.
         """
-        self._filing = Filing()
+        self._numbering = RecordNumbering()
         self._recent = RecentRecords()
         self._database: Database | None = None
-        self._writer: Writer | None = None
+        self._writer: RecordWriter | None = None
         if url is not None:
             self._database = Database(url, upstream, uuid.uuid4().hex, upstreams)
             is_open, error = self._open(self._database)
-            self._writer = Writer(
+            self._writer = RecordWriter(
                 self._database, retention or Retention(),
                 is_open=is_open, last_error=error, pace=pace,
             )  # fmt: skip
-        self._filing.continue_from(sequence_at(time.time()))
-        self._recent.horizon = self._filing.last
+        self._numbering.continue_from(sequence_at(time.time()))
+        self._recent.horizon = self._numbering.last
 
     def start(self) -> None:
         """Begin to write."""
@@ -76,19 +82,19 @@ class Archive:
 
     def add(self, records: Iterable[RequestRecord]) -> None:
         """File what has just settled; never blocks."""
-        filed = self._filing.file(records, time.time(), time.monotonic())
-        if not filed:
+        stored = self._numbering.file(records, time.time(), time.monotonic())
+        if not stored:
             return
         if self._writer is not None:
-            self._writer.add(filed)
+            self._writer.add(stored)
             # what is not written yet stays, however much that is
             kept = KEPT_BESIDE_STORE + self._writer.waiting
             self._recent.kept = min(kept, KEPT_RECORDS)
-        self._recent.add(filed)
+        self._recent.add(stored)
 
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""
-        return [filed.record for filed in self._recent.last(count)]
+        return [stored.record for stored in self._recent.last(count)]
 
     def state(self) -> StoreState | None:
         """How the store does; None without one."""
@@ -110,9 +116,9 @@ class Archive:
 
     async def line(self, request_id: str) -> bytes | None:
         """The newest record of this id as JSON. Raises StoreError as `lines`."""
-        filed = self._recent.by_id(request_id)
-        if filed is not None:
-            return msgspec.json.encode(json_of(row_of(filed)))
+        stored = self._recent.by_id(request_id)
+        if stored is not None:
+            return msgspec.json.encode(json_of(row_of(stored)))
         if self._database is None:
             return None
         self._refuse_while_down()
@@ -131,7 +137,7 @@ class Archive:
                 "store %s: %s; records wait in memory", database.shown_url, reason
             )
             return False, reason
-        self._filing.continue_from(highest)
+        self._numbering.continue_from(highest)
         ahead_seconds = (highest - sequence_at(time.time())) / 1e6
         if ahead_seconds > 0:
             log.warning(
@@ -155,7 +161,7 @@ class _Page:
     horizon: int
     """From here on down the database knows; above it `newest` has all."""
     limit: int
-    newest: list[Filed]
+    newest: list[StoredRecord]
 
     def read(self) -> bytes:
         rows: list[Mapping[str, Any]] = []
@@ -166,7 +172,7 @@ class _Page:
                 reason = str(error).splitlines()[0]
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
-        rows += [row_of(filed) for filed in self.newest[: self.limit - len(rows)]]
+        rows += [row_of(stored) for stored in self.newest[: self.limit - len(rows)]]
         encode = msgspec.json.Encoder().encode
         return b"".join(encode(json_of(row)) + b"\n" for row in rows)
 

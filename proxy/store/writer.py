@@ -19,8 +19,8 @@ from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementErro
 from proxy.errors import ConfigError
 from proxy.store.address import Retention
 from proxy.store.database import Database
-from proxy.store.filed import Filed, row_of, sequence_at
 from proxy.store.recent import KEPT_RECORDS
+from proxy.store.stored_record import StoredRecord, row_of, sequence_at
 
 log = logging.getLogger("servewatt.store")
 
@@ -54,7 +54,7 @@ class StoreState:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WritePace:
     """The writer's bounds; tests make them small."""
 
     batch_records: int = BATCH_RECORDS
@@ -66,7 +66,7 @@ class Pace:
     longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS
 
 
-class Writer:
+class RecordWriter:
     """Carries records from the event loop into a database."""
 
     def __init__(
@@ -76,16 +76,16 @@ class Writer:
         *,
         is_open: bool = False,
         last_error: str | None = None,
-        pace: Pace | None = None,
+        pace: WritePace | None = None,
         unix_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._retention = retention
-        self._pace = pace or Pace()
+        self._pace = pace or WritePace()
         self._unix_seconds = unix_seconds
         # one thread appends, one pops: a deque needs no lock for that
-        self._queue: deque[Filed] = deque()
-        self._batch: list[Filed] = []
+        self._queue: deque[StoredRecord] = deque()
+        self._batch: list[StoredRecord] = []
         self._is_open = is_open
         self._is_up = is_open
         self._last_error = last_error
@@ -100,14 +100,14 @@ class Writer:
         """Begin to write."""
         self._thread.start()
 
-    def add(self, records: Iterable[Filed]) -> None:
+    def add(self, records: Iterable[StoredRecord]) -> None:
         """Queue these; never blocks. From the event loop only."""
         queue, room = self._queue, self._pace.queue_records
-        for filed in records:
+        for stored in records:
             if len(queue) >= room:
                 queue.popleft()
                 self._overflowed += 1
-            queue.append(filed)
+            queue.append(stored)
         if len(queue) >= self._pace.batch_records and self._is_up:
             self._wake.set()
 
@@ -176,13 +176,13 @@ class Writer:
             self._write(self._batch)
             self._batch = []
 
-    def _write(self, records: Sequence[Filed]) -> None:
+    def _write(self, records: Sequence[StoredRecord]) -> None:
         """All in one transaction; one that no database takes must not block the rest.
 
         Raises SQLAlchemyError when it is the database that cannot.
         """
         try:
-            self._database.write([row_of(filed) for filed in records])
+            self._database.write([row_of(stored) for stored in records])
         except (SQLAlchemyError, OverflowError) as error:
             if not _is_the_records_fault(error):
                 raise

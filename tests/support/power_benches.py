@@ -212,7 +212,7 @@ class Unpaced:
 
     def open(self) -> EnergySource:
         source: Any = self._bench.open()
-        source._paced._least_seconds = 0.0
+        source._paced._min_seconds = 0.0
         return source  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.gauges import EngineGauges
 from proxy.meter.estimate import EnergySoFar
@@ -251,7 +251,9 @@ async def serving(
     **config: Any,
 ) -> AsyncIterator[RelayServer]:
     """A relay in front of `url`; `config` as in `RelayConfig`."""
-    relay = await start_relay(RelayConfig(url, **config), meter, ENGINES[engine], clock)
+    relay = await start_relay(
+        RelayConfig(url, **config), meter, DIALECTS[engine], clock
+    )
     try:
         yield relay
     finally:

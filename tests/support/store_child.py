@@ -13,8 +13,8 @@ from itertools import count
 from sqlalchemy import make_url
 
 from proxy.store.archive import Archive
-from proxy.store.writer import Pace
-from tests.support.filing import record
+from proxy.store.writer import WritePace
+from tests.support.stored_records import record
 
 
 def main(url: str, upstream: str) -> None:
@@ -22,7 +22,7 @@ def main(url: str, upstream: str) -> None:
     archive = Archive(
         make_url(url),
         upstream=upstream,
-        pace=Pace(batch_records=50, batch_seconds=0.02),
+        pace=WritePace(batch_records=50, batch_seconds=0.02),
     )
     archive.start()
     written = -1

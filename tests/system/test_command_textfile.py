@@ -18,7 +18,7 @@ from proxy.errors import ConfigError, ProxyError
 from proxy.measure.figures import Energy, total_energy
 from proxy.measure.report import CommandReport, SourceReport
 from proxy.measure.textfile import (
-    MOST_SERIES,
+    MAX_SERIES,
     RESERVED,
     Series,
     add_run,
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_ours_is_left_as_it_was(
 
 def test_labels_without_end_are_refused(tmp_path: Path) -> None:
     totals: dict[Series, float] = {
-        ("x_total", (("job", str(job)),)): 1.0 for job in range(MOST_SERIES)
+        ("x_total", (("job", str(job)),)): 1.0 for job in range(MAX_SERIES)
     }
     run = series_of(report(energy("gpu0", 1)), "ada")
     with pytest.raises(ValueError, match="fewer different --label values"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from proxy.store.recent import RecentRecords
-from tests.support.filing import filed
+from tests.support.stored_records import stored
 
 
 def test_a_cursor_gives_each_record_once_in_order() -> None:
     records = RecentRecords()
-    records.add(filed(10 * n) for n in range(1, 8))
+    records.add(stored(10 * n) for n in range(1, 8))
     first = [f.sequence for f in records.since(0, 4)]
     rest = [f.sequence for f in records.since(first[-1], 100)]
     assert first + rest == [10, 20, 30, 40, 50, 60, 70]
@@ -19,7 +19,7 @@ def test_a_cursor_gives_each_record_once_in_order() -> None:
 def test_the_oldest_make_room_and_are_counted() -> None:
     records = RecentRecords(kept=10)
     for n in range(1, 101):
-        records.add([filed(n)])
+        records.add([stored(n)])
         kept = [f.sequence for f in records.since(0, 1000)]
         # the bound may be passed by a tenth, as trimming one by one is slow
         assert 10 <= len(kept) <= 12 or n == len(kept)
@@ -32,10 +32,10 @@ def test_the_oldest_make_room_and_are_counted() -> None:
 
 def test_an_id_used_twice_gives_the_newer_and_survives_the_older() -> None:
     records = RecentRecords(kept=2)
-    records.add([filed(1, "same"), filed(2, "other"), filed(3), filed(4, "same")])
+    records.add([stored(1, "same"), stored(2, "other"), stored(3), stored(4, "same")])
     assert records.evicted == 2
     found = records.by_id("same")
     assert found is not None
     assert found.sequence == 4
-    records.add([filed(5), filed(6), filed(7)])
+    records.add([stored(5), stored(6), stored(7)])
     assert records.by_id("same") is None

@@ -19,8 +19,8 @@ from proxy.store.archive import Archive
 from proxy.store.database import Database
 from proxy.store.recent import KEPT_BESIDE_STORE
 from tests.support.databases import Postgres
-from tests.support.filing import record
 from tests.support.paths import ROOT
+from tests.support.stored_records import record
 
 ENGINE = "http://engine"
 

@@ -13,9 +13,9 @@ from proxy.errors import ConfigError
 from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.store.archive import Archive
 from proxy.store.database import Database
-from proxy.store.filed import Filed, json_of, row_of
 from proxy.store.schema import META, SCHEMA_VERSION
-from tests.support.filing import filed, record
+from proxy.store.stored_record import StoredRecord, json_of, row_of
+from tests.support.stored_records import record, stored
 
 
 def opened(url: URL, upstream: str = "http://engine", run: str = "run") -> Database:
@@ -30,7 +30,7 @@ def sequences(database: Database, since: int = 0, until: int = 10**9) -> list[in
 
 def test_a_page_is_what_lies_between_two_cursors(url: URL) -> None:
     database = opened(url)
-    database.write([row_of(filed(n)) for n in (5, 1, 9, 7, 3)])
+    database.write([row_of(stored(n)) for n in (5, 1, 9, 7, 3)])
     assert sequences(database) == [1, 3, 5, 7, 9]
     assert sequences(database, 3, 7) == [5, 7]
     assert [row["sequence"] for row in database.page(1, 9, 2)] == [3, 5]
@@ -39,7 +39,7 @@ def test_a_page_is_what_lies_between_two_cursors(url: URL) -> None:
 
 def test_an_id_gives_its_newest_record(url: URL) -> None:
     database = opened(url)
-    database.write([row_of(filed(1, "same")), row_of(filed(2, "same"))])
+    database.write([row_of(stored(1, "same")), row_of(stored(2, "same"))])
     found = database.find("same")
     assert found is not None
     assert found["sequence"] == 2
@@ -49,16 +49,16 @@ def test_an_id_gives_its_newest_record(url: URL) -> None:
 
 def test_what_is_written_twice_is_there_once(url: URL) -> None:
     database = opened(url)
-    database.write([row_of(filed(n)) for n in (1, 2)])
-    database.write([row_of(filed(n)) for n in (1, 2, 3)])
+    database.write([row_of(stored(n)) for n in (1, 2)])
+    database.write([row_of(stored(n)) for n in (1, 2, 3)])
     assert sequences(database) == [1, 2, 3]
     database.close()
 
 
 def test_proxies_share_a_database_and_see_their_own_upstream(url: URL) -> None:
     one, other = opened(url, "http://one"), opened(url, "http://other")
-    one.write([row_of(filed(n)) for n in (1, 2)])
-    other.write([row_of(filed(n)) for n in (2, 3, 4)])
+    one.write([row_of(stored(n)) for n in (1, 2)])
+    other.write([row_of(stored(n)) for n in (2, 3, 4)])
     assert sequences(one) == [1, 2]
     assert sequences(other) == [2, 3, 4]
     assert one.find("r3") is None
@@ -75,7 +75,7 @@ def test_the_upstreams_of_one_proxy_are_read_together(url: URL) -> None:
     addresses = {"a": "http://one", "b": "http://two"}
     both = Database(url, "http://one", "run", addresses)
     both.open()
-    both.write([{**row_of(filed(n)), "engine": "ab"[n % 2]} for n in range(1, 5)])
+    both.write([{**row_of(stored(n)), "engine": "ab"[n % 2]} for n in range(1, 5)])
     assert sequences(both) == [1, 2, 3, 4]
     two = opened(url, "http://two")
     assert sequences(two) == [1, 3]
@@ -88,7 +88,7 @@ def test_two_may_create_the_tables_at_the_same_time(url: URL) -> None:
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(Database.open, databases)) == [0, 0, 0, 0]
     for database in databases:
-        database.write([row_of(filed(1))])
+        database.write([row_of(stored(1))])
     assert databases[0].count() == 4
     for database in databases:
         database.close()
@@ -96,7 +96,7 @@ def test_two_may_create_the_tables_at_the_same_time(url: URL) -> None:
 
 def test_the_oldest_are_deleted_in_batches(url: URL) -> None:
     database = opened(url)
-    database.write([row_of(filed(n)) for n in range(1, 11)])
+    database.write([row_of(stored(n)) for n in range(1, 11)])
     assert database.sequence_of_newest(3) == 8
     assert database.sequence_of_newest(11) is None
     assert database.delete_before(8, 5) == 5
@@ -127,7 +127,7 @@ def test_an_older_store_gets_its_columns_and_keeps_its_records(
     url: URL, version: int, lacks: int
 ) -> None:
     old = opened(url)
-    old.write([row_of(filed(1))])
+    old.write([row_of(stored(1))])
     with old.engine.begin() as connection:
         for column in ("engine", "boundaries")[:lacks]:
             drop = f"ALTER TABLE servewatt_records DROP COLUMN {column}"
@@ -143,7 +143,7 @@ def test_an_older_store_gets_its_columns_and_keeps_its_records(
     database = opened(url)
     beside = RequestEnergy(1.0, 2.0, 3.0, 6.0, "phase", "estimated")
     energy = replace(record(2).energy, boundaries={"node": beside})
-    database.write([row_of(Filed(2, 1.7e9, replace(record(2), energy=energy)))])
+    database.write([row_of(StoredRecord(2, 1.7e9, replace(record(2), energy=energy)))])
     rows = [json_of(row) for row in database.page(0, 9, 9)]
     assert [row["engine"] for row in rows] == [None, "vllm"]
     first, second = (row["energy"] for row in rows)

@@ -11,38 +11,38 @@ from sqlalchemy import URL, make_url
 
 from proxy.store.address import Retention, sqlite_url
 from proxy.store.database import Database
-from proxy.store.writer import Pace, Writer
+from proxy.store.writer import RecordWriter, WritePace
 from tests.support.databases import Postgres
-from tests.support.filing import filed
+from tests.support.stored_records import stored
 
 FOREVER = Retention(None, None)
-EAGER = Pace(retain_seconds=0.0)
+EAGER = WritePace(retain_seconds=0.0)
 
 
 def writer_to(
     url: URL,
     retention: Retention = FOREVER,
-    pace: Pace = EAGER,
+    pace: WritePace = EAGER,
     unix_seconds: Callable[[], float] = lambda: 0.0,
-) -> tuple[Writer, Database]:
+) -> tuple[RecordWriter, Database]:
     database = Database(url, "http://engine", "run")
-    writer = Writer(database, retention, pace=pace, unix_seconds=unix_seconds)
+    writer = RecordWriter(database, retention, pace=pace, unix_seconds=unix_seconds)
     return writer, database
 
 
-def stored(database: Database) -> list[int]:
+def rows_of(database: Database) -> list[int]:
     return [row["sequence"] for row in database.page(0, 10**18, 10**6)]
 
 
 def test_all_that_was_added_is_written_in_order(url: URL) -> None:
     writer, database = writer_to(url, pace=replace(EAGER, batch_records=7))
     for n in range(1, 101):
-        writer.add([filed(n)])
+        writer.add([stored(n)])
     assert writer.state().queue_records == 100
     writer.turn()
     state = writer.state()
     assert (state.is_up, state.queue_records, state.written_total) == (True, 0, 100)
-    assert stored(database) == list(range(1, 101))
+    assert rows_of(database) == list(range(1, 101))
     database.close()
 
 
@@ -50,7 +50,7 @@ def test_a_proxy_that_ends_writes_what_waits(url: URL) -> None:
     writer, database = writer_to(url)
     writer.start()
     for n in range(1, 3001):
-        writer.add([filed(n)])
+        writer.add([stored(n)])
     writer.stop(seconds=60)
     assert writer.state().queue_records == 0
     assert database.count() == 3000
@@ -62,7 +62,7 @@ def test_while_the_database_is_away_records_wait(tmp_path: Path) -> None:
     writer, database = writer_to(make_url(sqlite_url(folder / "records.sqlite")))
     waits = []
     for n in (1, 2, 3):
-        writer.add([filed(n)])
+        writer.add([stored(n)])
         waits.append(writer.turn())
     state = writer.state()
     assert (state.is_up, state.queue_records, state.written_total) == (False, 3, 0)
@@ -72,7 +72,7 @@ def test_while_the_database_is_away_records_wait(tmp_path: Path) -> None:
     assert writer.turn() == 0.5
     assert writer.state().is_up
     assert writer.state().last_error is None
-    assert stored(database) == [1, 2, 3]
+    assert rows_of(database) == [1, 2, 3]
     database.close()
 
 
@@ -80,12 +80,12 @@ def test_waiting_has_a_bound_and_what_is_dropped_is_counted(tmp_path: Path) -> N
     folder = tmp_path / "not mounted yet"
     url = make_url(sqlite_url(folder / "records.sqlite"))
     writer, database = writer_to(url, pace=replace(EAGER, queue_records=10))
-    writer.add(filed(n) for n in range(1, 26))
+    writer.add(stored(n) for n in range(1, 26))
     assert writer.state().queue_records == 10
     assert writer.state().dropped_total == 15
     folder.mkdir()
     writer.turn()
-    assert stored(database) == list(range(16, 26))  # the newest: memory has them too
+    assert rows_of(database) == list(range(16, 26))  # the newest: memory has them too
     assert writer.state().written_total == 10
     database.close()
 
@@ -93,21 +93,21 @@ def test_waiting_has_a_bound_and_what_is_dropped_is_counted(tmp_path: Path) -> N
 @pytest.mark.postgres
 def test_records_wait_for_a_server_that_is_restarted(postgres: Postgres) -> None:
     writer, database = writer_to(postgres.create_database())
-    writer.add([filed(1)])
+    writer.add([stored(1)])
     writer.turn()
     postgres.stop()
     try:
-        writer.add([filed(2)])
+        writer.add([stored(2)])
         writer.turn()
         assert not writer.state().is_up
         assert writer.state().queue_records == 1
         assert writer.state().last_error
     finally:
         postgres.start()
-    writer.add([filed(3)])
+    writer.add([stored(3)])
     writer.turn()
     assert writer.state().is_up
-    assert stored(database) == [1, 2, 3]
+    assert rows_of(database) == [1, 2, 3]
     database.close()
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_only_the_store(tmp_path: Path) -> None:
             connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
     allow(1)  # that is, no more than there are
-    writer.add(filed(n) for n in range(1, 2001))
+    writer.add(stored(n) for n in range(1, 2001))
     writer.turn()
     state = writer.state()
     assert not state.is_up
@@ -130,7 +130,7 @@ def test_a_full_disk_stops_only_the_store(tmp_path: Path) -> None:
     allow(1_000_000)
     writer.turn()
     assert writer.state().queue_records == 0
-    assert stored(database) == list(range(1, 2001))
+    assert rows_of(database) == list(range(1, 2001))
     database.close()
 
 
@@ -141,19 +141,19 @@ def test_another_writer_on_the_file_is_waited_for(tmp_path: Path) -> None:
     other = Database(url, "http://other", "run")
     with other.engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        writer.add([filed(1)])
+        writer.add([stored(1)])
         writer.turn()
         assert writer.state().last_error == "database is locked"
         connection.rollback()
     writer.turn()
-    assert stored(database) == [1]
+    assert rows_of(database) == [1]
     database.close()
     other.close()
 
 
 def test_a_record_no_database_takes_does_not_block_the_others(url: URL) -> None:
     writer, database = writer_to(url)
-    records = [filed(n) for n in range(1, 21)]
+    records = [stored(n) for n in range(1, 21)]
     lie = replace(records[12].record, prompt_tokens=2**70)  # an engine may say so
     records[12] = replace(records[12], record=lie)
     writer.add(records)
@@ -161,20 +161,20 @@ def test_a_record_no_database_takes_does_not_block_the_others(url: URL) -> None:
     state = writer.state()
     assert (state.is_up, state.queue_records) == (True, 0)
     assert (state.written_total, state.dropped_total) == (19, 1)
-    assert stored(database) == [n for n in range(1, 21) if n != 13]
+    assert rows_of(database) == [n for n in range(1, 21) if n != 13]
     database.close()
 
 
 def test_records_beyond_the_wanted_number_are_deleted_in_batches(url: URL) -> None:
     pace = replace(EAGER, retain_records=30)
     writer, database = writer_to(url, Retention(None, rows=20), pace)
-    writer.add(filed(n) for n in range(1, 101))
+    writer.add(stored(n) for n in range(1, 101))
     left = []
     for _ in range(4):
         writer.turn()
         left.append(database.count())
     assert left == [70, 40, 20, 20]
-    assert stored(database) == list(range(81, 101))
+    assert rows_of(database) == list(range(81, 101))
     assert writer.state().deleted_total == 80
     database.close()
 
@@ -184,7 +184,7 @@ def test_records_beyond_the_wanted_age_are_deleted(url: URL) -> None:
     writer, database = writer_to(
         url, Retention(age_seconds=10.0), unix_seconds=lambda: 100.0
     )
-    writer.add(filed(n * second) for n in (80, 89, 90, 91, 99))
+    writer.add(stored(n * second) for n in (80, 89, 90, 91, 99))
     writer.turn()
-    assert stored(database) == [n * second for n in (90, 91, 99)]
+    assert rows_of(database) == [n * second for n in (90, 91, 99)]
     database.close()

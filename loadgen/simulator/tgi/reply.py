@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from loadgen.simulator.core.text import WORDS
 from loadgen.simulator.core.truth import RequestTruth
 from loadgen.simulator.tgi.request import CHAT, NATIVE, TgiGeneration
-from loadgen.simulator.wire import WORD, Limits, Refusal, TokenEvents, event, template
+from loadgen.simulator.wire import (
+    WORD,
+    EngineRefusal,
+    Limits,
+    TokenEvents,
+    event,
+    template,
+)
 
 VERSION = "3.3.7"
 FINGERPRINT = f"{VERSION}-simulated"
@@ -19,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 TOKEN_IDS = {word: index for index, word in enumerate(WORDS)}
 
 
-def error_event(refusal: Refusal, kind: str) -> bytes:
+def error_event(refusal: EngineRefusal, kind: str) -> bytes:
     """An error inside a 200 stream; the OpenAI routes always say 422."""
     if kind == NATIVE:
         return event(refusal.body)

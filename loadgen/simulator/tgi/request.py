@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadgen.simulator.core.text import drawn_tokens, words_of
-from loadgen.simulator.wire import Generation, Limits, Refusal
+from loadgen.simulator.wire import EngineRefusal, Generation, Limits
 
 DEFAULT_NEW_TOKENS = 1024
 DEFAULT_COMPLETION_TOKENS = 100
@@ -29,22 +29,22 @@ class TgiGeneration(Generation):
     created: int = 0
 
 
-def refused(status: int, error_type: str, message: str) -> Refusal:
+def refused(status: int, error_type: str, message: str) -> EngineRefusal:
     """An error in TGI's shape."""
-    return Refusal(status, {"error": message, "error_type": error_type})
+    return EngineRefusal(status, {"error": message, "error_type": error_type})
 
 
-def invalid(message: str) -> Refusal:
+def invalid(message: str) -> EngineRefusal:
     """A request that fails validation."""
     return refused(422, "validation", f"Input validation error: {message}")
 
 
-def overloaded() -> Refusal:
+def overloaded() -> EngineRefusal:
     """What a full queue answers."""
     return refused(429, "overloaded", "Model is overloaded")
 
 
-def broken() -> Refusal:
+def broken() -> EngineRefusal:
     """What a failing generation answers."""
     return refused(424, "generation", "Request failed during generation: SIMULATED")
 

@@ -34,7 +34,7 @@ from loadgen.simulator.tgi.request import (
     read_native,
 )
 from loadgen.simulator.vllm.routes import request_id_of
-from loadgen.simulator.wire import Limits, Refusal
+from loadgen.simulator.wire import EngineRefusal, Limits
 
 
 class TgiApi:
@@ -69,7 +69,7 @@ class TgiApi:
         """`POST /`: the body says whether to stream; a whole reply is a list."""
         try:
             fields = read_json(await request.read())
-        except Refusal as refusal:
+        except EngineRefusal as refusal:
             return json_reply(refusal.body, refusal.status)
         is_stream = fields.get("stream") is True
         return await self._answer_native(request, fields, is_stream, as_list=True)
@@ -79,7 +79,7 @@ class TgiApi:
     ) -> web.StreamResponse:
         try:
             fields = read_json(await request.read())
-        except Refusal as refusal:
+        except EngineRefusal as refusal:
             return json_reply(refusal.body, refusal.status)
         return await self._answer_native(request, fields, is_stream, as_list=False)
 
@@ -99,12 +99,12 @@ class TgiApi:
                 limits=self._limits,
             )
             self._check_queue()
-        except Refusal as refusal:
+        except EngineRefusal as refusal:
             return await self._refuse(request, refusal, is_stream, NATIVE)
         if is_stream:
             return await self._stream(request, generation)
         ticket = await self._finished(generation)
-        if isinstance(ticket, Refusal):
+        if isinstance(ticket, EngineRefusal):
             return json_reply(ticket.body, ticket.status)
         body = native_reply(generation, ticket.words[0], ticket.texts[0])
         headers = timing_headers(ticket.truths[0], _characters(generation))
@@ -129,12 +129,12 @@ class TgiApi:
                 limits=self._limits,
             )
             self._check_queue()
-        except Refusal as refusal:
+        except EngineRefusal as refusal:
             return await self._refuse(request, refusal, is_stream, kind)
         if is_stream:
             return await self._stream(request, generation)
         ticket = await self._finished(generation)
-        if isinstance(ticket, Refusal):
+        if isinstance(ticket, EngineRefusal):
             return json_reply(ticket.body, ticket.status)
         tokens = ticket.truths[0].output_tokens
         write = chat_reply if kind == CHAT else completion_reply
@@ -149,7 +149,7 @@ class TgiApi:
             raise overloaded()
 
     async def _refuse(
-        self, request: web.Request, refusal: Refusal, is_stream: bool, kind: str
+        self, request: web.Request, refusal: EngineRefusal, is_stream: bool, kind: str
     ) -> web.StreamResponse:
         """A status line, or an error inside a 200 where a stream was asked for."""
         reason = "overloaded" if refusal.status == 429 else "validation"
@@ -176,7 +176,7 @@ class TgiApi:
         tokens = ticket.truths[0].output_tokens
         return await stream.close(closing(generation, model, tokens))
 
-    async def _finished(self, generation: TgiGeneration) -> Ticket | Refusal:
+    async def _finished(self, generation: TgiGeneration) -> Ticket | EngineRefusal:
         ticket = self._runner.submit(generation, NoSink())
         try:
             outcome = await ticket.outcome

@@ -81,7 +81,7 @@ class VllmEvents:
         return body
 
 
-def whole_reply(
+def unstreamed_reply(
     generation: VllmGeneration,
     model: str,
     texts: Sequence[str],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadgen.simulator.core.text import drawn_tokens, words_of
-from loadgen.simulator.wire import Generation, Limits, Refusal
+from loadgen.simulator.wire import EngineRefusal, Generation, Limits
 
 DEFAULT_COMPLETION_TOKENS = 16
 BUSY = (
@@ -38,7 +38,7 @@ class VllmGeneration(Generation):
 
 def refused(
     status: int, message: str, param: str | None = None, kind: str | None = None
-) -> Refusal:
+) -> EngineRefusal:
     """An error in vLLM's shape; `kind` defaults to the one of the status."""
     kinds = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
     error = {
@@ -47,16 +47,16 @@ def refused(
         "param": param,
         "code": status,
     }
-    return Refusal(status, {"error": error})
+    return EngineRefusal(status, {"error": error})
 
 
-def bad_parameter(message: str, param: str, value: object = None) -> Refusal:
+def bad_parameter(message: str, param: str, value: object = None) -> EngineRefusal:
     """A 400 that names the parameter as vLLM does."""
     shown = f", value={value}" if value is not None else ""
     return refused(400, f"{message} (parameter={param}{shown})", param)
 
 
-def overloaded() -> Refusal:
+def overloaded() -> EngineRefusal:
     """What a full queue answers."""
     return refused(503, BUSY, kind="Service Unavailable")
 

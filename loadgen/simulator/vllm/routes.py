@@ -19,7 +19,7 @@ from loadgen.simulator.vllm.reply import (
     closing_events,
     error_event,
     models_page,
-    whole_reply,
+    unstreamed_reply,
 )
 from loadgen.simulator.vllm.request import (
     VllmGeneration,
@@ -27,7 +27,7 @@ from loadgen.simulator.vllm.request import (
     read_request,
     refused,
 )
-from loadgen.simulator.wire import Limits, Refusal
+from loadgen.simulator.wire import EngineRefusal, Limits
 
 USABLE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 ENGINE_FAILED = "SIMULATED failure, injected by --fail-every."
@@ -94,7 +94,7 @@ class VllmApi:
                     refusal = overloaded()
                     return await stream.close(error_event(refusal.body) + DONE)
                 raise overloaded()
-        except Refusal as refusal:
+        except EngineRefusal as refusal:
             return json_reply(refusal.body, refusal.status, headers)
         if generation.is_stream:
             return await self._stream(request, generation, headers)
@@ -131,7 +131,7 @@ class VllmApi:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
         model, texts = self._limits.model, ticket.texts
-        body = whole_reply(generation, model, texts, ticket.truths)
+        body = unstreamed_reply(generation, model, texts, ticket.truths)
         return json_reply(body, headers=headers)
 
     async def _tokenize(self, request: web.Request) -> web.Response:

@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 
-class Axis(msgspec.Struct, frozen=True):
+class BinAxis(msgspec.Struct, frozen=True):
     """Bins of one quantity: bin k is [edges[k], edges[k + 1])."""
 
     edges: list[float]
@@ -46,7 +46,7 @@ class JointBins(msgspec.Struct, frozen=True):
             raise ValueError(f"bin means do not fit {shape} bins")
 
 
-def pct8(values: ArrayLike) -> Axis:
+def pct8(values: ArrayLike) -> BinAxis:
     """Percentile bins of whole numbers with their means.
 
     An inner edge is the (inverted-CDF) percentile plus 1, so that a value many
@@ -75,7 +75,7 @@ def joint_pct8(inputs: ArrayLike, outputs: ArrayLike) -> JointBins:
     )
 
 
-def draw(axis: Axis, size: int, generator: np.random.Generator) -> IntArray:
+def draw(axis: BinAxis, size: int, generator: np.random.Generator) -> IntArray:
     """`size` whole numbers of one quantity, as evenly over its bins as they divide."""
     bins = _cells(np.array(axis.counts), size, generator)
     return _inside(bins, axis.edges, axis.means, generator)
@@ -105,12 +105,12 @@ def apportioned(counts: ArrayLike, size: int) -> IntArray:
     return np.asarray(whole, dtype=np.int64)
 
 
-def _axis(numbers: IntArray, edges: FloatArray) -> Axis:
+def _axis(numbers: IntArray, edges: FloatArray) -> BinAxis:
     counts, _ = np.histogram(numbers, edges)
     sums, _ = np.histogram(numbers, edges, weights=numbers)
     middles = (edges[:-1] + edges[1:] - 1) / 2
     means = np.where(counts > 0, sums / np.maximum(counts, 1), middles)
-    return Axis(edges.tolist(), counts.tolist(), np.round(means, 3).tolist())
+    return BinAxis(edges.tolist(), counts.tolist(), np.round(means, 3).tolist())
 
 
 def _cells(counts: IntArray, size: int, generator: np.random.Generator) -> IntArray:

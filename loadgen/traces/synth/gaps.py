@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loadgen.traces.synth.bins import Axis, draw, pct8
+from loadgen.traces.synth.bins import BinAxis, draw, pct8
 
 FloatArray = NDArray[np.float64]
 
@@ -36,10 +36,10 @@ class OnOff(msgspec.Struct, frozen=True, tag="on_off", tag_field="shape"):
     """Bursts of requests with pauses between them."""
 
     rate_per_second: float
-    burst_requests: Axis
-    gap_microseconds: Axis
+    burst_requests: BinAxis
+    gap_microseconds: BinAxis
     """Gaps inside bursts."""
-    pause_microseconds: Axis
+    pause_microseconds: BinAxis
 
 
 Shape = Modulated | OnOff

@@ -60,7 +60,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class SynthOptions:
     """What a new trace should be like."""
 
     requests: int = 1000
@@ -132,14 +132,14 @@ def statistics_of(
     )
 
 
-def synthesized(statistics: Statistics, wish: Wish) -> list[Session]:
+def synthesized(statistics: Statistics, options: SynthOptions) -> list[Session]:
     """Sessions of a new trace, `wish.requests` requests in all."""
-    generator = np.random.default_rng(wish.seed)
+    generator = np.random.default_rng(options.seed)
     if statistics.conversations is None:
-        sessions = _single_turns(statistics, wish, generator)
+        sessions = _single_turns(statistics, options, generator)
     else:
-        sessions = _conversations(statistics, wish, generator)
-    if statistics.arrivals is not None and wish.with_arrivals:
+        sessions = _conversations(statistics, options, generator)
+    if statistics.arrivals is not None and options.with_arrivals:
         at_seconds = drawn_seconds(statistics.arrivals, len(sessions), generator)
         sessions = [
             _starting(session, round(at, 6))
@@ -176,9 +176,9 @@ def _joint(pairs: list[tuple[int, int]]) -> JointBins:
 
 
 def _single_turns(
-    statistics: Statistics, wish: Wish, generator: np.random.Generator
+    statistics: Statistics, options: SynthOptions, generator: np.random.Generator
 ) -> list[Session]:
-    inputs, outputs = draw_lengths(statistics.lengths, wish.requests, generator)
+    inputs, outputs = draw_lengths(statistics.lengths, options.requests, generator)
     return [
         Session(str(n), (Turn(statistics.kind, None, 0.0, tokens, out),))
         for n, (tokens, out) in enumerate(
@@ -188,7 +188,7 @@ def _single_turns(
 
 
 def _conversations(
-    statistics: Statistics, wish: Wish, generator: np.random.Generator
+    statistics: Statistics, options: SynthOptions, generator: np.random.Generator
 ) -> list[Session]:
     """Whole conversations first, then cut into stretches, shuffled and counted."""
     source = statistics.conversations
@@ -196,16 +196,16 @@ def _conversations(
     counts = np.array(list(source.turns.values()))
     mean = float(np.dot(counts, list(source.turns)) / counts.sum())
     stretches: list[list[Turn]] = []
-    while sum(map(len, stretches)) < wish.requests:
+    while sum(map(len, stretches)) < options.requests:
         # A tenth more than needed: those that reach the longest length end early.
-        wanted = max(1, round(1.1 * wish.requests / mean))
+        wanted = max(1, round(1.1 * options.requests / mean))
         numbers = np.repeat(list(source.turns), apportioned(counts, wanted))
         first = iter(_lengths(source.first, len(numbers), generator))
         later = iter(_lengths(source.later, int(numbers.sum()), generator))
         for number in generator.permutation(numbers).tolist():
             pairs = [next(first), *(next(later) for _ in range(number - 1))]
-            stretches += _stretches(pairs, source.longest_tokens, wish, generator)
-    return _numbered(stretches, statistics.kind, wish, generator)
+            stretches += _stretches(pairs, source.longest_tokens, options, generator)
+    return _numbered(stretches, statistics.kind, options, generator)
 
 
 def _lengths(
@@ -218,7 +218,7 @@ def _lengths(
 def _stretches(
     pairs: list[tuple[int, int]],
     longest_tokens: int,
-    wish: Wish,
+    options: SynthOptions,
     generator: np.random.Generator,
 ) -> list[list[Turn]]:
     """One conversation as sessions of at most `max_turns`, up to its longest length."""
@@ -227,10 +227,10 @@ def _stretches(
     for fresh, reply in pairs:
         if history + fresh + reply > longest_tokens:
             break
-        if wish.max_turns is not None and len(stretches[-1]) == wish.max_turns:
+        if options.max_turns is not None and len(stretches[-1]) == options.max_turns:
             stretches.append([])
         is_first = not stretches[-1]
-        think = 0.0 if is_first else generator.exponential(wish.think_seconds)
+        think = 0.0 if is_first else generator.exponential(options.think_seconds)
         tokens = history + fresh if is_first else fresh
         stretches[-1].append(Turn("", None, round(think, 3), tokens, reply))
         history += fresh + reply
@@ -240,12 +240,12 @@ def _stretches(
 def _numbered(
     stretches: list[list[Turn]],
     kind: str,
-    wish: Wish,
+    options: SynthOptions,
     generator: np.random.Generator,
 ) -> list[Session]:
     """The stretches in random order, cut where the requests are enough."""
     sessions: list[Session] = []
-    left = wish.requests
+    left = options.requests
     for place in generator.permutation(len(stretches)).tolist():
         if left <= 0:
             break

@@ -46,7 +46,7 @@ class Population:
 INFINITY = float("inf")
 
 
-def population(requests: Sequence[RequestTimeline]) -> Population:
+def population_of(requests: Sequence[RequestTimeline]) -> Population:
     """Columns of requests that come in order of their serials."""
     rows = [
         (position, start, end, tokens)
@@ -101,21 +101,21 @@ def _or_inf(seconds: float | None) -> float:
 
 
 def busy_seconds_until(
-    at_seconds: FloatArray, start_seconds: float, people: Population
+    at_seconds: FloatArray, start_seconds: float, population: Population
 ) -> FloatArray:
     """Time since `start_seconds` in which anybody ran, at each later instant."""
-    edges, running = _running(start_seconds, float(at_seconds[-1]), people)
+    edges, running = _running(start_seconds, float(at_seconds[-1]), population)
     busy = np.concatenate(([0.0], np.cumsum(np.diff(edges) * (running > 0))))
     return np.asarray(np.interp(at_seconds, edges, busy), dtype=np.float64)
 
 
 def _running(
-    start_seconds: float, end_seconds: float, people: Population
+    start_seconds: float, end_seconds: float, population: Population
 ) -> tuple[FloatArray, IntArray]:
     """Instants at which the number running changes, and the number after each."""
-    began = np.clip(people.scheduled_seconds, start_seconds, end_seconds)
-    ended = np.clip(people.end_seconds, began, end_seconds)
-    stalls = np.clip(people.stall_seconds, start_seconds, end_seconds)
+    began = np.clip(population.scheduled_seconds, start_seconds, end_seconds)
+    ended = np.clip(population.end_seconds, began, end_seconds)
+    stalls = np.clip(population.stall_seconds, start_seconds, end_seconds)
     plus = np.concatenate((began, stalls[:, 1]))
     minus = np.concatenate((ended, stalls[:, 0]))
     edges = np.unique(np.concatenate((plus, minus, [start_seconds, end_seconds])))
@@ -125,20 +125,20 @@ def _running(
 
 
 def shared_seconds(
-    start_seconds: float, end_seconds: float, people: Population
+    start_seconds: float, end_seconds: float, population: Population
 ) -> tuple[FloatArray, FloatArray]:
     """Every moment divided equally among those running, by phase."""
-    edges, running = _running(start_seconds, end_seconds, people)
+    edges, running = _running(start_seconds, end_seconds, population)
     grown = np.diff(edges) / np.maximum(running, 1) * (running > 0)
     integral = np.concatenate(([0.0], np.cumsum(grown)))
-    began = np.clip(people.scheduled_seconds, start_seconds, end_seconds)
-    ended = np.clip(people.end_seconds, began, end_seconds)
-    turned = np.clip(people.first_token_seconds, began, ended)
+    began = np.clip(population.scheduled_seconds, start_seconds, end_seconds)
+    ended = np.clip(population.end_seconds, began, end_seconds)
+    turned = np.clip(population.first_token_seconds, began, ended)
     at_begin, at_turn, at_end = (
         np.interp(instants, edges, integral) for instants in (began, turned, ended)
     )
-    stalls = np.clip(people.stall_seconds, start_seconds, end_seconds)
+    stalls = np.clip(population.stall_seconds, start_seconds, end_seconds)
     stalled = np.diff(np.interp(stalls, edges, integral), axis=1)[:, 0]
-    lost = np.bincount(people.stall_request, stalled, len(began))
+    lost = np.bincount(population.stall_request, stalled, len(began))
     decoding = np.maximum(at_end - at_turn - lost, 0.0)
     return at_turn - at_begin, np.asarray(decoding, dtype=np.float64)

@@ -23,9 +23,9 @@ the engine's steps, and a step with a large prefill takes some tenths."""
 ALIVE_SECONDS = 2.5
 """Two scrapes and a half: nobody waits longer for the next one."""
 
-MOST_STRANGERS = 1024
-STRANGER = RequestFacts("external")
-STRANGER_SERIAL = 1 << 62
+MAX_EXTERNAL = 1024
+EXTERNAL = RequestFacts("external")
+EXTERNAL_SERIAL = 1 << 62
 """Beyond any serial of a request."""
 
 
@@ -34,7 +34,7 @@ class Comparison:
     """One scrape beside the proxy's own requests at that moment."""
 
     at_seconds: float
-    strangers: int
+    external: int
     """Sequences running that are not the proxy's."""
     since_seconds: float
     """The scrape before."""
@@ -52,7 +52,7 @@ class GaugeLog:
     """Scrapes that are not settled yet, oldest first."""
 
     def __init__(self) -> None:
-        self.run_ons = RunOns()
+        self.orphans = RunOns()
         self._seen: deque[Comparison] = deque()
         self._last: EngineGauges | None = None
 
@@ -63,23 +63,23 @@ class GaugeLog:
         last, self._last = self._last, gauges
         inside = [timeline for timeline in own if _may_be_inside(timeline, at_seconds)]
         total = gauges.running + gauges.waiting
-        foreign = max(total - sum(timeline.sequences for timeline in inside), 0)
+        outside = max(total - sum(timeline.sequences for timeline in inside), 0)
         has_progressed = _has_progressed(last, gauges)
-        foreign -= self.run_ons.claim(
+        outside -= self.orphans.claim(
             at_seconds,
-            0 if has_progressed is False else foreign,
+            0 if has_progressed is False else outside,
             not_before=FLIGHT_SECONDS,
         )
-        strangers = foreign * gauges.running / total if total else 0.0
+        external = outside * gauges.running / total if total else 0.0
         self._seen.append(
             Comparison(
                 at_seconds,
-                min(int(strangers + 0.5), MOST_STRANGERS),
+                min(int(external + 0.5), MAX_EXTERNAL),
                 self._seen[-1].at_seconds if self._seen else at_seconds,
                 has_progressed,
                 _has_preempted(last, gauges),
                 total == 0,
-                _waits_from(gauges.waiting - foreign, inside),
+                _waits_from(gauges.waiting - outside, inside),
             )
         )
         return self._seen[-1]
@@ -101,9 +101,7 @@ class GaugeLog:
 
     def awaits(self, end_seconds: float, now_seconds: float) -> bool:
         """Strangers were there, and the next scrape says whether they stayed."""
-        return (
-            not self.covers(end_seconds, now_seconds) and self._seen[-1].strangers > 0
-        )
+        return not self.covers(end_seconds, now_seconds) and self._seen[-1].external > 0
 
     def waiting_until(
         self, arrived_seconds: float, before_seconds: float
@@ -128,11 +126,11 @@ class GaugeLog:
                 break
         return True
 
-    def strangers_at(self, now_seconds: float) -> int | None:
+    def external_at(self, now_seconds: float) -> int | None:
         """How many the last scrape showed; None where it is too old."""
-        return self._seen[-1].strangers if self.is_alive(now_seconds) else None
+        return self._seen[-1].external if self.is_alive(now_seconds) else None
 
-    def strangers(
+    def external(
         self, start_seconds: float, end_seconds: float
     ) -> list[RequestTimeline]:
         """Made-up requests that ran in between, in place of those not the proxy's.
@@ -145,20 +143,20 @@ class GaugeLog:
             if before is not None and seen.has_progressed is not False:
                 began = max(before.at_seconds, start_seconds)
                 ended = min(seen.at_seconds, end_seconds)
-                stayed = min(before.strangers, seen.strangers)
+                stayed = min(before.external, seen.external)
                 if ended > began and seen.at_seconds - before.at_seconds < 2 * (
                     ALIVE_SECONDS
                 ):
                     found += [
-                        _stranger(len(found) + number, began, ended)
+                        _external(len(found) + number, began, ended)
                         for number in range(stayed)
                     ]
             before = seen
         return found
 
 
-def _stranger(number: int, began: float, ended: float) -> RequestTimeline:
-    timeline = RequestTimeline(STRANGER_SERIAL + number, began, STRANGER)
+def _external(number: int, began: float, ended: float) -> RequestTimeline:
+    timeline = RequestTimeline(EXTERNAL_SERIAL + number, began, EXTERNAL)
     timeline.scheduled_seconds = timeline.first_token_seconds = began
     timeline.last_token_seconds = ended
     timeline.close(ended)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from proxy.meter.activity.request import RequestTimeline
 
-RUN_ON_SECONDS = 6.0
+ORPHAN_SECONDS = 6.0
 """Less than a window waits. What an engine does that has not noticed by then that
 its client left is nobody's who could be asked."""
 
@@ -35,12 +35,12 @@ class RunOns:
 
     def suspect(self, timeline: RequestTimeline) -> None:
         """Its client has left just now."""
-        timeline.may_run_on = True
+        timeline.may_be_orphan = True
         self._suspects[timeline.serial] = _Suspect(
             timeline, timeline.closed_seconds or 0.0
         )
 
-    def claim(self, at_seconds: float, foreign: int, *, not_before: float) -> int:
+    def claim(self, at_seconds: float, outside: int, *, not_before: float) -> int:
         """How many of the sequences that nobody sent are those of suspects.
 
         A suspect whose close is less than `not_before` seconds old is left alone.
@@ -51,9 +51,9 @@ class RunOns:
             closed = timeline.closed_seconds or 0.0
             if at_seconds <= closed + not_before:
                 continue
-            is_there = claimed + timeline.sequences <= foreign
-            if not is_there or at_seconds > closed + RUN_ON_SECONDS:
-                self._acquit(timeline)
+            is_there = claimed + timeline.sequences <= outside
+            if not is_there or at_seconds > closed + ORPHAN_SECONDS:
+                self._release(timeline)
                 continue
             claimed += timeline.sequences
             suspect.sightings += 1
@@ -66,15 +66,15 @@ class RunOns:
         """No scrape came: those not heard of since an instant ended with it."""
         for suspect in list(self._suspects.values()):
             if suspect.heard_seconds < before_seconds:
-                self._acquit(suspect.timeline)
+                self._release(suspect.timeline)
 
     def take_ended(self) -> list[RequestTimeline]:
         """Those that ran on and have ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
-    def _acquit(self, timeline: RequestTimeline) -> None:
-        timeline.may_run_on = False
+    def _release(self, timeline: RequestTimeline) -> None:
+        timeline.may_be_orphan = False
         del self._suspects[timeline.serial]
         if timeline.ran_on_seconds is not None:
             self._ended.append(timeline)

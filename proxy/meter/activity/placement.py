@@ -53,7 +53,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Prefill:
     """A prompt to place, or what was computed again after a pause."""
 
     at_seconds: float
@@ -77,12 +77,12 @@ class PromptPlacement:
         Those already placed get rows for what was computed again since: a request
         that the engine set aside for others lost its cache.
         """
-        jobs: list[_Job] = []
+        jobs: list[_Prefill] = []
         for request in requests:
             arrived = request.arrived_seconds
             if request.scheduled_seconds is None:
                 at = request.first_token_seconds or request.left_seconds or arrived
-                jobs.append(_Job(at, arrived, request, None))
+                jobs.append(_Prefill(at, arrived, request, None))
         jobs += _set_aside(requests, seen)
         for _, tied in groupby(sorted(jobs, key=_when), key=_when):
             self._place_tied(list(tied), seen)
@@ -93,9 +93,9 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
-    def _place_tied(self, tied: list[_Job], seen: Seen) -> None:
+    def _place_tied(self, tied: list[_Prefill], seen: Seen) -> None:
         """Jobs of one instant fill the same room, in proportion to their tokens."""
-        spans: dict[tuple[int, int], list[tuple[_Job, float]]] = {}
+        spans: dict[tuple[int, int], list[tuple[_Prefill, float]]] = {}
         for job in tied:
             if job.pause is None and job.request.first_token_seconds is None:
                 self._place_unanswered(job.request, seen)
@@ -114,7 +114,7 @@ class PromptPlacement:
                 _settle_rows(job, own, seen)
             self._released_seconds = max(self._released_seconds, tied[0].at_seconds)
 
-    def _span(self, job: _Job, seen: Seen) -> tuple[int, int] | None:
+    def _span(self, job: _Prefill, seen: Seen) -> tuple[int, int] | None:
         """First and last step that may have computed it; None: nothing was.
 
         A pause counts where others got tokens meanwhile: it was set aside, then
@@ -134,7 +134,7 @@ class PromptPlacement:
             return None
         return first, last
 
-    def _tokens(self, job: _Job, earliest_seconds: float, seen: Seen) -> float:
+    def _tokens(self, job: _Prefill, earliest_seconds: float, seen: Seen) -> float:
         """Tokens to compute; where nobody told, what the time allowed for."""
         request = job.request
         if job.pause is not None:
@@ -147,7 +147,7 @@ class PromptPlacement:
         request.estimated_prompt_tokens = max(allowed, 1.0)
         return request.estimated_prompt_tokens
 
-    def _learn(self, tied: list[_Job], seen: Seen) -> None:
+    def _learn(self, tied: list[_Prefill], seen: Seen) -> None:
         """The time from the previous prompt's end to this one's, by its tokens."""
         prompts = [
             job
@@ -226,7 +226,7 @@ class PromptPlacement:
         self._released_seconds = closed
 
 
-def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Job]:
+def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill]:
     """Pauses whose steps are known and in which others took several; all are ticked
     off, as with long steps every token is a pause."""
     pauses: list[tuple[RequestTimeline, Pause]] = []
@@ -248,12 +248,12 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Job]:
         request, pause = pauses[place]
         request.pauses.insert(0, pause)
     return [
-        _Job(pause[1], request.arrived_seconds, request, pause)
+        _Prefill(pause[1], request.arrived_seconds, request, pause)
         for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
     ]
 
 
-def _when(job: _Job) -> tuple[float, float]:
+def _when(job: _Prefill) -> tuple[float, float]:
     return job.at_seconds, job.arrived_seconds
 
 
@@ -261,7 +261,9 @@ def _span_of(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
     return item[0]
 
 
-def _settle_rows(job: _Job, rows: list[tuple[float, float, float]], seen: Seen) -> None:
+def _settle_rows(
+    job: _Prefill, rows: list[tuple[float, float, float]], seen: Seen
+) -> None:
     """Write the rows to the request, from when it can have begun at the earliest."""
     request, first = job.request, job.at_seconds
     if job.pause is not None:

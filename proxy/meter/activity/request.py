@@ -63,7 +63,7 @@ class RequestTimeline:
         "arrived_seconds", "cached_tokens", "closed_seconds", "counted_tokens",
         "decode_seconds", "estimated_prompt_tokens", "first_token_seconds",
         "has_late_facts", "has_running_usage", "inference_seconds", "is_refused",
-        "is_scheduled_exact", "is_streamed", "last_token_seconds", "may_run_on",
+        "is_scheduled_exact", "is_streamed", "last_token_seconds", "may_be_orphan",
         "output_tokens", "pauses", "prefill_rows", "prefill_seconds", "prompt_tokens",
         "ran_on_seconds", "scheduled_seconds", "sequences", "serial", "stalls",
         "told_sequences", "waited_until_seconds",
@@ -94,7 +94,7 @@ class RequestTimeline:
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
         self.closed_seconds: float | None = None
-        self.may_run_on = False
+        self.may_be_orphan = False
         self.ran_on_seconds: float | None = None
         self.waited_until_seconds = at_seconds
 
@@ -193,9 +193,7 @@ class RequestTimeline:
         if 0 < self.told_sequences < self.sequences:  # the others never will
             self.prompt_tokens = self.output_tokens = None
 
-    def spread_whole_reply(
-        self, stamps_seconds: Sequence[float], log: TokenLog
-    ) -> None:
+    def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
         """Put the tokens of a reply that came in one piece at these instants."""
         if not self.output_tokens or not stamps_seconds:
             return
@@ -239,7 +237,7 @@ class RequestTimeline:
     @property
     def end_seconds(self) -> float:
         """When it stopped running: last token, else the close; inf while open."""
-        if self.closed_seconds is None or self.may_run_on:
+        if self.closed_seconds is None or self.may_be_orphan:
             return float("inf")
         if self.ran_on_seconds is not None:
             return self.ran_on_seconds

@@ -10,11 +10,11 @@ from proxy.meter.activity.steps import StepBook
 STEP_SECONDS = 0.02
 """A decode step of an 8B model with some context; only splits unseen time."""
 
-MOST_READS = 4096
+MAX_READS = 4096
 """A longer whole reply is spread with several tokens at each stamp."""
 
 
-def spread_whole_reply(
+def spread_unstreamed(
     timeline: RequestTimeline,
     steps: StepBook,
     log: TokenLog,
@@ -43,16 +43,16 @@ def spread_whole_reply(
         if together is not None:
             timeline.prefill_seconds = together - decode
     first = max(closed - decode, arrived)
-    reads = min(max(output // timeline.sequences, 1), MOST_READS)
+    reads = min(max(output // timeline.sequences, 1), MAX_READS)
     steps.absorb(log, closed)
     stamps = steps.snap(np.linspace(first, closed, reads), not_before=first)
     floor = np.nextafter(
         -np.inf if settled_seconds is None else settled_seconds, np.inf
     )
-    timeline.spread_whole_reply(np.maximum(stamps, floor).tolist(), log)
+    timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
 
 
-def spread_run_on(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> None:
+def spread_orphan(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> None:
     """A token at every step that a request got after its client had left.
 
     They are not counted as output: nobody received them.

@@ -42,7 +42,7 @@ class Activity:
 def activity_between(
     start_seconds: float,
     end_seconds: float,
-    people: Population,
+    population: Population,
     steps: Steps,
     starts: FloatArray,
 ) -> Activity:
@@ -51,29 +51,36 @@ def activity_between(
     `starts` are the steps' starts, shape (steps,). Steps and requests outside
     the interval contribute nothing.
     """
-    prefill_seconds, decode_seconds = shared_seconds(start_seconds, end_seconds, people)
-    count = len(people.serials)
+    prefill_seconds, decode_seconds = shared_seconds(
+        start_seconds, end_seconds, population
+    )
+    count = len(population.serials)
     first, stop = np.searchsorted(
         steps.end_seconds, (start_seconds, end_seconds), side="right"
     )
     stop = min(int(stop) + 1, len(steps.end_seconds))
-    reads = _reads(int(first), stop, people, steps)
+    reads = _reads(int(first), stop, population, steps)
     row, row_step = _prefill_rows(
-        people, steps.end_seconds[first:stop], starts[first:stop]
+        population, steps.end_seconds[first:stop], starts[first:stop]
     )
     share = _step_shares(stop - int(first), reads, row_step)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
-        starts[first:stop][reads.step], people.scheduled_seconds[reads.request]
+        starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
     )
     ended = steps.end_seconds[first:stop][reads.step]
     parts = _overlap(np.minimum(began, ended), ended, start_seconds, end_seconds)
     tokens, decoded = reads.tokens * parts, reads.decoded * parts
     row_parts = _overlap(
-        people.row_seconds[:, 0], people.row_seconds[:, 1], start_seconds, end_seconds
+        population.row_seconds[:, 0],
+        population.row_seconds[:, 1],
+        start_seconds,
+        end_seconds,
     )
-    look_back = (people.context_tokens + people.cached_tokens) / 2
-    prefill_tokens = _sum_by(people.row_request, people.row_tokens * row_parts, count)
+    look_back = (population.context_tokens + population.cached_tokens) / 2
+    prefill_tokens = _sum_by(
+        population.row_request, population.row_tokens * row_parts, count
+    )
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
@@ -83,7 +90,7 @@ def activity_between(
         decode_tokens=_sum_by(reads.request, decoded, count),
         kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
         prefill_steps=_sum_by(
-            people.row_request[row], row_parts[row] * share[row_step], count
+            population.row_request[row], row_parts[row] * share[row_step], count
         ),
         decode_steps=_sum_by(
             reads.request, reads.presence * parts * share[reads.step], count
@@ -128,30 +135,30 @@ class _Reads:
     context: FloatArray
 
 
-def _reads(first: int, stop: int, people: Population, steps: Steps) -> _Reads:
+def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Reads:
     low, high = steps.first_row[first], steps.first_row[stop]
     serials = steps.serials[low:high]
-    request = np.searchsorted(people.serials, serials)
-    request = np.minimum(request, max(len(people.serials) - 1, 0))
+    request = np.searchsorted(population.serials, serials)
+    request = np.minimum(request, max(len(population.serials) - 1, 0))
     is_known = np.zeros(len(serials), np.bool_)
-    if len(people.serials):
-        is_known = people.serials[request] == serials
+    if len(population.serials):
+        is_known = population.serials[request] == serials
     request = request[is_known]
     step = np.repeat(
         np.arange(stop - first), np.diff(steps.first_row[first : stop + 1])
     )[is_known]
-    scale = people.token_scale[request]
+    scale = population.token_scale[request]
     before = steps.before[low:high][is_known]
     counted = steps.tokens[low:high][is_known]
     tokens = counted * scale
     # The first token of each sequence came out of the prefill, the others followed.
-    sequences = people.sequences[request]
+    sequences = population.sequences[request]
     is_first = before < sequences
     decoded = np.clip(before * scale + tokens - sequences, 0.0, tokens)
     middle = before * scale + (tokens - np.where(before <= 0, 0.0, 1.0)) / 2
-    context = people.context_tokens[request] + np.maximum(middle / sequences, 0.0)
+    context = population.context_tokens[request] + np.maximum(middle / sequences, 0.0)
     stamps = steps.seconds[low:high][is_known]
-    with_first = is_first | (stamps <= people.first_token_seconds[request])
+    with_first = is_first | (stamps <= population.first_token_seconds[request])
     presence = _presence(request, step, stamps, with_first, counted / sequences)
     return _Reads(request, step, presence, tokens, decoded, context)
 
@@ -186,12 +193,12 @@ def _presence(
 
 
 def _prefill_rows(
-    people: Population, ends: FloatArray, starts: FloatArray
+    population: Population, ends: FloatArray, starts: FloatArray
 ) -> tuple[IntArray, IntArray]:
     """Prefill rows that lie in some of these steps, and the step of each."""
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    until = people.row_seconds[:, 1]
+    until = population.row_seconds[:, 1]
     step = np.searchsorted(ends, until, side="left")
     place = np.minimum(step, len(ends) - 1)
     row = np.flatnonzero((step < len(ends)) & (until > starts[place]))

@@ -86,13 +86,13 @@ class Division:
 
 def divide(
     window: Window,
-    people: Population,
+    population: Population,
     steps: Steps,
     starts: FloatArray,
     *,
     idle_watts: float | None,
     policies: Sequence[Policy],
-    strangers: int = 0,
+    external: int = 0,
 ) -> Division:
     """Divide a window among `people`, all of whom ran in it.
 
@@ -102,29 +102,31 @@ def divide(
     """
     edges = window.edges_seconds
     spans = np.clip(np.diff(window.joules), 0.0, None)
-    if not len(people.serials):
+    if not len(population.serials):
         return _all_idle(spans, len(policies), 0)
-    idle, shared, caused = split_idle(edges, spans, people, idle_watts)
+    idle, shared, caused = split_idle(edges, spans, population, idle_watts)
     activity = activity_between(
-        window.start_seconds, window.end_seconds, people, steps, starts
+        window.start_seconds, window.end_seconds, population, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(people.serials) - strangers)
+        return _all_idle(spans, len(policies), len(population.serials) - external)
     shares = attribute(shared, activity, by_running_time).sum(axis=1)
-    own = len(shares) - strangers
+    own = len(shares) - external
     seconds = by_running_time(activity).sum(axis=1)
-    foreign = caused * float(seconds[own:].sum() / seconds.sum())
+    external_joules = caused * float(seconds[own:].sum() / seconds.sum())
     charged = [
-        attribute(caused - foreign, activity, partial(_among_first, own, policy))[:own]
+        attribute(
+            caused - external_joules, activity, partial(_among_first, own, policy)
+        )[:own]
         for policy in policies
     ]
     return Division(
         idle,
         shares[:own],
         np.stack(charged),
-        caused - foreign,
+        caused - external_joules,
         work_of(activity),
-        foreign + float(shares[own:].sum()),
+        external_joules + float(shares[own:].sum()),
     )
 
 
@@ -141,13 +143,16 @@ def _among_first(count: int, policy: Policy, activity: Activity) -> FloatArray:
 
 
 def split_idle(
-    edges: FloatArray, spans: FloatArray, people: Population, idle_watts: float | None
+    edges: FloatArray,
+    spans: FloatArray,
+    population: Population,
+    idle_watts: float | None,
 ) -> tuple[float, float, float]:
     """Joules of the idle account, of the idle shares, and what requests caused.
 
     `spans` are the joules between consecutive edges.
     """
-    busy = np.diff(busy_seconds_until(edges, float(edges[0]), people))
+    busy = np.diff(busy_seconds_until(edges, float(edges[0]), population))
     watts = idle_watts or 0.0
     nobody = busy <= BUSY_ENOUGH_SECONDS
     quiet = np.clip(np.diff(edges) - busy, 0.0, None)

@@ -54,8 +54,8 @@ class FitRules:
     row_seconds: float = 2.0
     """Windows are added up so far: an edge that is 10 ms late moves joules from one
     window to the next, which cancels within a row."""
-    least_rows: int = 10
-    most_rows: float = 600.0
+    min_rows: int = 10
+    max_rows: float = 600.0
     """Older rows fade: twenty minutes of load, so that a new clock limit or
     engine setting is learnt."""
     resumed_rows: float = 60.0
@@ -63,12 +63,12 @@ class FitRules:
     prior_spread: float = 0.5
     """Standard deviation given to `phase`'s ratios, as a fraction of each: data
     sheets and the simulated hardware differ from them by up to 40 %."""
-    most_condition: float = 3000.0
+    max_condition: float = 3000.0
     """Of the rows' matrix, columns of unit length: 90 to 830 after two minutes of
     conversation, code or reasoning in the simulator, above while it is the same."""
-    most_split_error: float = 0.05
+    max_split_error: float = 0.05
     """A constant's standard error may move so much of the energy."""
-    most_misfit: float = 0.1
+    max_misfit: float = 0.1
     """Root mean square of what is left, by the mean row: 0.07 at most in the
     simulator, 0.14 where preemption hides work from the proxy."""
 
@@ -207,15 +207,15 @@ class Calibration:
         self._seconds += seconds
         if self._seconds < self.rules.row_seconds:
             return
-        self.sums = added(self.sums, self._work, self._joules, self.rules.most_rows)
+        self.sums = added(self.sums, self._work, self._joules, self.rules.max_rows)
         self.fit = fitted(self.sums, self.rules)
         self._work = np.zeros(len(CONSTANTS))
         self._joules = self._seconds = 0.0
 
 
-def faded(sums: Sums, most_rows: float) -> Sums:
+def faded(sums: Sums, max_rows: float) -> Sums:
     """The same, weighing `most_rows` at most."""
-    keep = min(1.0, most_rows / sums.rows) if sums.rows else 1.0
+    keep = min(1.0, max_rows / sums.rows) if sums.rows else 1.0
     return Sums(
         keep * sums.rows,
         keep * sums.squares,
@@ -226,9 +226,9 @@ def faded(sums: Sums, most_rows: float) -> Sums:
     )
 
 
-def added(sums: Sums, work: FloatArray, joules: float, most_rows: float) -> Sums:
+def added(sums: Sums, work: FloatArray, joules: float, max_rows: float) -> Sums:
     """One row more; beyond `most_rows` the older ones fade."""
-    old = faded(sums, most_rows - 1)
+    old = faded(sums, max_rows - 1)
     return Sums(
         old.rows + 1,
         old.squares + np.outer(work, work),
@@ -249,7 +249,7 @@ def fitted(sums: Sums, rules: FitRules) -> Fit | None:
     free = nonnegative_least_squares(sums.squares + tiny, sums.products)
     left = sums.square_joules - 2 * free @ sums.products + free @ sums.squares @ free
     degrees = max(sums.rows - len(CONSTANTS), 1.0)
-    variance = max(float(left) / degrees, (LEAST_NOISE * mean_joules) ** 2)
+    variance = max(float(left) / degrees, (MIN_NOISE * mean_joules) ** 2)
     ridge = variance / (rules.prior_spread * level) ** 2 * np.eye(len(CONSTANTS))
     squares = sums.squares + ridge
     drawn = sums.products + np.diag(ridge) * level
@@ -268,7 +268,7 @@ def fitted(sums: Sums, rules: FitRules) -> Fit | None:
     )
 
 
-LEAST_NOISE = 1e-3
+MIN_NOISE = 1e-3
 """No sensor's row is better than that; keeps a perfect fit from being certain."""
 
 
@@ -309,22 +309,22 @@ def _distrust(
     rows: float, condition: float, misfit: float, split: FloatArray, rules: FitRules
 ) -> str | None:
     """One line why the constants are not used yet, None where they are."""
-    if rows < rules.least_rows:
-        return f"{rows:.0f} of {rules.least_rows} rows of load seen"
-    if condition > rules.most_condition:
+    if rows < rules.min_rows:
+        return f"{rows:.0f} of {rules.min_rows} rows of load seen"
+    if condition > rules.max_condition:
         return (
             f"the load has not varied enough: condition {condition:.0f}, "
-            f"trusted up to {rules.most_condition:.0f}"
+            f"trusted up to {rules.max_condition:.0f}"
         )
-    if misfit > rules.most_misfit:
+    if misfit > rules.max_misfit:
         return (
             f"the model leaves {misfit:.0%} of a row's energy unexplained, "
-            f"trusted up to {rules.most_misfit:.0%}"
+            f"trusted up to {rules.max_misfit:.0%}"
         )
     worst = int(np.argmax(split))
-    if split[worst] > rules.most_split_error:
+    if split[worst] > rules.max_split_error:
         return (
             f"the standard error of {CONSTANTS[worst]} moves {split[worst]:.0%} of the "
-            f"energy, trusted up to {rules.most_split_error:.0%}"
+            f"energy, trusted up to {rules.max_split_error:.0%}"
         )
     return None

@@ -23,7 +23,7 @@ GAP_REASONS = (SENSOR_GAP, COUNTER_RESET)
 HOLD_SECONDS = 2.0
 """Power readings further apart are not integrated: nobody saw the time between."""
 
-MOST_POINTS = 36_000
+MAX_POINTS = 36_000
 """An hour at 10 Hz: a curve that nobody settles (another device of the group is
 lost) gets coarser then, instead of longer."""
 
@@ -163,7 +163,7 @@ class DeviceCurve:
         self.reasons.append(self._pending if len(self.seconds) > 1 else 0)
         self._pending = 0
         self._is_resynchronised = True
-        if len(self.seconds) > MOST_POINTS:
+        if len(self.seconds) > MAX_POINTS:
             self._thin()
 
     def _thin(self) -> None:

@@ -76,7 +76,7 @@ class GroupCurve:
         known = [curve.period_seconds for curve in self.devices.values()]
         return max((period for period in known if period is not None), default=None)
 
-    def wide_enough_seconds(self, least_seconds: float) -> float:
+    def wide_enough_seconds(self, min_seconds: float) -> float:
         """How wide windows must be for this sensor: as asked, and wider if it is slow.
 
         Until its period is known, the widest span so far stands for it.
@@ -86,8 +86,8 @@ class GroupCurve:
             spans = [np.diff(curve.seconds) for curve in self.devices.values()]
             period = max((float(span.max()) for span in spans if len(span)), default=0)
         if period < SLOW_SECONDS:
-            return least_seconds
-        return max(least_seconds, WIDE_PERIODS * period)
+            return min_seconds
+        return max(min_seconds, WIDE_PERIODS * period)
 
     @property
     def counter_power_ratio(self) -> float | None:

@@ -65,7 +65,7 @@ class RequestRecord:
     energy: RequestEnergy
     serial: int = 0
     """Order of arrival in this run, from 1: the same in every boundary's meter."""
-    filed_tenant: str | None = None
+    stored_tenant: str | None = None
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
     """Name of the upstream that got it."""

@@ -20,7 +20,7 @@ class Labels:
     model: str = "unknown"
     kind: str = "other"
     tenant: str = "none"
-    filed_tenant: str | None = None
+    stored_tenant: str | None = None
     """What the record says, where it may say more than a label."""
 
 
@@ -74,7 +74,7 @@ def record_of(
         model=request.labels.model,
         kind=request.labels.kind,
         tenant=request.labels.tenant,
-        filed_tenant=request.labels.filed_tenant,
+        stored_tenant=request.labels.stored_tenant,
         outcome=request.outcome,
         error=request.error,
         status=request.status,

@@ -31,7 +31,7 @@ enough for a frozen accumulator or a wrong unit."""
 POWER_KEYS = ("current_socket_power", "socket_power", "average_socket_power")
 """Newer boards fill the first, older ones the last; the rest holds "N/A" or 0."""
 
-MOST_WATTS = 0xFFFE
+MAX_WATTS = 0xFFFE
 """Fields that a board does not fill are all ones, in 16 bits or more."""
 
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -154,7 +154,7 @@ class AmdSmiSource:
         found = self._call("amdsmi_get_power_info", device, handle)
         figures = [_number(found.get(key)) for key in POWER_KEYS]
         known = [watts for watts in figures if watts is not None]
-        filled = [watts for watts in known if 0 < watts <= MOST_WATTS]
+        filled = [watts for watts in known if 0 < watts <= MAX_WATTS]
         return filled[0] if filled else 0.0 if 0.0 in known else None
 
     def _call(self, function: str, device: str, handle: Any) -> dict[str, Any]:

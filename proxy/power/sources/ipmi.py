@@ -18,7 +18,7 @@ from proxy.power.argument import parse_argument
 from proxy.power.paced import Paced
 from proxy.power.reading import EnergySource, Reading, SourceOptions
 
-LEAST_SECONDS = 1.0
+MIN_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 WATTS = re.compile(r"Instantaneous power reading:\s*(\d+)\s*Watts")
 IS_ACTIVE = re.compile(r"Power reading state is:\s*activated")
@@ -38,7 +38,7 @@ class IpmiSource:
         user: str | None = None,
         password: str | None = None,
         sensor: str | None = None,
-        least_seconds: float = LEAST_SECONDS,
+        min_seconds: float = MIN_SECONDS,
     ) -> None:
         remote = ["-I", "lanplus", "-H", host, "-E"] if host else []
         remote += ["-U", user] if host and user else []
@@ -52,7 +52,7 @@ class IpmiSource:
         )
         self._parse = parse_sensor if sensor else parse_dcmi
         self._device = host or "node"
-        self._paced = Paced(self._ask, least_seconds)
+        self._paced = Paced(self._ask, min_seconds)
 
     def read(self) -> Sequence[Reading]:
         """The newest reading, at most one question a second."""

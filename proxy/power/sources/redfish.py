@@ -25,7 +25,7 @@ EXAMPLE = (
     "'redfish=https://bmc#user-env=BMC_USER&password-env=BMC_PASSWORD' "
     "(names of environment variables; chassis=ID and verify=no are optional)"
 )
-LEAST_SECONDS = 1.0
+MIN_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 """Management controllers are slow, above all while they build their first page."""
 JOULES_PER_KWH = 3_600_000.0
@@ -45,7 +45,7 @@ class RedfishSource:
         basic_auth: tuple[str, str] | None = None,
         chassis: str | None = None,
         is_verified: bool = True,
-        least_seconds: float = LEAST_SECONDS,
+        min_seconds: float = MIN_SECONDS,
     ) -> None:
         self._url = url
         self._http = HttpSensor(
@@ -53,7 +53,7 @@ class RedfishSource:
             timeout_seconds=ANSWER_SECONDS,
             expected="a Redfish service that accepts this user",
         )  # fmt: skip
-        self._paced = Paced(self._ask, least_seconds)
+        self._paced = Paced(self._ask, min_seconds)
         try:
             self._device, self._links = self._choose(chassis)
         except (ConfigError, SensorError):

@@ -16,7 +16,7 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.replies import Refusal
 
-MOST_BEING_REFUSED = 200
+MAX_BEING_REFUSED = 200
 IPV6_SITE_BITS = 64
 """A client with IPv6 has as many addresses as it likes within these."""
 
@@ -75,7 +75,7 @@ class Clients:
     @property
     def are_flooding(self) -> bool:
         """Whether there is no room even for those who are only told to go."""
-        return len(self._refused) > MOST_BEING_REFUSED
+        return len(self._refused) > MAX_BEING_REFUSED
 
     def _refusal(self, address: str) -> Refusal | None:
         most = self._config.max_connections

@@ -16,17 +16,17 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.replies import Answer, Refusal
 from proxy.relay.routing.routes import READABLE_BELOW, Admission, admit
 from proxy.relay.routing.routing import Router, unavailable
-from proxy.relay.upstream.upstream import Lane
+from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.headers import value_of
 
 MAX_SESSION_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Candidate:
     """An upstream that may take a request, and what it would be sent."""
 
-    lane: Lane
+    upstream: Upstream
     admission: Admission
 
 
@@ -41,44 +41,48 @@ _decode = msgspec.json.Decoder(_Body).decode
 class Chooser:
     """Admits and routes the requests of one relay."""
 
-    def __init__(self, config: RelayConfig, lanes: Sequence[Lane]) -> None:
+    def __init__(self, config: RelayConfig, upstreams: Sequence[Upstream]) -> None:
         self._config = config
-        self._lanes = tuple(lanes)
-        self._router = Router(self._lanes, config.default_model)
+        self._upstreams = tuple(upstreams)
+        self._router = Router(self._upstreams, config.default_model)
         self._session_header = config.session_header.lower().encode()
-        self._engines = {lane.engine.name: lane.engine for lane in lanes}
+        self._dialects = {
+            upstream.dialect.name: upstream.dialect for upstream in upstreams
+        }
 
-    def choose(self, request: Request) -> list[Stop] | Answer | Refusal:
+    def choose(self, request: Request) -> list[Candidate] | Answer | Refusal:
         """Where a request may go, the first choice first; or what it is told."""
-        admitted = {name: self._admit(name, request) for name in self._engines}
-        if len(self._lanes) == 1:
-            (lane,) = self._lanes
+        admitted = {name: self._admit(name, request) for name in self._dialects}
+        if len(self._upstreams) == 1:
+            (upstream,) = self._upstreams
             (only,) = admitted.values()
             if isinstance(only, Refusal):
                 return only
             return (
-                unavailable((lane,), None) if lane.is_draining else [Stop(lane, only)]
+                unavailable((upstream,), None)
+                if upstream.is_draining
+                else [Candidate(upstream, only)]
             )
         passing = {n: a for n, a in admitted.items() if isinstance(a, Admission)}
         if not passing:
             return next(a for a in admitted.values() if isinstance(a, Refusal))
         metering = [name for name, a in passing.items() if a.facts is not None]
-        lanes: list[Lane] | Answer | Refusal
+        upstreams: list[Upstream] | Answer | Refusal
         if metering:
-            lanes = self._order(request, passing[metering[0]], metering)
+            upstreams = self._order(request, passing[metering[0]], metering)
         else:
-            lanes = self._order_unmetered(request)
-        if not isinstance(lanes, list):
-            return lanes
+            upstreams = self._order_unmetered(request)
+        if not isinstance(upstreams, list):
+            return upstreams
         return [
-            Stop(lane, passing[lane.engine.name])
-            for lane in lanes
-            if lane.engine.name in passing
+            Candidate(upstream, passing[upstream.dialect.name])
+            for upstream in upstreams
+            if upstream.dialect.name in passing
         ]
 
-    def _admit(self, engine: str, request: Request) -> Admission | Refusal:
+    def _admit(self, dialect: str, request: Request) -> Admission | Refusal:
         return admit(
-            self._engines[engine],
+            self._dialects[dialect],
             request.method.decode("latin-1"),
             request.target.decode("latin-1"),
             request.body,
@@ -88,13 +92,17 @@ class Chooser:
 
     def _order(
         self, request: Request, admission: Admission, metering: list[str]
-    ) -> list[Lane] | Refusal:
+    ) -> list[Upstream] | Refusal:
         assert admission.facts is not None
-        among = [lane for lane in self._lanes if lane.engine.name in metering]
+        among = [
+            upstream
+            for upstream in self._upstreams
+            if upstream.dialect.name in metering
+        ]
         session = self._session(request)
         return self._router.order(admission.facts.model, session, among)
 
-    def _order_unmetered(self, request: Request) -> list[Lane] | Answer | Refusal:
+    def _order_unmetered(self, request: Request) -> list[Upstream] | Answer | Refusal:
         """By the model it is about, where it names one; else the first that is up."""
         path = request.target.partition(b"?")[0].decode("latin-1")
         if request.method in (b"GET", b"HEAD"):
@@ -116,15 +124,17 @@ class Chooser:
     def _models(self) -> bytes:
         """Every model that may be asked for now, as OpenAI's list, each once."""
         cards: dict[str, object] = {}
-        for lane in self._lanes:
-            if lane.is_up and not lane.is_draining:
-                for model in lane.models or ():
-                    cards.setdefault(model, lane.cards.get(model) or _card(model, lane))
+        for upstream in self._upstreams:
+            if upstream.is_up and not upstream.is_draining:
+                for model in upstream.models or ():
+                    cards.setdefault(
+                        model, upstream.cards.get(model) or _card(model, upstream)
+                    )
         return msgspec.json.encode({"object": "list", "data": list(cards.values())})
 
 
-def _card(model: str, lane: Lane) -> dict[str, object]:
-    return {"id": model, "object": "model", "created": 0, "owned_by": lane.name}
+def _card(model: str, upstream: Upstream) -> dict[str, object]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": upstream.name}
 
 
 def _read(body: bytes) -> _Body:

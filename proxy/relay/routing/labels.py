@@ -70,12 +70,12 @@ class LabelReader:
     def read(self, facts: RequestFacts, headers: Headers) -> Labels:
         """The labels of one request; unknown values become `other`."""
         kind = (value_of(headers, b"x-servewatt-kind") or b"").decode("latin-1")
-        tenant, filed_tenant = self._tenant(headers)
+        tenant, stored_tenant = self._tenant(headers)
         return Labels(
             model=self._model(facts.model),
             kind=kind if kind in KINDS else "other",
             tenant=tenant,
-            filed_tenant=filed_tenant,
+            stored_tenant=stored_tenant,
         )
 
     def _model(self, model: str | None) -> str:

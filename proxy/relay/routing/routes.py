@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy.engines.dialect import Engine, RequestFacts
+from proxy.engines.dialect import Dialect, RequestFacts
 from proxy.relay.replies import Refusal
 
 READABLE = frozenset(
@@ -52,7 +52,7 @@ class Admission:
 
 
 def admit(
-    engine: Engine,
+    dialect: Dialect,
     method: str,
     target: str,
     body: bytes,
@@ -62,7 +62,7 @@ def admit(
 ) -> Admission | Refusal:
     """Whether a request may pass, metered or not, and with which body."""
     path = target.partition("?")[0]
-    facts = engine.read_request(method, path, body)
+    facts = dialect.read_request(method, path, body)
     if facts is None:
         if allow_unknown or passes_unmetered(method, path):
             return Admission(None, body)
@@ -70,5 +70,5 @@ def admit(
         return Refusal(404, "unknown_route", message)
     if not facts.is_stream or facts.wants_usage or not asks_for_usage:
         return Admission(facts, body)
-    asking = engine.with_usage(body)
+    asking = dialect.with_usage(body)
     return Admission(facts, asking, has_usage_added=asking is not body)

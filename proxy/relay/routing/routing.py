@@ -15,12 +15,12 @@ from proxy.relay.replies import Refusal
 
 RETRY_SECONDS = 2
 """What clients are told to wait: two probes of an upstream that is down."""
-MOST_MODELS = 1000
+MAX_MODELS = 1000
 """Models whose turns are remembered; engines with adapters may serve hundreds."""
 SHOWN_MODELS = 20
 
 
-class Place(Protocol):
+class Replica(Protocol):
     """An upstream, as far as routing looks at it."""
 
     @property
@@ -40,14 +40,14 @@ class Place(Protocol):
         """It finishes what it has and gets nothing new."""
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Replica)
 
 
 class Router(Generic[P]):
     """Puts upstreams in order for one request after another."""
 
-    def __init__(self, places: Sequence[P], default_model: str | None = None) -> None:
-        self._places = tuple(places)
+    def __init__(self, replicas: Sequence[P], default_model: str | None = None) -> None:
+        self._replicas = tuple(replicas)
         self._default_model = default_model
         self._turns: dict[str, int] = {}
 
@@ -62,16 +62,20 @@ class Router(Generic[P]):
         A request that names no model is for the default one. `among` are the
         upstreams that know the request's route, None for all of them.
         """
-        places = self._places if among is None else among
+        replicas = self._replicas if among is None else among
         if model is None:
-            model = self._default(places)
+            model = self._default(replicas)
         if model is None:  # nobody has told its models yet: anyone may try
-            serving = list(places)
+            serving = list(replicas)
         else:
-            serving = [p for p in places if p.models is not None and model in p.models]
+            serving = [
+                p for p in replicas if p.models is not None and model in p.models
+            ]
         if not serving:
-            return self._unknown(model, places)
-        ready = [place for place in serving if place.is_up and not place.is_draining]
+            return self._unknown(model, replicas)
+        ready = [
+            replica for replica in serving if replica.is_up and not replica.is_draining
+        ]
         if not ready:
             return unavailable(serving, model)
         if session is not None:
@@ -81,24 +85,24 @@ class Router(Generic[P]):
 
     def first(self) -> list[P] | Refusal:
         """For a request that is nobody's in particular: as they were configured."""
-        ready = [p for p in self._places if p.is_up and not p.is_draining]
-        return ready or unavailable(self._places, None)
+        ready = [p for p in self._replicas if p.is_up and not p.is_draining]
+        return ready or unavailable(self._replicas, None)
 
     def _turn(self, model: str) -> int:
         turn = self._turns.pop(model, 0)
-        if len(self._turns) >= MOST_MODELS:
+        if len(self._turns) >= MAX_MODELS:
             del self._turns[next(iter(self._turns))]
         self._turns[model] = turn + 1
         return turn
 
-    def _default(self, places: Sequence[P]) -> str | None:
+    def _default(self, replicas: Sequence[P]) -> str | None:
         """As configured, else the first model of the first upstream that has one."""
         if self._default_model is not None:
             return self._default_model
-        return next((p.models[0] for p in places if p.models), None)
+        return next((p.models[0] for p in replicas if p.models), None)
 
-    def _unknown(self, model: str | None, places: Sequence[P]) -> Refusal:
-        silent = [place.name for place in places if place.models is None]
+    def _unknown(self, model: str | None, replicas: Sequence[P]) -> Refusal:
+        silent = [replica.name for replica in replicas if replica.models is None]
         if silent:
             return Refusal(
                 503,
@@ -106,7 +110,7 @@ class Router(Generic[P]):
                 f"the models of {', '.join(silent)} are not known yet",
                 retry_after_seconds=RETRY_SECONDS,
             )
-        known = sorted({name for place in places for name in place.models or ()})
+        known = sorted({name for replica in replicas for name in replica.models or ()})
         shown = ", ".join(known[:SHOWN_MODELS])
         more = "" if len(known) <= SHOWN_MODELS else ", ... (see /v1/models)"
         return Refusal(
@@ -116,11 +120,11 @@ class Router(Generic[P]):
         )
 
 
-def unavailable(places: Sequence[Place], model: str | None) -> Refusal:
+def unavailable(replicas: Sequence[Replica], model: str | None) -> Refusal:
     """The refusal while all that could take a request are down or draining."""
     why = ", ".join(
-        f"{place.name} is {'draining' if place.is_draining else 'down'}"
-        for place in places
+        f"{replica.name} is {'draining' if replica.is_draining else 'down'}"
+        for replica in replicas
     )
     whose = "" if model is None else f" for model {model[:100]!r}"
     return Refusal(

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 
-from proxy.relay.config import RelayConfig, Upstream
+from proxy.relay.config import RelayConfig, UpstreamAddress
 from proxy.relay.counters import RelayCounters
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.security.tls import distrust_of
@@ -22,7 +22,7 @@ class UpstreamPool:
     def __init__(
         self,
         config: RelayConfig,
-        upstream: Upstream,
+        upstream: UpstreamAddress,
         counters: RelayCounters,
         clock: Callable[[], float],
     ) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proxy.engines.dialect import Engine
+from proxy.engines.dialect import Dialect
 from proxy.meter.meter import MeterProtocol
-from proxy.relay.config import RelayConfig, Upstream, parse_upstream
+from proxy.relay.config import RelayConfig, UpstreamAddress, parse_upstream
 from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.tap import MeterGuard
@@ -17,12 +17,12 @@ from proxy.relay.upstream.pool import UpstreamPool
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class Upstream:
     """One upstream as exchanges see it; made by `open_lane`."""
 
     name: str
-    upstream: Upstream
-    engine: Engine
+    address: UpstreamAddress
+    dialect: Dialect
     guard: MeterGuard
     counters: RelayCounters
     pool: UpstreamPool
@@ -61,25 +61,25 @@ class Lane:
             self.since_seconds = self.clock()
 
 
-def open_lane(
+def open_upstream(
     name: str,
     config: RelayConfig,
     meter: MeterProtocol,
-    engine: Engine,
+    dialect: Dialect,
     clock: Callable[[], float],
     *,
     provenance: Callable[[], Provenance] = Provenance,
-) -> Lane:
+) -> Upstream:
     """The lane to `config.upstream_url`. Raises ConfigError for a bad URL."""
-    upstream = parse_upstream(config.upstream_url)
+    address = parse_upstream(config.upstream_url)
     counters = RelayCounters()
-    return Lane(
+    return Upstream(
         name=name,
-        upstream=upstream,
-        engine=engine,
+        address=address,
+        dialect=dialect,
         guard=MeterGuard(meter, counters),
         counters=counters,
-        pool=UpstreamPool(config, upstream, counters, clock),
+        pool=UpstreamPool(config, address, counters, clock),
         provenance=provenance,
         clock=clock,
         since_seconds=clock(),

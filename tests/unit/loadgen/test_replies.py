@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.client.replies import Reply, StreamReader, read_in_steps, spread
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from tests.support.captures import stream_body
 from tests.support.scripted import DONE, sse
 
@@ -43,7 +43,7 @@ ROLE = event("", role="assistant")
 
 
 def read(*reads: Read, engine: str = "vllm", sequences: int = 1) -> Reply:
-    reader = StreamReader(ENGINES[engine], sequences)
+    reader = StreamReader(DIALECTS[engine], sequences)
     for stamp, data in reads:
         reader.feed(stamp, data)
     return reader.finish()
@@ -257,7 +257,7 @@ def test_an_error_inside_a_200_is_a_failure_also_before_done() -> None:
     assert reply.chunk_stamps == [1.0]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", DIALECTS)
 def test_a_stream_that_just_stops_is_a_failure(engine: str) -> None:
     first = tgi("a") if engine == "tgi" else event("a")
     reply = read((1.0, sse(first)), engine=engine)
@@ -327,12 +327,12 @@ def test_spreading_keeps_the_sum_and_starts_with_the_first_read(
     )
 
 
-def whole_reply(
+def unstreamed_reply(
     status: int | None, kind: str, body: bytes, headers: dict[str, str] | None = None
 ) -> Reply:
     """What reading a reply says, however many steps it takes."""
     steps = read_in_steps(
-        ENGINES["vllm"],
+        DIALECTS["vllm"],
         status,
         {"content-type": kind, **(headers or {})},
         [1.0],
@@ -348,26 +348,26 @@ def whole_reply(
 
 def test_a_refusal_is_its_status_and_its_message() -> None:
     body = b'{"error": {"message": "prompt too long", "code": 400}}'
-    reply = whole_reply(400, "application/json", body)
+    reply = unstreamed_reply(400, "application/json", body)
     assert reply.error == "HTTP 400: prompt too long"
     assert reply.chunk_stamps == []
 
 
 def test_an_empty_refusal_is_its_status() -> None:
-    assert (whole_reply(502, "text/html", b"").error or "").startswith("HTTP 502")
+    assert (unstreamed_reply(502, "text/html", b"").error or "").startswith("HTTP 502")
 
 
 def test_a_redirect_is_told_and_not_followed() -> None:
-    reply = whole_reply(307, "", b"", {"location": "/elsewhere"})
+    reply = unstreamed_reply(307, "", b"", {"location": "/elsewhere"})
     assert reply.error == "HTTP 307: redirects to /elsewhere, which is not followed"
 
 
 def test_a_reply_that_is_no_stream_has_no_stamps() -> None:
     body = json.dumps({"choices": [{"text": "a"}], "usage": {"completion_tokens": 1}})
-    reply = whole_reply(200, "application/json", body.encode())
+    reply = unstreamed_reply(200, "application/json", body.encode())
     assert reply.error == "asked for a stream, got application/json"
     assert reply.chunk_stamps == []
 
 
 def test_a_reply_that_never_came_says_nothing() -> None:
-    assert whole_reply(None, "", b"") == Reply()
+    assert unstreamed_reply(None, "", b"") == Reply()

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from loadgen.analysis.samples import MOST_POINTS, LogHistogram, Samples
+from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
-from loadgen.analysis.tally import Window
+from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
 from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
@@ -313,12 +313,12 @@ def test_a_logarithmic_axis_keeps_its_points_inside(low: float, span: float) -> 
 
 def test_a_large_run_is_drawn_from_a_sample() -> None:
     one = made_results(1)[0]
-    samples = Samples(Window(), run_seconds=100.0)
+    samples = Samples(RunWindow(), run_seconds=100.0)
     for index in range(5000):
         grown = msgspec.structs.replace(one, output_tokens=index + 1)
         samples.add(msgspec.structs.replace(grown, energy=cost_of(grown)))
     (points,) = samples.points().values()
-    assert len(points) == MOST_POINTS
+    assert len(points) == MAX_POINTS
     # early and late requests alike: the sample is not the first 2,000
     assert sum(tokens > 2500 for tokens, _ in points) == pytest.approx(1000, rel=0.15)
 

@@ -17,7 +17,7 @@ from loadgen.analysis.energy import Metering
 from loadgen.analysis.environment import environment
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo, summarise, write_summary
-from loadgen.analysis.tally import Extent, Tally, Window, concurrency
+from loadgen.analysis.tally import Extent, RunWindow, Tally, concurrency
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.results import Result
 from tests.support.canned_run import cost_of, failed, made_results
@@ -51,7 +51,7 @@ def header(**changes: Any) -> PlanHeader:
 def summed(
     results: list[Result],
     *,
-    window: Window | None = None,
+    window: RunWindow | None = None,
     goodput: dict[str, float] | None = None,
     plan: PlanHeader | None = None,
     **info: Any,
@@ -132,7 +132,7 @@ def test_outcomes_and_the_commonest_errors_are_listed() -> None:
 
 
 def test_error_texts_with_ids_do_not_fill_the_memory() -> None:
-    tally = Tally(Window(), {})
+    tally = Tally(RunWindow(), {})
     for index in range(2000):
         text = f"no such id {index}"
         tally.add(msgspec.structs.replace(failed(f"r{index}", at=0.0), error=text))
@@ -220,7 +220,7 @@ def test_a_record_costs_the_tally_well_under_two_kilobytes() -> None:
     results = made_results(300)
     tokens = sum(len(r.chunk_seconds) for r in results)
     assert tokens > 10_000
-    tally = Tally(Window(), {})
+    tally = Tally(RunWindow(), {})
     tally.add_all(results)
     tracemalloc.start()
     try:

@@ -34,11 +34,11 @@ from loadgen.simulator.vllm.reply import (
     VllmEvents,
     closing_events,
     error_event,
-    whole_reply,
+    unstreamed_reply,
 )
 from loadgen.simulator.vllm.request import VllmGeneration, overloaded, read_request
-from loadgen.simulator.wire import Gauges, Limits, Refusal, TokenEvents, compact
-from proxy.engines import ENGINES
+from loadgen.simulator.wire import EngineRefusal, Gauges, Limits, TokenEvents, compact
+from proxy.engines import DIALECTS
 from tests.support.captures import (
     CAPTURES,
     joined_replies,
@@ -63,9 +63,11 @@ def vllm(*, is_chat: bool = True, **fields: object) -> VllmGeneration:
     )
 
 
-def refusal_of(body: bytes | dict[str, object], *, is_chat: bool = True) -> Refusal:
+def refusal_of(
+    body: bytes | dict[str, object], *, is_chat: bool = True
+) -> EngineRefusal:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(EngineRefusal) as caught:
         read_request(raw, is_chat=is_chat, request_id="r", created=1, limits=LIMITS)
     return caught.value
 
@@ -147,7 +149,7 @@ def test_the_usage_event_has_the_captured_keys_and_metrics() -> None:
 def test_a_whole_reply_has_the_captured_shape() -> None:
     captured = json.loads(reply_head_and_body("vllm_chat_nonstream")[1])
     ours = json.loads(
-        compact(whole_reply(vllm(), LIMITS.model, ["a b c d"], [truth()]))
+        compact(unstreamed_reply(vllm(), LIMITS.model, ["a b c d"], [truth()]))
     )
     assert list(ours) == list(captured)
     assert shape(ours["choices"]) == shape(captured["choices"])
@@ -166,7 +168,7 @@ def test_without_usage_the_stream_has_neither_counts_nor_metrics() -> None:
 def test_the_proxys_dialect_reads_what_is_sent(
     is_chat: bool, options: dict[str, bool] | None
 ) -> None:
-    engine = ENGINES["vllm"]
+    engine = DIALECTS["vllm"]
     stream = vllm_stream(vllm(is_chat=is_chat, stream=True, stream_options=options))
     updates = [
         engine.read_event(part.removeprefix(b"data: "))
@@ -341,7 +343,7 @@ def test_tgi_completions_tell_usage_in_the_last_event_and_keep_eos_token() -> No
 def test_tgi_completions_refuse_what_the_router_refuses(
     fields: dict[str, object], error_type: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(EngineRefusal) as caught:
         read_completions(fields, request_id="r", created=1, limits=LIMITS)
     assert caught.value.status == 422
     assert isinstance(caught.value.body, dict)
@@ -360,7 +362,7 @@ def test_tgi_refuses_what_its_router_refuses(
     inputs: str, most: int, message: str
 ) -> None:
     fields = {"inputs": inputs, "parameters": {"max_new_tokens": most}}
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(EngineRefusal) as caught:
         read_native(fields, is_stream=False, request_id="r", limits=LIMITS)
     assert caught.value.status == 422
     assert isinstance(caught.value.body, dict)

@@ -24,7 +24,7 @@ from loadgen.traces.synth.gaps import Modulated, OnOff, drawn_seconds, shape_of
 from loadgen.traces.synth.statistics_file import load_statistics
 from loadgen.traces.synth.synth import (
     Statistics,
-    Wish,
+    SynthOptions,
     chained,
     statistics_of,
     synthesized,
@@ -178,16 +178,16 @@ def test_text_without_counts_has_no_statistics() -> None:
 def test_a_new_trace_has_the_requests_asked_for(
     requests: int, max_turns: int | None
 ) -> None:
-    wish = Wish(requests=requests, seed=1, max_turns=max_turns)
-    sessions = synthesized(kept("sharegpt"), wish)
+    options = SynthOptions(requests=requests, seed=1, max_turns=max_turns)
+    sessions = synthesized(kept("sharegpt"), options)
     assert sum(len(session.turns) for session in sessions) == requests
     if max_turns is not None:
         assert max(len(session.turns) for session in sessions) <= max_turns
-    assert sessions == synthesized(kept("sharegpt"), wish)
+    assert sessions == synthesized(kept("sharegpt"), options)
 
 
 def test_conversations_keep_turns_lengths_and_the_longest_length() -> None:
-    sessions = synthesized(kept("sharegpt"), Wish(requests=30_000, seed=0))
+    sessions = synthesized(kept("sharegpt"), SynthOptions(requests=30_000, seed=0))
     found = trace_statistics(sessions)
     assert found.input_tokens is not None
     assert found.output_tokens is not None
@@ -204,9 +204,11 @@ def test_conversations_keep_turns_lengths_and_the_longest_length() -> None:
 
 
 def test_cutting_conversations_keeps_the_prompts_they_send() -> None:
-    whole = trace_statistics(synthesized(kept("sharegpt"), Wish(requests=30_000)))
+    whole = trace_statistics(
+        synthesized(kept("sharegpt"), SynthOptions(requests=30_000))
+    )
     cut = trace_statistics(
-        synthesized(kept("sharegpt"), Wish(requests=30_000, max_turns=3))
+        synthesized(kept("sharegpt"), SynthOptions(requests=30_000, max_turns=3))
     )
     assert whole.input_tokens is not None
     assert cut.input_tokens is not None

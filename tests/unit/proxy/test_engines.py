@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines import ENGINES
-from proxy.engines.dialect import Engine, PhaseSeconds, Update, Usage
+from proxy.engines import DIALECTS
+from proxy.engines.dialect import Dialect, PhaseSeconds, Update, Usage
 from proxy.wire.sse import SseDecoder
 from tests.support.captures import (
     STREAMS,
@@ -20,11 +20,11 @@ from tests.support.captures import (
     stream_body,
 )
 
-VLLM, OPENAI = ENGINES["vllm"], ENGINES["openai"]
-TGI, TRANSFORMERS = ENGINES["tgi"], ENGINES["transformers"]
+VLLM, OPENAI = DIALECTS["vllm"], DIALECTS["openai"]
+TGI, TRANSFORMERS = DIALECTS["tgi"], DIALECTS["transformers"]
 
 
-def engine_of(capture: str) -> Engine:
+def engine_of(capture: str) -> Dialect:
     return TRANSFORMERS if capture.startswith("hf_") else VLLM
 
 
@@ -35,11 +35,11 @@ def updates_of(capture: str, *cuts: int) -> list[Update]:
     return [engine.read_event(data) for read in reads for data in decoder.feed(read)]
 
 
-def event(engine: Engine, **fields: Any) -> Update:
+def event(engine: Dialect, **fields: Any) -> Update:
     return engine.read_event(json.dumps(fields).encode())
 
 
-def chat(engine: Engine, delta: dict[str, Any], **fields: Any) -> Update:
+def chat(engine: Dialect, delta: dict[str, Any], **fields: Any) -> Update:
     finish = fields.pop("finish_reason", None)
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return event(engine, choices=[choice], **fields)
@@ -48,9 +48,9 @@ def chat(engine: Engine, delta: dict[str, Any], **fields: Any) -> Update:
 # --- recorded streams ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 def test_every_engine_is_registered_under_its_own_name(name: str) -> None:
-    assert ENGINES[name].name == name
+    assert DIALECTS[name].name == name
 
 
 @pytest.mark.parametrize("capture", [path.stem for path in STREAMS])
@@ -158,7 +158,7 @@ def test_done_after_an_error_event_does_not_hide_the_error() -> None:
 # --- single events ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -173,9 +173,9 @@ def test_done_after_an_error_event_does_not_hide_the_error() -> None:
 def test_an_error_key_is_an_error_in_every_dialect(
     name: str, error: Any, text: str
 ) -> None:
-    assert event(ENGINES[name], error=error).error == text
-    assert event(ENGINES[name], error=error, error_type="overloaded").error == text
-    assert event(ENGINES[name], choices="odd", error=error).error == text
+    assert event(DIALECTS[name], error=error).error == text
+    assert event(DIALECTS[name], error=error, error_type="overloaded").error == text
+    assert event(DIALECTS[name], choices="odd", error=error).error == text
 
 
 def test_a_null_error_is_no_error() -> None:
@@ -199,7 +199,7 @@ def test_a_long_error_message_is_cut() -> None:
 )
 @pytest.mark.parametrize("engine", [VLLM, OPENAI, TRANSFORMERS], ids=lambda e: e.name)
 def test_reasoning_and_tool_calls_bear_tokens_nobody_sees(
-    engine: Engine, delta: dict[str, Any]
+    engine: Dialect, delta: dict[str, Any]
 ) -> None:
     update = chat(engine, {"role": "assistant", "content": None, **delta})
     assert update.carries_token
@@ -261,29 +261,29 @@ ODD_EVENTS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 )
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(fields=ODD_EVENTS)
 def test_strange_json_never_raises(name: str, fields: dict[str, Any]) -> None:
     data = json.dumps(fields).encode()
-    ENGINES[name].read_event(data)
-    ENGINES[name].read_reply(200, {}, data)
-    ENGINES[name].read_reply(500, {}, data)
-    ENGINES[name].read_request("POST", "/v1/completions", data)
-    ENGINES[name].with_usage(data)
+    DIALECTS[name].read_event(data)
+    DIALECTS[name].read_reply(200, {}, data)
+    DIALECTS[name].read_reply(500, {}, data)
+    DIALECTS[name].read_request("POST", "/v1/completions", data)
+    DIALECTS[name].with_usage(data)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(data=st.binary(max_size=60))
 def test_strange_bytes_never_raise_and_carry_nothing(name: str, data: bytes) -> None:
-    update = ENGINES[name].read_event(data)
+    update = DIALECTS[name].read_event(data)
     # an error that is no JSON is one all the same
     assert update.error is None or data.startswith(b'{"error":')
     assert not update.carries_token
-    assert ENGINES[name].read_reply(502, {}, data).error
-    assert ENGINES[name].with_usage(data) == data
+    assert DIALECTS[name].read_reply(502, {}, data).error
+    assert DIALECTS[name].with_usage(data) == data
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize(
     "data",
     [
@@ -298,19 +298,19 @@ def test_strange_bytes_never_raise_and_carry_nothing(name: str, data: bytes) -> 
     ids=["nested", "open", "not utf-8", "surrogate", "error", "negative", "infinite"],
 )
 def test_hostile_json_never_raises(name: str, data: bytes) -> None:
-    assert not ENGINES[name].read_event(data).carries_token
-    ENGINES[name].read_reply(200, {}, data)
-    ENGINES[name].read_request("POST", "/v1/chat/completions", data)
-    ENGINES[name].read_request("POST", "/v1/completions", b'{"prompt":%s}' % data)
-    ENGINES[name].with_usage(data)
+    assert not DIALECTS[name].read_event(data).carries_token
+    DIALECTS[name].read_reply(200, {}, data)
+    DIALECTS[name].read_request("POST", "/v1/chat/completions", data)
+    DIALECTS[name].read_request("POST", "/v1/completions", b'{"prompt":%s}' % data)
+    DIALECTS[name].with_usage(data)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize(
     "count", ["9007199254740992", "1" * 20, "1" * 5000, "-1", "1.5"]
 )
 def test_a_count_that_no_number_type_holds_is_no_count(name: str, count: str) -> None:
-    engine = ENGINES[name]
+    engine = DIALECTS[name]
     usage = b'{"usage":{"completion_tokens":%s},"choices":[]}' % count.encode()
     limits = b'{"max_tokens":%s,"n":%s}' % (count.encode(), count.encode())
     headers = {"x-prompt-tokens": count, "x-generated-tokens": count}
@@ -367,18 +367,18 @@ def test_sequences_are_prompts_times_n(prompt: Any, n: Any, sequences: int) -> N
     assert facts.sequences == sequences
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 def test_only_generating_routes_are_metered(name: str) -> None:
-    engine = ENGINES[name]
+    engine = DIALECTS[name]
     assert engine.read_request("GET", "/v1/models", b"") is None
     assert engine.read_request("GET", "/v1/chat/completions", b"") is None
     assert engine.read_request("POST", "/tokenize", b"{}") is None
     assert engine.read_request("POST", "/v1/chat/completions", b"{}") is not None
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 def test_a_broken_body_on_a_metered_route_still_has_facts(name: str) -> None:
-    facts = ENGINES[name].read_request("POST", "/v1/completions", b'{"model": ')
+    facts = DIALECTS[name].read_request("POST", "/v1/completions", b'{"model": ')
     assert facts is not None
     assert (facts.route, facts.model, facts.is_stream) == ("completions", None, False)
 
@@ -388,7 +388,7 @@ def test_a_broken_body_on_a_metered_route_still_has_facts(name: str) -> None:
     "options", [{}, {"stream_options": None}, {"stream_options": {"x": 1.50}}]
 )
 def test_usage_is_asked_for_and_nothing_else_changes(
-    engine: Engine, options: dict[str, Any]
+    engine: Dialect, options: dict[str, Any]
 ) -> None:
     before = {
         "model": "m",
@@ -405,7 +405,7 @@ def test_usage_is_asked_for_and_nothing_else_changes(
 
 @pytest.mark.parametrize("engine", [VLLM, OPENAI, TGI], ids=lambda engine: engine.name)
 @pytest.mark.parametrize("body", [b'{"x":"\xff"}', b'{"\xff":1}', b'{"x":1}{'])
-def test_a_body_that_is_not_json_stays_as_it_is(engine: Engine, body: bytes) -> None:
+def test_a_body_that_is_not_json_stays_as_it_is(engine: Dialect, body: bytes) -> None:
     assert engine.with_usage(body) is body
 
 

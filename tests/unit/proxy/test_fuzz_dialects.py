@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.wire import ERROR_CHARACTERS, MAX_COUNT
 from proxy.errors import SseError
@@ -116,7 +116,7 @@ def test_a_decoder_never_holds_more_than_its_bound(
 # --- the dialects -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(data=spoilt(EVENTS) | st.binary(max_size=100) | st.sampled_from(HOSTILE))
 @example(data=b'{"error":99999999999999999999999}')
 @example(data=b'{"choices":[],"usage":{"completion_tokens":9007199254740992}}')
@@ -124,10 +124,10 @@ def test_a_decoder_never_holds_more_than_its_bound(
 @example(data=b'{"choices":[],"metrics":{"queue_time_ms":-1e308}}')
 @example(data=b'{"choices":[{"text":"a","token_ids":null}],"usage":{}}')
 def test_a_spoilt_event_is_a_sound_update(name: str, data: bytes) -> None:
-    assert_sound(ENGINES[name].read_event(data))
+    assert_sound(DIALECTS[name].read_event(data))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(
     status=st.integers(0, 999),
     headers=HEADERS,
@@ -136,20 +136,20 @@ def test_a_spoilt_event_is_a_sound_update(name: str, data: bytes) -> None:
 def test_a_spoilt_reply_is_a_sound_update(
     name: str, status: int, headers: dict[str, str], data: bytes
 ) -> None:
-    update = ENGINES[name].read_reply(status, headers, data)
+    update = DIALECTS[name].read_reply(status, headers, data)
     assert_sound(update)
     assert update.is_end
     assert update.error is not None or 200 <= status < 300
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(data=spoilt(REQUESTS) | st.binary(max_size=100))
 def test_a_spoilt_request_has_plausible_facts(name: str, data: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
-        assert_plausible(ENGINES[name].read_request("POST", path, data))
+        assert_plausible(DIALECTS[name].read_request("POST", path, data))
     if name == "tgi":
         for path in ("/", "/generate", "/generate_stream"):
-            assert_plausible(ENGINES[name].read_request("POST", path, data))
+            assert_plausible(DIALECTS[name].read_request("POST", path, data))
 
 
 def loaded(body: bytes) -> Any:
@@ -157,14 +157,14 @@ def loaded(body: bytes) -> Any:
     return json.loads(body, parse_int=str, parse_float=str, parse_constant=str)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(body=st.sampled_from(REQUESTS) | spoilt(REQUESTS) | st.binary(max_size=60))
 @example(body=b'{"stream_options":{"a":1,"a":2},"stream_options":{"b":01}}')
 @example(body=b'{"a":1,"a":[2],"\\u0061":3}')
 def test_asking_for_usage_changes_that_one_key_or_nothing(
     name: str, body: bytes
 ) -> None:
-    asking = ENGINES[name].with_usage(body)
+    asking = DIALECTS[name].with_usage(body)
     if asking == body:
         return
     before, after = loaded(body), loaded(asking)
@@ -178,10 +178,10 @@ def test_asking_for_usage_changes_that_one_key_or_nothing(
 # --- on to the meter ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", DIALECTS)
 @given(stream=spoilt(BODIES))
 def test_a_spoilt_stream_leaves_the_books_closed(name: str, stream: bytes) -> None:
-    meter, engine = Meter(MeterConfig(idle_watts=100.0)), ENGINES[name]
+    meter, engine = Meter(MeterConfig(idle_watts=100.0)), DIALECTS[name]
     meter.sampled(0.0, [Reading("gpu0", joules=0.0)])
     facts = RequestFacts("chat", is_stream=True)
     meter.opened(1, "r", 0.5, facts, Labels())

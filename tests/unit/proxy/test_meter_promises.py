@@ -27,10 +27,10 @@ from tests.support.meter_scenes import (
 MILLIJOULE = 1e-3
 EAGER = FitRules(
     row_seconds=0.0,
-    least_rows=2,
-    most_condition=math.inf,
-    most_split_error=math.inf,
-    most_misfit=math.inf,
+    min_rows=2,
+    max_condition=math.inf,
+    max_split_error=math.inf,
+    max_misfit=math.inf,
 )
 """Trusts its constants after two windows, so that these short scenes use them."""
 

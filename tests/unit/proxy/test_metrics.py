@@ -25,7 +25,7 @@ from tests.support.metered import metered
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
     meter, records = metered(
-        MeterConfig(fit_rules=FitRules(row_seconds=0.1, least_rows=1), engine="vllm")
+        MeterConfig(fit_rules=FitRules(row_seconds=0.1, min_rows=1), engine="vllm")
     )
     meter.gauged(7.9, EngineGauges(running=0, waiting=0))
     found = Metrics()

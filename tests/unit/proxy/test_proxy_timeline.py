@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.meter.activity.columns import busy_seconds_until, population
+from proxy.meter.activity.columns import busy_seconds_until, population_of
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
@@ -203,9 +203,9 @@ def scene(
 def work(
     timelines: list[RequestTimeline], book: StepBook, start: float, end: float
 ) -> Activity:
-    people = population(timelines)
-    starts = step_starts(book.steps, people.serials, people.arrived_seconds)
-    return activity_between(start, end, people, book.steps, starts)
+    population = population_of(timelines)
+    starts = step_starts(book.steps, population.serials, population.arrived_seconds)
+    return activity_between(start, end, population, book.steps, starts)
 
 
 def test_nobody_joins_a_step_that_is_under_way() -> None:
@@ -354,7 +354,7 @@ def test_all_work_is_found_and_counted_once(
     ran = did.prefill_seconds.sum() + did.decode_seconds.sum()
     edges = np.array([-1.0, 5.0])
     assert ran == pytest.approx(
-        busy_seconds_until(edges, -1.0, population(timelines))[-1]
+        busy_seconds_until(edges, -1.0, population_of(timelines))[-1]
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.relay.replies import Refusal
-from proxy.relay.routing.routing import MOST_MODELS, Router
+from proxy.relay.routing.routing import MAX_MODELS, Router
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def test_a_request_without_a_model_is_for_the_default_one(
 
 
 def test_a_client_that_invents_models_fills_no_memory() -> None:
-    names = tuple(f"adapter-{number}" for number in range(2 * MOST_MODELS))
+    names = tuple(f"adapter-{number}" for number in range(2 * MAX_MODELS))
     router = Router([Spot("a", names)])
     for name in names:
         ordered(router, name, None)
-    assert len(router._turns) <= MOST_MODELS
+    assert len(router._turns) <= MAX_MODELS

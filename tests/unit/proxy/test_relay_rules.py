@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.engines.dialect import RequestFacts
 from proxy.relay.config import parse_upstream
 from proxy.relay.routing.labels import MAX_MODELS, LabelReader
@@ -149,28 +149,28 @@ def test_exactly_the_usage_event_is_removed_however_the_stream_is_cut(
     usage = [USAGE] if has_usage else []
     whole = stream(before + usage + after)
     edges = [0, *sorted(p % (len(whole) + 1) for p in positions), len(whole)]
-    usage_filter = UsageFilter(ENGINES["vllm"])
+    usage_filter = UsageFilter(DIALECTS["vllm"])
     out = b"".join(usage_filter.feed(whole[a:b]) for a, b in pairwise(edges))
     out += usage_filter.flush()
     assert out == stream(before + after)
 
 
 def test_a_whole_event_is_never_held() -> None:
-    usage_filter = UsageFilter(ENGINES["vllm"])
+    usage_filter = UsageFilter(DIALECTS["vllm"])
     event = b'data: {"choices":[{"text":"a"}]}\n\n'
     assert usage_filter.feed(event + b"data: {") == event
     assert usage_filter.feed(event[7:]) == event
 
 
 def test_only_the_first_usage_event_is_removed() -> None:
-    usage_filter = UsageFilter(ENGINES["vllm"])
+    usage_filter = UsageFilter(DIALECTS["vllm"])
     event = b"data: " + USAGE + b"\n\n"
     assert usage_filter.feed(event + event) == event
     assert usage_filter.feed(event) == event
 
 
 def test_an_endless_event_is_passed_on_and_the_next_is_filtered() -> None:
-    usage_filter = UsageFilter(ENGINES["vllm"])
+    usage_filter = UsageFilter(DIALECTS["vllm"])
     large = b"data: " + b"x" * MAX_HELD_BYTES
     assert usage_filter.feed(large) == large
     assert usage_filter.feed(b"y\n") == b"y"
@@ -178,6 +178,6 @@ def test_an_endless_event_is_passed_on_and_the_next_is_filtered() -> None:
 
 
 def test_an_unfinished_tail_is_passed_on_at_the_end() -> None:
-    usage_filter = UsageFilter(ENGINES["vllm"])
+    usage_filter = UsageFilter(DIALECTS["vllm"])
     assert usage_filter.feed(b"data: half") == b""
     assert usage_filter.flush() == b"data: half"

@@ -114,7 +114,7 @@ def test_energy_that_the_work_does_not_explain_is_not_trusted() -> None:
 
 
 def test_a_constant_that_is_too_uncertain_is_named() -> None:
-    strict = FitRules(most_split_error=1e-4)
+    strict = FitRules(max_split_error=1e-4)
     fit = taught(300, rules=strict).fit
     assert fit is not None
     assert fit.reason is not None
@@ -123,7 +123,7 @@ def test_a_constant_that_is_too_uncertain_is_named() -> None:
 
 def test_old_rows_fade_and_a_changed_engine_is_learnt() -> None:
     rng = np.random.default_rng(2)
-    calibration = taught(200, rules=FitRules(most_rows=50))
+    calibration = taught(200, rules=FitRules(max_rows=50))
     for _ in range(400):
         work = varied_work(rng)
         joules = work @ (PRIOR * TRUE_RATIOS * 2) + rng.normal(0, 5.0)
@@ -218,7 +218,7 @@ def test_constants_and_errors_are_never_negative_or_unknown(
     for _ in range(rows):
         work = rng.uniform(0, 1, 5) * (rng.random(5) < 0.6)
         sums = added(sums, work, float(rng.uniform(0, 1e3)), 20.0)
-    fit = fitted(sums, replace(FitRules(), least_rows=1))
+    fit = fitted(sums, replace(FitRules(), min_rows=1))
     if fit is None:
         return
     for values in (fit.joules, fit.error_joules):

@@ -20,31 +20,37 @@ from proxy.store.address import (
     store_url,
 )
 from proxy.store.database import Database
-from proxy.store.filed import Filed, Filing, json_of, row_of, sequence_at
-from tests.support.filing import record
+from proxy.store.stored_record import (
+    RecordNumbering,
+    StoredRecord,
+    json_of,
+    row_of,
+    sequence_at,
+)
+from tests.support.stored_records import record
 
 
 @given(st.lists(st.floats(0, 4e9), max_size=20), st.integers(0, 2**53 - 1000))
 def test_numbers_rise_whatever_the_clock_does(clock: list[float], start: int) -> None:
-    filing = Filing()
+    filing = RecordNumbering()
     filing.continue_from(start)
     numbers = [
-        filed.sequence
+        stored.sequence
         for now in clock
-        for filed in filing.file([record(1), record(2)], now, 5.0)
+        for stored in filing.file([record(1), record(2)], now, 5.0)
     ]
     assert numbers == sorted(set(numbers))
     assert all(number > start for number in numbers)
 
 
 def test_a_number_is_the_instant_of_settlement_exact_in_any_json_reader() -> None:
-    (filed,) = Filing().file([record(1)], 1.7e9 + 0.25, 100.0)
-    assert filed.sequence == 1_700_000_000_250_000 == sequence_at(1.7e9 + 0.25)
+    (stored,) = RecordNumbering().file([record(1)], 1.7e9 + 0.25, 100.0)
+    assert stored.sequence == 1_700_000_000_250_000 == sequence_at(1.7e9 + 0.25)
     assert sequence_at(9e9) < 2**53  # until the year 2255
 
 
 def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
-    whole = Filed(7, 1.7e9 + 0.123456, record(7))
+    whole = StoredRecord(7, 1.7e9 + 0.123456, record(7))
     strange = record(8, "nul\0 \ud800 é ☃")
     nothing = replace(
         strange, error="it broke", status=None, scheduled_seconds=None,
@@ -52,7 +58,7 @@ def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
         cached_tokens=None, output_tokens=None,
         energy=RequestEnergy(None, None, None, None, "phase", "unknown"),
     )  # fmt: skip
-    rows = [row_of(whole), row_of(Filed(8, 1.7e9, nothing))]
+    rows = [row_of(whole), row_of(StoredRecord(8, 1.7e9, nothing))]
     database = Database(url, "http://engine", "run")
     database.open()
     database.write(rows)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.engines.dialect import Update, Usage
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.wire.sse import SseDecoder
@@ -28,7 +28,7 @@ from tests.support.tgi_shapes import (
     Whole,
 )
 
-TGI = ENGINES["tgi"]
+TGI = DIALECTS["tgi"]
 EVERY_STREAM = STREAMS | FAILED_STREAMS | {"two prompts": TWO_PROMPTS}
 
 

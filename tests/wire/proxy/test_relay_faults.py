@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.errors import ConfigError, ProxyError
 from proxy.relay.client.response import Outgoing
 from proxy.relay.config import RelayConfig
@@ -481,7 +481,7 @@ def test_a_taken_port_is_one_clear_line(loop: str) -> None:
         async with ScriptedServer(_never_asked) as other:
             config = RelayConfig(other.url, port=other.port)
             with pytest.raises(ProxyError, match=f"127.0.0.1:{other.port}: .*--listen"):
-                await start_relay(config, RecordingMeter(), ENGINES["vllm"])
+                await start_relay(config, RecordingMeter(), DIALECTS["vllm"])
 
     run(loop, test)
 
@@ -500,7 +500,7 @@ def test_a_taken_port_is_one_clear_line(loop: str) -> None:
 def test_an_upstream_that_is_not_a_plain_http_url_is_refused(url: str) -> None:
     async def test() -> Any:
         with pytest.raises(ConfigError, match="upstream"):
-            await start_relay(RelayConfig(url), RecordingMeter(), ENGINES["vllm"])
+            await start_relay(RelayConfig(url), RecordingMeter(), DIALECTS["vllm"])
 
     run("asyncio", test)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.server import RelayServer
-from proxy.relay.upstream.upstream import Lane, open_lane
+from proxy.relay.upstream.upstream import Upstream, open_upstream
 from tests.support.relaying import RecordingMeter, run
 from tests.support.scripted import (
     Peer,
@@ -35,7 +35,7 @@ class Fleet:
     """A relay, its upstreams and their meters, by name."""
 
     relay: RelayServer
-    lanes: dict[str, Lane]
+    upstreams: dict[str, Upstream]
     servers: dict[str, ScriptedServer]
     meters: dict[str, RecordingMeter]
     clients: list[Peer] = field(default_factory=list)
@@ -81,17 +81,19 @@ async def fleet(
     async with contextlib.AsyncExitStack() as stack:
         for server in servers.values():
             await stack.enter_async_context(server)
-        lanes = {}
+        upstreams = {}
         for name in scripts:
             url = servers[name].url if name in servers else dead_url()
-            engine = ENGINES[(engines or {}).get(name, "vllm")]
+            engine = DIALECTS[(engines or {}).get(name, "vllm")]
             where = RelayConfig(url)
-            lanes[name] = open_lane(name, where, meters[name], engine, time.monotonic)
-            lanes[name].models = (models or {}).get(name, ("tiny",))
+            upstreams[name] = open_upstream(
+                name, where, meters[name], engine, time.monotonic
+            )
+            upstreams[name].models = (models or {}).get(name, ("tiny",))
         counters = RelayCounters()
-        relay = RelayServer(config, list(lanes.values()), counters, time.monotonic)
+        relay = RelayServer(config, list(upstreams.values()), counters, time.monotonic)
         await relay.listen()
-        found = Fleet(relay, lanes, servers, meters)
+        found = Fleet(relay, upstreams, servers, meters)
         try:
             yield found
         finally:
@@ -109,7 +111,7 @@ def test_replicas_take_turns_over_one_connection(loop: str) -> None:
                 await client.send(request_bytes(body=CHAT))
                 assert (await client.reply()).status == 200
             assert bench.asked() == bench.told() == {"a": 3, "b": 3, "c": 3}
-            assert {lane.in_flight for lane in bench.lanes.values()} == {0}
+            assert {upstream.in_flight for upstream in bench.upstreams.values()} == {0}
 
     run(loop, test)
 
@@ -148,7 +150,7 @@ def test_a_replica_nobody_can_reach_is_routed_around(loop: str) -> None:
             requests = await bench.meters["live"].closings(4)
             assert {request.outcome for request in requests} == {"ok"}
             assert bench.told() == {"dead": 0, "live": 4}
-            dead = bench.lanes["dead"]
+            dead = bench.upstreams["dead"]
             assert (dead.is_up, dead.counters.rerouted) == (False, 1)
             assert dead.in_flight == 0
             assert "cannot be reached" in (dead.down_reason or "")
@@ -165,13 +167,13 @@ def test_a_replica_whose_tls_does_not_hold_is_routed_around(loop: str) -> None:
             where = RelayConfig(
                 plain.url.replace("http:", "https:"), connect_timeout_seconds=0.5
             )
-            lane, meter = bench.lanes["tls"], bench.meters["tls"]
-            fresh = open_lane("tls", where, meter, lane.engine, time.monotonic)
-            lane.pool = fresh.pool
+            upstream, meter = bench.upstreams["tls"], bench.meters["tls"]
+            fresh = open_upstream("tls", where, meter, upstream.dialect, time.monotonic)
+            upstream.pool = fresh.pool
             client = await bench.client()
             await client.send(request_bytes(body=CHAT))
             assert (await client.reply()).status == 200
-            assert not lane.is_up
+            assert not upstream.is_up
             assert bench.told() == {"tls": 0, "live": 1}
             assert plain.requests == []
 
@@ -256,11 +258,11 @@ def test_a_client_that_leaves_while_upstreams_are_tried_has_one_record() -> None
                     filler.setblocking(False)
                     with contextlib.suppress(BlockingIOError):
                         filler.connect(listener.getsockname())
-                deaf = bench.lanes["deaf"]
+                deaf = bench.upstreams["deaf"]
                 port = listener.getsockname()[1]
                 where = RelayConfig(f"http://127.0.0.1:{port}")
-                fresh = open_lane(
-                    "deaf", where, bench.meters["deaf"], deaf.engine, time.monotonic
+                fresh = open_upstream(
+                    "deaf", where, bench.meters["deaf"], deaf.dialect, time.monotonic
                 )
                 deaf.pool = fresh.pool
                 client = await bench.client()
@@ -290,15 +292,15 @@ def test_draining_takes_nothing_new_and_lets_the_rest_end(loop: str) -> None:
             waiting, other = await bench.client(), await bench.client()
             await waiting.send(request_bytes(body=CHAT))
             await asked.wait()
-            bench.lanes["slow"].drain(True)
+            bench.upstreams["slow"].drain(True)
             for _ in range(3):
                 await other.send(request_bytes(body=CHAT))
                 assert (await other.reply()).status == 200
             assert bench.asked() == {"slow": 1, "live": 3}
-            assert bench.lanes["slow"].in_flight == 1
+            assert bench.upstreams["slow"].in_flight == 1
             may_answer.set()
             assert (await waiting.reply()).status == 200
-            bench.lanes["slow"].drain(False)
+            bench.upstreams["slow"].drain(False)
             await other.send(request_bytes(body=CHAT))
             await other.reply()
             await other.send(request_bytes(body=CHAT))
@@ -347,7 +349,7 @@ def test_the_models_of_all_are_one_list() -> None:
 
     async def test() -> None:
         async with fleet(dict.fromkeys("abc", answering), models) as bench:
-            bench.lanes["c"].mark_down("gone")
+            bench.upstreams["c"].mark_down("gone")
             client = await bench.client()
             await client.send(request_bytes("GET", "/v1/models"))
             listed = (await client.reply()).json()
@@ -368,7 +370,7 @@ def test_what_is_nobodys_in_particular_goes_to_the_first_that_is_up() -> None:
             client = await bench.client()
             await client.send(request_bytes("GET", "/version"))
             assert (await client.reply()).status == 200
-            bench.lanes["a"].mark_down("gone")
+            bench.upstreams["a"].mark_down("gone")
             await client.send(request_bytes("GET", "/version"))
             assert (await client.reply()).status == 200
             body = b'{"model":"tiny","prompt":"x"}'

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.engines import ENGINES
+from proxy.engines import DIALECTS
 from tests.support.captures import STREAMS, stream_body
 from tests.support.mutations import HOSTILE, pieces_of, spoilt
 from tests.support.relaying import Bench, relaying, run
@@ -96,7 +96,7 @@ async def surviving(
         assert (next_reply.status, next_reply.is_complete) == (200, True)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", DIALECTS)
 @given(reply=REPLIES, cuts=CUTS, tells_energy=st.booleans())
 @settings(max_examples=60)
 def test_whatever_an_engine_sends_the_exchange_ends_and_the_next_one_works(

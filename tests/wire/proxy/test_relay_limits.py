@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cli import cli
-from proxy.relay.client.limits import MOST_BEING_REFUSED, Clients, address_of
+from proxy.relay.client.limits import MAX_BEING_REFUSED, Clients, address_of
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.serve.file_limit import allow_open_files
@@ -194,7 +194,7 @@ def test_who_only_waits_for_a_refusal_is_bounded_too() -> None:
     config = RelayConfig("http://h", max_connections=1)
     clients = Clients(config, RelayCounters())
     clients.enter(Bystander(), None)
-    for _ in range(MOST_BEING_REFUSED):
+    for _ in range(MAX_BEING_REFUSED):
         assert clients.enter(Bystander(), None)
         assert not clients.are_flooding
     clients.enter(Bystander(), None)
@@ -208,7 +208,7 @@ def test_a_flood_of_connections_is_closed_and_takes_nothing_from_who_is_in(
     async def test() -> None:
         async with relaying(answering, max_connections=1) as bench:
             first = await bench.client()
-            flood = [await bench.client() for _ in range(MOST_BEING_REFUSED + 100)]
+            flood = [await bench.client() for _ in range(MAX_BEING_REFUSED + 100)]
             for client in flood:
                 await client.gone.wait()  # some were told so, the others not even that
             assert bench.relay.counters.refused == {503: len(flood)}

@@ -203,7 +203,7 @@ def test_a_client_cannot_tell_that_the_relay_asked_for_usage(
 
 # --- a client leaves ----------------------------------------------------------
 
-MOST_TURNS = 50
+MAX_TURNS = 50
 """Of the loop, from the client's leaving to the engine's knowing: 3 to 6 in fact."""
 
 
@@ -234,7 +234,7 @@ def test_the_engine_knows_of_a_leaving_client_within_turns_of_the_loop(
             gone = bench.upstream.peers[0].gone
             turns = 0
             while not gone.is_set():
-                assert turns < MOST_TURNS
+                assert turns < MAX_TURNS
                 turns += 1
                 await asyncio.sleep(0)
 
@@ -315,7 +315,7 @@ def test_five_hundred_requests_at_once_all_reach_the_engine() -> None:
 
 # --- a slow client ------------------------------------------------------------
 
-MOST_READ_BYTES = 256 * 1024
+MAX_READ_BYTES = 256 * 1024
 """What one read of a socket brings at most, on either loop."""
 
 
@@ -356,7 +356,7 @@ def test_a_slow_client_costs_a_bounded_buffer_and_nobody_else_a_turn() -> None:
                 reply = await bench.ask(body=CHAT_WITH_USAGE)
                 assert reply.body == TOKEN * 200 + DONE
                 # at most the read that filled the buffer lies above its bound
-                assert held_bytes(bench) <= bound + MOST_READ_BYTES
+                assert held_bytes(bench) <= bound + MAX_READ_BYTES
             assert sent < pieces * 3 // 4, "the kernel's buffers, no more"
             for _ in range(5):
                 assert (await bench.ask(body=CHAT_WITH_USAGE)).is_complete

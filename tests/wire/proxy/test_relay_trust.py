@@ -19,7 +19,7 @@ from proxy.relay.routing.labels import (
     check_tenant_header,
     hashed_tenant,
 )
-from proxy.serve.upstream import Metering, Unit, UpstreamConfig
+from proxy.serve.upstream import MeteredUpstream, MeterOptions, UpstreamConfig
 from proxy.wire.headers import end_to_end, frame_reply
 from tests.support.relaying import LOOPS, relaying, run
 from tests.support.scripted import (
@@ -120,12 +120,12 @@ def test_what_asks_on_its_own_follows_no_redirect_either() -> None:
                 sensor.get(f"{engine.url}/metrics")
             sensor.close()
             assert asyncio.run(scraped_once(f"{engine.url}/metrics")).errors_total == 1
-            unit = Unit(
+            upstream = MeteredUpstream(
                 UpstreamConfig("vllm", engine.url, "vllm", ("none",)),
-                Metering("phase", 0.02, 0.5),
+                MeterOptions("phase", 0.02, 0.5),
             )
-            unit.open_lane(RelayConfig(engine.url), time.monotonic)
-            asyncio.run(unit.health.ask())
+            upstream.open_upstream(RelayConfig(engine.url), time.monotonic)
+            asyncio.run(upstream.health.ask())
         assert trap.peers == []
 
 
@@ -167,10 +167,10 @@ FACTS = RequestFacts("chat")
 def test_other_tenants_are_keyed_hashes() -> None:
     reader = LabelReader("Authorization", frozenset(["Bearer team-a"]), KEY)
     known = reader.read(FACTS, [(b"authorization", b"Bearer team-a")])
-    assert (known.tenant, known.filed_tenant) == ("Bearer team-a", None)
+    assert (known.tenant, known.stored_tenant) == ("Bearer team-a", None)
     secret = b"Bearer sk-very-secret"
     hashed = reader.read(FACTS, [(b"AUTHORIZATION", secret)])
-    assert hashed.tenant == hashed.filed_tenant == hashed_tenant(KEY.encode(), secret)
+    assert hashed.tenant == hashed.stored_tenant == hashed_tenant(KEY.encode(), secret)
     assert hashed.tenant != hashed_tenant(b"another key", secret)
     assert len(hashed.tenant) == 16
     assert "secret" not in hashed.tenant
@@ -185,7 +185,7 @@ def test_later_tenants_share_a_label_and_keep_their_hash_in_the_record() -> None
     ]
     assert len({labels.tenant for labels in read}) == MAX_HASHED_TENANTS + 1
     assert {labels.tenant for labels in read[MAX_HASHED_TENANTS:]} == {"other"}
-    assert len({labels.filed_tenant for labels in read}) == len(read)
+    assert len({labels.stored_tenant for labels in read}) == len(read)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from proxy.cli import cli
 from proxy.errors import ConfigError
 from proxy.relay.config import RelayConfig
 from proxy.security.tls import Identity, UpstreamTls, identity_of
-from proxy.serve.upstream import Metering, Unit, UpstreamConfig
+from proxy.serve.upstream import MeteredUpstream, MeterOptions, UpstreamConfig
 from tests.support.certificates import Authority, Leaf, authority
 from tests.support.children import PATIENCE_SECONDS, child
 from tests.support.paths import ROOT
@@ -163,14 +163,14 @@ def test_health_is_asked_with_the_same_authority(
 
     async def test() -> None:
         async with ScriptedServer(healthy, tls=leaf.server_context()) as engine:
-            unit = Unit(
+            upstream = MeteredUpstream(
                 UpstreamConfig(
                     "vllm", engine.url, "vllm", ("none",), upstream_ca=str(ca.cert)
                 ),
-                Metering("phase", 0.02, 0.5),
+                MeterOptions("phase", 0.02, 0.5),
             )
-            unit.open_lane(RelayConfig(engine.url), time.monotonic)
-            problem = await unit.health.ask()
+            upstream.open_upstream(RelayConfig(engine.url), time.monotonic)
+            problem = await upstream.health.ask()
             assert (problem is None) == trusts
             assert trusts or "certificate" in str(problem)
 
@@ -350,7 +350,7 @@ def test_files_for_a_plain_upstream_are_refused(ours: Authority) -> None:
         "vllm", "http://127.0.0.1:9", "vllm", ("none",), upstream_ca=str(ours.cert)
     )
     with pytest.raises(ConfigError, match="plain HTTP"):
-        Unit(config, Metering("phase", 0.02, 0.5))
+        MeteredUpstream(config, MeterOptions("phase", 0.02, 0.5))
     with pytest.raises(ConfigError, match="--upstream-ca /nowhere"):
         UpstreamTls("/nowhere").context()
     assert "identity" not in repr(RelayConfig("http://h")).replace("identity=None", "")

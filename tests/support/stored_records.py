@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
-from proxy.store.filed import Filed
+from proxy.store.stored_record import StoredRecord
 
 
 def record(sequence: int, request_id: str | None = None) -> RequestRecord:
@@ -21,6 +21,6 @@ def record(sequence: int, request_id: str | None = None) -> RequestRecord:
     )  # fmt: skip
 
 
-def filed(sequence: int, request_id: str | None = None) -> Filed:
+def stored(sequence: int, request_id: str | None = None) -> StoredRecord:
     """The same, already numbered."""
-    return Filed(sequence, 1.7e9, record(sequence, request_id))
+    return StoredRecord(sequence, 1.7e9, record(sequence, request_id))

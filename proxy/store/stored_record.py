@@ -31,7 +31,7 @@ _ORDER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Filed:
+class StoredRecord:
     """One settled request with its place in the order of settlement."""
 
     sequence: int
@@ -41,7 +41,7 @@ class Filed:
     record: RequestRecord
 
 
-class Filing:
+class RecordNumbering:
     """Numbers records: Unix microseconds of settlement, always rising.
 
     A clock needs no database to hand out numbers, so they go on rising over a
@@ -60,15 +60,15 @@ class Filing:
         records: Iterable[RequestRecord],
         unix_seconds: float,
         monotonic_seconds: float,
-    ) -> list[Filed]:
+    ) -> list[StoredRecord]:
         """These, settled now, in the same order."""
         offset = unix_seconds - monotonic_seconds
         settled = sequence_at(unix_seconds)
-        filed = []
+        stored = []
         for record in records:
             self.last = max(self.last + 1, settled)
-            filed.append(Filed(self.last, offset, record))
-        return filed
+            stored.append(StoredRecord(self.last, offset, record))
+        return stored
 
 
 def sequence_at(unix_seconds: float) -> int:
@@ -76,19 +76,19 @@ def sequence_at(unix_seconds: float) -> int:
     return int(unix_seconds * MICROSECONDS)
 
 
-def row_of(filed: Filed) -> dict[str, Any]:
+def row_of(stored: StoredRecord) -> dict[str, Any]:
     """The columns of the table of records, but for whose they are."""
-    record, energy = filed.record, filed.record.energy
-    row: dict[str, Any] = {"sequence": filed.sequence}
+    record, energy = stored.record, stored.record.energy
+    row: dict[str, Any] = {"sequence": stored.sequence}
     for name in TEXTS:
         row[name] = _storable(getattr(record, name))
-    if record.filed_tenant is not None:
-        row["tenant"] = record.filed_tenant
+    if record.stored_tenant is not None:
+        row["tenant"] = record.stored_tenant
     for name in COUNTS:
         row[name] = getattr(record, name)
     for name in INSTANTS:
         seconds = getattr(record, f"{name}_seconds")
-        unix = None if seconds is None else seconds + filed.unix_offset_seconds
+        unix = None if seconds is None else seconds + stored.unix_offset_seconds
         row[f"{name}_unix_seconds"] = unix
     for name in ENERGIES:
         row[name] = getattr(energy, name)
