@@ -45,8 +45,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.relay_cost import cpu_seconds
 from loadgen.client.backends import RequestOptions, Target, write_request
-from loadgen.client.client import HttpClient, allow_many_sockets
+from loadgen.client.client import HttpClient
 from loadgen.client.connection import Exchange
+from proxy.process.host import raise_open_files
 
 FIRST_MS = 200
 GAP_MS = 200
@@ -233,7 +234,7 @@ async def restart_half_way(
 
 def run(scale: Scale) -> Held:
     """Hold the load, then ask everybody what happened."""
-    allow_many_sockets()
+    raise_open_files()
     seen = Seen()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

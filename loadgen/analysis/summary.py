@@ -27,6 +27,7 @@ from loadgen.analysis.tally import Group, RunWindow, Tally
 from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.measures import MEASURES, POOLED_MEASURES
+from proxy.process.files import write_whole
 
 SHOWN_ERRORS = 5
 
@@ -120,9 +121,7 @@ def summarise(
 def write_summary(path: Path, summary: Summary) -> None:
     """Whole or not at all: a reader never meets half a file."""
     text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
-    fresh = path.with_suffix(".json.part")
-    fresh.write_bytes(text + b"\n")
-    fresh.replace(path)
+    write_whole(path, text + b"\n")
 
 
 def read_summary(path: Path) -> Summary:

@@ -10,7 +10,6 @@ httptools, since aiohttp costs more per token than the rest of the house
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -178,16 +177,6 @@ class HttpClient:
             case ssl.SSLError():
                 return f"no TLS with {where}: {error.reason}"
         return f"no connection to {where}: {(error.strerror or str(error)).lower()}"
-
-
-def allow_many_sockets() -> None:
-    """Raise this process's limit of open files as far as it may.
-
-    The usual 1024 would fail the run at a thousand requests in flight.
-    """
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def discover_model(

@@ -7,10 +7,8 @@ without bound and never invents a joule.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from loadgen.energy.admin_client import admin_client
 from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart
+from proxy.process.files import whole_file
 
 PAGE = 5000
 """Records per reply: about 3 MB."""
@@ -218,20 +217,14 @@ def join(path: Path, energies: Energies) -> None:
     it was.
     """
     encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(EnergyPart)
-    fresh = path.with_suffix(".jsonl.part")
     try:
-        with fresh.open("wb") as out:
+        with whole_file(path, is_durable=True) as out:
             for result in read_results(path):
                 raw = energies.by_id.get(result.request_id)
                 if raw is not None:
                     result = msgspec.structs.replace(result, energy=decoder.decode(raw))
                 out.write(encoder.encode(result) + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            fresh.unlink()
         reason = (error.strerror or str(error)).lower()
         raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
 

@@ -8,13 +8,12 @@ line in order of start. Its sha256 is in every result, and
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -29,6 +28,7 @@ from loadgen.plan.load import (
 )
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.trace import Session, TraceInfo, Turn
+from proxy.process.files import whole_file
 
 VERSION = "plan/1"
 
@@ -104,7 +104,10 @@ def make_plan(
                 body.write(msgspec.json.encode(session) + b"\n")
             header = _header(info, load, survey, chosen, tally)
             body.seek(0)
-            return header, _write_whole(header, body, out)
+            with whole_file(out) as plan:
+                plan.write(msgspec.json.encode(header) + b"\n")
+                shutil.copyfileobj(body, plan)
+        return header, sha256_of(out)
     except OSError as error:
         raise PlanError(f"{out}: cannot be written: {error.strerror}") from None
 
@@ -282,19 +285,3 @@ def _header(
         dropped=info.dropped | survey.dropped,
         notes=notes,
     )
-
-
-def _write_whole(header: PlanHeader, body: IO[bytes], out: Path) -> str:
-    """Header and body under a name of their own, then under `out`; the sha256."""
-    with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as whole:
-        try:
-            whole.write(msgspec.json.encode(header) + b"\n")
-            shutil.copyfileobj(body, whole)
-            whole.close()
-            digest = sha256_of(whole.name)
-            os.chmod(whole.name, 0o644)  # temporary files are for their owner only
-            os.replace(whole.name, out)
-        except BaseException:
-            os.unlink(whole.name)
-            raise
-    return digest

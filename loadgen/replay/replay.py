@@ -16,17 +16,13 @@ from dataclasses import dataclass
 
 from loadgen.client.abilities import check_options
 from loadgen.client.backends import RequestOptions, Target
-from loadgen.client.client import (
-    Client,
-    ConnectionCounts,
-    HttpClient,
-    allow_many_sockets,
-)
+from loadgen.client.client import Client, ConnectionCounts, HttpClient
 from loadgen.plan.plan import PlannedSession
 from loadgen.replay.clock import Clock, LoopLag, LoopMonitor
 from loadgen.replay.turns import AHEAD_SECONDS, Run, run_session
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
+from proxy.process.host import raise_open_files
 
 LEAD_SECONDS = AHEAD_SECONDS + 0.1
 """From the call to the zero: the first requests are prepared in it."""
@@ -164,5 +160,5 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _over_http(target: Target, clock: Clock, progress: Progress) -> Client:
-    allow_many_sockets()
+    raise_open_files()
     return HttpClient(target, clock.now, progress)

@@ -18,6 +18,7 @@ from loadgen.report import format as say
 from loadgen.report import text as words
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
+from proxy.process.files import write_whole
 
 HELP = {
     **{name: measure.help for name, measure in MEASURES.items()},
@@ -45,9 +46,7 @@ class PolicyBar(NamedTuple):
 
 def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
     """Render and write, whole or not at all. Raises OSError."""
-    fresh = path.with_suffix(".html.part")
-    fresh.write_text(render_html(summary, results), encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, render_html(summary, results).encode())
 
 
 def render_html(summary: Summary, results: Iterable[Result]) -> str:

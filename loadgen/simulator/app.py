@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -25,6 +23,7 @@ from loadgen.simulator.tgi.routes import TgiApi
 from loadgen.simulator.vllm.metrics import VllmMetrics
 from loadgen.simulator.vllm.routes import VllmApi, fastapi_errors
 from loadgen.simulator.wire import Limits
+from proxy.process.host import stop_with_parent
 
 BODY_BYTES = 32 * 1024 * 1024
 """As vLLM's Rust frontend; aiohttp's own 1 MiB refuses long prompts."""
@@ -73,7 +72,7 @@ async def _serve(config: ServerConfig) -> None:
         steps = asyncio.create_task(simulator.run())
         _say(config, f"http://{config.host}:{port}")
         if config.announce:
-            _watch_stdin(lambda: loop.call_soon_threadsafe(stop.set))
+            stop_with_parent(loop, stop)
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if steps.done():
@@ -212,15 +211,3 @@ def _say(config: ServerConfig, url: str) -> None:
         ready = {"ready": True, "url": url, "power_url": f"{url}/dcgm/metrics"}
         ready |= {"truth_url": f"{url}/simulator/truth", "simulated": True}
         print(json.dumps(ready), flush=True)
-
-
-def _watch_stdin(closed: Callable[[], object]) -> None:
-    """Call `closed` when the parent has gone. A thread: stdin may be any file."""
-
-    def read() -> None:
-        # os.read, as a daemon thread must not hold sys.stdin's lock at exit.
-        while os.read(0, 4096):
-            pass
-        closed()
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()

@@ -5,7 +5,6 @@ The edge of `loadgen.traces.writers`. A file appears under its name when it is w
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from loadgen.traces.synth.statistics_file import SCHEME, source_of
 from loadgen.traces.synth.synth import Statistics, SynthOptions, digest
 from loadgen.traces.trace import Session, TraceInfo
 from loadgen.traces.writers import BLOCK_TOKENS, WRITERS, loadtrace_header
+from proxy.process.files import whole_file, write_whole
 
 
 class _Span:
@@ -98,16 +98,14 @@ def write_trace(
                 info, count=count, span_seconds=span.seconds, **more
             )
             body.seek(0)
-            with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as whole:
+            with whole_file(out) as whole:
                 if target == "loadtrace":
                     whole.write(msgspec.json.encode(header) + b"\n")
                 shutil.copyfileobj(body, whole)
-        os.chmod(whole.name, 0o644)  # temporary files are for their owner only
-        os.replace(whole.name, out)
         if target == "mooncake":
             header.setdefault("hash_block_size", BLOCK_TOKENS)
             sidecar = out.with_name(out.name + ".meta.json")
-            sidecar.write_bytes(msgspec.json.encode(header) + b"\n")
+            write_whole(sidecar, msgspec.json.encode(header) + b"\n")
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
     return header

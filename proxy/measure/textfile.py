@@ -11,9 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import ConfigError, ProxyError
 from proxy.measure.report import CommandReport
+from proxy.process.files import whole_file
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LABEL = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
@@ -80,7 +80,9 @@ def update_textfile(folder: Path, user: str, report: CommandReport) -> Path:
         with _locked(path.with_suffix(".lock")):
             totals = parse_totals(path.read_text()) if path.exists() else {}
             added = add_run(totals, series_of(report, user))
-            _replace(path, render_totals(added))
+            # node_exporter is another user
+            with whole_file(path, mode=0o644, is_durable=True) as file:
+                file.write(render_totals(added))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise ProxyError(f"{path} was not updated: {why or error}") from None
@@ -180,22 +182,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """The collector sees the old file or the new one, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # node_exporter is another user
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _safe(text: str) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,13 +22,13 @@ from proxy.errors import ConfigError, ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.table import Snapshot
+from proxy.process.host import raise_open_files, stop_with_parent
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity, identity_of
-from proxy.serve.file_limit import allow_open_files
 from proxy.serve.upstream import (
     MeteredUpstream,
     MeterOptions,
@@ -47,6 +45,8 @@ SWITCH_SECONDS = 0.0005
 Python's own 5 ms is all that a scrape may add to the p99."""
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
+OTHER_FILES = 200
+"""Open ones beside two for each connection: sensors, the store, logs, libraries."""
 DRAIN_SECONDS = 10.0
 SETTLE_SECONDS = 3.0
 """How long a proxy that ends waits for the energy of its last requests."""
@@ -99,7 +99,7 @@ def run(
         for upstream in config.upstreams
     ]
     sys.setswitchinterval(SWITCH_SECONDS)
-    allow_open_files(relay_config.max_connections)
+    allow_connections(relay_config.max_connections)
     uvloop.run(_App(config, upstreams, access, relay_config).serve(announce, until_eof))
 
 
@@ -167,7 +167,7 @@ class _App:
         if self.identity is not None:
             loop.add_signal_handler(signal.SIGHUP, self.identity.reload)
         if until_eof:
-            _watch_stdin(loop, self.stopping)
+            stop_with_parent(loop, self.stopping)
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
@@ -290,17 +290,16 @@ class _App:
         )
 
 
-def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    """Stop when the parent closes our standard input, or dies."""
-
-    def wait() -> None:
-        # not sys.stdin: a daemon thread that holds its lock aborts the exit
-        while os.read(0, 4096):
-            pass
-        with suppress(RuntimeError):  # the loop has just been closed
-            loop.call_soon_threadsafe(stopping.set)
-
-    threading.Thread(target=wait, name="stdin", daemon=True).start()
+def allow_connections(max_connections: int) -> None:
+    """Raise the limit of open files, and say where it is too low."""
+    needed = 2 * max_connections + OTHER_FILES
+    allowed = raise_open_files()
+    if allowed is not None and allowed < needed:
+        log.warning(
+            "only %s open files are allowed, %s connections may need %s: raise the "
+            "limit (ulimit -Hn, LimitNOFILE=) or lower --max-connections",
+            allowed, max_connections, needed,
+        )  # fmt: skip
 
 
 def _url(host: str, port: int, identity: Identity | None) -> str:

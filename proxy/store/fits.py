@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from proxy.errors import ConfigError, ProxyError
 from proxy.meter.attribution.fit import CalibrationState, Sums
+from proxy.process.files import whole_file
 from proxy.store.fit_document import Saved, decoded, encoded, saved_of, sums_of
 
 log = logging.getLogger("servewatt.calibration")
@@ -78,9 +78,5 @@ class CalibrationFile:
             for entry in self._read()
             if (entry.engine, entry.model) != (own.engine, own.model)
         ]
-        part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        with whole_file(self._path, is_durable=True) as file:
             file.write(encoded([*others, own]))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)

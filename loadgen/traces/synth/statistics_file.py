@@ -19,6 +19,7 @@ from loadgen.traces.catalogue import by_sha256
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.synth.bins import JointBins
 from loadgen.traces.synth.synth import VERSION, Statistics, chained, statistics_of
+from proxy.process.files import write_whole
 
 LENGTH_BINS = "length_bins/1"
 SCHEME = "pct8"
@@ -60,7 +61,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     values = msgspec.to_builtins(statistics, str_keys=True)
     lines = [f' "{key}": {json.dumps(value)}' for key, value in values.items()]
     try:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_whole(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -283,10 +285,16 @@ def test_what_is_no_run_folder_is_one_line(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = made_results(5)
     write_run(tmp_path, results)
-    (tmp_path / "requests.jsonl.part").mkdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)  # root may write everywhere
     with pytest.raises(LoadgenError, match="cannot write joules"):
         finished(tmp_path, CannedProxy(results))
     assert len(list(read_results(tmp_path / "requests.jsonl"))) == 5

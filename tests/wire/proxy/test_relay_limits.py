@@ -17,7 +17,7 @@ from proxy.cli import cli
 from proxy.relay.client.limits import MAX_BEING_REFUSED, Clients, address_of
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.serve.file_limit import allow_open_files
+from proxy.serve.app import allow_connections
 from proxy.serve.limit_options import (
     DEFAULTS,
     LIMITS,
@@ -311,13 +311,13 @@ def test_open_files_are_allowed_as_far_as_they_may(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
-        allow_open_files(max_connections=1)
+        allow_connections(max_connections=1)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
         assert caplog.records == []
         if hard == resource.RLIM_INFINITY:
             return
         with caplog.at_level(logging.WARNING):
-            allow_open_files(max_connections=hard)
+            allow_connections(max_connections=hard)
         (record,) = caplog.records
         assert "--max-connections" in record.getMessage()
     finally:

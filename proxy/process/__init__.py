@@ -1,0 +1,1 @@
+"""What every process of either package needs: options, limits, whole files, an end."""

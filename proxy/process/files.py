@@ -1,0 +1,48 @@
+"""Files that appear under their name whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(
+    path: Path, *, mode: int | None = None, is_durable: bool = False
+) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends well.
+
+    A reader sees the old file or the new one, never a part; when the block or the
+    disk fails, the old one stays and nothing is left behind. The permissions are
+    `mode`, or what the umask leaves. With `is_durable` the content is on the disk
+    before the name is. A device or a pipe is written as it is. Raises OSError.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    file = part.open("xb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            if is_durable:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """`content` as the file at `path`, whole or not at all. Raises OSError."""
+    with whole_file(path) as file:
+        file.write(content)
