@@ -27,7 +27,7 @@ from loadgen.plan.load import (
     scheduled,
     surveyed,
 )
-from loadgen.traces.readers.open import open_trace
+from loadgen.traces.readers.open import open_trace, sha256_of
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
 VERSION = "plan/1"
@@ -135,12 +135,6 @@ def read_plan(path: Path | str) -> tuple[PlanHeader, Iterator[PlannedSession]]:
             f"{path}, line 1: plan is {header.plan!r}, expected {VERSION!r}"
         )
     return header, _read_sessions(path, header)
-
-
-def sha256_of(path: Path | str) -> str:
-    """The sha256 of a file, as hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
