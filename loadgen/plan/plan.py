@@ -1,4 +1,4 @@
-"""The plan: who is sent when, decided and written before the run.
+"""The plan: every request with its send time, written before the run.
 
 A plan is a JSON Lines file: a `PlanHeader` line, then one `PlannedSession` per
 line in order of start. Its sha256 is in every result, and
@@ -34,13 +34,13 @@ VERSION = "plan/1"
 
 
 class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of a plan: where it came from and what it promises."""
+    """First line of a plan: its origin, its arrivals and its counts."""
 
     plan: str = "plan/1"
     trace: str
     trace_format: str
     arrival: str
-    """The process that was really used, never `auto`."""
+    """The arrival process used, never `auto`."""
     rate_per_second: float | None
     """Requests per second over all turns; None for the trace's own, or inf."""
     burstiness: float | None
@@ -84,10 +84,10 @@ class PlannedSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 def make_plan(
     path: Path | str, load: Load, out: Path | str, format: str | None = None
 ) -> tuple[PlanHeader, str]:
-    """Decide who is sent when, write it to `out`, return its header and sha256.
+    """Plan a trace, write the plan to `out`, return its header and sha256.
 
     The same trace and load give the same bytes. Written beside `out` first and
-    then renamed, so a plan that exists is whole. Raises `TraceError`, `PlanError`
+    then renamed, so a plan that exists is complete. Raises `TraceError`, `PlanError`
     and `UsageError`.
     """
     path, out = Path(path), Path(out)
@@ -237,7 +237,7 @@ def _planned_turn(turn: Turn, request_id: str, *, is_first: bool) -> PlannedTurn
 
 
 def _header_safe(text: str) -> str:
-    """What of a text may stand in an HTTP header and in a URL's path."""
+    """A text reduced to what an HTTP header and a URL's path may hold."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:96]
 
 
@@ -279,7 +279,7 @@ def _header(
 
 
 def _write_whole(header: PlanHeader, body: IO[bytes], out: Path) -> str:
-    """Header and body under a name of their own, then under `out`; the sha256."""
+    """Write header and body beside `out`, then rename; returns the sha256."""
     with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as whole:
         try:
             whole.write(msgspec.json.encode(header) + b"\n")
