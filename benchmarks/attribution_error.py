@@ -28,12 +28,11 @@ from pathlib import Path
 import numpy as np
 
 from loadgen.simulator.core.config import EngineConfig
-from loadgen.simulator.core.driver import Trace, simulate
-from loadgen.simulator.core.power import PowerCurve
+from loadgen.simulator.core.engine import Trace, simulate
 from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.core.roofline import roofline
 from loadgen.simulator.core.scheduler import SimRequest
-from loadgen.simulator.core.sensor import GpuSensor, SensorConfig
+from loadgen.simulator.core.sensor import GpuSensor, PowerCurve, SensorConfig
 from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.meter.attribution.fit import Sums
 from proxy.meter.attribution.policies import (

@@ -20,8 +20,8 @@ from loadgen.traces.fetch import find
 from loadgen.traces.readers import READERS
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.statistics import trace_statistics
-from loadgen.traces.synth.statistics_file import load_statistics, save_statistics
-from loadgen.traces.synth.synth import SynthOptions, synthesized
+from loadgen.traces.statistics_file import load_statistics, save_statistics
+from loadgen.traces.synth import SynthOptions, synthesized
 from loadgen.traces.trace import TraceInfo
 from loadgen.traces.writers import WRITERS
 

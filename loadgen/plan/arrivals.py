@@ -1,6 +1,6 @@
-"""When sessions start: one arrival process per function, in `ARRIVALS`.
+"""Arrival processes: the starts of sessions, one function each, in `ARRIVALS`.
 
-A process takes the sessions' own instants (which the drawn ones only count) and
+A process takes the sessions' own instants (drawn processes only count them) and
 yields one start per session, in seconds from the run's zero, never decreasing,
 the first one at zero. Gaps are drawn from one seeded generator in blocks and
 added up; nothing is clipped, re-anchored or rescaled to end at n / rate, which
@@ -23,7 +23,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast and how bursty, for the processes that need it."""
+    """Rate, burstiness and seed, for the processes that need them."""
 
     seed: int = 0
     rate_per_second: float = 1.0
@@ -115,7 +115,7 @@ def grid_seconds(own_seconds: Iterable[float]) -> float | None:
     """The grid the instants sit on, if most of them tie; None if they do not.
 
     Mooncake's conversation trace has 12,031 requests on 1,180 instants 3 s apart:
-    sent as they stand they are herds no user ever made. The grid is the median
+    sent as they stand they are bursts that no user made. The grid is the median
     positive gap, and there is one when more than half of the gaps are zero.
     """
     ties = gaps = 0
@@ -150,5 +150,5 @@ def spread_ties(
 
 
 def _stream(seed: int, use: str) -> list[int]:
-    """An own random stream per use of one seed, so no two uses share draws."""
+    """A random stream per use of one seed, so that no two uses share draws."""
     return [seed, int.from_bytes(use.encode(), "big")]

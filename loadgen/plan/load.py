@@ -1,7 +1,7 @@
-"""Which requests of a trace are sent, and when: the rules between trace and plan.
+"""The requests of a trace that are sent, and their times: the rules of a plan.
 
-Two passes over the trace, both lazy. `survey` selects and counts, which is what a
-rate over all turns needs; `scheduled` selects again and gives each session its
+Two passes over the trace, both lazy. `surveyed` selects and counts, for a rate over
+all turns; `scheduled` selects again and gives each session its
 start. Neither holds more than a session, or the sessions tied at one instant.
 """
 
@@ -21,7 +21,7 @@ OVER_LENGTH = ("drop", "truncate", "fail")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the user asks of a plan; None is "not said"."""
+    """Options of a plan; None is an option not given."""
 
     rate_per_second: float | None = None
     """Requests per second over all turns; inf sends everything at once."""
@@ -33,14 +33,14 @@ class Load:
     duration_seconds: float | None = None
     """Only sessions that start before this."""
     output_tokens: int | None = None
-    """Instead of the trace's own."""
+    """Output length of every request, in place of the trace's own."""
     max_model_len: int | None = None
     over_length: str = "drop"
     dejitter: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no trace could satisfy."""
+        """Raise UsageError for options that no trace could satisfy."""
         known = ("auto", *ARRIVALS)
         if self.arrival not in known:
             raise UsageError(
@@ -57,9 +57,9 @@ class Load:
                 raise UsageError(f"{name} is {value}, expected a number above 0")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}, expected an integer >= 0")
-        said = [n for n in _PACES if getattr(self, n) is not None]
-        if len(said) > 1:
-            raise UsageError(f"{said[0]} and {said[1]} both given, expected one")
+        given = [n for n in _PACES if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} both given, expected one")
 
 
 _PACES = ("rate_per_second", "session_rate_per_second", "speed")
@@ -71,7 +71,7 @@ _POSITIVE = (
 
 @dataclass(slots=True)
 class Survey:
-    """What a first pass over the selected sessions counted."""
+    """Counts of a first pass over the selected sessions."""
 
     sessions: int = 0
     turns: int = 0
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def has_times(self) -> bool:
-        """Whether every session says when it started."""
+        """Whether every session has a start time."""
         return self.timed_sessions == self.sessions
 
     @property
@@ -116,7 +116,7 @@ def selected(
 ) -> Iterator[Session]:
     """Sessions that will be sent: fitting the model, the first `num_prompts` requests.
 
-    What is left out or cut is counted in `survey`.
+    Requests left out or cut are counted in `survey`.
     """
     left = load.num_prompts
     for session in sessions:
@@ -133,7 +133,7 @@ def selected(
 
 
 def surveyed(sessions: Iterable[Session], load: Load) -> Survey:
-    """Count what `selected` leaves of a trace, and see whether its instants tie."""
+    """Counts of the sessions that `selected` keeps, and the grid of their instants."""
     survey = Survey()
 
     def instants() -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""The plan: who is sent when, decided and written before the run.
+"""The plan: every request with its send time, written before the run.
 
 A plan is a JSON Lines file: a `PlanHeader` line, then one `PlannedSession` per
 line in order of start. Its sha256 is in every result, and
@@ -26,7 +26,7 @@ from loadgen.plan.load import (
     scheduled,
     surveyed,
 )
-from loadgen.traces.readers.open import open_trace
+from loadgen.traces.readers.open import open_trace, sha256_of
 from loadgen.traces.trace import Session, TraceInfo, Turn
 from proxy.process.files import whole_file
 
@@ -34,13 +34,13 @@ VERSION = "plan/1"
 
 
 class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of a plan: where it came from and what it promises."""
+    """First line of a plan: its origin, its arrivals and its counts."""
 
     plan: str = "plan/1"
     trace: str
     trace_format: str
     arrival: str
-    """The process that was really used, never `auto`."""
+    """The arrival process used, never `auto`."""
     rate_per_second: float | None
     """Requests per second over all turns; None for the trace's own, or inf."""
     burstiness: float | None
@@ -84,10 +84,10 @@ class PlannedSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 def make_plan(
     path: Path | str, load: Load, out: Path | str, format: str | None = None
 ) -> tuple[PlanHeader, str]:
-    """Decide who is sent when, write it to `out`, return its header and sha256.
+    """Plan a trace, write the plan to `out`, return its header and sha256.
 
     The same trace and load give the same bytes. Written beside `out` first and
-    then renamed, so a plan that exists is whole. Raises `TraceError`, `PlanError`
+    then renamed, so a plan that exists is complete. Raises `TraceError`, `PlanError`
     and `UsageError`.
     """
     path, out = Path(path), Path(out)
@@ -138,12 +138,6 @@ def read_plan(path: Path | str) -> tuple[PlanHeader, Iterator[PlannedSession]]:
             f"{path}, line 1: plan is {header.plan!r}, expected {VERSION!r}"
         )
     return header, _read_sessions(path, header)
-
-
-def sha256_of(path: Path | str) -> str:
-    """The sha256 of a file, as hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
@@ -246,7 +240,7 @@ def _planned_turn(turn: Turn, request_id: str, *, is_first: bool) -> PlannedTurn
 
 
 def _header_safe(text: str) -> str:
-    """What of a text may stand in an HTTP header and in a URL's path."""
+    """A text reduced to what an HTTP header and a URL's path may hold."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:96]
 
 

@@ -3,8 +3,8 @@
 Words are short and common: with a space before it each is one token in cl100k, o200k,
 p50k and Claude's published vocabulary (looked up), and any word is one in the
 simulator. Two requests never share a prefix by accident, or an engine's prefix cache
-would hide their prefill; blocks with the same hash id are the same text, because there
-the trace says that they are shared.
+would hide their prefill; blocks with the same hash id are the same text, because the
+trace marks them as shared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the numbers mean: every latency and energy measure as a function of a record.
+"""Measures: every latency and energy figure as a function of a record.
 
 Seconds and joules, base units. A measure of a failed request is None, never 0,
-and None also stands for "cannot be said of this request" (a time per output
-token of a one-token reply). Names follow vLLM where vLLM has the measure; the
+and None also stands for a measure that the request does not have (a time per
+output token of a one-token reply). Names follow vLLM where vLLM has the measure; the
 same names mean other things elsewhere (what we call TPOT is ITL in aiperf).
 """
 
@@ -45,7 +45,7 @@ def ttft_seconds(result: Result) -> float | None:
 
 
 def ttft_sched_seconds(result: Result) -> float | None:
-    """First token since the intended start: waiting in our own client included."""
+    """First token since the intended start: waiting in the client included."""
     return _since_plan(result, result.first_token_seconds)
 
 
@@ -173,18 +173,15 @@ SCHEDULE_LAG = Measure(
 )
 
 
-# -- goodput -------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What a goodput key compares with its limit, and how the user gives the limit."""
+    """A goodput key: the value compared with its limit, and the limit's unit."""
 
     of: Callable[[Result], float | None]
     per_base_unit: float
     """User's units in one base unit: 1000 for milliseconds."""
     needs_two_tokens: bool = False
-    """Of a one-token reply there is nothing to compare, so it is met."""
+    """A one-token reply has no value to compare, so it meets the objective."""
 
 
 def worst_gap_seconds(result: Result) -> float | None:
@@ -250,9 +247,6 @@ def _limit(word: str, value: str) -> float:
     return limit
 
 
-# -- parts ---------------------------------------------------------------------
-
-
 def _last_answer_seconds(result: Result) -> float | None:
     """Last token; a reply that does not stream has its only stamp at the end."""
     if result.last_token_seconds is None and not result.chunk_seconds:
@@ -261,12 +255,19 @@ def _last_answer_seconds(result: Result) -> float | None:
 
 
 def _since_send(result: Result, at_seconds: float | None) -> float | None:
-    if not is_ok(result) or at_seconds is None or result.sent_seconds is None:
-        return None
-    return at_seconds - result.sent_seconds
+    return _between(result, result.sent_seconds, at_seconds)
 
 
 def _since_plan(result: Result, at_seconds: float | None) -> float | None:
-    if not is_ok(result) or at_seconds is None or result.sent_seconds is None:
+    return _between(result, result.planned_seconds, at_seconds)
+
+
+def _between(
+    result: Result, begin_seconds: float | None, end_seconds: float | None
+) -> float | None:
+    """None for a failed or unsent request, and where an instant is not known."""
+    if not is_ok(result) or result.sent_seconds is None:
         return None
-    return at_seconds - result.planned_seconds
+    if begin_seconds is None or end_seconds is None:
+        return None
+    return end_seconds - begin_seconds

@@ -1,4 +1,4 @@
-"""Counters of a run while it goes: the replay adds, the live view only looks."""
+"""Counters of a run in progress: the replay adds, the live view reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadgen.results.results import Result
 
 @dataclass(slots=True)
 class Progress:
-    """What has happened so far; written by one event loop, read between its steps."""
+    """Counts so far; written by one event loop, read between its steps."""
 
     planned: int = 0
     sent: int = 0
@@ -30,4 +30,4 @@ class Progress:
     errors: dict[str, int] = field(default_factory=dict)
     """Failures by message, the most common shown to the user."""
     watchers: list[Callable[[Result], None]] = field(default_factory=list)
-    """Told of every record as it is finished, the never sent too; must be quick."""
+    """Called with every finished record, those never sent too; must be quick."""

@@ -1,7 +1,7 @@
-"""`requests.jsonl`: one line per request, on the disk's side as it finishes.
+"""`requests.jsonl`: one line per request, written as it finishes.
 
-A run that is killed keeps what it had: each line is handed to the kernel when
-its request ends. A line is whole or absent, also when the disk fills up.
+A run that is killed keeps its finished requests: each line is handed to the kernel
+when its request ends. A line is complete or absent, also when the disk fills up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loadgen.results.results import Result
 
 
 class Recorder:
-    """Appends results to one file; nothing of them stays in memory.
+    """Appends results to one file; none of them stays in memory.
 
     Raises UsageError when the file exists (a run never writes over another)
     or cannot be made, LoadgenError when a line cannot be written.
@@ -44,7 +44,7 @@ class Recorder:
             ) from None
 
     def record(self, result: Result) -> None:
-        """Append one line; after a failure the file ends at the last whole one."""
+        """Append one line; after a failure the file ends at the last complete one."""
         line = self._encoder.encode(result) + b"\n"
         try:
             done = 0

@@ -1,7 +1,7 @@
-"""The record of one request: what was asked, stamped and received.
+"""The record of one request: its plan, its stamps and its reply.
 
-Instants are seconds from the run's zero on one monotonic clock. None means "it
-did not happen" or "not known", never 0. One record is one line of
+Instants are seconds from the run's zero on one monotonic clock. None means
+that it did not happen or is not known, never 0. One record is one line of
 `requests.jsonl`, appended as requests finish.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 
 
 class BoundaryPart(msgspec.Struct, frozen=True, kw_only=True):
-    """What the request cost at another boundary than the headline's."""
+    """Energy of the request at another boundary than the headline's."""
 
     prefill_joules: float | None
     decode_joules: float | None
@@ -21,7 +21,7 @@ class BoundaryPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyPart(msgspec.Struct, frozen=True, kw_only=True):
-    """What the proxy says the request cost; joined by request id, never by time."""
+    """Energy of the request by the proxy's record, joined by request id."""
 
     prefill_joules: float | None
     decode_joules: float | None
@@ -53,9 +53,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     output_tokens: int | None = None
     requested_input_tokens: int | None = None
-    """Of this turn alone."""
+    """New prompt tokens of this turn alone."""
     requested_prompt_tokens: int | None = None
-    """Of the whole prompt; in a live conversation with the trace's replies before."""
+    """The full prompt; in a live conversation with the trace's earlier replies."""
     requested_output_tokens: int | None = None
     chunk_seconds: list[float] = []
     """Stamp of every read that bore tokens."""

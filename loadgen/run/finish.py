@@ -29,9 +29,10 @@ from loadgen.energy.join import (
     wait_for_energies,
 )
 from loadgen.errors import LoadgenError
-from loadgen.plan.plan import PlanHeader, sha256_of
+from loadgen.plan.plan import PlanHeader
 from loadgen.report.html import write_html
 from loadgen.results.recorder import read_results
+from loadgen.traces.readers.open import sha256_of
 
 PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
 SUMMARY, REPORT = "summary.json", "report.html"

@@ -1,4 +1,4 @@
-"""What both dialects share: a request as the engine needs it, and a refusal."""
+"""Types that both dialects share: a request for the engine, its refusal, its events."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class EngineRefusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a dialect must know of the engine to judge a request."""
+    """Facts of the engine by which a dialect accepts or refuses a request."""
 
     model: str
-    """The served id, which says that it is simulated."""
+    """The served id; it contains the word simulated."""
     max_model_tokens: int
     seed: int
 
@@ -38,7 +38,7 @@ class Generation:
     prompt_words: Sequence[str]
     output_tokens: int
     finish_reason: str
-    """In the dialect's words."""
+    """As the dialect spells it."""
     is_stream: bool
     sequences: int = 1
 
@@ -94,7 +94,7 @@ class Gauges:
 
 
 class EngineMetrics(Protocol):
-    """What a dialect counts and shows at `/metrics`."""
+    """Counters of a dialect and their page, `/metrics`."""
 
     def scheduled(self, truth: RequestTruth) -> None:
         """A sequence was computed for the first time."""

@@ -1,7 +1,7 @@
-"""Public originals that can be fetched: where they lie, how to check and cite them.
+"""Public originals that can be fetched: address, checksum, licence and citation.
 
-Checksums and sizes are of the published file at the named commit or release, so
-what was fetched years ago and what is fetched today are the same bytes.
+Checksums and sizes are of the published file at the named commit or release, so a
+copy fetched years ago and one fetched today are the same bytes.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Original:
     citation: str
     about: str
     size_bytes: int | None = None
-    """None where no source says it."""
+    """None where no source states it."""
     repo: str = ""
     commit: str = ""
     path: str = ""
 
     @property
     def file_name(self) -> str:
-        """What the file is called where it lies."""
+        """Name of the file at its source."""
         return self.url.rpartition("/")[2]
 
 
 def _on_github(
-    place: tuple[str, str],
+    source: tuple[str, str],
     path: str,
     sha256: str,
     licence: str,
@@ -58,7 +58,7 @@ def _on_github(
     about: str,
     size_bytes: int | None = None,
 ) -> Original:
-    repo, commit = place
+    repo, commit = source
     url = f"{_RAW}/{repo}/{commit}/{path}"
     return Original(
         url, sha256, licence, citation, about, size_bytes, repo, commit, path

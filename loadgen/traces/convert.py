@@ -1,6 +1,6 @@
-"""Write traces: a body as sessions come, a header before it once they are counted.
+"""Trace files written: the body as sessions come, the header once they are counted.
 
-The edge of `loadgen.traces.writers`. A file appears under its name when it is whole.
+The edge of `loadgen.traces.writers`. A file appears under its name once it is complete.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.traces.readers.mooncake import BLOCK_TOKENS
 from loadgen.traces.readers.open import open_trace
-from loadgen.traces.synth.statistics_file import SCHEME, source_of
-from loadgen.traces.synth.synth import Statistics, SynthOptions, digest
+from loadgen.traces.statistics_file import SCHEME, source_of
+from loadgen.traces.synth import Statistics, SynthOptions, digest
 from loadgen.traces.trace import Session, TraceInfo
-from loadgen.traces.writers import BLOCK_TOKENS, WRITERS, loadtrace_header
+from loadgen.traces.writers import WRITERS, loadtrace_header
 from proxy.process.files import whole_file, write_whole
 
 
 class _Span:
-    """The last instant of the sessions on their way to a writer."""
+    """The last instant of the sessions that pass to a writer."""
 
     __slots__ = ("seconds",)
 
@@ -40,7 +41,7 @@ class _Span:
 def convert_trace(
     trace: Path, out: Path, target: str, format: str | None = None
 ) -> tuple[TraceInfo, int]:
-    """Write `trace` as `target`; what was read of it, and the requests written."""
+    """Write `trace` as `target`; returns what was read, and the requests written."""
     info, sessions = open_trace(trace, format)
     source = info.header.get("source") or source_of(trace)
     header = write_trace(sessions, info, out, target, source=source)
@@ -53,7 +54,7 @@ def write_synthetic(
     options: SynthOptions,
     out: Path,
 ) -> None:
-    """Write drawn sessions as `loadtrace/1`, saying what they were drawn from."""
+    """Write drawn sessions as `loadtrace/1`, with their origin in the header."""
     name = out.name.partition(".")[0]
     info = TraceInfo(name=name, format="loadtrace", kind=statistics.kind)
     arrivals = statistics.arrivals if options.with_arrivals else None

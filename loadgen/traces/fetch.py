@@ -1,4 +1,4 @@
-"""Fetch a public original: stream, resume, check.
+"""Downloads of public originals: stream, resume, check.
 
 The edge of the catalogue. Bytes go to `<file>.part` and get their name when their
 sha256 is right, so a file that exists is the published one.
@@ -6,7 +6,6 @@ sha256 is right, so a file that exists is the published one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,12 +13,13 @@ import httpx
 
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.traces.catalogue import CATALOGUE, Original
+from loadgen.traces.readers.open import sha256_of
 
 TIMEOUT_SECONDS = 30.0
 """Without a byte; a slow download is not a failed one."""
 
 Progress = Callable[[int, int | None], None]
-"""Told bytes so far and bytes in all, where the server says it."""
+"""Called with bytes so far and bytes in all, where the server states them."""
 
 
 def find(name: str, catalogue: Mapping[str, Original] = CATALOGUE) -> Original:
@@ -34,14 +34,14 @@ def fetch(
     out: Path,
     progress: Progress = lambda done, total: None,
 ) -> bool:
-    """Bring `original` to `out`; False if it was there already, and right.
+    """Download `original` to `out`; False if it was there already, and right.
 
-    A download cut short is gone on with where it ended, if the server can. Raises
+    An interrupted download is resumed where the server supports ranges. Raises
     `LoadgenError` for a server that refuses, a connection that breaks, bytes that
     are not the published ones, and a different file under that name.
     """
     if out.exists():
-        if _sha256(out) == original.sha256:
+        if sha256_of(out) == original.sha256:
             return False
         raise LoadgenError(
             f"{out} exists and is not the published file: remove it, or name another "
@@ -51,7 +51,7 @@ def fetch(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _download(original, part, progress)
-        found = _sha256(part)
+        found = sha256_of(part)
     except httpx.HTTPError as error:
         kept = part.stat().st_size if part.exists() else 0
         raise LoadgenError(
@@ -71,9 +71,9 @@ def fetch(
 
 
 def _download(original: Original, part: Path, progress: Progress) -> None:
-    """All that is missing of the file, from where the last try ended."""
+    """Download the missing part of the file, resuming the last attempt."""
     done = part.stat().st_size if part.exists() else 0
-    # The published bytes are what is hashed: no server may pack them on the way.
+    # The published bytes are what is hashed: no server may compress them.
     headers = {"accept-encoding": "identity"}
     if done:
         headers["range"] = f"bytes={done}-"
@@ -86,7 +86,7 @@ def _download(original: Original, part: Path, progress: Progress) -> None:
             response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
         )
         if done and is_all_there:
-            return  # the sha256 says whether it is
+            return  # the sha256 decides whether it is
         if response.status_code != httpx.codes.OK and not is_rest:
             raise LoadgenError(
                 f"{original.url}: the server answered {response.status_code} "
@@ -110,8 +110,3 @@ def _download(original: Original, part: Path, progress: Progress) -> None:
 def _starts_at(response: httpx.Response, byte: int) -> bool:
     found = str(response.headers.get("content-range", ""))
     return found.replace("=", " ").startswith(f"bytes {byte}-")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

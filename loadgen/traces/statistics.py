@@ -1,7 +1,7 @@
-"""What a trace looks like in numbers: lengths, turns, arrivals.
+"""Statistics of a trace: lengths, turns, arrivals.
 
-Percentiles are exact with linear interpolation. Prompts are whole prompts: a turn
-that carries its history counts with it.
+Percentiles are exact with linear interpolation. Prompts are full prompts: a turn
+that carries its history is counted with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOWS_SECONDS = (1, 10, 60)
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """How a quantity is distributed."""
+    """Distribution of one quantity."""
 
     n: int
     mean: float
@@ -33,7 +33,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
-    """How sessions arrive."""
+    """Arrivals of sessions."""
 
     rate_per_second: float
     span_seconds: float
@@ -49,14 +49,14 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TraceStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """All statistics of a trace, as `loadgen traces stats` prints them."""
 
     sessions: int
     requests: int
     kinds: dict[str, int]
     turns: Spread
     input_tokens: Spread | None
-    """None for a trace of text, whose tokens nobody counted."""
+    """None for a trace of text, whose tokens were not counted."""
     output_tokens: Spread | None
     think_seconds: Spread | None
     arrivals: Arrivals | None
@@ -136,7 +136,7 @@ def _arrivals(stamps: FloatArray) -> Arrivals | None:
 
 
 def _counts(stamps: FloatArray, span: float, width: int) -> FloatArray:
-    """Requests in each whole window of `width` seconds; a last part of one is not."""
+    """Requests in each full window of `width` seconds, without a partial last one."""
     windows = int(span // width)
     inside = stamps - stamps[0]
     places = inside[inside < windows * width] // width

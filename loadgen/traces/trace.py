@@ -1,4 +1,4 @@
-"""What a trace says: sessions of turns, the `loadtrace/1` schema in memory.
+"""Sessions of turns: a trace in memory, with the fields of `loadtrace/1`.
 
 Times are seconds from the start of the trace. A turn carries text, or lengths
 only: then its prompt is made at replay time (`loadgen.plan.prompts`).
@@ -26,7 +26,7 @@ class Turn:
 
     kind: str = "other"
     at_seconds: float | None = None
-    """When the trace saw it; None in a trace without timestamps."""
+    """Arrival in the trace; None in a trace without timestamps."""
     think_seconds: float = 0.0
     """Pause after the previous turn's end; turns after the first."""
     input_tokens: int | None = None
@@ -56,14 +56,14 @@ class Session:
 
 @dataclass(slots=True)
 class TraceInfo:
-    """What is known about a trace before, and counted while, it is read."""
+    """Facts known of a trace before it is read, and counts kept while it is."""
 
     name: str
     format: str
     path: str = ""
-    """File it is read from, for messages."""
+    """The file, for messages."""
     kind: str = "other"
-    """What its rows are when they do not say so themselves."""
+    """Kind of the rows that state none themselves."""
     header: Mapping[str, Any] = field(default_factory=dict)
     """The `loadtrace/1` header, from the file or its sidecar."""
     hash_block_size: int | None = None

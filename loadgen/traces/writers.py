@@ -1,7 +1,7 @@
-"""Writers: sessions in, lines of another tool's format out; `WRITERS` is the family.
+"""Writers: sessions in, lines of another tool's format out; `WRITERS` lists them.
 
-What a format cannot hold is refused with a reason or warned of, never left out in
-silence: most have no conversations, and some need a timestamp on every request.
+Content that a format cannot hold is refused with a reason or warned of, never left
+out silently: most have no conversations, some need a timestamp on every request.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.traces.readers import loadtrace as own
 from loadgen.traces.readers.line import warn_once
+from loadgen.traces.readers.mooncake import BLOCK_TOKENS
 from loadgen.traces.trace import Session, TraceInfo, Turn
-
-LOADTRACE = "loadtrace/1"
-BLOCK_TOKENS = 512
-"""Block of ids made up for requests that share nothing."""
 
 _EPOCH = datetime(2000, 1, 1)
 _FLAT = "conversations become single requests with their whole history as prompt"
@@ -43,7 +41,7 @@ def loadtrace_header(
 ) -> dict[str, Any]:
     """The `loadtrace/1` header of a trace that has been read."""
     kept = ("name", "tokenizer", "source", "synthetic", "kind")
-    header: dict[str, Any] = {"loadtrace": LOADTRACE, "name": info.name}
+    header: dict[str, Any] = {"loadtrace": own.VERSION, "name": info.name}
     header |= {key: info.header[key] for key in kept if key in info.header}
     if info.hash_block_size is not None:
         header["hash_block_size"] = info.hash_block_size
@@ -81,7 +79,7 @@ def mooncake(sessions: Iterable[Session], info: TraceInfo) -> Iterator[str]:
 
 
 def azure_csv(sessions: Iterable[Session], info: TraceInfo) -> Iterator[str]:
-    """Azure's three columns; the day is made up, the seven digits are not."""
+    """Azure's three columns; the date is invented, the seven digits are not."""
     yield "TIMESTAMP,ContextTokens,GeneratedTokens"
     for turn in _flat(sessions, info):
         input_tokens, output_tokens, at_seconds = _needed(turn)
@@ -177,7 +175,7 @@ def _text(turn: Turn, info: TraceInfo) -> str | None:
 
 
 def _needed(turn: Turn) -> tuple[int, int, float]:
-    """Lengths and instant of a request, or why the format cannot hold it."""
+    """Lengths and instant of a request; UsageError where the format cannot hold it."""
     if turn.input_tokens is None or turn.output_tokens is None:
         raise UsageError(
             "the trace has text without token counts, this format needs lengths: "
@@ -192,7 +190,7 @@ def _needed(turn: Turn) -> tuple[int, int, float]:
 
 
 def _own_ids(number: int, input_tokens: int) -> list[int]:
-    """Blocks nobody else has: readers take a request without ids for empty."""
+    """Unshared block ids: readers take a request without ids for empty."""
     blocks = -(-input_tokens // BLOCK_TOKENS)
     return [number * 2**20 + block for block in range(blocks)]
 

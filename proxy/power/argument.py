@@ -1,4 +1,4 @@
-"""The part after `=` in `--power NAME=ADDRESS#key=value&key=value`.
+"""Arguments of a source, `--power NAME=ADDRESS#key=value&key=value`; visible GPUs.
 
 Options hang on the address as a URL's fragment does, so they can be told from
 the address's own query. Secrets are never among them: an option names the
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, SensorError
 
 BOUNDARIES = ("gpu", "host", "node")
 
@@ -26,7 +26,7 @@ class Argument:
     options: Mapping[str, str]
 
     def secret(self, key: str) -> str | None:
-        """What the environment variable named by an option holds; None if unnamed.
+        """Value of the environment variable an option names; None without the option.
 
         Raises ConfigError when the variable is not set.
         """
@@ -100,3 +100,22 @@ def base_url(source: str, address: str, example: str) -> str:
             f"show in logs; name environment variables instead: {example}"
         )
     return address.rstrip("/")
+
+
+def visible_gpus(variable: str) -> list[str] | None:
+    """Indices or UUIDs in order; None where the variable is not set: all.
+
+    An entry of -1 (or an empty one) hides itself and what follows. Raises
+    SensorError when nothing is left: the engine then uses no GPU.
+    """
+    value = os.environ.get(variable)
+    if value is None:
+        return None
+    entries = [entry.strip() for entry in value.split(",")]
+    hidden = [at for at, entry in enumerate(entries) if entry in ("", "-1")]
+    shown = entries[: hidden[0]] if hidden else entries
+    if not shown:
+        raise SensorError(
+            f"{variable} is {value!r}, which hides every GPU; unset it or give --gpus"
+        )
+    return shown

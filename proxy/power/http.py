@@ -1,17 +1,20 @@
-"""One HTTP sensor: GET, the times around it, and one line for all that goes wrong."""
+"""Sensors over HTTP: timed requests, the remote clock, samples of Prometheus text."""
 
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from proxy.errors import SensorError
 
@@ -103,3 +106,70 @@ def _unix_seconds(date: str | None) -> float | None:
         return None
     # A zone of -0000 is read as no zone at all; HTTP knows GMT only.
     return parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() if parsed else None
+
+
+class RemoteClock:
+    """Offset of a remote Unix clock, from stamps seen inside requests.
+
+    As in NTP, the remote stamp was taken between the start and the end of the
+    request, so each exchange bounds the offset; bounds of many exchanges are
+    intersected, which also makes whole-second stamps (HTTP's `Date`) useful. While
+    an offset of zero fits all bounds the clocks are taken as synchronised.
+    `unix_origin_seconds` is Unix minus monotonic.
+    """
+
+    def __init__(self, unix_origin_seconds: float) -> None:
+        self._origin = unix_origin_seconds
+        self._low = -math.inf
+        self._high = math.inf
+
+    def observe(
+        self,
+        begin_seconds: float,
+        end_seconds: float,
+        remote_unix_seconds: float,
+        resolution_seconds: float,
+    ) -> None:
+        """A stamp, cut down to its resolution, from between two local instants."""
+        low = remote_unix_seconds - self._origin - end_seconds
+        high = remote_unix_seconds + resolution_seconds - self._origin - begin_seconds
+        if low > self._high or high < self._low:  # a clock was set, or has drifted
+            self._low, self._high = low, high
+        else:
+            self._low, self._high = max(low, self._low), min(high, self._high)
+
+    @property
+    def offset_seconds(self) -> float | None:
+        """Remote minus local, above 0 when it is ahead; None before any exchange."""
+        if math.isinf(self._low) or math.isinf(self._high):
+            return None
+        return 0.0 if self._low <= 0 <= self._high else (self._low + self._high) / 2
+
+    def local_seconds(self, remote_unix_seconds: float) -> float:
+        """A remote stamp on our monotonic clock."""
+        return remote_unix_seconds - (self.offset_seconds or 0.0) - self._origin
+
+
+SIMULATED = "servewatt_simulated"
+"""A sample of this name with value 1 marks the whole page as not measured."""
+
+
+def samples_named(text: str, names: Sequence[str]) -> tuple[list[Sample], bool]:
+    """Samples with one of these names, and whether a simulator made the page.
+
+    Raises SensorError on lines that are not in Prometheus' format.
+    """
+    # An exporter shows dozens of families per device: parse those asked for.
+    wanted = "\n".join(
+        line for line in text.splitlines() if line.startswith((*names, SIMULATED))
+    )
+    try:
+        found = [
+            sample
+            for family in text_string_to_metric_families(wanted + "\n")
+            for sample in family.samples
+        ]
+    except ValueError as error:
+        raise SensorError(f"not Prometheus text: {error}") from None
+    is_simulated = any(s.name == SIMULATED and s.value == 1 for s in found)
+    return [sample for sample in found if sample.name in names], is_simulated

@@ -1,6 +1,6 @@
-"""Which sensors this host has: each source opened, read for a second, described.
+"""Sensors of this host: each source opened, read for a second, described.
 
-Nothing here can fail the command: whatever a source raises becomes the reason
+Nothing here can fail the command: any error of a source becomes the reason
 why it is missing. Resolution is measured, because no vendor documents it.
 """
 
@@ -45,14 +45,14 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device, as far as watching it for a moment tells."""
+    """One device, as observed over a moment."""
 
     name: str
     kind: str
     """`counter` where there are joules, else `power`."""
     watts: float | None
     changes: int
-    """Times that the figure changed while it was watched."""
+    """Changes of the figure while it was observed."""
     period_seconds: float | None
     """Median time between two changes; None with fewer than two."""
     step_joules: float | None
@@ -69,7 +69,7 @@ class Found:
     is_available: bool
     needs_address: bool
     missing: str | None
-    """Why it cannot be used, and what would help; None when it can."""
+    """Reason why it cannot be used, and the remedy; None when it can."""
     devices: Sequence[Device] = ()
     watched_seconds: float = 0.0
     read_seconds: float | None = None
@@ -79,9 +79,9 @@ class Found:
 
 
 def gpus_for(text: str, texts: Sequence[str], gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """What of `--gpus` one source among several is told: it is for those of GPUs.
+    """The part of `--gpus` for one source among several: only GPU sources get it.
 
-    Where none of them is, the source is told, and refuses it.
+    Where none of them is one, the source gets it, and refuses it.
     """
 
     def is_of_gpus(source: str) -> bool:
@@ -92,9 +92,9 @@ def gpus_for(text: str, texts: Sequence[str], gpus: tuple[str, ...]) -> tuple[st
 
 
 def find_sources(asked: Sequence[str], gpus: tuple[str, ...]) -> list[Found]:
-    """Those asked for as in `--power`, or every source there is.
+    """The sources asked for as in `--power`, or all of them.
 
-    Raises ConfigError for a name that is none.
+    Raises ConfigError for an unknown name.
     """
     if not asked:
         return [probe(name, ()) for name in MEASURES]
@@ -105,7 +105,7 @@ def find_sources(asked: Sequence[str], gpus: tuple[str, ...]) -> list[Found]:
 
 
 def probe(text: str, gpus: tuple[str, ...]) -> Found:
-    """Open one source, watch it, close it; what goes wrong is in the answer."""
+    """Open, observe and close one source; an error becomes its `missing`."""
     name = text.partition("=")[0]
     boundary, measures = MEASURES[name]
     if name == "none":
@@ -129,7 +129,7 @@ def probe(text: str, gpus: tuple[str, ...]) -> Found:
 
 
 def _watch(source: EnergySource, measures: str) -> Found:
-    """Read it as often as it can be read, for a second or until it changed thrice."""
+    """Read a source without pause, for a second or until three changes."""
     history: dict[str, list[tuple[float, Reading]]] = {}
     took: list[float] = []
     begin = time.monotonic()
@@ -158,7 +158,7 @@ def _watch(source: EnergySource, measures: str) -> Found:
 
 
 def describe(name: str, rows: Sequence[tuple[float, Reading]]) -> Device:
-    """What the readings of one device (with their instants) say of its sensor."""
+    """Resolution of one device's sensor, from its readings and their instants."""
     newest = rows[-1][1]
     is_counter = newest.joules is not None
     shown = [
@@ -186,7 +186,7 @@ def as_json(found: Sequence[Found]) -> list[dict[str, Any]]:
 
 
 def describe_sources(found: Sequence[Found], columns: int) -> str:
-    """For people: the usable ones first, then what the others lack."""
+    """A table for the terminal: usable sources first, then the remedy of the others."""
     lines = [_row("source", "boundary", "here", "what it measures")]
     for source in sorted(found, key=_rank):
         lines.append(_row(source.name, source.boundary, _here(source), source.measures))

@@ -334,7 +334,7 @@ class CsvBench:
         text.append(f"{last + 1},gpu1,0,0")  # so that the last row is not the end
         elapsed = last + (2 if self.is_over else 0.5)
         recording = parse_recording("recorded.csv", text)
-        return CsvSource(recording, time.monotonic() - elapsed).read()
+        return CsvSource(recording, "node", time.monotonic() - elapsed).read()
 
     def close(self) -> None:
         pass

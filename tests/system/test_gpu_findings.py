@@ -21,8 +21,7 @@ from benchmarks.gpu_findings import (
     with_section,
 )
 from benchmarks.gpu_validation import Probe
-from loadgen.simulator.core.power import PowerCurve
-from loadgen.simulator.core.sensor import GpuSensor, SensorConfig
+from loadgen.simulator.core.sensor import GpuSensor, PowerCurve, SensorConfig
 from proxy.power.reading import Reading
 from tests.support.paths import ROOT
 

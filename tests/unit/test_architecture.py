@@ -45,9 +45,9 @@ PURE = (
     "loadgen/client/backends.py", "loadgen/client/abilities.py",
     "loadgen/client/conversation.py", "loadgen/client/replies.py",
     "loadgen/analysis/verdict.py", "loadgen/simulator/core",
-    "loadgen/simulator/wire.py", "loadgen/simulator/vllm/request.py",
-    "loadgen/simulator/vllm/reply.py", "loadgen/simulator/vllm/metrics.py",
-    "loadgen/simulator/tgi/request.py", "loadgen/simulator/tgi/reply.py",
+    "loadgen/simulator/wire.py", "loadgen/simulator/vllm/dialect.py",
+    "loadgen/simulator/vllm/metrics.py",
+    "loadgen/simulator/tgi/dialect.py",
     "loadgen/simulator/tgi/metrics.py",
 )  # fmt: skip
 """Cores: neither socket nor clock nor coroutine."""

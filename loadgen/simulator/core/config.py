@@ -1,4 +1,4 @@
-"""What is simulated: one frozen configuration, checked once."""
+"""Configuration of a simulated engine: frozen, checked once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineConfig:
     """Tokens computed per step: decode first, then prefill chunks."""
     prefix_cache: bool = True
     memory_fraction: float = 0.90
-    """Of GPU memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
+    """Part of GPU memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
     reserve_bytes: float = 2e9
     """Assumed: activations, CUDA graphs and context, per GPU."""
     kv_blocks: int | None = None
@@ -86,5 +86,5 @@ class EngineConfig:
 
     @property
     def idle_watts(self) -> float:
-        """Of the whole group, weights resident, nothing running."""
+        """Power of the whole group, weights resident, nothing running."""
         return self.gpu.idle_watts * self.n_gpus

@@ -1,6 +1,7 @@
 """The engine: one call of `step` is one forward pass, with its time and energy.
 
 Time is virtual: a step starts where the last one ended, or when work arrives.
+`simulate` runs a list of requests through it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.roofline import roofline
-from loadgen.simulator.core.scheduler import Batch, Scheduler, Sequence, SimRequest
+from loadgen.simulator.core.scheduler import Batch, Scheduler, SequenceState, SimRequest
+from loadgen.simulator.core.sensor import PowerCurve
 from loadgen.simulator.core.truth import RequestTruth, StepShares
 
 FloatArray = NDArray[np.float64]
@@ -35,7 +37,6 @@ class Step:
     """Requests that got one token each, at the end of the step."""
     started: tuple[str, ...]
     """Requests computed for the first time."""
-    first_tokens: tuple[str, ...]
     finished: tuple[str, ...]
     preempted: tuple[str, ...]
     running: int
@@ -92,7 +93,7 @@ class EngineSimulator:
         if self._shares is not None:
             truth.open_accounts()
         self.truth[request.request_id] = truth
-        sequence = Sequence(request, truth, request.prompt_tokens)
+        sequence = SequenceState(request, truth, request.prompt_tokens)
         self._scheduler.waiting.append(sequence)
 
     def abort(self, request_id: str) -> bool:
@@ -147,7 +148,6 @@ class EngineSimulator:
             prefill_tokens=_prefill_tokens(batch),
             emitted=tuple(_ids(emitted)),
             started=tuple(batch.started),
-            first_tokens=tuple(_ids(s for s in emitted if s.truth.output_tokens == 1)),
             finished=tuple(_ids(finished)),
             preempted=tuple(batch.preempted),
             running=self.running,
@@ -163,10 +163,10 @@ class EngineSimulator:
 
     def _advance(
         self, batch: Batch, end_seconds: float
-    ) -> tuple[list[Sequence], list[Sequence]]:
-        """Apply the step; return who got a token and who is done."""
-        emitted: list[Sequence] = []
-        finished: list[Sequence] = []
+    ) -> tuple[list[SequenceState], list[SequenceState]]:
+        """Apply the step; returns sequences with a new token, and finished ones."""
+        emitted: list[SequenceState] = []
+        finished: list[SequenceState] = []
         for index, sequence in enumerate(batch.sequences):
             truth = sequence.truth
             sequence.computed += batch.tokens[index]
@@ -189,10 +189,60 @@ class EngineSimulator:
         return emitted, finished
 
 
-def _ids(sequences: Iterable[Sequence]) -> list[str]:
+def _ids(sequences: Iterable[SequenceState]) -> list[str]:
     return [sequence.request.request_id for sequence in sequences]
 
 
 def _prefill_tokens(batch: Batch) -> dict[str, int]:
     prefills = batch.sequences[batch.decodes :]
     return dict(zip(_ids(prefills), batch.tokens[batch.decodes :], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A simulated run: the events that a proxy could see, and the truth."""
+
+    steps: tuple[Step, ...]
+    token_seconds: Mapping[str, FloatArray]
+    """Instant of every output token, by request."""
+    truth: Mapping[str, RequestTruth]
+    power: PowerCurve
+
+    @property
+    def end_seconds(self) -> float:
+        """End of the last step."""
+        return self.power.end_seconds
+
+    @property
+    def total_joules(self) -> float:
+        """Energy of the GPU group from 0 to the end of the last step."""
+        return self.power.joules_at(self.end_seconds)
+
+    @property
+    def idle_joules(self) -> float:
+        """Energy while nothing ran."""
+        return self.total_joules - sum(step.joules for step in self.steps)
+
+
+def simulate(requests: Iterable[SimRequest], config: EngineConfig) -> Trace:
+    """All requests, from the first arrival to the last token, starting at 0 s.
+
+    Raises ValueError for a request that can never run in this configuration.
+    """
+    engine = EngineSimulator(config)
+    for request in sorted(requests, key=lambda request: request.arrived_seconds):
+        engine.submit(request)
+    power = PowerCurve(config.idle_watts)
+    steps: list[Step] = []
+    stamps: dict[str, list[float]] = {request_id: [] for request_id in engine.truth}
+    while (step := engine.step()) is not None:
+        steps.append(step)
+        power.extend(step.start_seconds, step.end_seconds, step.joules)
+        for request_id in step.emitted:
+            stamps[request_id].append(step.end_seconds)
+    return Trace(
+        steps=tuple(steps),
+        token_seconds={name: np.array(times) for name, times in stamps.items()},
+        truth=engine.truth,
+        power=power,
+    )

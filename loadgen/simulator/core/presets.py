@@ -19,7 +19,7 @@ class Gpu:
     """One accelerator board. Rates are per second, dense bf16."""
 
     name: str
-    """As the vendor's tools print it; everything shown puts SIMULATED before it."""
+    """Name as the vendor's tools print it; it is always shown after SIMULATED."""
     peak_flops: float
     memory_bytes_per_second: float
     memory_bytes: float
@@ -45,13 +45,13 @@ class Gpu:
 
     @property
     def joules_per_flop(self) -> float:
-        """Such that a purely compute-bound load draws exactly the TDP."""
+        """Energy per FLOP; a purely compute-bound load draws exactly the TDP."""
         budget_watts = self.tdp_watts - self.idle_watts - self.active_watts
         return budget_watts / (self.peak_flops * self.compute_efficiency)
 
     @property
     def joules_per_byte(self) -> float:
-        """Such that a purely memory-bound load draws `memory_bound_fraction` of it."""
+        """Energy per byte; a memory-bound load draws `memory_bound_fraction` of TDP."""
         load_watts = self.memory_bound_fraction * self.tdp_watts
         budget_watts = load_watts - self.idle_watts - self.active_watts
         return budget_watts / (self.memory_bytes_per_second * self.memory_efficiency)
@@ -88,7 +88,7 @@ class Model:
 
     @property
     def attention_flops_per_pair(self) -> float:
-        """For one query against one key: the score and the weighted sum."""
+        """FLOPs of one query against one key: the score and the weighted sum."""
         return 4.0 * self.layers * self.hidden_size
 
 

@@ -43,7 +43,7 @@ class Roofline:
     overhead_seconds: float
 
     def flops(self, tokens: FloatArray, context_tokens: FloatArray) -> FloatArray:
-        """Of `tokens` new positions after `context_tokens` cached ones, per request."""
+        """FLOPs of `tokens` new positions after `context_tokens` cached, by request."""
         pairs = tokens * (context_tokens + (tokens + 1) / 2)
         return self.flops_per_token * tokens + self.attention_flops_per_pair * pairs
 
@@ -61,7 +61,7 @@ class Roofline:
         )
 
     def work_joules(self, flops: float, kv_bytes: float) -> float:
-        """Of the operations alone, weights included."""
+        """Energy of the operations alone, weights included."""
         moved_bytes = kv_bytes + self.weight_bytes
         return self.joules_per_flop * flops + self.joules_per_byte * moved_bytes
 

@@ -1,18 +1,23 @@
-"""Who is computed in the next step: continuous batching as vLLM v1 does it.
+"""Continuous batching as vLLM v1 does it: the next step's requests and their KV blocks.
 
 Decode of everything that runs, then prefill in chunks, first come first served,
 within one token budget. KV blocks are taken as they are needed; when they run
 out the youngest request is preempted, loses its blocks, and is recomputed later
 from the front of the queue.
+
+A block is private (held by one request), shared (published under its chain hash,
+held by one or more), kept (published, held by no request, least recently used goes
+first) or free. A published block's hash covers everything before it, so equal
+hashes mean equal prefixes.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loadgen.simulator.core.config import BLOCK_TOKENS, EngineConfig
-from loadgen.simulator.core.kv import BlockPool
 from loadgen.simulator.core.truth import RequestTruth
 
 
@@ -29,7 +34,7 @@ class SimRequest:
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class SequenceState:
     """A request on its way; `computed` tokens of it are in the KV cache."""
 
     request: SimRequest
@@ -54,7 +59,7 @@ class Batch:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.sequences: list[Sequence] = []
+        self.sequences: list[SequenceState] = []
         self.tokens: list[int] = []
         """To compute now, one number per sequence."""
         self.decodes = 0
@@ -62,10 +67,10 @@ class Batch:
         self.preempted: list[str] = []
         self._members: set[int] = set()
 
-    def __contains__(self, sequence: Sequence) -> bool:
+    def __contains__(self, sequence: SequenceState) -> bool:
         return id(sequence) in self._members
 
-    def add(self, sequence: Sequence, tokens: int) -> None:
+    def add(self, sequence: SequenceState, tokens: int) -> None:
         """Schedule `tokens` of a sequence."""
         self.sequences.append(sequence)
         self.tokens.append(tokens)
@@ -79,8 +84,8 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self.pool = BlockPool(config.capacity_blocks)
-        self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.running: list[SequenceState] = []
+        self.waiting: deque[SequenceState] = deque()
 
     def next_batch(self, now_seconds: float) -> Batch:
         """The work of a step that starts now; it is in `running` afterwards."""
@@ -97,7 +102,7 @@ class Scheduler:
             self._admit(batch, now_seconds)
         return batch
 
-    def retire(self, finished: list[Sequence]) -> None:
+    def retire(self, finished: list[SequenceState]) -> None:
         """Take finished sequences out of the batch and free their blocks."""
         for sequence in finished:
             self._free(sequence)
@@ -116,7 +121,7 @@ class Scheduler:
                 return True
         return False
 
-    def publish(self, sequence: Sequence) -> None:
+    def publish(self, sequence: SequenceState) -> None:
         """Offer the blocks that are full by now to the prefix cache."""
         hashes = sequence.request.block_hashes
         full = min(sequence.computed // BLOCK_TOKENS, len(hashes))
@@ -128,7 +133,7 @@ class Scheduler:
                 sequence.held.append(block_hash)
         sequence.published = full
 
-    def _schedule(self, batch: Batch, sequence: Sequence, tokens: int) -> None:
+    def _schedule(self, batch: Batch, sequence: SequenceState, tokens: int) -> None:
         """Give a running request its blocks, preempting younger ones for them."""
         if sequence.request.request_id in batch.preempted:
             return
@@ -160,7 +165,7 @@ class Scheduler:
                 batch.started.append(sequence.request.request_id)
             batch.add(sequence, chunk)
 
-    def _reuse_prefix(self, sequence: Sequence) -> None:
+    def _reuse_prefix(self, sequence: SequenceState) -> None:
         """Hold the cached part of the sequence; its last token is always computed."""
         hashes = sequence.request.block_hashes
         if not self._config.prefix_cache or not hashes:
@@ -171,7 +176,7 @@ class Scheduler:
         sequence.published = blocks
         sequence.computed = blocks * BLOCK_TOKENS
 
-    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+    def _grow(self, sequence: SequenceState, tokens: int) -> bool:
         have = sequence.private + len(sequence.held)
         need = -(-(sequence.computed + tokens) // BLOCK_TOKENS) - have
         if need > 0:
@@ -180,14 +185,83 @@ class Scheduler:
             sequence.private += need
         return True
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: SequenceState) -> None:
         self.pool.release(sequence.private, sequence.held)
         sequence.private, sequence.held = 0, []
         sequence.published = sequence.computed = 0
 
-    def _preempt(self, batch: Batch, sequence: Sequence) -> None:
+    def _preempt(self, batch: Batch, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         self._free(sequence)
         self.waiting.appendleft(sequence)
         sequence.truth.preemptions += 1
         batch.preempted.append(sequence.request.request_id)
+
+
+class BlockPool:
+    """All blocks of one engine. Blocks are counted, not numbered."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._free = capacity
+        self._holders: dict[int, int] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken now, evicting kept ones if need be."""
+        return self._free + len(self._kept)
+
+    @property
+    def used_fraction(self) -> float:
+        """Held by requests, 0..1; kept blocks count as unused, as vLLM does."""
+        return 1.0 - self.available / self.capacity
+
+    def take(self, count: int) -> bool:
+        """Make `count` private blocks, or none and False if they are not there."""
+        if count > self.available:
+            return False
+        self._free -= count
+        while self._free < 0:
+            self._kept.popitem(last=False)
+            self._free += 1
+        return True
+
+    def matched(self, hashes: Sequence[int], limit: int) -> int:
+        """How many leading blocks of a chain are published, at most `limit`."""
+        for index in range(min(limit, len(hashes))):
+            if hashes[index] not in self._holders and hashes[index] not in self._kept:
+                return index
+        return min(limit, len(hashes))
+
+    def hold(self, hashes: Sequence[int]) -> None:
+        """Hold published blocks, so that they cannot be evicted."""
+        for block_hash in hashes:
+            if block_hash in self._kept:
+                del self._kept[block_hash]
+                self._holders[block_hash] = 1
+            else:
+                self._holders[block_hash] += 1
+
+    def publish(self, block_hash: int) -> bool:
+        """Turn one private block into a shared one, held by its owner.
+
+        False where the same content is published already: the block stays private.
+        """
+        if block_hash in self._holders or block_hash in self._kept:
+            return False
+        self._holders[block_hash] = 1
+        return True
+
+    def release(self, private: int, held: Sequence[int]) -> None:
+        """Give back a request's blocks; shared ones nobody holds are kept.
+
+        The end of a chain is released first and so evicted first: a prefix is
+        worth more than what follows it.
+        """
+        self._free += private
+        for block_hash in reversed(held):
+            self._holders[block_hash] -= 1
+            if not self._holders[block_hash]:
+                del self._holders[block_hash]
+                self._kept[block_hash] = None

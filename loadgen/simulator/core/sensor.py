@@ -1,18 +1,76 @@
-"""What a GPU shows of its power: a counter in steps, and delayed, averaged watts.
+"""Energy over time, and the readings of it that a GPU's sensor shows.
 
-Facts behind the defaults (reference: NVML documentation and measurements by
-others): the energy counter counts millijoules and changes every 20 to 100 ms;
-power is a one-second average on Ampere and newer unless the instantaneous
-field is asked for.
+The curve is exact: power is constant within a step and idle between steps. The sensor
+shows a counter in steps, and delayed, averaged watts. Facts behind its defaults
+(reference: NVML documentation and measurements by others): the energy counter counts
+millijoules and changes every 20 to 100 ms; power is a one-second average on Ampere
+and newer unless the instantaneous field is asked for.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import floor
 
 from loadgen.errors import UsageError
-from loadgen.simulator.core.power import PowerCurve
+
+
+class PowerCurve:
+    """The cumulative energy of a GPU group, from `start_seconds` on.
+
+    Between two breakpoints power is constant; after the last one it is idle, so
+    the curve can be read at any later time, also while it is still growing.
+    """
+
+    def __init__(self, idle_watts: float, start_seconds: float = 0.0) -> None:
+        self.idle_watts = idle_watts
+        self._at_seconds = [start_seconds]
+        self._joules = [0.0]
+
+    @property
+    def end_seconds(self) -> float:
+        """The last breakpoint; everything later is idle so far."""
+        return self._at_seconds[-1]
+
+    def extend(self, start_seconds: float, end_seconds: float, joules: float) -> None:
+        """Append a step; a gap before it is idle.
+
+        Raises ValueError where the step overlaps the curve or runs backwards.
+        """
+        last_seconds = self._at_seconds[-1]
+        if start_seconds < last_seconds or end_seconds <= start_seconds:
+            raise ValueError(
+                f"step from {start_seconds} to {end_seconds} s does not follow "
+                f"{last_seconds} s"
+            )
+        total = self._joules[-1]
+        if start_seconds > last_seconds:
+            total += self.idle_watts * (start_seconds - last_seconds)
+            self._at_seconds.append(start_seconds)
+            self._joules.append(total)
+        self._at_seconds.append(end_seconds)
+        self._joules.append(total + joules)
+
+    def joules_at(self, at_seconds: float) -> float:
+        """Energy from the start to `at_seconds`; before the start it is 0."""
+        after = bisect_right(self._at_seconds, at_seconds)
+        if after == 0:
+            return self._joules[0]
+        since_seconds = at_seconds - self._at_seconds[after - 1]
+        if after == len(self._at_seconds):
+            return self._joules[-1] + self.idle_watts * since_seconds
+        joules = self._joules[after] - self._joules[after - 1]
+        span_seconds = self._at_seconds[after] - self._at_seconds[after - 1]
+        return self._joules[after - 1] + joules / span_seconds * since_seconds
+
+    def forget_before(self, at_seconds: float) -> None:
+        """Drop breakpoints older than `at_seconds`; later readings stay the same."""
+        first = bisect_right(self._at_seconds, at_seconds) - 1
+        if first > 0:
+            del self._at_seconds[:first]
+            del self._joules[:first]
+
 
 _MASK = (1 << 64) - 1
 
@@ -28,7 +86,7 @@ class SensorConfig:
     averaging_seconds: float = 0.0
     """Window of the power reading; 0 is the mean over the last period."""
     lag_seconds: float = 0.0
-    """What is shown is this old."""
+    """Age of the figures shown."""
     dropped_fraction: float = 0.0
     """Updates that do not happen; the next one catches up."""
     initial_joules: float = 0.0
@@ -51,13 +109,13 @@ class SensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class SensorReading:
-    """What the GPU says when asked."""
+    """A GPU's answer to one read."""
 
     joules: float
     """Cumulative, whole millijoules."""
     watts: float
     updated_seconds: float
-    """When this value was taken; a real sensor does not tell."""
+    """Instant of the update; a real sensor does not give it."""
 
 
 class GpuSensor:

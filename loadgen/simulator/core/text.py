@@ -25,7 +25,7 @@ WORDS = COMMON.split()
 
 MEDIAN_REPLY_TOKENS = 180
 REPLY_SIGMA = 0.9
-"""Of the log-normal length of a reply that may stop by itself (assumed, about
+"""Sigma of the log-normal length of a reply that may stop by itself (assumed, about
 the spread of public chat traces)."""
 
 

@@ -17,12 +17,15 @@ from typing import Protocol
 
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.engine import EngineSimulator, Step
-from loadgen.simulator.core.power import PowerCurve
-from loadgen.simulator.core.records import TruthRecord, truth_record
 from loadgen.simulator.core.scheduler import SimRequest
-from loadgen.simulator.core.sensor import GpuSensor, SensorConfig, SensorReading
+from loadgen.simulator.core.sensor import (
+    GpuSensor,
+    PowerCurve,
+    SensorConfig,
+    SensorReading,
+)
 from loadgen.simulator.core.text import block_hashes, reply_words
-from loadgen.simulator.core.truth import RequestTruth
+from loadgen.simulator.core.truth import RequestTruth, TruthRecord, truth_record
 from loadgen.simulator.wire import EngineMetrics, Gauges, Generation
 
 TRUTHS_KEPT = 100_000
@@ -54,6 +57,11 @@ class Ticket:
     unfinished: int = 0
     is_closed: bool = False
     """Not the future's state: cancelling who awaits it also ends the future."""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the request got all its tokens."""
+        return self.outcome.done() and self.outcome.result() == "ok"
 
     @property
     def texts(self) -> list[str]:
@@ -94,7 +102,7 @@ class Runner:
         self.metrics = metrics
         self.records: deque[TruthRecord] = deque(maxlen=TRUTHS_KEPT)
         self.busy_joules = 0.0
-        """Of all steps, the one under way included; the rest was idle."""
+        """Energy of all steps, the one under way included; the rest was idle."""
         self.lag_seconds = 0.0
         """How late the last step's tokens were handed out."""
         self._fail_every = fail_every
@@ -139,6 +147,15 @@ class Runner:
         self._wake.set()
         return ticket
 
+    async def serve(self, generation: Generation, sink: Sink) -> Ticket:
+        """Submit a request and wait for its outcome; abort it if cancelled."""
+        ticket = self.submit(generation, sink)
+        try:
+            await ticket.outcome
+        finally:
+            self.abort(ticket)
+        return ticket
+
     def abort(self, ticket: Ticket) -> None:
         """The client left: out of the engine at once, costs so far are kept."""
         if not ticket.is_closed:
@@ -155,7 +172,7 @@ class Runner:
         )
 
     def readings(self) -> list[SensorReading]:
-        """What each GPU shows now."""
+        """The reading of each GPU now."""
         now_seconds = time.monotonic()
         return [sensor.read(now_seconds) for sensor in self.sensors]
 

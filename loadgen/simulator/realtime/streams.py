@@ -8,17 +8,26 @@ one stream can grow to the size of its reply and no further.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 from aiohttp import HttpVersion11, web
 
 from loadgen.simulator.wire import TokenEvents, compact
 
+USABLE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 SERVER = {"server": "servewatt-simulator"}
 
 
+def request_id_of(request: web.Request) -> str:
+    """The caller's `X-Request-Id` where it fits on a line, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if USABLE_ID.fullmatch(given) else uuid4().hex
+
+
 class NoSink:
-    """For replies that are sent whole: the ticket knows the words."""
+    """The sink of an unstreamed reply: the ticket holds its words."""
 
     def token(self, index: int, word: bytes, count: int, is_last: bool) -> None:
         """Nothing to send yet."""
@@ -87,7 +96,7 @@ async def opened(
 def json_reply(
     body: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """A whole reply in compact JSON."""
+    """A reply in compact JSON."""
     return web.Response(
         body=compact(body),
         status=status,

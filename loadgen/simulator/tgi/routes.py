@@ -8,9 +8,19 @@ from typing import Any
 
 from aiohttp import web
 
-from loadgen.simulator.realtime.runner import Runner, Ticket
-from loadgen.simulator.realtime.streams import NoSink, json_reply, opened
-from loadgen.simulator.tgi.reply import (
+from loadgen.simulator.realtime.runner import Runner
+from loadgen.simulator.realtime.streams import (
+    NoSink,
+    json_reply,
+    opened,
+    request_id_of,
+)
+from loadgen.simulator.tgi.dialect import (
+    CHAT,
+    COMPLETIONS,
+    NATIVE,
+    TgiGeneration,
+    broken,
     chat_reply,
     closing,
     completion_reply,
@@ -18,22 +28,14 @@ from loadgen.simulator.tgi.reply import (
     events_of,
     info_page,
     native_reply,
-    stream_headers,
-    timing_headers,
-)
-from loadgen.simulator.tgi.request import (
-    CHAT,
-    COMPLETIONS,
-    NATIVE,
-    TgiGeneration,
-    broken,
     overloaded,
     read_chat,
     read_completions,
     read_json,
     read_native,
+    stream_headers,
+    timing_headers,
 )
-from loadgen.simulator.vllm.routes import request_id_of
 from loadgen.simulator.wire import EngineRefusal, Limits
 
 
@@ -46,7 +48,7 @@ class TgiApi:
         self._queue_limit = queue_limit
 
     def routes(self) -> list[web.RouteDef]:
-        """Everything that this dialect answers."""
+        """All routes of this dialect."""
         return [
             web.post("/", self._compatible),
             web.post("/generate", self._generate),
@@ -103,9 +105,9 @@ class TgiApi:
             return await self._refuse(request, refusal, is_stream, NATIVE)
         if is_stream:
             return await self._stream(request, generation)
-        ticket = await self._finished(generation)
-        if isinstance(ticket, EngineRefusal):
-            return json_reply(ticket.body, ticket.status)
+        ticket = await self._runner.serve(generation, NoSink())
+        if not ticket.is_ok:
+            return _broken_reply()
         body = native_reply(generation, ticket.words[0], ticket.texts[0])
         headers = timing_headers(ticket.truths[0], _characters(generation))
         return json_reply([body] if as_list else body, headers=headers)
@@ -133,9 +135,9 @@ class TgiApi:
             return await self._refuse(request, refusal, is_stream, kind)
         if is_stream:
             return await self._stream(request, generation)
-        ticket = await self._finished(generation)
-        if isinstance(ticket, EngineRefusal):
-            return json_reply(ticket.body, ticket.status)
+        ticket = await self._runner.serve(generation, NoSink())
+        if not ticket.is_ok:
+            return _broken_reply()
         tokens = ticket.truths[0].output_tokens
         write = chat_reply if kind == CHAT else completion_reply
         body = write(generation, self._limits.model, ticket.texts[0], tokens)
@@ -166,30 +168,18 @@ class TgiApi:
         headers = stream_headers(_characters(generation))
         events = events_of(generation, model)
         stream = await opened(request, [events], headers)
-        ticket = self._runner.submit(generation, stream)
-        try:
-            outcome = await ticket.outcome
-        finally:
-            self._runner.abort(ticket)
-        if outcome != "ok":
+        ticket = await self._runner.serve(generation, stream)
+        if not ticket.is_ok:
             return await stream.close(error_event(broken(), generation.kind))
         tokens = ticket.truths[0].output_tokens
         return await stream.close(closing(generation, model, tokens))
-
-    async def _finished(self, generation: TgiGeneration) -> Ticket | EngineRefusal:
-        ticket = self._runner.submit(generation, NoSink())
-        try:
-            outcome = await ticket.outcome
-        finally:
-            self._runner.abort(ticket)
-        return ticket if outcome == "ok" else broken()
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
 
     async def _info(self, request: web.Request) -> web.Response:
-        most = self._runner.engine.config.max_num_seqs
-        return json_reply(info_page(self._limits.model, self._limits, most))
+        max_batch = self._runner.engine.config.max_num_seqs
+        return json_reply(info_page(self._limits.model, self._limits, max_batch))
 
     async def _models(self, request: web.Request) -> web.Response:
         entry = {"id": self._limits.model, "object": "model", "created": 0}
@@ -199,6 +189,11 @@ class TgiApi:
     async def _metrics(self, request: web.Request) -> web.Response:
         page = self._runner.metrics.page(self._runner.gauges())
         return web.Response(text=page)
+
+
+def _broken_reply() -> web.Response:
+    failure = broken()
+    return json_reply(failure.body, failure.status)
 
 
 def _characters(generation: TgiGeneration) -> int:

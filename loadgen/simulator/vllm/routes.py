@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable
-from uuid import uuid4
 
 from aiohttp import web
 
 from loadgen.simulator.core.text import words_of
 from loadgen.simulator.realtime.runner import Runner
-from loadgen.simulator.realtime.streams import NoSink, json_reply, opened
-from loadgen.simulator.vllm.reply import (
+from loadgen.simulator.realtime.streams import (
+    NoSink,
+    json_reply,
+    opened,
+    request_id_of,
+)
+from loadgen.simulator.vllm.dialect import (
     DONE,
     VERSION,
     VllmEvents,
+    VllmGeneration,
     closing_events,
     error_event,
     models_page,
-    unstreamed_reply,
-)
-from loadgen.simulator.vllm.request import (
-    VllmGeneration,
     overloaded,
     read_request,
     refused,
+    unstreamed_reply,
 )
 from loadgen.simulator.wire import EngineRefusal, Limits
 
-USABLE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 ENGINE_FAILED = "SIMULATED failure, injected by --fail-every."
-
-
-def request_id_of(request: web.Request) -> str:
-    """The caller's `X-Request-Id` where it fits on a line, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if USABLE_ID.fullmatch(given) else uuid4().hex
 
 
 class VllmApi:
@@ -50,7 +44,7 @@ class VllmApi:
         self._overloaded_streams = 0
 
     def routes(self) -> list[web.RouteDef]:
-        """Everything that this dialect answers."""
+        """All routes of this dialect."""
         return [
             web.post("/v1/chat/completions", self._chat),
             web.post("/v1/completions", self._completions),
@@ -109,12 +103,8 @@ class VllmApi:
             for index in range(generation.sequences)
         ]
         stream = await opened(request, events, headers)
-        ticket = self._runner.submit(generation, stream)
-        try:
-            outcome = await ticket.outcome
-        finally:
-            self._runner.abort(ticket)
-        if outcome != "ok":
+        ticket = await self._runner.serve(generation, stream)
+        if not ticket.is_ok:
             failure = refused(500, ENGINE_FAILED)
             return await stream.close(error_event(failure.body) + DONE)
         return await stream.close(closing_events(generation, model, ticket.truths))
@@ -122,12 +112,8 @@ class VllmApi:
     async def _whole(
         self, generation: VllmGeneration, headers: dict[str, str]
     ) -> web.Response:
-        ticket = self._runner.submit(generation, NoSink())
-        try:
-            outcome = await ticket.outcome
-        finally:
-            self._runner.abort(ticket)
-        if outcome != "ok":
+        ticket = await self._runner.serve(generation, NoSink())
+        if not ticket.is_ok:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
         model, texts = self._limits.model, ticket.texts
@@ -169,7 +155,7 @@ async def fastapi_errors(
     request: web.Request,
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
 ) -> web.StreamResponse:
-    """Unknown routes and methods are refused in FastAPI's words."""
+    """Answer unknown routes and methods with FastAPI's errors."""
     try:
         return await handler(request)
     except web.HTTPNotFound:

@@ -1,9 +1,9 @@
-"""Readers: one trace format per file, lines in, sessions out, nothing held.
+"""Readers: one trace format per file, lines in, sessions out, nothing buffered.
 
-`READERS` is the family. A reader says whether it recognises the head of a file
+`READERS` lists them. A reader tells whether it recognises the head of a file
 (the text of a table, or the first object of JSON) and turns lines into sessions,
-counting into a `TraceInfo` what it keeps, drops and warns of. Files are opened in
-`loadgen.traces.readers.open`, which nobody here imports.
+counting into a `TraceInfo` the rows it keeps and drops, and its warnings. Files are
+opened in `loadgen.traces.readers.open`, which no reader imports.
 """
 
 from __future__ import annotations

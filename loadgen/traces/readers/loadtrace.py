@@ -1,8 +1,8 @@
 """`loadtrace/1`: this project's own trace, JSON Lines, times in milliseconds.
 
 A superset of Mooncake's fields. The header is the first line or a sidecar
-`<file>.meta.json`; lines of a session follow each other in turn order. Fields
-nobody knows are kept and warned of once.
+`<file>.meta.json`; lines of a session follow each other in turn order. Unknown
+fields are kept and warned of once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recognises(row: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A line that passed its own checks, before its place is known."""
+    """A line that passed its own checks, before its session is known."""
 
     line: Line
     turn: Turn
@@ -54,7 +54,7 @@ def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
 
 
 def take_header(header: Mapping[str, Any], info: TraceInfo, number: int | None) -> None:
-    """Check a header and put what it says into `info`; raises `TraceError`."""
+    """Check a header and copy it into `info`; raises `TraceError`."""
     where = f"{info.path}.meta.json" if number is None else info.path
     line = Line(where, number or 1, header)
     if header.get("loadtrace") != VERSION:

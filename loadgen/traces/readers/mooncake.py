@@ -22,7 +22,7 @@ def recognises(row: dict[str, Any]) -> bool:
 
 
 def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
-    """One session of one turn per row; which rows belong together is not said."""
+    """One session of one turn per row: the trace does not link rows."""
     info.hash_block_size = BLOCK_TOKENS
     before = 0.0
     for line in json_lines(lines, info):

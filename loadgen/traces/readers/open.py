@@ -1,13 +1,14 @@
 """Open a trace: the file, its compression, its format, its header.
 
-The edge of the readers. A file is read as it is used, plain or gzip (told by its
-first bytes), so a trace of any length needs the memory of a line.
+The edge of the readers. A file is read as it is used, plain or gzip (by its first
+bytes), so a trace of any length needs the memory of a line.
 """
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import itertools
 import json
 import zlib
@@ -20,7 +21,7 @@ from loadgen.traces.readers import READERS, Reader, loadtrace
 from loadgen.traces.trace import Session, TraceInfo
 
 HEAD_BYTES = 1 << 18
-"""What is looked at to tell the format; a first line may be a long one."""
+"""Read to detect the format; a first line may be a long one."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 16
@@ -30,11 +31,11 @@ _SUFFIXES = (".gz", ".jsonl", ".json", ".csv", ".txt")
 def open_trace(
     path: Path | str, format: str | None = None
 ) -> tuple[TraceInfo, Iterator[Session]]:
-    """What is known of a trace, and its sessions, read as they are taken.
+    """The trace's `TraceInfo`, and its sessions, read as they are taken.
 
-    The first session is read at once: a header is then known, and a trace without
+    The first session is read at once: the header is then known, and a trace without
     any request is an error here. Counts in `TraceInfo` grow while sessions are
-    taken. Raises `TraceError`, and `UsageError` for a format nobody knows.
+    taken. Raises `TraceError`, and `UsageError` for an unknown format.
     """
     path = Path(path)
     if format is not None and format not in READERS:
@@ -61,9 +62,11 @@ def open_trace(
     return info, itertools.chain([first], sessions)
 
 
-def detected_format(path: Path | str) -> str:
-    """The format a file has by its content; raises `TraceError` if none fits."""
-    return _detected(_head(Path(path)), Path(path))
+def sha256_of(path: Path | str, *, unpacked: bool = False) -> str:
+    """The sha256 of a file as hex; with `unpacked` of the data in a gzip file."""
+    with _reading(Path(path)) if unpacked else Path(path).open("rb") as file:
+        # file_digest takes any readable binary file, its stub a narrower one
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def _text(path: Path, reader: Reader) -> Iterator[str]:
@@ -179,7 +182,7 @@ def _name(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """What the rows are by the file's name, where the format does not say."""
+    """The kind of request by the file's name, where the format does not state it."""
     name = path.name.lower()
     if "code" in name or "coding" in name:
         return "code"

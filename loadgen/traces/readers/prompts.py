@@ -1,7 +1,7 @@
 """Plain prompt lists in JSON Lines: HumanEval, MT-bench, or any `{"prompt": ...}`.
 
-HumanEval's tests and solutions are programs: they are never read further than
-past them. MT-bench's questions are conversations of two turns.
+HumanEval's tests and solutions are programs: they are skipped, never run.
+MT-bench's questions are conversations of two turns.
 """
 
 from __future__ import annotations

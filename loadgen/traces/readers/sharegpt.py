@@ -3,7 +3,7 @@
 The array is decoded one conversation at a time from pieces of text, so a file
 that is one long line needs no more memory than its longest conversation. Lengths
 of replies are estimated from their text (a token is about four bytes of UTF-8)
-and marked so; the run's own tokenizer decides what was really written.
+and marked so; the run's own tokenizer gives the real ones.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loadgen.traces.readers.json_stream import objects
-from loadgen.traces.readers.line import Line, dropped, warn_once
+from loadgen.traces.readers.line import Line, dropped, objects, warn_once
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
 BYTES_PER_TOKEN = 4
@@ -90,7 +89,7 @@ def _with_system(turn: Turn, system: str) -> Turn:
 
 
 def _messages(line: Line) -> list[tuple[str, str]]:
-    """Who said what, in order; people and models by one name each."""
+    """Role and text of each message, in order, roles as `human` and `model`."""
     found = line.values.get("conversations")
     if not isinstance(found, list):
         line.fail("conversations", 'a list of {"from", "value"} objects')

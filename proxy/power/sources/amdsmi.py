@@ -2,8 +2,8 @@
 
 The `amdsmi` package comes with ROCm (or `pip install servewatt[amd]`). Counter
 times resolution is microjoules. The accumulator is known to stand still on some
-drivers (ROCm/amdsmi#38), so it is held against power x time before it is
-trusted; a board that fails has watts only, and says so.
+drivers (ROCm/amdsmi#38), so it is compared with power x time before it is
+trusted; a board that fails has watts only, with a warning.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from proxy.errors import ConfigError, SensorError
+from proxy.power.argument import visible_gpus
 from proxy.power.reading import EnergySource, Reading, SourceOptions
-from proxy.power.visible import visible_gpus
 
 log = logging.getLogger("servewatt.power")
 
 VALIDATION_SECONDS = 0.5
 VALIDATION_READS = 10
 TRUSTED_RATIO = (0.5, 2.0)
-"""Counter by integrated power: wide, because power is averaged and lags, narrow
-enough for a frozen accumulator or a wrong unit."""
+"""Bounds of counter over integrated power: wide, because power is averaged and lags,
+narrow enough for a frozen accumulator or a wrong unit."""
 
 POWER_KEYS = ("current_socket_power", "socket_power", "average_socket_power")
 """Newer boards fill the first, older ones the last; the rest holds "N/A" or 0."""
@@ -158,7 +158,7 @@ class AmdSmiSource:
         return filled[0] if filled else 0.0 if 0.0 in known else None
 
     def _call(self, function: str, device: str, handle: Any) -> dict[str, Any]:
-        """What the module answers; empty where the board does not have it."""
+        """The module's answer; empty where the board does not support the call."""
         try:
             found: dict[str, Any] = getattr(self._smi, function)(handle)
         except self._smi.AmdSmiException as error:
@@ -170,7 +170,7 @@ class AmdSmiSource:
 
 def _import() -> Any:
     try:
-        # the module loads libamd_smi.so as it is imported, and prints what it thinks
+        # the module loads libamd_smi.so as it is imported, and prints to stdout
         with redirect_stdout(io.StringIO()):
             return importlib.import_module("amdsmi")
     except ModuleNotFoundError:
@@ -186,7 +186,7 @@ def _import() -> Any:
 
 
 def _visible() -> list[str] | None:
-    """What ROCm shows the engine. Raises ConfigError where two lists would combine."""
+    """GPUs that ROCm shows the engine. Raises ConfigError where both lists are set."""
     lists = [shown for name in VISIBLE if (shown := visible_gpus(name)) is not None]
     if len(lists) > 1:
         raise ConfigError(f"{' and '.join(VISIBLE)} are both set; give --gpus")

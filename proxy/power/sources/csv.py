@@ -1,4 +1,4 @@
-"""A recording played again at its own pace: any sensor that can write lines.
+"""Recordings, replayed at their own pace: any sensor that can write lines.
 
     # boundary=node simulated=no
     seconds,device,joules,watts
@@ -26,13 +26,13 @@ from proxy.power.reading import EnergySource, Reading, SourceOptions
 EXAMPLE = "csv=recorded.csv#boundary=node"
 
 _STARTED: dict[Path, float] = {}
-"""When each recording began. The sampler opens a source again after an error, and
-the end of a recording is one: without this it would play for ever."""
+"""Start of each recording. The sampler reopens a source after an error, and the end
+of a recording is one: without this it would play for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Rows of each device in order of time, which counts from the first row."""
+    """Rows of each device in order of time, counted from the first row."""
 
     seconds: dict[str, list[float]]
     readings: dict[str, list[Reading]]
@@ -46,9 +46,10 @@ class CsvSource:
 
     name = "csv"
 
-    def __init__(self, recording: Recording, start_seconds: float) -> None:
-        assert recording.boundary is not None
-        self.boundary = recording.boundary
+    def __init__(
+        self, recording: Recording, boundary: str, start_seconds: float
+    ) -> None:
+        self.boundary = boundary
         self.is_simulated = recording.is_simulated
         self._recording = recording
         self._start_seconds = start_seconds
@@ -70,7 +71,7 @@ class CsvSource:
         return found
 
     def close(self) -> None:
-        """The recording was read when it was opened."""
+        """Nothing to release: the recording was read when it was opened."""
 
 
 def parse_recording(path: str, lines: Iterable[str]) -> Recording:
@@ -156,10 +157,4 @@ def open_csv(options: SourceOptions) -> EnergySource:
         raise ConfigError(f"csv: {path} does not say its boundary: {EXAMPLE}")
     chosen = argument.choice("boundary", BOUNDARIES, boundary)
     start = _STARTED.setdefault(path.resolve(), time.monotonic())
-    return CsvSource(
-        Recording(
-            recording.seconds, recording.readings, recording.end_seconds,
-            chosen, recording.is_simulated,
-        ),
-        start,
-    )  # fmt: skip
+    return CsvSource(recording, chosen, start)

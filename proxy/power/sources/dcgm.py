@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
-from proxy.power.exposition import samples_named
-from proxy.power.http import HttpSensor
+from proxy.power.http import HttpSensor, samples_named
 from proxy.power.reading import EnergySource, Reading, SourceOptions
 
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"

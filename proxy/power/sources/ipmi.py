@@ -1,4 +1,4 @@
-"""IPMI: the node's power as its management controller gives it to `ipmitool`.
+"""IPMI: power of the whole node, by its management controller and `ipmitool`.
 
 `ipmitool dcmi power reading` on this host (through /dev/ipmi0, root only) or
 over the network. Controllers without DCMI have a plain sensor instead, named

@@ -6,7 +6,7 @@ newer, so the instant field is asked first and the call is the fallback.
 
 After a lost GPU or a reloaded driver every handle is void: the failed read is a
 gap, the sampler opens the source anew, and a counter that then starts lower is
-seen by the curve as a reset.
+taken by the curve as a reset.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import pynvml
 
 from proxy.errors import ConfigError, SensorError
+from proxy.power.argument import visible_gpus
 from proxy.power.reading import EnergySource, Reading, SourceOptions
-from proxy.power.visible import visible_gpus
 
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
@@ -30,7 +30,7 @@ UNSUPPORTED = (
 )
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 OUTSIDE_SECONDS = 1.0
-"""Boards that the engine does not use are read no more often: nobody divides them."""
+"""Interval of reading boards that the engine does not use: they are not attributed."""
 
 
 class NvmlSource:
@@ -79,7 +79,7 @@ class NvmlSource:
         return float(sum(milliwatts)) / 1000
 
     def _read_others(self) -> list[Reading]:
-        """Boards of the host that the engine does not use, now and then."""
+        """Boards of the host that the engine does not use, at their own interval."""
         now = time.monotonic()
         if not self._others or now < self._others_due_seconds:
             return []

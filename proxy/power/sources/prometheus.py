@@ -18,9 +18,7 @@ from prometheus_client.samples import Sample
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, base_url, parse_argument
-from proxy.power.clock import RemoteClock
-from proxy.power.exposition import samples_named
-from proxy.power.http import HttpSensor
+from proxy.power.http import HttpSensor, RemoteClock, samples_named
 from proxy.power.reading import EnergySource, Reading, SourceOptions
 
 EXAMPLE = "'prometheus=http://host:8888/metrics#joules=METRIC&boundary=host'"
@@ -40,10 +38,10 @@ class Selector:
     metric: str
     labels: tuple[tuple[str, re.Pattern[str]], ...]
     scale: float
-    """Times this, a value is in joules or watts."""
+    """Factor that turns a value into joules or watts."""
 
     def matches(self, sample: Sample) -> bool:
-        """Is this one of the series meant?"""
+        """Whether a sample is of one of the selected series."""
         return sample.name == self.metric and all(
             pattern.fullmatch(sample.labels.get(label, ""))
             for label, pattern in self.labels
@@ -52,7 +50,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What of a page is energy, what is power, and of which device."""
+    """The series of a page that are energy or power, and their device label."""
 
     joules: Selector | None
     watts: Selector | None
@@ -74,7 +72,7 @@ class PrometheusSource:
 
     @property
     def clock_offset_seconds(self) -> float | None:
-        """From the `Date` header of many answers; zero while that fits them all."""
+        """Offset by the `Date` headers so far; zero while that fits them all."""
         return self._clock.offset_seconds
 
     def read(self) -> Sequence[Reading]:
@@ -149,7 +147,7 @@ def parse_selector(text: str, scale: float) -> Selector:
             labels.append((matcher[1], re.compile(value)))
             rest = rest[matcher.end() :]
     except re.error:
-        pass  # what is left in `rest` is refused below
+        pass  # the remainder in `rest` is refused below
     if found is None or rest.strip():
         raise ConfigError(
             f"--power prometheus: {text!r} is not a series, expected "

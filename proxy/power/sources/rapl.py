@@ -22,7 +22,7 @@ SYSFS = Path("/sys/class/powercap")
 
 @dataclass(slots=True)
 class _Zone:
-    """One counter; `wrapped_microjoules` is what its wraparounds were worth."""
+    """One counter; `wrapped_microjoules` is the energy of its wraparounds."""
 
     device: str
     path: Path
@@ -31,7 +31,7 @@ class _Zone:
     wrapped_microjoules: int = 0
 
     def joules(self) -> float:
-        """Since the counter's start, wraparounds included."""
+        """Energy since the counter's start, wraparounds included."""
         value = _number(self.path / "energy_uj")
         missed = value + self.range_microjoules - self.last_microjoules
         # A wrap is noticed within a few joules of it. A fall by more is another

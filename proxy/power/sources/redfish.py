@@ -1,10 +1,10 @@
-"""Redfish: what a management controller says the whole node draws.
+"""Redfish: power of the whole node, by its management controller.
 
 Chassis are discovered from /redfish/v1/Chassis. Newer controllers have
 `EnvironmentMetrics` (`PowerWatts`, `EnergyJoules`, `EnergykWh`), older ones
 `Power` (`PowerControl[0].PowerConsumedWatts`; further entries are parts of the
 first). Schemas: https://redfish.dmtf.org/schemas/. Power is measured about once
-a second and cached, so it says little about anything shorter than a minute.
+a second and cached, so it resolves nothing shorter than a minute.
 """
 
 from __future__ import annotations

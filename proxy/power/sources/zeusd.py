@@ -14,8 +14,7 @@ from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
-from proxy.power.clock import RemoteClock
-from proxy.power.http import HttpSensor
+from proxy.power.http import HttpSensor, RemoteClock
 from proxy.power.reading import EnergySource, Reading, SourceOptions
 
 EXAMPLE = "zeusd=http://host:4938 or zeusd=/run/zeusd/zeusd.sock"
@@ -104,7 +103,7 @@ class ZeusdSource:
         return found, self._clock.local_seconds(unix_seconds)
 
     def _figures(self, found: object, key: str | None) -> dict[str, float]:
-        """By device, thousandths turned into units: `{"0": 5}` or `{"0": {key: 5}}`."""
+        """Units by device, from thousandths: `{"0": 5}` or `{"0": {key: 5}}`."""
         if not isinstance(found, dict):
             raise SensorError(f"zeusd at {self._url} answered without figures by GPU")
         figures: dict[str, float] = {}

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
 from loadgen.simulator.core.config import BLOCK_TOKENS, EngineConfig
-from loadgen.simulator.core.driver import Trace, simulate
-from loadgen.simulator.core.engine import EngineSimulator
+from loadgen.simulator.core.engine import EngineSimulator, Trace, simulate
 from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.core.scheduler import SimRequest
 

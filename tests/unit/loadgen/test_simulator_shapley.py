@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from loadgen.simulator.core.shapley import shapley_of_max
+from loadgen.simulator.core.truth import shapley_of_max
 
 FloatArray = NDArray[np.float64]
 LINES = 3

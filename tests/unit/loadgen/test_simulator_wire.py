@@ -15,28 +15,28 @@ from loadgen.simulator.core.text import (
 )
 from loadgen.simulator.core.truth import RequestTruth
 from loadgen.simulator.exposition import Histogram, text_of
-from loadgen.simulator.tgi.reply import (
+from loadgen.simulator.tgi.dialect import (
+    CHAT,
+    COMPLETIONS,
     ChatEvents,
     CompletionEvents,
     NativeEvents,
-    closing,
-)
-from loadgen.simulator.tgi.request import (
-    CHAT,
-    COMPLETIONS,
     TgiGeneration,
+    closing,
     read_chat,
     read_completions,
     read_native,
 )
-from loadgen.simulator.vllm.metrics import VllmMetrics
-from loadgen.simulator.vllm.reply import (
+from loadgen.simulator.vllm.dialect import (
     VllmEvents,
+    VllmGeneration,
     closing_events,
     error_event,
+    overloaded,
+    read_request,
     unstreamed_reply,
 )
-from loadgen.simulator.vllm.request import VllmGeneration, overloaded, read_request
+from loadgen.simulator.vllm.metrics import VllmMetrics
 from loadgen.simulator.wire import EngineRefusal, Gauges, Limits, TokenEvents, compact
 from proxy.engines import DIALECTS
 from tests.support.captures import (

@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
 from loadgen.traces.statistics import trace_statistics
-from loadgen.traces.synth.bins import (
+from loadgen.traces.statistics_file import load_statistics
+from loadgen.traces.synth import (
     JointBins,
-    apportioned,
-    draw,
-    draw_lengths,
-    joint_pct8,
-    pct8,
-)
-from loadgen.traces.synth.gaps import Modulated, OnOff, drawn_seconds, shape_of
-from loadgen.traces.synth.statistics_file import load_statistics
-from loadgen.traces.synth.synth import (
+    Modulated,
+    OnOff,
     Statistics,
     SynthOptions,
+    apportioned,
     chained,
+    draw,
+    draw_lengths,
+    drawn_seconds,
+    joint_pct8,
+    pct8,
+    shape_of,
     statistics_of,
     synthesized,
 )

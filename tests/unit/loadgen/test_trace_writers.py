@@ -15,7 +15,11 @@ from loadgen.traces.trace import Session, Turn
 from loadgen.traces.writers import WRITERS
 from tests.support.trace_files import SAMPLES, read_all, real_trace, turns_of
 
-ALL = sorted(p for p in SAMPLES.iterdir() if p.suffix != ".md" and p.name[0] != ".")
+ALL = sorted(
+    p
+    for p in SAMPLES.iterdir()
+    if p.is_file() and p.suffix != ".md" and p.name[0] != "."
+)
 
 
 def in_microseconds(sessions: list[Session]) -> list[Turn]:

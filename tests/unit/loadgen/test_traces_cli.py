@@ -17,8 +17,8 @@ from loadgen.errors import LoadgenError, TraceError, UsageError
 from loadgen.traces.catalogue import Original
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.statistics import trace_statistics
-from loadgen.traces.synth.statistics_file import load_statistics
-from loadgen.traces.synth.synth import digest
+from loadgen.traces.statistics_file import load_statistics
+from loadgen.traces.synth import digest
 from tests.support.paths import ROOT
 from tests.support.trace_files import SAMPLES, read_all, turns_of
 

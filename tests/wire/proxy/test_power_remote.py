@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import ConfigError, SensorError
 from proxy.meter.curve.device import DeviceCurve
-from proxy.power.clock import RemoteClock
+from proxy.power.http import RemoteClock
 from proxy.power.paced import Paced
 from proxy.power.reading import EnergySource, Reading, RemoteSource
 from proxy.power.sources import source_opener

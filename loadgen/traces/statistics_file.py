@@ -1,31 +1,28 @@
-"""Read and write what is kept of a trace: the files that `traces synth` draws from.
+"""Files of trace statistics, read and written for `loadgen traces synth`.
 
-The edge of `loadgen.traces.synth.synth`: a `tracestats/1` file, a data set of a
+The edge of `loadgen.traces.synth`: a `tracestats/1` file, a data set of a
 `length_bins/1` file, or any trace, of which the statistics are then taken.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from loadgen.errors import TraceError, UsageError
 from loadgen.traces.catalogue import by_sha256
-from loadgen.traces.readers.open import open_trace
-from loadgen.traces.synth.bins import JointBins
-from loadgen.traces.synth.synth import VERSION, Statistics, chained, statistics_of
+from loadgen.traces.readers.open import open_trace, sha256_of
+from loadgen.traces.synth import VERSION, JointBins, Statistics, chained, statistics_of
 from proxy.process.files import write_whole
 
 LENGTH_BINS = "length_bins/1"
 SCHEME = "pct8"
 
 _HEAD_BYTES = 4096
-"""Both say what they are at once; a trace may be too long to look further."""
+"""Both formats name themselves at their start; a trace may be too long to read on."""
 
 
 def load_statistics(
@@ -67,8 +64,11 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """Where a file comes from, by its bytes: licence and citation if published."""
-    digests = [_sha256(path, unpacked=unpacked) for unpacked in (False, True)]
+    """Origin of a file, by its bytes: licence and citation if it was published."""
+    try:
+        digests = [sha256_of(path, unpacked=unpacked) for unpacked in (False, True)]
+    except OSError as error:
+        raise TraceError(path, None, f"cannot be read: {error.strerror}") from None
     for digest in digests:
         original = by_sha256(digest)
         if original is not None:
@@ -103,7 +103,7 @@ def _from_length_bins(
         name=str(dataset),
         kind="code" if "code" in str(dataset) else "conversation",
         requests=requests,
-        source={"path": path.name, "sha256": _sha256(path, unpacked=False)},
+        source={"path": path.name, "sha256": sha256_of(path)},
         lengths=bins,
     )
 
@@ -117,17 +117,5 @@ def _json_object(path: Path) -> dict[str, Any] | None:
             return None
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # the readers say what is wrong with it
+        return None  # the readers report what is wrong with it
     return value if isinstance(value, dict) else None
-
-
-def _sha256(path: Path, *, unpacked: bool) -> str:
-    try:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            # file_digest takes any readable binary file, its stub a narrower one
-            file = gzip.GzipFile(fileobj=raw) if is_gzip and unpacked else raw
-            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-    except OSError as error:
-        raise TraceError(path, None, f"cannot be read: {error.strerror}") from None

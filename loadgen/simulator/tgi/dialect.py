@@ -1,19 +1,24 @@
-"""What TGI answers: one event per token, whole replies, timing in headers.
+"""The dialect of TGI: the requests it accepts, its replies and errors.
 
-Shapes follow the router of TGI 3.3; native streams end with the event that
+On its native routes and on its OpenAI ones, after the router of TGI 3.3. TGI cannot be
+told to ignore the end of text: the length of a reply is a seeded draw, at most
+`max_new_tokens`. Streams have one event per token; native ones end with the event that
 carries `generated_text`, those of the OpenAI routes with `[DONE]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from loadgen.simulator.core.text import WORDS
+from loadgen.simulator.core.text import WORDS, drawn_tokens, words_of
 from loadgen.simulator.core.truth import RequestTruth
-from loadgen.simulator.tgi.request import CHAT, NATIVE, TgiGeneration
 from loadgen.simulator.wire import (
     WORD,
     EngineRefusal,
+    Generation,
     Limits,
     TokenEvents,
     event,
@@ -24,6 +29,150 @@ VERSION = "3.3.7"
 FINGERPRINT = f"{VERSION}-simulated"
 DONE = b"data: [DONE]\n\n"
 TOKEN_IDS = {word: index for index, word in enumerate(WORDS)}
+DEFAULT_NEW_TOKENS = 1024
+DEFAULT_COMPLETION_TOKENS = 100
+NATIVE, CHAT, COMPLETIONS = "native", "chat", "completions"
+
+
+@dataclass(frozen=True, slots=True)
+class TgiGeneration(Generation):
+    """A request, and the options that shape its reply."""
+
+    kind: str = NATIVE
+    wants_details: bool = False
+    wants_usage: bool = False
+    created: int = 0
+
+
+def refused(status: int, error_type: str, message: str) -> EngineRefusal:
+    """An error in TGI's shape."""
+    return EngineRefusal(status, {"error": message, "error_type": error_type})
+
+
+def invalid(message: str) -> EngineRefusal:
+    """A request that fails validation."""
+    return refused(422, "validation", f"Input validation error: {message}")
+
+
+def overloaded() -> EngineRefusal:
+    """The error of a full queue."""
+    return refused(429, "overloaded", "Model is overloaded")
+
+
+def broken() -> EngineRefusal:
+    """The error of a failed generation."""
+    return refused(424, "generation", "Request failed during generation: SIMULATED")
+
+
+def read_json(body: bytes) -> Mapping[str, Any]:
+    """The fields of a body. Raises EngineRefusal unless it is a JSON object."""
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise refused(422, "validation", f"Failed to parse the body: {error}") from None
+    if not isinstance(fields, dict):
+        raise refused(422, "validation", "Failed to parse the body: not an object")
+    return fields
+
+
+def read_native(
+    fields: Mapping[str, Any], *, is_stream: bool, request_id: str, limits: Limits
+) -> TgiGeneration:
+    """A `/generate` or `/generate_stream` body. Raises EngineRefusal."""
+    inputs = fields.get("inputs")
+    parameters = fields.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    if not isinstance(inputs, str) or not inputs:
+        raise invalid("`inputs` cannot be empty")
+    words = words_of(inputs)
+    output_tokens, finish_reason = _output_tokens(
+        parameters.get("max_new_tokens"), max(1, len(words)), request_id, limits
+    )
+    return TgiGeneration(
+        request_id=request_id,
+        prompt_words=words,
+        output_tokens=output_tokens,
+        finish_reason=finish_reason,
+        is_stream=is_stream,
+        wants_details=parameters.get("details") is True,
+    )
+
+
+def read_chat(
+    fields: Mapping[str, Any], *, request_id: str, created: int, limits: Limits
+) -> TgiGeneration:
+    """A `/v1/chat/completions` body; TGI serves whatever `model` says."""
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise invalid("`messages` cannot be empty")
+    words = [
+        word
+        for message in messages
+        if isinstance(message, dict)
+        for word in words_of(str(message.get("content") or ""))
+    ]
+    output_tokens, finish_reason = _output_tokens(
+        fields.get("max_tokens"), max(1, len(words)), request_id, limits
+    )
+    options = fields.get("stream_options")
+    options = options if isinstance(options, dict) else {}
+    return TgiGeneration(
+        request_id=request_id,
+        prompt_words=words,
+        output_tokens=output_tokens,
+        finish_reason=finish_reason,
+        is_stream=fields.get("stream") is True,
+        kind=CHAT,
+        wants_usage=options.get("include_usage") is True,
+        created=created,
+    )
+
+
+def read_completions(
+    fields: Mapping[str, Any], *, request_id: str, created: int, limits: Limits
+) -> TgiGeneration:
+    """A `/v1/completions` body: one prompt, which is the batch size it announces."""
+    prompts = fields.get("prompt")
+    prompts = prompts if isinstance(prompts, list) else [prompts]
+    if len(prompts) > 1:
+        message = "Number of prompts exceeds the maximum allowed batch size of 1"
+        raise refused(422, "batch size exceeded", message)
+    if fields.get("suffix") is not None:
+        raise refused(422, "suffix not supported", "Suffix is not supported.")
+    if not prompts or not isinstance(prompts[0], str) or not prompts[0]:
+        raise invalid("`inputs` cannot be empty")
+    words = words_of(prompts[0])
+    asked = fields.get("max_tokens")
+    output_tokens, finish_reason = _output_tokens(
+        DEFAULT_COMPLETION_TOKENS if asked is None else asked,
+        max(1, len(words)), request_id, limits,
+    )  # fmt: skip
+    return TgiGeneration(
+        request_id=request_id,
+        prompt_words=words,
+        output_tokens=output_tokens,
+        finish_reason=finish_reason,
+        is_stream=fields.get("stream") is True,
+        kind=COMPLETIONS,
+        created=created,
+    )
+
+
+def _output_tokens(
+    asked: object, prompt_tokens: int, key: str, limits: Limits
+) -> tuple[int, str]:
+    total = limits.max_model_tokens
+    if asked is None:
+        asked = min(DEFAULT_NEW_TOKENS, total - prompt_tokens)
+    if type(asked) is not int or asked < 1:
+        raise invalid("`max_new_tokens` must be strictly positive")
+    if prompt_tokens + asked > total:
+        raise invalid(
+            f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: "
+            f"{prompt_tokens} `inputs` tokens and {asked} `max_new_tokens`"
+        )
+    drawn = drawn_tokens(limits.seed, key, 1, asked)
+    return drawn, "length" if drawn == asked else "eos_token"
 
 
 def error_event(refusal: EngineRefusal, kind: str) -> bytes:
@@ -114,7 +263,7 @@ def events_of(generation: TgiGeneration, model: str) -> TokenEvents:
 
 
 def closing(generation: TgiGeneration, model: str, output_tokens: int) -> bytes:
-    """What follows the last token: the usage event, if asked for, and `[DONE]`."""
+    """Events after the last token: usage, if asked for, and `[DONE]`."""
     if generation.kind == NATIVE:
         return b""
     if not generation.wants_usage:
@@ -189,7 +338,7 @@ def timing_headers(truth: RequestTruth, characters: int) -> dict[str, str]:
 
 
 def stream_headers(characters: int) -> dict[str, str]:
-    """Streams say nothing about time."""
+    """The headers of a stream, which carry no times."""
     return {
         "x-compute-type": "simulated-gpu",
         "x-compute-characters": str(characters),

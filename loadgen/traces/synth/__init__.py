@@ -1,1 +1,0 @@
-"""New traces with the statistics of old ones."""
