@@ -140,7 +140,7 @@ class MeteredUpstream:
         config = self.config
         url = gauges_url(config.engine_metrics, config.engine, config.url)
         if url is not None:
-            await watch_gauges(url, self.meter.gauged, self.gauges, tls=self._tls)
+            await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 
     @property
     def is_unsettled(self) -> bool:

@@ -17,8 +17,9 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.visible import visible_gpus
+from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.power")
 

@@ -20,8 +20,9 @@ from typing import Any
 import pynvml
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.visible import visible_gpus
+from proxy.wire.facts import Reading
 
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
