@@ -33,7 +33,6 @@ from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.core.roofline import roofline
 from loadgen.simulator.core.scheduler import SimRequest
 from loadgen.simulator.core.sensor import GpuSensor, PowerCurve, SensorConfig
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.meter.attribution.fit import Sums
 from proxy.meter.attribution.policies import (
     POLICIES,
@@ -42,9 +41,11 @@ from proxy.meter.attribution.policies import (
     by_calibration,
     by_phase,
 )
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage
 
 # Input and output tokens as (mean, median): Azure traces, arXiv 2504.17674 Table 1, 2.
 LENGTHS = {
@@ -248,11 +249,11 @@ def play(
     for event in events_of(made, scenario, jitter_seconds):
         at, key = event.at_seconds, event.key
         if event.what == "received":
-            meter.received(key, at, event.updates)
+            meter.feed(TokensReceived(key, at, event.updates))
         elif event.what == "sampled":
             shown = sensor.read(at)
             joules = shown.joules if scenario.has_counter else None
-            meter.sampled(at, [Reading("gpu0", joules, shown.watts)])
+            meter.feed(PowerSampled("gpu", at, (Reading("gpu0", joules, shown.watts),)))
         elif event.what == "settled":
             records += meter.settle(at)
             calibration = meter.state().calibration
@@ -260,9 +261,11 @@ def play(
                 trusted.append(calibration.is_fitted)
         elif event.what == "opened":
             labels = Labels(kind=made.kinds[key])
-            meter.opened(key, made.requests[key].request_id, at, facts, labels)
+            meter.feed(
+                RequestOpened(key, at, made.requests[key].request_id, facts, labels)
+            )
         else:
-            meter.closed(key, at, "ok", status=200)
+            meter.feed(RequestClosed(key, at, "ok", status=200))
     return records, float(np.mean(trusted))
 
 

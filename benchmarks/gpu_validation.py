@@ -46,7 +46,7 @@ from benchmarks.gpu_findings import (
 from loadgen.run.stack import Stack
 from proxy.errors import ProxyError
 from proxy.meter.attribution.policies import POLICIES
-from proxy.power.reading import EnergySource
+from proxy.power.energy_source import EnergySource
 from proxy.power.sources import source_opener
 
 ROOT = Path(__file__).parent.parent

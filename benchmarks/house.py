@@ -76,15 +76,18 @@ from types import CodeType, FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
-
 # --- What this program knows of the inside: follows when files move -----------
 from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.records import Labels
-from proxy.power.reading import Reading
+from proxy.wire.events import (
+    PowerSampled,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+from proxy.wire.facts import Labels, Reading, RequestFacts, Update, Usage
 
-TAKES_READING = Boundaries.sensed.__code__
+TAKES_READING = Boundaries._sample.__code__
 SETTLES = Boundaries.settle.__code__
 
 
@@ -103,19 +106,22 @@ class Fed:
 
     def open(self, key: int, at_seconds: float) -> None:
         """A request was forwarded."""
-        self.meter.opened(key, f"r{key}", at_seconds, self._facts, self._labels)
+        self.meter.feed(
+            RequestOpened(key, at_seconds, f"r{key}", self._facts, self._labels)
+        )
 
     def token(self, key: int, at_seconds: float, count: int) -> None:
         """Its token number `count` arrived."""
-        self.meter.received(key, at_seconds, self._updates[count])
+        self.meter.feed(TokensReceived(key, at_seconds, self._updates[count]))
 
     def close(self, key: int, at_seconds: float) -> None:
         """Its reply ended."""
-        self.meter.closed(key, at_seconds, "ok", status=200)
+        self.meter.feed(RequestClosed(key, at_seconds, "ok", 200))
 
     def read(self, boundary: str, at_seconds: float, joules: float) -> None:
         """The counter of a boundary was read."""
-        self.meter.sensed(boundary, at_seconds, [Reading("gpu0", joules, 400.0)])
+        readings = (Reading("gpu0", joules, 400.0),)
+        self.meter.feed(PowerSampled(boundary, at_seconds, readings))
 
     def settle(self, now_seconds: float) -> int:
         """A beat; how many records are now final."""

@@ -23,10 +23,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
-from proxy.engines.gauges import EngineGauges
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import (
+    EngineObserved,
+    PowerSampled,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+from proxy.wire.facts import EngineGauges, Labels, Reading, RequestFacts, Update, Usage
 
 BEAT_SECONDS = 0.05
 WATTS = 400.0
@@ -136,28 +142,32 @@ class _Streams:
         while self._samples * load.sample_seconds <= now_seconds:
             at = self._samples * load.sample_seconds
             joules = WATTS * np.floor(at / 0.1) * 0.1
-            self.meter.sampled(at, [Reading("gpu0", float(joules), WATTS)])
+            self.meter.feed(
+                PowerSampled("gpu", at, (Reading("gpu0", float(joules), WATTS),))
+            )
             self._samples += 1
         if now_seconds >= self._scrapes + 1:
             self._scrapes += 1
             gauges = EngineGauges(len(self._counts), 0, 0, float(self._steps))
-            self.meter.gauged(now_seconds - 0.005, gauges)
+            self.meter.feed(EngineObserved(now_seconds - 0.005, gauges))
 
     def _step(self, at_seconds: float) -> None:
         load, meter = self.load, self.meter
         began = time.process_time()
         for key, count in list(self._counts.items()):
-            meter.received(key, at_seconds, self._updates[count])
+            meter.feed(TokensReceived(key, at_seconds, self._updates[count]))
             self._counts[key] = count + 1
             if count == load.output_tokens:
-                meter.closed(key, at_seconds, "ok", status=200)
+                meter.feed(RequestClosed(key, at_seconds, "ok", status=200))
                 del self._counts[key]
         self.read_seconds += time.process_time() - began
         self.reads += len(self._counts)
         while len(self._counts) < load.concurrent:
             self._keys += 1
-            meter.opened(
-                self._keys, f"r{self._keys}", at_seconds, self._facts, Labels()
+            meter.feed(
+                RequestOpened(
+                    self._keys, at_seconds, f"r{self._keys}", self._facts, Labels()
+                )
             )
             # the first ones are as far as any, else all would end at once
             ahead = load.output_tokens if self._steps == 1 else 1

@@ -46,10 +46,12 @@ from typing import IO, Any, TypeVar, cast
 import uvloop
 
 from proxy.engines import DIALECTS
-from proxy.meter.meter import Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading
 
 TARGET_RATIO = 2.5
 HEAD = (
@@ -151,7 +153,11 @@ async def relay(upstream_port: int, has_sensor: bool) -> None:
     while True:
         now = time.monotonic()
         if has_sensor:
-            meter.sampled(now, [Reading("gpu0", joules=300.0 * now, watts=300.0)])
+            meter.feed(
+                PowerSampled(
+                    "gpu", now, (Reading("gpu0", joules=300.0 * now, watts=300.0),)
+                )
+            )
         meter.settle(now)
         await asyncio.sleep(0.05)
 

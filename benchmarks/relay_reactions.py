@@ -26,7 +26,8 @@ from typing import Any, cast
 import uvloop
 
 from proxy.engines import DIALECTS
-from proxy.meter.meter import Meter, MeterConfig
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
 

@@ -26,22 +26,23 @@ TARGET_FRACTION = 0.01
 def measure(gpus: int, hertz: float, seconds: float) -> dict[str, float]:
     """CPU of the whole process while the sampler feeds a meter; the rest sleeps."""
     from proxy.meter.meter import Meter
-    from proxy.power.sampler import Failed, Sampled, Sampler
+    from proxy.power.sampler import Sampler
     from proxy.power.sources import source_opener
+    from proxy.wire.events import PowerSampled
 
-    events: queue.SimpleQueue[Sampled | Failed] = queue.SimpleQueue()
+    events: queue.SimpleQueue[PowerSampled] = queue.SimpleQueue()
     meter = Meter()
     names = tuple(str(index) for index in range(gpus))
     sampler = Sampler(source_opener("nvml", names), 1 / hertz, events.put)
     sampler.start()
     first = events.get()
-    assert isinstance(first, Sampled), first
+    assert first.gap_reason is None, first
     wall, cpu = time.monotonic(), time.process_time()
     samples = 0
     while (now := time.monotonic()) < wall + seconds:
         event = events.get()
-        assert isinstance(event, Sampled), event
-        meter.sampled(event.at_seconds, event.readings)
+        assert event.gap_reason is None, event
+        meter.feed(event)
         samples += 1
         if samples % 5 == 0:
             meter.settle(now)

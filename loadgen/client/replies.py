@@ -12,7 +12,8 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.engines.dialect import Dialect, Update
+from proxy.engines.dialect import Dialect
+from proxy.wire.facts import Update
 from proxy.wire.sse import SseDecoder
 
 PIECES_PER_STEP = 16

@@ -7,7 +7,8 @@ Names: vLLM 0.32 (`vllm:...`, one line per data-parallel rank, added up) and TGI
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from proxy.wire.facts import EngineGauges
 
 METRICS_PATHS = {"vllm": "/metrics", "tgi": "/metrics"}
 """Engines that have such a page; of the others nothing is known but the wire."""
@@ -25,22 +26,6 @@ _LINE = re.compile(
     r"(?:\{.*\})?[ \t]+([0-9.eE+]+)",
     re.MULTILINE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineGauges:
-    """One scrape. Sequences count by themselves: a request with n=2 is two."""
-
-    running: int
-    waiting: int
-    preemptions: int | None = None
-    """Sequences set aside for others since the engine started; None: not told."""
-    progress: float | None = None
-    """Tokens or batches since the start, rising whenever anything is computed.
-
-    It tells a gauge that was left standing: vLLM does not bring its gauges to 0
-    when all requests are aborted at once (vllm-project/vllm issue 29928).
-    """
 
 
 def read_gauges(text: str) -> EngineGauges | None:

@@ -7,11 +7,10 @@ tests/captures, vLLM 0.32 and transformers 5.23.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
 from proxy.engines.wire import (
     ERROR_CHARACTERS,
     MAX_COUNT,
@@ -25,6 +24,7 @@ from proxy.engines.wire import (
     error_text,
     with_true,
 )
+from proxy.wire.facts import RequestFacts, Update, Usage
 
 ROUTES = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
@@ -84,7 +84,11 @@ class OpenAIDialect:
         if route is None:
             return None
         facts = read_openai_request(route, body)
-        return facts if self._flavour.honours_copies else replace(facts, sequences=1)
+        return (
+            facts
+            if self._flavour.honours_copies
+            else msgspec.structs.replace(facts, sequences=1)
+        )
 
     def with_usage(self, body: bytes) -> bytes:
         """The body with `stream_options.include_usage`; every other value kept."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.engines.openai import (
     DONE,
     ROUTES,
@@ -32,6 +31,7 @@ from proxy.engines.wire import (
     seconds,
     with_true,
 )
+from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
 
 TGI_OPENAI = Flavour(name="tgi", requires_end=True, text_event_is_token=True)
 NATIVE_ROUTES = ("/", "/generate", "/generate_stream")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from proxy.engines.dialect import PhaseSeconds, Usage
+from proxy.wire.facts import PhaseSeconds, Usage
 
 ERROR_CHARACTERS = 300
 """An engine may echo a whole prompt in its message; a record needs its gist."""

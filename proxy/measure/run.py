@@ -14,10 +14,11 @@ from proxy.errors import ConfigError, ProxyError, SensorError
 from proxy.measure.process import SIGNALLED, check_command, metered_child
 from proxy.measure.report import CommandReport, SourceReport, runtime_times_power
 from proxy.measure.watch import Watch
+from proxy.power.energy_source import EnergySource, LimitedSource
 from proxy.power.probe import MEASURES, gpus_for
-from proxy.power.reading import EnergySource, LimitedSource
-from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.sampler import Sampler
 from proxy.power.sources import source_opener
+from proxy.wire.events import PowerSampled
 
 FIRST_POINT_SECONDS = 0.5
 """Without a baseline, wait this long for a counter to tick: from there it counts."""
@@ -70,12 +71,12 @@ class _Sensor:
         except Exception as error:  # a host may surprise any library; we fail open
             self.watch.failed(f"{self.name} failed: {type(error).__name__}: {error}")
 
-    def _deliver(self, event: Sampled | Failed) -> None:
+    def _deliver(self, event: PowerSampled) -> None:
         with self._lock:
-            if isinstance(event, Sampled):
+            if event.gap_reason is None:
                 self.watch.sampled(event.at_seconds, event.readings)
             else:
-                self.watch.failed(event.reason)
+                self.watch.failed(event.gap_reason)
             self._lock.notify_all()
 
     def report(self, config: MeasureConfig, duration_seconds: float) -> SourceReport:

@@ -20,7 +20,7 @@ from proxy.measure.figures import (
 )
 from proxy.meter.curve.device import SENSOR_GAP, DeviceCurve
 from proxy.meter.curve.group import GroupCurve
-from proxy.power.reading import Reading
+from proxy.wire.facts import Reading
 
 PEAK_SECONDS = 0.1
 """A counter without power readings: means over this long count as a peak. Over

@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from proxy.engines.dialect import RequestFacts, Update
-from proxy.engines.gauges import EngineGauges
+import msgspec
+
+from proxy.meter.config import MeterConfig
 from proxy.meter.estimate import EnergySoFar
 from proxy.meter.ledger.accounts import Books, RequestEnergy, RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig, MeterState
-from proxy.power.reading import Reading
+from proxy.meter.meter import Meter
+from proxy.meter.state import MeterState
+from proxy.wire.events import Event, PowerSampled, RequestOpened
 
 IDLE_ACCELERATORS = "idle_accelerators"
 """GPUs that the source sees and the engine does not use: inside the node's joules,
@@ -59,7 +61,7 @@ class _Pending:
 
 
 class Boundaries:
-    """The meters of one engine; as a `MeterProtocol` it is the headline's."""
+    """The meters of one engine; what is asked of it as a meter is the headline's."""
 
     def __init__(self, configs: Mapping[str, MeterConfig]) -> None:
         """By boundary, at least one; the first is the headline."""
@@ -103,79 +105,39 @@ class Boundaries:
         """Each boundary inside the node's, over the node's."""
         return tuple(replace(ratio) for ratio in self._ratios.values())
 
-    def sensed(
-        self, boundary: str, at_seconds: float, readings: Sequence[Reading]
-    ) -> None:
-        """All devices of one source, read at one moment."""
-        inside = [reading for reading in readings if not reading.is_outside]
-        outside = [reading for reading in readings if reading.is_outside]
+    def feed(self, event: Event) -> None:
+        """One of the five messages: a reading is its boundary's, the rest is all's.
+
+        Raises KeyError for a reading of a boundary that is not metered.
+        """
+        if isinstance(event, PowerSampled):
+            self._sample(event)
+            return
+        if isinstance(event, RequestOpened):
+            self._serials += 1
+            self._pending[self._serials] = _Pending()
+        for meter in self._meters.values():
+            meter.feed(event)
+
+    def _sample(self, event: PowerSampled) -> None:
+        """The devices of the engine and those outside it are metered apart."""
+        name = event.boundary
+        inside = tuple(r for r in event.readings if not r.is_outside)
+        outside = tuple(r for r in event.readings if r.is_outside)
+        is_failed = event.gap_reason is not None
         if inside or not outside:
-            self._is_up[boundary] = True
-            self._meters[boundary].sampled(at_seconds, inside)
+            self._is_up[name] = not is_failed
+            self._meters[name].feed(msgspec.structs.replace(event, readings=inside))
         if outside:
-            if boundary not in self._outside:
-                self._outside[boundary] = Meter()
-            self._outside[boundary].sampled(at_seconds, outside)
-
-    def failed(self, boundary: str, at_seconds: float, reason: str) -> None:
-        """One source could not be read; the others go on."""
-        self._is_up[boundary] = False
-        self._meters[boundary].sensor_gap(at_seconds, reason)
-        if boundary in self._outside:
-            self._outside[boundary].sensor_gap(at_seconds, reason)
-
-    # -- as a meter ------------------------------------------------------------
-
-    def opened(
-        self,
-        key: int,
-        request_id: str,
-        at_seconds: float,
-        facts: RequestFacts,
-        labels: Labels,
-    ) -> None:
-        """A metered request was forwarded upstream."""
-        self._serials += 1
-        self._pending[self._serials] = _Pending()
-        for meter in self._meters.values():
-            meter.opened(key, request_id, at_seconds, facts, labels)
-
-    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
-        """Events of one read (one stamp) of the request's reply, in order."""
-        for meter in self._meters.values():
-            meter.received(key, at_seconds, updates)
-
-    def closed(
-        self,
-        key: int,
-        at_seconds: float,
-        outcome: str,
-        *,
-        status: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        """No more bytes will come; what it consumed stays its own."""
-        for meter in self._meters.values():
-            meter.closed(key, at_seconds, outcome, status=status, error=error)
-
-    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
-        """The headline's devices."""
-        self.sensed(self.headline, at_seconds, readings)
-
-    def sensor_gap(self, at_seconds: float, reason: str) -> None:
-        """The headline's sensor failed."""
-        self.failed(self.headline, at_seconds, reason)
-
-    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
-        """The engine's own count of who runs and waits, scraped at one moment."""
-        for meter in self._meters.values():
-            meter.gauged(at_seconds, gauges)
+            self._outside.setdefault(name, Meter())
+        if outside or (is_failed and name in self._outside):
+            self._outside[name].feed(msgspec.structs.replace(event, readings=outside))
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close what is final at every boundary; the records to be filed now.
 
         A record waits for the others' joules, each for so long as that sensor
-        needs and at most `MOST_WAIT_SECONDS`; a sensor that is down is not
+        needs and at most `MAX_WAIT_SECONDS`; a sensor that is down is not
         waited for. What has not come by then is unknown in the record.
         """
         for record in self._meters[self.headline].settle(now_seconds):
@@ -202,8 +164,6 @@ class Boundaries:
         """The headline's picture; a record that waits for the others is unsettled."""
         state = self.state_of(self.headline)
         return replace(state, unsettled_requests=len(self._pending))
-
-    # -- parts -----------------------------------------------------------------
 
     def _joined(self, now_seconds: float) -> list[RequestRecord]:
         """Records that need not wait any more, in order of settlement."""

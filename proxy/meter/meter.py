@@ -1,18 +1,14 @@
 """Joins timeline, energy, attribution and ledger: events in, settled records out.
 
-Pure: time enters by argument. The relay calls `opened`, `received`, `closed`;
-the sampler calls `sampled`, `sensor_gap`; a beat calls `settle`. All calls come
-from one thread (the event loop's); instants are monotonic seconds.
+Pure: time enters by argument. The relay, the sensors and the scrape of the engine's
+gauges `feed` it events; a beat calls `settle`. All calls come from one thread (the
+event loop's); instants are monotonic seconds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
-from proxy.engines.dialect import RequestFacts, Update
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.activity.orphans import LEFT
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.attribution.fit import Calibration
@@ -21,68 +17,19 @@ from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
 from proxy.meter.entry import Entry
 from proxy.meter.estimate import EnergySoFar, estimated_energy, unknown_energy
 from proxy.meter.ledger.accounts import Books, Ledger, RequestEnergy, RequestRecord
-from proxy.meter.ledger.records import (
-    Labels,
-    Request,
-    first_model,
-    is_settled,
-    record_of,
-)
+from proxy.meter.ledger.records import Request, first_model, is_settled, record_of
 from proxy.meter.settle import Settlement
 from proxy.meter.state import MeterState
-from proxy.power.reading import Reading
+from proxy.wire.events import (
+    Event,
+    PowerSampled,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+from proxy.wire.facts import Labels
 
-__all__ = ["Labels", "Meter", "MeterConfig", "MeterProtocol", "MeterState"]
-
-
-class MeterProtocol(Protocol):
-    """What the edges may ask of the meter."""
-
-    def opened(
-        self,
-        key: int,
-        request_id: str,
-        at_seconds: float,
-        facts: RequestFacts,
-        labels: Labels,
-    ) -> None:
-        """A metered request was forwarded upstream."""
-
-    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
-        """Events of one read (one stamp) of the request's reply, in order."""
-
-    def closed(
-        self,
-        key: int,
-        at_seconds: float,
-        outcome: str,
-        *,
-        status: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        """No more bytes will come; what it consumed stays its own."""
-
-    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
-        """All devices of the group, read at one moment."""
-
-    def sensor_gap(self, at_seconds: float, reason: str) -> None:
-        """A read failed: energy until the next reading is unattributed or unknown."""
-
-    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
-        """The engine's own count of who runs and waits, scraped at one moment."""
-
-    def settle(self, now_seconds: float) -> list[RequestRecord]:
-        """Close every interval whose facts are known; the records now final."""
-
-    def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
-        """What a request has consumed so far; no side effects, and never a wait."""
-
-    def books_at(self, at_seconds: float | None = None) -> Books:
-        """Accounts up to an instant (None: all that is settled); no side effects."""
-
-    def state(self) -> MeterState:
-        """One consistent picture; no side effects."""
-
+__all__ = ["Meter", "MeterConfig", "MeterState"]
 
 NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 """Before the first edge."""
@@ -98,7 +45,7 @@ GRACE_PERIODS = 3.0
 
 
 class Meter:
-    """The meter of one engine. See `MeterProtocol` for what each call means."""
+    """The meter of one engine and one boundary."""
 
     def __init__(self, config: MeterConfig | None = None) -> None:
         self.config = config or MeterConfig()
@@ -125,78 +72,70 @@ class Meter:
         self._newest_seconds: float | None = None
         self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
 
-    def opened(
-        self,
-        key: int,
-        request_id: str,
-        at_seconds: float,
-        facts: RequestFacts,
-        labels: Labels,
-    ) -> None:
-        """A metered request was forwarded upstream."""
-        self._serials += 1
-        timeline = RequestTimeline(self._serials, at_seconds, facts)
-        slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
-        entry = Entry(timeline, slot)
-        self._requests[timeline.serial] = self._by_key[key] = Request(
-            entry, request_id, facts.route, labels, key=key
-        )
-        self._open[key] = timeline
+    def feed(self, event: Event) -> None:
+        """One of the five messages; those of a request nobody knows are ignored."""
+        if isinstance(event, TokensReceived):
+            self._receive(event)
+        elif isinstance(event, PowerSampled):
+            self._sample(event)
+        elif isinstance(event, RequestOpened):
+            self._open_request(event)
+        elif isinstance(event, RequestClosed):
+            self._close_request(event)
+        elif self.config.has_sensor:
+            entries = [request.entry for request in self._requests.values()]
+            self._settlement.gauged(event.at_seconds, event.gauges, entries, self._log)
 
-    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
-        """Events of one read (one stamp) of the request's reply, in order."""
-        timeline = self._open.get(key)
+    def _receive(self, event: TokensReceived) -> None:
+        timeline = self._open.get(event.key)
         if timeline is None:
             return
+        at_seconds = event.at_seconds
         if at_seconds <= self._settled_seconds:
             self._late_reads_total += 1
             at_seconds = math.nextafter(self._settled_seconds, math.inf)
-        timeline.receive(at_seconds, updates, self._log)
+        timeline.receive(at_seconds, event.updates, self._log)
 
-    def closed(
-        self,
-        key: int,
-        at_seconds: float,
-        outcome: str,
-        *,
-        status: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        """No more bytes will come; what it consumed stays its own."""
-        timeline = self._open.pop(key, None)
+    def _open_request(self, event: RequestOpened) -> None:
+        self._serials += 1
+        key, labels = event.key, event.labels
+        timeline = RequestTimeline(self._serials, event.at_seconds, event.facts)
+        slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
+        entry = Entry(timeline, slot)
+        self._requests[timeline.serial] = self._by_key[key] = Request(
+            entry, event.request_id, event.facts.route, labels, key=key
+        )
+        self._open[key] = timeline
+
+    def _close_request(self, event: RequestClosed) -> None:
+        timeline = self._open.pop(event.key, None)
         if timeline is None:
             return
         request = self._requests[timeline.serial]
-        request.outcome, request.status, request.error = outcome, status, error
-        timeline.close(at_seconds, is_refused=status in REFUSALS)
+        request.outcome, request.error = event.outcome, event.error
+        request.status = event.status
+        is_refused = event.status in REFUSALS
+        timeline.close(event.at_seconds, is_refused=is_refused)
         if not timeline.is_streamed and self.config.has_sensor:
             self._settlement.spread(timeline, self._log)
-        if outcome in LEFT and status not in REFUSALS:
-            self._settlement.client_left(timeline, at_seconds)
+        if event.outcome in LEFT and not is_refused:
+            self._settlement.client_left(timeline, event.at_seconds)
         if timeline.has_late_facts:
             self._settlement.engine_tells_late = True
 
-    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
-        """All devices of the group, read at one moment."""
+    def _sample(self, event: PowerSampled) -> None:
+        reason = event.gap_reason
+        if reason is not None:
+            self._gaps_total += 1
+            known = reason if reason in GAP_REASONS else SENSOR_GAP
+            self._settlement.curve.interrupt(known)
+            return
         self._samples_total += 1
-        self._newest_seconds = at_seconds
+        self._newest_seconds = event.at_seconds
         self._settlement.curve.observe(
-            at_seconds,
-            [(reading.device, reading.joules, reading.watts) for reading in readings],
+            event.at_seconds,
+            [(one.device, one.joules, one.watts) for one in event.readings],
         )
-
-    def sensor_gap(self, at_seconds: float, reason: str) -> None:
-        """A read failed: energy until the next reading is unattributed or unknown."""
-        self._gaps_total += 1
-        self._settlement.curve.interrupt(
-            reason if reason in GAP_REASONS else SENSOR_GAP
-        )
-
-    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
-        """The engine's own count of who runs and waits, scraped at one moment."""
-        if self.config.has_sensor:
-            entries = [request.entry for request in self._requests.values()]
-            self._settlement.gauged(at_seconds, gauges, entries, self._log)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
         """Close every interval whose facts are known; the records now final."""

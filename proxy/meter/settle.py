@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.activity.engine_load import ALIVE_SECONDS
 from proxy.meter.activity.request import RequestTimeline, TokenLog
@@ -23,6 +22,7 @@ from proxy.meter.close_window import WindowCloser
 from proxy.meter.curve.group import GroupCurve, Window
 from proxy.meter.entry import Entry
 from proxy.meter.ledger.accounts import Ledger
+from proxy.wire.facts import EngineGauges
 
 STRAGGLER_SECONDS = 0.05
 """Reads of a step may still be on their way through the event loop."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.meter.attribution.fit import CalibrationState
 from proxy.meter.ledger.accounts import Books
-from proxy.meter.ledger.records import Labels
+from proxy.wire.facts import Labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 
 from proxy.meter.ledger.accounts import RequestRecord
 from proxy.metrics.histograms import HISTOGRAMS
-from proxy.metrics.table import METRICS, Snapshot
+from proxy.metrics.samples import Snapshot
+from proxy.metrics.table import METRICS
 
 # a `_created` series beside every histogram would nearly double the page's series
 disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.meter.accounts import Ratio
 from proxy.meter.attribution.fit import CONSTANTS
-from proxy.meter.meter import MeterState
+from proxy.meter.state import MeterState
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters

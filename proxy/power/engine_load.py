@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from proxy.engines.gauges import METRICS_PATHS, EngineGauges, read_gauges
+from proxy.engines.gauges import METRICS_PATHS, read_gauges
+from proxy.wire.events import EngineObserved
 
 log = logging.getLogger("servewatt.gauges")
 
@@ -23,7 +24,7 @@ SCRAPE_SECONDS = 1.0
 """An engine's page may have 60 kB and take it some milliseconds to write."""
 TIMEOUT_SECONDS = 0.9
 
-Deliver = Callable[[float, EngineGauges], None]
+Deliver = Callable[[EngineObserved], None]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ async def watch_gauges(
     every_seconds: float = SCRAPE_SECONDS,
     tls: ssl.SSLContext | bool = True,
 ) -> None:
-    """Scrape for ever; `deliver` gets the middle of each scrape and its gauges."""
+    """Scrape for ever; what `deliver` gets is stamped at the middle of the scrape."""
     async with httpx.AsyncClient(
         trust_env=False, timeout=TIMEOUT_SECONDS, verify=tls
     ) as client:
@@ -85,5 +86,5 @@ async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str 
     gauges = read_gauges(reply.text)
     if gauges is None:
         return "no gauge of vLLM or TGI on this page"
-    deliver((asked_seconds + answered_seconds) / 2, gauges)
+    deliver(EngineObserved((asked_seconds + answered_seconds) / 2, gauges))
     return None

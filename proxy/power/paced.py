@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from proxy.power.reading import Reading
+from proxy.wire.facts import Reading
 
 
 class Paced:

@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from proxy.errors import ConfigError, ProxyError
-from proxy.power.reading import EnergySource, Reading, RemoteSource
+from proxy.power.energy_source import EnergySource, RemoteSource
 from proxy.power.sources import SOURCES, source_opener
+from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.sources")
 

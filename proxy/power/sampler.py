@@ -1,8 +1,10 @@
-"""One thread per power source, reading on a fixed grid and handing samples on.
+"""One thread per power source, reading on a fixed grid and handing events on.
 
-The event loop never calls a sensor. A source that fails to open or to read is
-tried again, ever more slowly, and each failure is handed on as a gap; grid
-slots that a slow read overran are counted as missed, never caught up on.
+The event loop never calls a sensor. A read is stamped at the middle of the call; a
+sensor that knows better when it measured is believed, within order. A source that
+fails to open or to read is tried again, ever more slowly, and each failure is handed
+on as a gap; grid slots that a slow read overran are counted as missed, never caught
+up on.
 """
 
 from __future__ import annotations
@@ -15,31 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.errors import ProxyError, SensorError
-from proxy.power.reading import EnergySource, Reading, RemoteSource
+from proxy.power.energy_source import EnergySource, RemoteSource
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.sampler")
 
 RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0)
 """Pauses after the first, second, ... failure in a row; the last one repeats."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One successful read, stamped at the middle of the call.
-
-    A sensor that knows better when it measured is believed, within order.
-    """
-
-    at_seconds: float
-    readings: Sequence[Reading]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """One failed read or open; until the next `Sampled` nothing is known."""
-
-    at_seconds: float
-    reason: str
 
 
 @dataclass(slots=True)
@@ -62,18 +47,22 @@ class SamplerStats:
 class Sampler:
     """Reads `open_source()` every `interval_seconds` until stopped.
 
-    `deliver` is called on the sampler's thread; the app wraps it so that
-    samples arrive on the event loop.
+    `deliver` is called on the sampler's thread; the app wraps it so that events
+    arrive on the event loop. `boundary` is what they name; None: the source's own.
     """
 
     def __init__(
         self,
         open_source: Callable[[], EnergySource],
         interval_seconds: float,
-        deliver: Callable[[Sampled | Failed], None],
+        deliver: Callable[[PowerSampled], None],
+        boundary: str | None = None,
     ) -> None:
         self.interval_seconds = interval_seconds
         self.stats = SamplerStats()
+        if boundary is not None:
+            self.stats.boundary = boundary
+        self._boundary = boundary
         self._open_source = open_source
         self._deliver = deliver
         self._newest_seconds = -math.inf
@@ -120,10 +109,11 @@ class Sampler:
             stats.read_seconds += end - begin
             stats.is_up = True
             stats.is_simulated = source.is_simulated
-            stats.boundary = source.boundary
+            stats.boundary = self._boundary or source.boundary
             if isinstance(source, RemoteSource):
                 stats.clock_offset_seconds = source.clock_offset_seconds
-            self._deliver(Sampled(self._instant(readings, begin, end), readings))
+            at_seconds = self._instant(readings, begin, end)
+            self._deliver(PowerSampled(stats.boundary, at_seconds, tuple(readings)))
             due += self.interval_seconds
             overrun = int((end - due) / self.interval_seconds) if end > due else 0
             stats.missed += overrun
@@ -146,7 +136,8 @@ class Sampler:
         self.stats.errors += 1
         self.stats.last_error = reason
         self.stats.is_up = False
-        self._deliver(Failed(time.monotonic(), reason))
+        boundary, at_seconds = self.stats.boundary, time.monotonic()
+        self._deliver(PowerSampled(boundary, at_seconds, gap_reason=reason))
 
 
 def read_once(open_source: Callable[[], EnergySource]) -> Sequence[Reading]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.engines.dialect import RequestFacts
 from proxy.relay.client.request import Request
 from proxy.relay.client.response import Outgoing
 from proxy.relay.completion import EnergyCompletion
@@ -18,6 +17,8 @@ from proxy.relay.routing.choosing import Candidate
 from proxy.relay.tap import Tap
 from proxy.relay.upstream.upstream import Upstream
 from proxy.relay.usage_filter import UsageFilter
+from proxy.wire.events import RequestOpened
+from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import request_head
 
 
@@ -29,13 +30,11 @@ def open_tap(
     facts: RequestFacts,
 ) -> Tap:
     """Tell the upstream's meter of a request."""
-    key = upstream.guard.opened(
-        request_id.decode("ascii"),
-        request.arrived_seconds,
-        facts,
-        core.labels.read(facts, request.headers),
+    key, at_seconds = upstream.guard.new_key(), request.arrived_seconds
+    labels = core.labels.read(facts, request.headers)
+    upstream.guard.feed(
+        RequestOpened(key, at_seconds, request_id.decode("ascii"), facts, labels)
     )
-    at_seconds = request.arrived_seconds
     return Tap(
         upstream.guard,
         upstream.dialect,

@@ -10,7 +10,6 @@ from typing import Any
 
 from proxy.engines.dialect import Dialect
 from proxy.errors import ProxyError
-from proxy.meter.meter import MeterProtocol
 from proxy.relay.client.connection import ClientConnection
 from proxy.relay.client.limits import Clients
 from proxy.relay.config import RelayConfig
@@ -19,6 +18,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.routing.choosing import Chooser
 from proxy.relay.routing.labels import LabelReader
+from proxy.relay.tap import RequestMeter
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 
 BEAT_BUDGET_SECONDS = 0.002
@@ -161,7 +161,7 @@ def _tls_arguments(config: RelayConfig) -> dict[str, Any]:
 
 async def start_relay(
     config: RelayConfig,
-    meter: MeterProtocol,
+    meter: RequestMeter,
     engine: Dialect,
     clock: Callable[[], float] = time.monotonic,
     provenance: Callable[[], Provenance] = Provenance,

@@ -1,69 +1,60 @@
 """What the meter learns of one request: a copy of the reply, stamped, parsed later.
 
-The relay appends `(stamp, bytes)` and goes on; `drain` parses on the beat. The
-meter may fail: `MeterGuard` is the one place where that is caught and counted.
+The relay appends `(stamp, bytes)` and goes on; `drain` parses on the beat and feeds
+the meter one event per read. The meter may fail: `MeterGuard` is the one place where
+that is caught and counted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from proxy.engines.dialect import Dialect, RequestFacts, Update
+from proxy.engines.dialect import Dialect
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.meter import Labels, MeterProtocol
 from proxy.relay.counters import RelayCounters
 from proxy.security.redaction import redacted
+from proxy.wire.events import Event, RequestClosed, TokensReceived
+from proxy.wire.facts import Update
 from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
 from proxy.wire.sse import SseDecoder
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
-"""A whole JSON reply beyond this is passed on but not read for its usage."""
+"""An unstreamed JSON reply beyond this is passed on but not read for its usage."""
 
 log = logging.getLogger(__name__)
 
 
-class MeterGuard:
-    """The meter as the relay sees it: it never raises. Fails open, and counts."""
+class RequestMeter(Protocol):
+    """A meter as the relay needs it."""
 
-    def __init__(self, meter: MeterProtocol, counters: RelayCounters) -> None:
+    def feed(self, event: Event) -> None:
+        """Something was seen."""
+
+    def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
+        """What a request has consumed so far; never a wait."""
+
+
+class MeterGuard:
+    """A meter that never raises. Fails open, and counts."""
+
+    def __init__(self, meter: RequestMeter, counters: RelayCounters) -> None:
         self._meter = meter
         self._counters = counters
         self._last_key = 0
 
-    def opened(
-        self, request_id: str, at_seconds: float, facts: RequestFacts, labels: Labels
-    ) -> int:
-        """Tell the meter of a request; its key for the calls that follow."""
+    def new_key(self) -> int:
+        """The identity of the next request, from 1."""
         self._last_key += 1
-        key = self._last_key
-        self._call(
-            lambda: self._meter.opened(key, request_id, at_seconds, facts, labels)
-        )
-        return key
+        return self._last_key
 
-    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
-        """Tell the meter of the events of one read."""
-        try:  # not through _call: this is the only call made once a chunk
-            self._meter.received(key, at_seconds, updates)
+    def feed(self, event: Event) -> None:
+        """Something was seen."""
+        try:
+            self._meter.feed(event)
         except Exception:  # the meter fails open
             self._failed()
-
-    def closed(
-        self,
-        key: int,
-        at_seconds: float,
-        outcome: str,
-        status: int | None,
-        error: str | None,
-    ) -> None:
-        """Tell the meter that no more will come, and why."""
-        self._call(
-            lambda: self._meter.closed(
-                key, at_seconds, outcome, status=status, error=error
-            )
-        )
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
         """What a request has consumed so far; None where the meter fails."""
@@ -72,12 +63,6 @@ class MeterGuard:
         except Exception:  # the meter fails open
             self._failed()
             return None
-
-    def _call(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception:  # the meter fails open
-            self._failed()
 
     def _failed(self) -> None:
         self._counters.meter_errors += 1
@@ -144,7 +129,7 @@ class Tap:
             self._is_json = True
 
     def drain(self) -> None:
-        """Parse what has come since; tell the meter, one call per read."""
+        """Parse what has come since; feed the meter one event per read."""
         reads, self.reads = self.reads, []
         if not reads:
             return
@@ -178,7 +163,9 @@ class Tap:
             error = self._error or self._early_end()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
-        self._guard.closed(self._key, at_seconds, outcome, self._status, error)
+        self._guard.feed(
+            RequestClosed(self._key, at_seconds, outcome, self._status, error)
+        )
         self._counters.requests[outcome] += 1
         return outcome
 
@@ -196,9 +183,9 @@ class Tap:
             self._decoder = None
             return
         if len(events) == 1:  # the usual case, without a comprehension's frame
-            updates = [self._dialect.read_event(events[0])]
+            updates: tuple[Update, ...] = (self._dialect.read_event(events[0]),)
         elif events:
-            updates = [self._dialect.read_event(event) for event in events]
+            updates = tuple(self._dialect.read_event(event) for event in events)
         else:
             return
         self._counters.events += len(events)
@@ -207,7 +194,7 @@ class Tap:
                 self._error = update.error
             elif update.is_end:
                 self._has_end = True
-        self._guard.received(self._key, at_seconds, updates)
+        self._guard.feed(TokensReceived(self._key, at_seconds, updates))
 
     def _read_reply(self) -> None:
         if self._json_bytes > MAX_REPLY_BYTES:
@@ -218,7 +205,7 @@ class Tap:
             status, by_name(self._headers), b"".join(self._json)
         )
         self._error = update.error
-        self._guard.received(self._key, self._at_seconds, [update])
+        self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
 
     def _early_end(self) -> str | None:
         """An error for a stream that HTTP ended well but its dialect did not."""

@@ -21,7 +21,7 @@ from proxy.admin.routes import AdminSources, admin_app
 from proxy.errors import ConfigError, ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
-from proxy.metrics.table import Snapshot
+from proxy.metrics.samples import Snapshot
 from proxy.process.host import raise_open_files, stop_with_parent
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters

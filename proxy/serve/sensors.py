@@ -14,12 +14,13 @@ from functools import partial
 
 from proxy.errors import ConfigError, SensorError
 from proxy.meter.accounts import Boundaries
-from proxy.meter.meter import MeterState
+from proxy.meter.state import MeterState
 from proxy.power.argument import BOUNDARIES
+from proxy.power.energy_source import EnergySource
 from proxy.power.probe import MEASURES, gpus_for
-from proxy.power.reading import EnergySource
-from proxy.power.sampler import Failed, Sampled, Sampler, SamplerStats, read_once
+from proxy.power.sampler import Sampler, SamplerStats, read_once
 from proxy.power.sources import source_opener
+from proxy.wire.events import PowerSampled
 
 log = logging.getLogger("servewatt.proxy")
 
@@ -117,10 +118,9 @@ class Sensors:
         self._call_soon: Callable[[Callable[[], None]], object] | None = None
         self._samplers: dict[str, Sampler] = {}
         for sensor in sensors:
-            deliver = partial(self._deliver, sensor.boundary)
-            sampler = Sampler(sensor.open, interval_seconds, deliver)
-            sampler.stats.boundary = sensor.boundary
-            self._samplers[sensor.boundary] = sampler
+            self._samplers[sensor.boundary] = Sampler(
+                sensor.open, interval_seconds, self._deliver, sensor.boundary
+            )
 
     def start(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """Begin to read; `call_soon` runs a call on the meters' thread, in order."""
@@ -153,15 +153,10 @@ class Sensors:
             for name in boundaries.names
         )
 
-    def _deliver(self, boundary: str, event: Sampled | Failed) -> None:
-        at = event.at_seconds
-        if isinstance(event, Sampled):
-            call = partial(self._boundaries.sensed, boundary, at, event.readings)
-        else:
-            call = partial(self._boundaries.failed, boundary, at, event.reason)
+    def _deliver(self, event: PowerSampled) -> None:
         assert self._call_soon is not None
         with suppress(RuntimeError):  # the loop has just been closed
-            self._call_soon(call)
+            self._call_soon(partial(self._boundaries.feed, event))
 
 
 def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:

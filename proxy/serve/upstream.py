@@ -16,7 +16,7 @@ from proxy.admin.fleet import EngineSources
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.accounts import Boundaries
-from proxy.meter.meter import MeterConfig
+from proxy.meter.config import MeterConfig
 from proxy.metrics.samples import EngineSnapshot
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.relay.config import RelayConfig
@@ -140,7 +140,7 @@ class MeteredUpstream:
         config = self.config
         url = gauges_url(config.engine_metrics, config.engine, config.url)
         if url is not None:
-            await watch_gauges(url, self.meter.gauged, self.gauges, tls=self._tls)
+            await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 
     @property
     def is_unsettled(self) -> bool:

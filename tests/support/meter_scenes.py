@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol
 
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
-from proxy.engines.gauges import EngineGauges
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig, MeterProtocol
-from proxy.power.reading import Reading
+from proxy.meter.meter import Meter
+from proxy.wire.events import (
+    Event,
+    PowerSampled,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage
 
 
 @dataclass(frozen=True)
@@ -34,59 +42,57 @@ class Asked:
         return (self.tokens[-1] if self.tokens else self.arrived) + 0.001
 
 
-@dataclass(frozen=True)
-class Event:
-    """One call of the meter, with its instant."""
-
-    at: float
-    what: str
-    key: int = 0
-    detail: object = None
-
-
 def events_of(requests: Sequence[Asked]) -> list[Event]:
-    """What the relay would call, in order of time."""
-    found = []
+    """What the relay would feed, in order of time; keys count from 0."""
+    found: list[Event] = []
     for key, asked in enumerate(requests):
-        found.append(Event(asked.arrived, "opened", key, asked))
+        facts = RequestFacts(
+            "chat", is_stream=True, has_running_usage=asked.running_usage
+        )
+        found.append(RequestOpened(key, asked.arrived, f"r{key}", facts, asked.labels))
         for count, at in enumerate(asked.tokens, start=1):
             usage = Usage(asked.prompt, count, asked.cached)
             shown = usage if asked.running_usage else None
-            found.append(
-                Event(at, "received", key, (Update(carries_token=True, usage=shown),))
-            )
-        last = Usage(asked.prompt, len(asked.tokens), asked.cached)
-        phases = (
-            None
-            if asked.prefill_seconds is None
-            else PhaseSeconds(prefill_seconds=asked.prefill_seconds)
-        )
+            updates = (Update(carries_token=True, usage=shown),)
+            found.append(TokensReceived(key, at, updates))
+        closed = asked.closed_seconds
         if asked.tokens:
-            final = (Update(is_usage_only=True, usage=last, phases=phases),)
-            found.append(Event(asked.closed_seconds, "received", key, final))
-        found.append(Event(asked.closed_seconds, "closed", key, asked))
-    return sorted(found, key=lambda event: event.at)
+            usage = Usage(asked.prompt, len(asked.tokens), asked.cached)
+            phases = (
+                None
+                if asked.prefill_seconds is None
+                else PhaseSeconds(prefill_seconds=asked.prefill_seconds)
+            )
+            last = Update(is_usage_only=True, usage=usage, phases=phases)
+            found.append(TokensReceived(key, closed, (last,)))
+        found.append(RequestClosed(key, closed, asked.outcome, asked.status))
+    return in_order(found)
+
+
+def in_order(*some: Iterable[Event]) -> list[Event]:
+    """All of them by time; those of one instant stay as they are."""
+    return sorted(chain(*some), key=lambda event: event.at_seconds)
 
 
 def counter(
     until: float, watts: float = 300.0, *, period: float = 0.1, poll: float = 0.02
-) -> list[Event]:
+) -> list[PowerSampled]:
     """Polls of a counter that shows a multiple of its period."""
-    polls = round(until / poll) + 1
     per_period = round(period / poll)
+    shown = [(n // per_period) * period * watts for n in range(round(until / poll) + 1)]
     return [
-        Event(
-            number * poll,
-            "sampled",
-            detail=(Reading("gpu0", (number // per_period) * period * watts, watts),),
-        )
-        for number in range(polls)
+        PowerSampled("gpu", number * poll, (Reading("gpu0", joules, watts),))
+        for number, joules in enumerate(shown)
     ]
 
 
 def counter_of(
-    watts: Sequence[float], *, reset_at: int | None = None, poll: float = 0.02
-) -> list[Event]:
+    watts: Sequence[float],
+    *,
+    reset_at: int | None = None,
+    poll: float = 0.02,
+    boundary: str = "gpu",
+) -> list[PowerSampled]:
     """Polls of a counter updated every 0.1 s; mean power of each update is given.
 
     The driver is reloaded before update number `reset_at`: it counts from 0 again.
@@ -96,48 +102,46 @@ def counter_of(
         shown.append(0.0 if number == reset_at else shown[-1] + power * 0.1)
     per_update = round(0.1 / poll)
     return [
-        Event(
-            number * poll,
-            "sampled",
-            detail=(Reading("gpu0", shown[number // per_update]),),
+        PowerSampled(
+            boundary, number * poll, (Reading("gpu0", shown[number // per_update]),)
         )
         for number in range(len(watts) * per_update)
     ]
 
 
-def play(meter: MeterProtocol, events: Iterable[Event]) -> None:
-    """Make the calls in the order given."""
+class Fed(Protocol):
+    """Whatever takes events."""
+
+    def feed(self, event: Event) -> None: ...
+
+
+def play(meter: Fed, events: Iterable[Event]) -> None:
+    """Feed them in the order given."""
     for event in events:
-        detail = event.detail
-        if event.what == "opened":
-            assert isinstance(detail, Asked)
-            facts = RequestFacts(
-                "chat", is_stream=True, has_running_usage=detail.running_usage
-            )
-            meter.opened(event.key, f"r{event.key}", event.at, facts, detail.labels)
-        elif event.what == "received":
-            assert isinstance(detail, tuple)
-            meter.received(event.key, event.at, detail)
-        elif event.what == "closed":
-            assert isinstance(detail, Asked)
-            meter.closed(event.key, event.at, detail.outcome, status=detail.status)
-        elif event.what == "sampled":
-            assert isinstance(detail, tuple)
-            meter.sampled(event.at, detail)
-        elif event.what == "gauged":
-            assert isinstance(detail, EngineGauges)
-            meter.gauged(event.at, detail)
-        else:
-            meter.sensor_gap(event.at, event.what)
+        meter.feed(event)
+
+
+def settled_on_beat(
+    meter: Meter, events: Iterable[Event], *, beat: float, until: float
+) -> list[RequestRecord]:
+    """Events in order of time, settled at every beat between them and at the end."""
+    records: list[RequestRecord] = []
+    due = beat
+    for event in in_order(events):
+        while event.at_seconds > due:
+            records += meter.settle(due)
+            due += beat
+        meter.feed(event)
+    return records + meter.settle(until)
 
 
 def settled(
     requests: Sequence[Asked],
-    sensor: Sequence[Event],
+    sensor: Sequence[PowerSampled],
     config: MeterConfig | None = None,
 ) -> tuple[Meter, dict[str, RequestRecord]]:
     """All of it played in order of time and settled; records by request id."""
     meter = Meter(config)
-    play(meter, sorted([*events_of(requests), *sensor], key=lambda event: event.at))
-    records = meter.settle(sensor[-1].at + 100.0 if sensor else 1000.0)
+    play(meter, in_order(events_of(requests), sensor))
+    records = meter.settle(sensor[-1].at_seconds + 100.0 if sensor else 1000.0)
     return meter, {record.request_id: record for record in records}

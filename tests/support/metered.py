@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
 from proxy.meter.accounts import Boundaries
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, MeterConfig
-from proxy.power.reading import Reading
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, Reading, RequestFacts, Update, Usage
 
 IDLE_WATTS = 100.0
 BUSY_WATTS = 400.0
@@ -32,21 +32,37 @@ def metered(
         joules += 0.02 * (BUSY_WATTS if 2.0 <= now < 4.0 else IDLE_WATTS)
         if now >= 2.0 and not opened:
             opened = True
-            meter.opened(1, "chatty", now, facts, Labels("m", "conversation", "none"))
-            meter.opened(2, "coder", now, facts, Labels("m", "code", "none"))
+            meter.feed(
+                RequestOpened(
+                    1, now, "chatty", facts, Labels("m", "conversation", "none")
+                )
+            )
+            meter.feed(
+                RequestOpened(2, now, "coder", facts, Labels("m", "code", "none"))
+            )
         if opened and not closed and step % 5 == 0:
             for key in (1, 2):
-                meter.received(key, now, [Update(carries_token=True, tokens=1)])
+                meter.feed(
+                    TokensReceived(key, now, (Update(carries_token=True, tokens=1),))
+                )
         if now >= 4.0 and not closed:
             closed = True
             for key, prompt in ((1, 100), (2, 1000)):
                 usage = Usage(prompt_tokens=prompt, output_tokens=21, cached_tokens=0)
-                meter.received(key, now, [Update(usage=usage, is_usage_only=True)])
-                meter.closed(key, now, "ok", status=200)
-        meter.sampled(now, [Reading("gpu0", joules=round(joules, 3))])
+                meter.feed(
+                    TokensReceived(key, now, (Update(usage=usage, is_usage_only=True),))
+                )
+                meter.feed(RequestClosed(key, now, "ok", status=200))
+        meter.feed(
+            PowerSampled("gpu", now, (Reading("gpu0", joules=round(joules, 3)),))
+        )
         if has_node:
             other = Reading("gpu1", joules=round(now * OTHER_WATTS, 3), is_outside=True)
-            meter.sensed("gpu", now, [other])
-            meter.sensed("node", now, [Reading("psu", joules=round(2 * joules, 3))])
+            meter.feed(PowerSampled("gpu", now, (other,)))
+            meter.feed(
+                PowerSampled(
+                    "node", now, (Reading("psu", joules=round(2 * joules, 3)),)
+                )
+            )
         records += meter.settle(now)
     return meter, records

@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power.reading import EnergySource, Reading
+from proxy.power.energy_source import EnergySource
 from proxy.power.sources import source_opener
 from proxy.power.sources.csv import CsvSource, parse_recording
+from proxy.wire.facts import Reading
 from tests.support.paths import ROOT
 
 Route = Callable[[], "tuple[int, str, dict[str, str]]"]

@@ -6,21 +6,20 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
 
 from proxy.engines import DIALECTS
-from proxy.engines.dialect import RequestFacts, Update
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger.accounts import Books, RequestEnergy, RequestRecord
-from proxy.meter.meter import Labels, MeterProtocol, MeterState
-from proxy.power.reading import Reading
+from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import RelayServer, start_relay
+from proxy.relay.tap import RequestMeter
+from proxy.wire.events import Event, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, RequestFacts, Update
 from tests.support.scripted import (
     LAST_CHUNK,
     Message,
@@ -131,7 +130,7 @@ class Metered:
 
 
 class RecordingMeter:
-    """Keeps every call; can be told to fail on all of them."""
+    """Keeps every event; can be told to fail on all of them."""
 
     def __init__(self) -> None:
         self.requests: dict[int, Metered] = {}
@@ -156,35 +155,25 @@ class RecordingMeter:
         (request,) = await self.closings()
         return request
 
-    def opened(
-        self,
-        key: int,
-        request_id: str,
-        at_seconds: float,
-        facts: RequestFacts,
-        labels: Labels,
-    ) -> None:
+    def feed(self, event: Event) -> None:
         self._may_fail()
-        self.requests[key] = Metered(request_id, at_seconds, facts, labels)
+        if isinstance(event, RequestOpened):
+            self.requests[event.key] = Metered(
+                event.request_id, event.at_seconds, event.facts, event.labels
+            )
+        elif isinstance(event, TokensReceived):
+            reads = self.requests[event.key].reads
+            reads.append((event.at_seconds, list(event.updates)))
+        elif isinstance(event, RequestClosed):
+            self._close(event)
+        else:
+            raise NotImplementedError(f"the relay does not say {event}")
 
-    def received(self, key: int, at_seconds: float, updates: Sequence[Update]) -> None:
-        self._may_fail()
-        self.requests[key].reads.append((at_seconds, list(updates)))
-
-    def closed(
-        self,
-        key: int,
-        at_seconds: float,
-        outcome: str,
-        *,
-        status: int | None = None,
-        error: str | None = None,
-    ) -> None:
-        self._may_fail()
-        request = self.requests[key]
+    def _close(self, event: RequestClosed) -> None:
+        request = self.requests[event.key]
         assert request.outcome is None, "closed twice"
-        request.outcome, request.status, request.error = outcome, status, error
-        request.closed_seconds = at_seconds
+        request.outcome, request.status = event.outcome, event.status
+        request.error, request.closed_seconds = event.error, event.at_seconds
         self._closings += 1
         for count, future in self._waiters:
             if count <= self._closings and not future.done():
@@ -194,30 +183,12 @@ class RecordingMeter:
         if self.fails:
             raise RuntimeError("the meter is broken")
 
-    def sampled(self, at_seconds: float, readings: Sequence[Reading]) -> None:
-        raise NotImplementedError("the relay does not sample")
-
-    def sensor_gap(self, at_seconds: float, reason: str) -> None:
-        raise NotImplementedError("the relay does not sample")
-
-    def gauged(self, at_seconds: float, gauges: EngineGauges) -> None:
-        raise NotImplementedError("the relay does not scrape")
-
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         self._may_fail()
         self.estimates.append((key, at_seconds))
         request = self.requests[key]
         is_settled = self.settles and request.outcome is not None
         return EnergySoFar(self.energy, is_settled)
-
-    def settle(self, now_seconds: float) -> list[RequestRecord]:
-        raise NotImplementedError("the relay does not settle")
-
-    def books_at(self, at_seconds: float | None = None) -> Books:
-        raise NotImplementedError("the relay keeps no books")
-
-    def state(self) -> MeterState:
-        raise NotImplementedError("the relay keeps no books")
 
 
 # --- both around a relay ------------------------------------------------------
@@ -245,7 +216,7 @@ class Bench:
 @contextlib.asynccontextmanager
 async def serving(
     url: str,
-    meter: MeterProtocol,
+    meter: RequestMeter,
     engine: str = "vllm",
     clock: Callable[[], float] = time.monotonic,
     **config: Any,

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.engines.dialect import Usage
+from proxy.wire.facts import Usage
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b":\n\n"

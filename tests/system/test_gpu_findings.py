@@ -22,7 +22,7 @@ from benchmarks.gpu_findings import (
 )
 from benchmarks.gpu_validation import Probe
 from loadgen.simulator.core.sensor import GpuSensor, PowerCurve, SensorConfig
-from proxy.power.reading import Reading
+from proxy.wire.facts import Reading
 from tests.support.paths import ROOT
 
 SPANS = [(1000.0 + start, 1000.0 + start + 4.0) for start in (6.0, 16.0, 26.0, 36.0)]

@@ -10,8 +10,9 @@ import pytest
 
 from proxy.errors import ConfigError, ProxyError, SensorError
 from proxy.meter.curve.device import DeviceCurve
-from proxy.power.reading import EnergySource
-from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.energy_source import EnergySource
+from proxy.power.sampler import Sampler
+from proxy.wire.events import PowerSampled
 from tests.support.power_benches import ChildSource, child, compile_nvml
 
 PATIENCE_SECONDS = 20
@@ -77,18 +78,18 @@ def test_a_void_handle_stays_void_until_the_source_is_opened_again(
     assert third == second
 
 
-def sampled(library: Path, script: Sequence[int]) -> list[Sampled | Failed]:
+def sampled(library: Path, script: Sequence[int]) -> list[PowerSampled]:
     """What the sampler delivers while the script is played to its last line."""
-    events: list[Sampled | Failed] = []
+    events: list[PowerSampled] = []
     done = threading.Event()
     with child(**environment(library, script)) as process:
 
         def open_source() -> EnergySource:
             return ChildSource(process, "nvml")
 
-        def deliver(event: Sampled | Failed) -> None:
+        def deliver(event: PowerSampled) -> None:
             events.append(event)
-            if isinstance(event, Sampled) and (
+            if event.gap_reason is None and (
                 event.readings[0].joules == script[-1] / 1000
             ):
                 done.set()
@@ -100,10 +101,10 @@ def sampled(library: Path, script: Sequence[int]) -> list[Sampled | Failed]:
     return events
 
 
-def curve_of(events: Sequence[Sampled | Failed]) -> DeviceCurve:
+def curve_of(events: Sequence[PowerSampled]) -> DeviceCurve:
     curve = DeviceCurve()
     for event in events:
-        if isinstance(event, Failed):
+        if event.gap_reason is not None:
             curve.interrupt("sensor_gap")
         else:
             (reading,) = event.readings
@@ -113,7 +114,7 @@ def curve_of(events: Sequence[Sampled | Failed]) -> DeviceCurve:
 
 def test_a_gpu_that_was_lost_is_a_gap_and_then_measured_again(library: Path) -> None:
     events = sampled(library, [1000, 2000, 3000, -15, 9000, 9500, 9900])
-    reasons = [event.reason for event in events if isinstance(event, Failed)]
+    reasons = [event.gap_reason for event in events if event.gap_reason is not None]
     assert reasons == ["nvml energy of gpu0: GPU is lost"]
     curve = curve_of(events)
     # 3 -> 9.5 J: true, but nobody saw when; a span of its own, marked

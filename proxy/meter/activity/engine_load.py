@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.engines.dialect import RequestFacts
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.activity.orphans import RunOns
 from proxy.meter.activity.request import RequestTimeline
+from proxy.wire.facts import EngineGauges, RequestFacts
 
 FLIGHT_SECONDS = 0.25
 """So long after its last byte a request may still be in the gauges: they follow

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
+from proxy.wire.facts import RequestFacts, Update, Usage
 
 
 class TokenLog:

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 
 from proxy.meter.entry import Entry
 from proxy.meter.ledger.accounts import Ledger, RequestEnergy, RequestRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Bounded labels of a request, for books by class and for metrics."""
-
-    model: str = "unknown"
-    kind: str = "other"
-    tenant: str = "none"
-    stored_tenant: str | None = None
-    """What the record says, where it may say more than a label."""
+from proxy.wire.facts import Labels
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from proxy.errors import ConfigError
-from proxy.power.reading import EnergySource, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.sources.amdsmi import open_amdsmi
 from proxy.power.sources.csv import open_csv
 from proxy.power.sources.dcgm import open_dcgm

@@ -18,7 +18,8 @@ from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import visible_gpus
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.power")
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, parse_argument
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.wire.facts import Reading
 
 EXAMPLE = "csv=recorded.csv#boundary=node"
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, samples_named
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.wire.facts import Reading
 
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 POWER = "DCGM_FI_DEV_POWER_USAGE"

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import parse_argument
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.paced import Paced
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.wire.facts import Reading
 
 MIN_SECONDS = 1.0
 ANSWER_SECONDS = 10.0

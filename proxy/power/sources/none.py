@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.errors import ConfigError
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.wire.facts import Reading
 
 
 class NoSource:

@@ -21,7 +21,8 @@ import pynvml
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import visible_gpus
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.wire.facts import Reading
 
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,

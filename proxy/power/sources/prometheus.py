@@ -18,8 +18,9 @@ from prometheus_client.samples import Sample
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, base_url, parse_argument
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, RemoteClock, samples_named
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.wire.facts import Reading
 
 EXAMPLE = "'prometheus=http://host:8888/metrics#joules=METRIC&boundary=host'"
 OPTIONS = ("joules", "watts", "joules-scale", "watts-scale", "device", "boundary")

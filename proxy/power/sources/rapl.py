@@ -15,7 +15,8 @@ from pathlib import Path
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import parse_argument
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.wire.facts import Reading
 
 SYSFS = Path("/sys/class/powercap")
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor
 from proxy.power.paced import Paced
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.power")
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, RemoteClock
-from proxy.power.reading import EnergySource, Reading, SourceOptions
+from proxy.wire.facts import Reading
 
 EXAMPLE = "zeusd=http://host:4938 or zeusd=/run/zeusd/zeusd.sock"
 STAMP_SECONDS = 0.001

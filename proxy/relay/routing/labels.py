@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from proxy.engines.dialect import RequestFacts
 from proxy.errors import ConfigError
-from proxy.meter.meter import Labels
 from proxy.security.redaction import is_secret
+from proxy.wire.facts import Labels, RequestFacts
 from proxy.wire.headers import Headers, value_of
 
 KINDS = frozenset(

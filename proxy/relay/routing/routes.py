@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy.engines.dialect import Dialect, RequestFacts
+from proxy.engines.dialect import Dialect
 from proxy.relay.replies import Refusal
+from proxy.wire.facts import RequestFacts
 
 READABLE = frozenset(
     [

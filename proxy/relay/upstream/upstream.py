@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from proxy.engines.dialect import Dialect
-from proxy.meter.meter import MeterProtocol
 from proxy.relay.config import RelayConfig, UpstreamAddress, parse_upstream
 from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
-from proxy.relay.tap import MeterGuard
+from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.pool import UpstreamPool
 
 
@@ -64,7 +63,7 @@ class Upstream:
 def open_upstream(
     name: str,
     config: RelayConfig,
-    meter: MeterProtocol,
+    meter: RequestMeter,
     dialect: Dialect,
     clock: Callable[[], float],
     *,

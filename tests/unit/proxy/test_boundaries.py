@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.meter.accounts import MAX_WAIT_SECONDS, Boundaries
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import Books, RequestRecord
-from proxy.meter.meter import Meter, MeterConfig
-from proxy.power.reading import Reading
-from tests.support.meter_scenes import Asked, Event, counter_of, events_of, play
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading
+from tests.support.meter_scenes import Asked, counter_of, events_of, in_order, play
 
 MILLIJOULE = 1e-3
 quickly = settings(
@@ -24,16 +26,14 @@ REQUESTS = [
     Asked(2.0, [2.2 + 0.025 * n for n in range(60)], prompt=500),
     Asked(2.6, [2.9 + 0.025 * n for n in range(30)], prompt=2000),
 ]
-Sensor = tuple[str, float, Sequence[Reading] | str]
-"""Boundary, instant, and what was read there, or why not."""
 
 
 def polled(
     boundary: str, until: float, watts: float, *, every: float, device: str = "x"
-) -> list[Sensor]:
+) -> list[PowerSampled]:
     """A counter that ticks at every poll."""
     return [
-        (boundary, n * every, (Reading(device, n * every * watts),))
+        PowerSampled(boundary, n * every, (Reading(device, n * every * watts),))
         for n in range(round(until / every) + 1)
     ]
 
@@ -41,30 +41,18 @@ def polled(
 def replayed(
     boundaries: Boundaries,
     requests: Sequence[Asked],
-    sensors: Sequence[Sensor],
+    sensors: Sequence[PowerSampled],
     *,
     beat: float = 0.5,
     until: float = 60.0,
 ) -> list[tuple[float, RequestRecord]]:
     """All in order of time, settled at every beat; records with their instant."""
-    events: list[tuple[float, Event | Sensor]] = [
-        *((event.at, event) for event in events_of(requests)),
-        *((sensor[1], sensor) for sensor in sensors),
-    ]
-    events.sort(key=lambda event: event[0])
+    events = in_order(events_of(requests), sensors)
     records: list[tuple[float, RequestRecord]] = []
     now = 0.0
     while now < until:
-        while events and events[0][0] <= now:
-            _, event = events.pop(0)
-            if isinstance(event, Event):
-                play(boundaries, [event])
-                continue
-            name, at, seen = event
-            if isinstance(seen, str):
-                boundaries.failed(name, at, seen)
-            else:
-                boundaries.sensed(name, at, seen)
+        while events and events[0].at_seconds <= now:
+            boundaries.feed(events.pop(0))
         records += [(now, record) for record in boundaries.settle(now)]
         now += beat
     return records
@@ -114,7 +102,7 @@ def test_a_record_has_the_joules_of_every_boundary_and_all_books_close() -> None
 
 def test_the_ratio_is_of_joules_over_the_same_time() -> None:
     boundaries = three()
-    sensors = [s for s in SENSORS if s[0] != "gpu" or s[1] > 12.0]
+    sensors = [s for s in SENSORS if s.boundary != "gpu" or s.at_seconds > 12.0]
     replayed(boundaries, REQUESTS, sensors)
     gpu, host = boundaries.ratios()
     assert (gpu.inner, gpu.outer) == ("gpu", "node")
@@ -125,12 +113,13 @@ def test_the_ratio_is_of_joules_over_the_same_time() -> None:
 
 def test_what_one_sensor_missed_does_not_look_like_a_share() -> None:
     boundaries = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
-    sensors: list[Sensor] = [
+    # without a counter the joules of a gap are not known
+    shown = (Reading("psu", None, 750.0),)
+    sensors = [
         *polled("gpu", 40.0, 300.0, every=0.1),
-        # without a counter the joules of a gap are not known
-        *(("node", float(n), (Reading("psu", None, 750.0),)) for n in range(15)),
-        ("node", 14.5, "psu is away"),
-        *(("node", float(n), (Reading("psu", None, 750.0),)) for n in range(25, 41)),
+        *(PowerSampled("node", float(n), shown) for n in range(15)),
+        PowerSampled("node", 14.5, gap_reason="psu is away"),
+        *(PowerSampled("node", float(n), shown) for n in range(25, 41)),
     ]
     replayed(boundaries, [], sensors)
     books = boundaries.books_of("node")
@@ -153,7 +142,7 @@ def test_a_record_waits_for_a_slow_sensor_within_bounds() -> None:
     alone = dict.fromkeys(["r0", "r1"], 0.0) | {
         record.request_id: at
         for at, record in replayed(
-            lone, REQUESTS, [s for s in SENSORS if s[0] == "gpu"]
+            lone, REQUESTS, [s for s in SENSORS if s.boundary == "gpu"]
         )
     }
     for at, record in replayed(three(), REQUESTS, SENSORS):
@@ -162,8 +151,8 @@ def test_a_record_waits_for_a_slow_sensor_within_bounds() -> None:
 
 def test_a_sensor_that_is_down_is_not_waited_for_and_leaves_the_others_alone() -> None:
     boundaries = three()
-    sensors = [s for s in SENSORS if s[0] != "node" or s[1] < 2.5]
-    sensors.append(("node", 3.0, "no answer"))
+    sensors = [s for s in SENSORS if s.boundary != "node" or s.at_seconds < 2.5]
+    sensors.append(PowerSampled("node", 3.0, gap_reason="no answer"))
     found = replayed(boundaries, REQUESTS, sensors)
     assert all(at < 7.0 for at, _ in found)
     for _, record in found:
@@ -176,7 +165,7 @@ def test_a_sensor_that_is_down_is_not_waited_for_and_leaves_the_others_alone() -
 
 
 def test_a_sensor_that_hangs_holds_a_record_only_so_long() -> None:
-    sensors = [s for s in SENSORS if s[0] != "node" or s[1] < 2.5]
+    sensors = [s for s in SENSORS if s.boundary != "node" or s.at_seconds < 2.5]
     for at, record in replayed(three(), REQUESTS, sensors):
         assert record.energy.boundaries["node"].energy_joules is None
         assert at < record.finished_seconds + 3.0 + MAX_WAIT_SECONDS
@@ -184,7 +173,7 @@ def test_a_sensor_that_hangs_holds_a_record_only_so_long() -> None:
 
 def test_a_proxy_that_ends_hands_out_every_record() -> None:
     boundaries = three()
-    early = [sensor for sensor in SENSORS if sensor[1] <= 4.0]
+    early = [sensor for sensor in SENSORS if sensor.at_seconds <= 4.0]
     assert replayed(boundaries, REQUESTS, early, until=4.5) == []
     out = boundaries.settle(64.0) + boundaries.settle(124.0)
     assert {record.request_id for record in out} == {"r0", "r1"}
@@ -193,8 +182,8 @@ def test_a_proxy_that_ends_hands_out_every_record() -> None:
 
 def test_accelerators_the_engine_does_not_use_have_an_account_of_their_own() -> None:
     boundaries = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
-    sensors: list[Sensor] = [
-        (
+    sensors = [
+        PowerSampled(
             "gpu",
             n * 0.1,
             (Reading("gpu0", n * 30.0), Reading("gpu1", n * 7.0, is_outside=True)),
@@ -215,7 +204,11 @@ def test_accelerators_the_engine_does_not_use_have_an_account_of_their_own() -> 
     assert set(boundaries.state().device_watts) == {"gpu0"}
     assert inside.measured_joules == pytest.approx(300 * 39.9, rel=0.02)
     alone = Boundaries({"gpu": MeterConfig()})
-    plain = replayed(alone, REQUESTS, [(b, t, r[:1]) for b, t, r in sensors])
+    plain = replayed(
+        alone,
+        REQUESTS,
+        [PowerSampled("gpu", s.at_seconds, s.readings[:1]) for s in sensors],
+    )
     joules = {r.request_id: r.energy.energy_joules for _, r in plain}
     assert {r.request_id: r.energy.energy_joules for _, r in records} == joules
     shares = {ratio.inner: ratio.ratio for ratio in boundaries.ratios()}
@@ -241,11 +234,6 @@ def requests(draw: st.DrawFn) -> Asked:
 powers = st.lists(st.floats(1.0, 900.0), min_size=80, max_size=80)
 
 
-def readings_of(boundary: str, watts: list[float]) -> list[Sensor]:
-    events = counter_of(watts)
-    return [(boundary, e.at, e.detail) for e in events]  # type: ignore[misc]
-
-
 @quickly
 @given(
     asked=st.lists(requests(), min_size=1, max_size=5),
@@ -256,10 +244,10 @@ def readings_of(boundary: str, watts: list[float]) -> list[Sensor]:
 def test_each_boundary_gives_what_it_would_give_alone(
     asked: list[Asked], gpu: list[float], node: list[float], gap: float | None
 ) -> None:
-    of_gpu, of_node = readings_of("gpu", gpu), readings_of("node", node)
+    of_gpu, of_node = counter_of(gpu), counter_of(node, boundary="node")
     if gap is not None:
-        of_node.append(("node", gap, "away"))
-        of_node.sort(key=lambda sensor: sensor[1])
+        of_node.append(PowerSampled("node", gap, gap_reason="away"))
+        of_node.sort(key=lambda sensor: sensor.at_seconds)
     both = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
     joined = {r.request_id: r for _, r in replayed(both, asked, of_gpu + of_node)}
     lone_gpu = Boundaries({"gpu": MeterConfig()})
@@ -284,10 +272,10 @@ def test_each_boundary_gives_what_it_would_give_alone(
 def test_one_boundary_is_a_meter(asked: list[Asked], gpu: list[float]) -> None:
     one = Boundaries({"gpu": MeterConfig()})
     meter = Meter()
-    events = sorted([*events_of(asked), *counter_of(gpu)], key=lambda event: event.at)
+    events = in_order(events_of(asked), counter_of(gpu))
     for each in (one, meter):
         play(each, events)
-    now = events[-1].at + 100.0
+    now = events[-1].at_seconds + 100.0
     assert one.settle(now) == meter.settle(now)
     # arrays have no truth of their equality; the fit is tested by itself
     states = [replace(each.state(), calibration=None) for each in (one, meter)]

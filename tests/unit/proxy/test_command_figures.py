@@ -20,7 +20,7 @@ from proxy.measure.report import (
 )
 from proxy.measure.text import describe
 from proxy.measure.watch import Watch
-from proxy.power.reading import Reading
+from proxy.wire.facts import Reading
 
 MILLIJOULE = 0.001
 Kind = Literal["counter", "power"]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
-from proxy.engines.dialect import Dialect, PhaseSeconds, Update, Usage
+from proxy.engines.dialect import Dialect
+from proxy.wire.facts import PhaseSeconds, Update, Usage
 from proxy.wire.sse import SseDecoder
 from tests.support.captures import (
     STREAMS,

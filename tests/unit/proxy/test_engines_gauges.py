@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines.gauges import EngineGauges, read_gauges
+from proxy.engines.gauges import read_gauges
+from proxy.wire.facts import EngineGauges
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import astuple
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from proxy.engines import DIALECTS
-from proxy.engines.dialect import RequestFacts, Update
 from proxy.engines.wire import ERROR_CHARACTERS, MAX_COUNT
 from proxy.errors import SseError
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, Reading, RequestFacts, Update
 from proxy.wire.sse import SseDecoder
 from tests.support.captures import (
     STREAMS,
@@ -182,14 +183,18 @@ def test_asking_for_usage_changes_that_one_key_or_nothing(
 @given(stream=spoilt(BODIES))
 def test_a_spoilt_stream_leaves_the_books_closed(name: str, stream: bytes) -> None:
     meter, engine = Meter(MeterConfig(idle_watts=100.0)), DIALECTS[name]
-    meter.sampled(0.0, [Reading("gpu0", joules=0.0)])
+    meter.feed(PowerSampled("gpu", 0.0, (Reading("gpu0", joules=0.0),)))
     facts = RequestFacts("chat", is_stream=True)
-    meter.opened(1, "r", 0.5, facts, Labels())
+    meter.feed(RequestOpened(1, 0.5, "r", facts, Labels()))
     for number, data in enumerate(SseDecoder().feed(stream)):
-        meter.received(1, 1.0 + 0.01 * number, [engine.read_event(data)])
-    meter.closed(1, 3.0, "ok", status=200)
+        meter.feed(TokensReceived(1, 1.0 + 0.01 * number, (engine.read_event(data),)))
+    meter.feed(RequestClosed(1, 3.0, "ok", status=200))
     for step in range(1, 400):
-        meter.sampled(step * 0.02, [Reading("gpu0", joules=step * 0.02 * 300.0)])
+        meter.feed(
+            PowerSampled(
+                "gpu", step * 0.02, (Reading("gpu0", joules=step * 0.02 * 300.0),)
+            )
+        )
     (record,) = meter.settle(100.0)
     books = meter.books_at()
     assert is_count(record.output_tokens)

@@ -4,20 +4,24 @@ from itertools import pairwise
 
 import pytest
 
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.errors import ConfigError
 from proxy.meter.attribution.policies import POLICIES
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from proxy.power.reading import Reading
-from tests.support.meter_scenes import Asked, Event, counter, events_of, play, settled
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage
+from tests.support.meter_scenes import (
+    Asked,
+    counter,
+    events_of,
+    in_order,
+    play,
+    settled,
+)
 
 
 def ticks(first: float, count: int, every: float = 0.02) -> list[float]:
     return [first + every * number for number in range(count)]
-
-
-def in_order(*lists: list[Event]) -> list[Event]:
-    return sorted((e for events in lists for e in events), key=lambda event: event.at)
 
 
 def test_a_request_alone_pays_for_all_that_was_not_idle() -> None:
@@ -113,7 +117,7 @@ def test_running_usage_settles_while_requests_still_run() -> None:
     asked = Asked(1.0, ticks(1.1, 400))
     meter = Meter()
     events = in_order(events_of([asked]), counter(8.0))
-    play(meter, [event for event in events if event.at < 5.0])
+    play(meter, [event for event in events if event.at_seconds < 5.0])
     meter.settle(5.0)
     assert meter.books_at().settled_seconds > 4.0
     assert meter.books_at().decode_joules > 0
@@ -126,9 +130,9 @@ def test_no_window_waits_for_ever() -> None:
     settled_at, records = [], []
     for event in events:
         play(meter, [event])
-        if event.what == "sampled" and round(event.at / 0.02) % 50 == 0:
-            records += meter.settle(event.at)
-            settled_at.append((event.at, meter.books_at().settled_seconds))
+        if isinstance(event, PowerSampled) and round(event.at_seconds / 0.02) % 50 == 0:
+            records += meter.settle(event.at_seconds)
+            settled_at.append((event.at_seconds, meter.books_at().settled_seconds))
     assert all(now - settled < 12.0 for now, settled in settled_at if now > 2.0)
     (record,) = [*records, *meter.settle(60.0)]
     assert record.energy.quality == "estimated"
@@ -141,8 +145,8 @@ def test_settled_accounts_never_fall() -> None:
     accounts = []
     for event in in_order(events_of(asked), counter(8.0)):
         play(meter, [event])
-        if event.what == "sampled":
-            meter.settle(event.at)
+        if isinstance(event, PowerSampled):
+            meter.settle(event.at_seconds)
             books = meter.books_at()
             running = [books.prefill_joules, books.decode_joules]
             accounts.append([*running, books.idle_joules, books.idle_share_joules])
@@ -153,11 +157,14 @@ def test_settled_accounts_never_fall() -> None:
 def test_tokens_for_settled_time_move_to_the_open_window_and_are_counted() -> None:
     meter = Meter()
     asked = Asked(1.0, ticks(1.1, 100))
-    play(meter, [e for e in in_order(events_of([asked]), counter(3.0)) if e.at < 3.0])
+    play(
+        meter,
+        [e for e in in_order(events_of([asked]), counter(3.0)) if e.at_seconds < 3.0],
+    )
     meter.settle(3.0)
     done = meter.books_at().settled_seconds
     late = (Update(carries_token=True, usage=Usage(100, 97)),)
-    meter.received(0, done - 0.5, late)
+    meter.feed(TokensReceived(0, done - 0.5, late))
     assert meter.state().late_reads_total == 1
 
 
@@ -165,11 +172,11 @@ def test_a_whole_reply_is_spread_over_its_time() -> None:
     meter = Meter()
     facts = RequestFacts("chat", is_stream=False)
     reply = Update(carries_token=True, usage=Usage(500, 40), finish_reason="stop")
-    play(meter, [event for event in counter(6.0) if event.at < 3.0])
-    meter.opened(1, "whole", 2.0, facts, Labels())
-    meter.received(1, 2.9, [reply])
-    meter.closed(1, 2.9, "ok", status=200)
-    play(meter, [event for event in counter(6.0) if event.at >= 3.0])
+    play(meter, [event for event in counter(6.0) if event.at_seconds < 3.0])
+    meter.feed(RequestOpened(1, 2.0, "whole", facts, Labels()))
+    meter.feed(TokensReceived(1, 2.9, (reply,)))
+    meter.feed(RequestClosed(1, 2.9, "ok", status=200))
+    play(meter, [event for event in counter(6.0) if event.at_seconds >= 3.0])
     (record,) = meter.settle(20.0)
     energy = record.energy
     assert energy.energy_joules == pytest.approx(300 * 0.9, rel=0.15)
@@ -185,9 +192,9 @@ def test_a_whole_reply_with_phase_times_is_split_by_them() -> None:
     phases = PhaseSeconds(prefill_seconds=0.2, decode_seconds=0.5)
     reply = Update(carries_token=True, usage=Usage(500, 40), phases=phases)
     play(meter, counter(6.0))
-    meter.opened(1, "whole", 2.0, facts, Labels())
-    meter.received(1, 2.9, [reply])
-    meter.closed(1, 2.9, "ok", status=200)
+    meter.feed(RequestOpened(1, 2.0, "whole", facts, Labels()))
+    meter.feed(TokensReceived(1, 2.9, (reply,)))
+    meter.feed(RequestClosed(1, 2.9, "ok", status=200))
     (record,) = meter.settle(20.0)
     assert record.first_token_seconds == pytest.approx(2.4)
     assert record.scheduled_seconds == pytest.approx(2.2)
@@ -205,12 +212,12 @@ def test_several_sequences_are_one_request() -> None:
     meter = Meter()
     facts = RequestFacts("chat", is_stream=True, sequences=3)
     play(meter, counter(6.0))
-    meter.opened(1, "three", 2.0, facts, Labels())
+    meter.feed(RequestOpened(1, 2.0, "three", facts, Labels()))
     for at in ticks(2.1, 20):
-        meter.received(1, at, [Update(carries_token=True)] * 3)
+        meter.feed(TokensReceived(1, at, (Update(carries_token=True),) * 3))
     final = Update(is_usage_only=True, usage=Usage(100, 60))
-    meter.received(1, 2.5, [final])
-    meter.closed(1, 2.5, "ok", status=200)
+    meter.feed(TokensReceived(1, 2.5, (final,)))
+    meter.feed(RequestClosed(1, 2.5, "ok", status=200))
     (record,) = meter.settle(20.0)
     assert record.output_tokens == 60
     assert record.energy.energy_joules is not None
@@ -218,8 +225,8 @@ def test_several_sequences_are_one_request() -> None:
 
 def test_closing_twice_or_an_unknown_request_does_nothing() -> None:
     meter = Meter()
-    meter.closed(7, 1.0, "ok")
-    meter.received(7, 1.0, [Update(carries_token=True)])
+    meter.feed(RequestClosed(7, 1.0, "ok"))
+    meter.feed(TokensReceived(7, 1.0, (Update(carries_token=True),)))
     assert meter.state().open_requests == 0
 
 
@@ -267,13 +274,15 @@ def test_memory_is_given_back() -> None:
     for number in range(3000):
         at = number * 0.1
         joules += 30.0
-        meter.sampled(at, [Reading("gpu0", joules, 300.0)])
+        meter.feed(PowerSampled("gpu", at, (Reading("gpu0", joules, 300.0),)))
         if number % 5 == 0:
-            meter.opened(number, "r", at, facts, Labels())
-            meter.received(
-                number, at + 0.05, [Update(carries_token=True, usage=Usage(9, 1))]
+            meter.feed(RequestOpened(number, at, "r", facts, Labels()))
+            meter.feed(
+                TokensReceived(
+                    number, at + 0.05, (Update(carries_token=True, usage=Usage(9, 1)),)
+                )
             )
-            meter.closed(number, at + 0.06, "ok", status=200)
+            meter.feed(RequestClosed(number, at + 0.06, "ok", status=200))
             records += len(meter.settle(at))
     settlement = meter._settlement
     assert records > 590
@@ -287,11 +296,13 @@ def test_memory_is_bounded_while_the_sensor_is_silent() -> None:
     facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
     for number in range(2000):
         at = number * 0.1
-        meter.opened(number, "r", at, facts, Labels())
-        meter.received(
-            number, at + 0.05, [Update(carries_token=True, usage=Usage(9, 1))]
+        meter.feed(RequestOpened(number, at, "r", facts, Labels()))
+        meter.feed(
+            TokensReceived(
+                number, at + 0.05, (Update(carries_token=True, usage=Usage(9, 1)),)
+            )
         )
-        meter.closed(number, at + 0.06, "ok", status=200)
+        meter.feed(RequestClosed(number, at + 0.06, "ok", status=200))
         meter.settle(at)
     assert len(meter._requests) < 200
     assert len(meter._settlement.steps.steps.seconds) < 600
@@ -307,7 +318,7 @@ def test_gpus_that_are_heard_one_after_another_leave_no_residual() -> None:
             Reading(f"gpu{number}", joules=100.0 * (int((step - 3 * number) / 5) * 0.1))
             for number in range(2)
         ]
-        meter.sampled(now, readings)
+        meter.feed(PowerSampled("gpu", now, tuple(readings)))
         meter.settle(now)
     books = meter.books_at()
     assert books.measured_joules > 1000

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines.dialect import RequestFacts, Update, Usage
+from proxy.meter.config import MeterConfig
 from proxy.meter.estimate import EnergySoFar
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from tests.support.meter_scenes import Asked, Event, counter, events_of, play
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, RequestFacts, Update, Usage
+from tests.support.meter_scenes import Asked, counter, events_of, in_order, play
 
 WATTS = 300.0
 IDLE = MeterConfig(idle_watts=100.0)
@@ -30,19 +32,16 @@ def told(
     """Settled every 50 ms; an estimate of each right after its last token."""
     meter = Meter(config)
     until = max(asked.closed_seconds for asked in requests) + 2.0
-    beats = [Event(0.05 * n, "settle") for n in range(int(until / 0.05))]
     so_far: dict[int, EnergySoFar] = {}
     records: list[RequestRecord] = []
-    for event in sorted(
-        [*events_of(requests), *counter(until, watts), *beats],
-        key=lambda event: event.at,
-    ):
-        if event.what == "settle":
-            records += meter.settle(event.at)
-        else:
-            if event.what == "closed":
-                so_far[event.key] = meter.estimate(event.key, event.at)
-            play(meter, [event])
+    beats = 0
+    for event in in_order(events_of(requests), counter(until, watts)):
+        while event.at_seconds >= 0.05 * beats:
+            records += meter.settle(0.05 * beats)
+            beats += 1
+        if isinstance(event, RequestClosed):
+            so_far[event.key] = meter.estimate(event.key, event.at_seconds)
+        meter.feed(event)
     records += meter.settle(until + 100.0)
     return meter, so_far, {record.request_id: record for record in records}
 
@@ -96,15 +95,12 @@ def test_asking_changes_no_record(asked: list[tuple[float, int, bool]]) -> None:
     silent = Meter(IDLE)
     until = max(one.closed_seconds for one in requests) + 2.0
     found: list[RequestRecord] = []
-    beats = [Event(0.05 * n, "settle") for n in range(int(until / 0.05))]
-    for event in sorted(
-        [*events_of(requests), *counter(until, WATTS), *beats],
-        key=lambda event: event.at,
-    ):
-        if event.what == "settle":
-            found += silent.settle(event.at)
-        else:
-            play(silent, [event])
+    beats = 0
+    for event in in_order(events_of(requests), counter(until, WATTS)):
+        while event.at_seconds >= 0.05 * beats:
+            found += silent.settle(0.05 * beats)
+            beats += 1
+        silent.feed(event)
     found += silent.settle(until + 100.0)
     assert {record.request_id: record for record in found} == records
     assert silent.books_at() == meter.books_at()
@@ -122,8 +118,12 @@ def test_estimates_give_out_no_more_than_was_measured(
     play(
         meter,
         sorted(
-            (e for e in [*events_of(requests), *counter(now, WATTS)] if e.at <= now),
-            key=lambda event: event.at,
+            (
+                e
+                for e in [*events_of(requests), *counter(now, WATTS)]
+                if e.at_seconds <= now
+            ),
+            key=lambda event: event.at_seconds,
         ),
     )
     meter.settle(0.4)
@@ -153,16 +153,16 @@ def test_without_a_sensor_nothing_is_known_and_nothing_will_be() -> None:
 
 def test_a_gap_or_a_late_first_edge_leaves_it_unknown() -> None:
     meter = Meter(IDLE)
-    play(meter, [e for e in counter(1.5, WATTS) if e.at > 0.5])
+    play(meter, [e for e in counter(1.5, WATTS) if e.at_seconds > 0.5])
     meter.settle(1.0)
     facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
     for key, arrived in ((1, 0.2), (2, 1.1)):
-        meter.opened(key, f"r{key}", arrived, facts, Labels())
+        meter.feed(RequestOpened(key, arrived, f"r{key}", facts, Labels()))
         update = Update(carries_token=True, usage=Usage(5, 1))
-        meter.received(key, 1.3, [update])
+        meter.feed(TokensReceived(key, 1.3, (update,)))
     assert meter.estimate(1, 1.5).energy.energy_joules is None
     assert joules(meter.estimate(2, 1.5).energy.energy_joules) > 0
-    meter.sensor_gap(1.51, "sensor_gap")
+    meter.feed(PowerSampled("gpu", 1.51, gap_reason="sensor_gap"))
     assert meter.estimate(2, 1.52).energy.energy_joules is None
     assert not meter.estimate(2, 1.52).is_settled
 
@@ -172,7 +172,7 @@ def test_a_sensor_that_fell_silent_gives_no_estimate() -> None:
     play(meter, counter(1.5, WATTS))
     facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
     meter.settle(0.5)
-    meter.opened(1, "r1", 1.1, facts, Labels())
+    meter.feed(RequestOpened(1, 1.1, "r1", facts, Labels()))
     assert joules(meter.estimate(1, 2.0).energy.energy_joules) >= 0
     assert meter.estimate(1, 30.0).energy.energy_joules is None
 
@@ -182,10 +182,12 @@ def test_a_whole_reply_is_estimated_when_it_is_closed() -> None:
     play(meter, counter(1.0, WATTS))
     meter.settle(0.9)
     facts = RequestFacts("chat")
-    meter.opened(1, "r1", 1.0, facts, Labels())
-    play(meter, [e for e in counter(2.0, WATTS) if e.at > 1.0])
-    meter.received(1, 2.0, [Update(usage=Usage(50, 40), carries_token=True)])
-    meter.closed(1, 2.0, "ok", status=200)
+    meter.feed(RequestOpened(1, 1.0, "r1", facts, Labels()))
+    play(meter, [e for e in counter(2.0, WATTS) if e.at_seconds > 1.0])
+    meter.feed(
+        TokensReceived(1, 2.0, (Update(usage=Usage(50, 40), carries_token=True),))
+    )
+    meter.feed(RequestClosed(1, 2.0, "ok", status=200))
     energy = meter.estimate(1, 2.0).energy
     assert joules(energy.energy_joules) == pytest.approx(WATTS, rel=0.1)
     assert joules(energy.decode_joules) > joules(energy.prefill_joules) > 0

@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Meter, MeterConfig
-from proxy.power.reading import Reading
-from tests.support.meter_scenes import Asked, Event, counter, events_of, play
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading
+from tests.support.meter_scenes import Asked, counter, events_of, in_order, play
 
 WATTS = 300.0
 BEFORE = Asked(1.0, [1.1 + 0.02 * n for n in range(20)])
 DURING = Asked(3.0, [3.2 + 0.02 * n for n in range(90)])
 AFTER = Asked(8.0, [8.1 + 0.02 * n for n in range(20)])
-Break = Callable[[Event], Event]
+Break = Callable[[PowerSampled], PowerSampled]
 
 
-def lost(event: Event) -> Event:
+def lost(event: PowerSampled) -> PowerSampled:
     """Reads fail from 4.0 s to 5.5 s."""
-    return Event(event.at, "sensor_gap") if 4.0 <= event.at < 5.5 else event
-
-
-def gpu_lost(event: Event) -> Event:
-    """The source answers, without its GPU, from 4.0 s to 5.5 s."""
-    return replace(event, detail=()) if 4.0 <= event.at < 5.5 else event
-
-
-def reset(event: Event) -> Event:
-    """The driver is reloaded at 4.0 s: the counter starts again."""
-    assert isinstance(event.detail, tuple)
-    (reading,) = event.detail
-    assert reading.joules is not None
-    if event.at < 4.0:
+    if not 4.0 <= event.at_seconds < 5.5:
         return event
-    return replace(
-        event, detail=(Reading("gpu0", reading.joules - 4.0 * WATTS + 17.0, WATTS),)
-    )
+    return PowerSampled("gpu", event.at_seconds, gap_reason="sensor_gap")
 
 
-def half_lost(event: Event) -> Event:
+def gpu_lost(event: PowerSampled) -> PowerSampled:
+    """The source answers, without its GPU, from 4.0 s to 5.5 s."""
+    return replace(event, readings=()) if 4.0 <= event.at_seconds < 5.5 else event
+
+
+def reset(event: PowerSampled) -> PowerSampled:
+    """The driver is reloaded at 4.0 s: the counter starts again."""
+    (reading,) = event.readings
+    assert reading.joules is not None
+    if event.at_seconds < 4.0:
+        return event
+    since = Reading("gpu0", reading.joules - 4.0 * WATTS + 17.0, WATTS)
+    return replace(event, readings=(since,))
+
+
+def half_lost(event: PowerSampled) -> PowerSampled:
     """One GPU of two is lost from 4.0 s to 5.5 s."""
-    assert isinstance(event.detail, tuple)
-    (reading,) = event.detail
+    (reading,) = event.readings
     other = Reading("gpu1", reading.joules, WATTS)
-    is_there = not 4.0 <= event.at < 5.5
-    return replace(event, detail=(reading, other) if is_there else (reading,))
+    is_there = not 4.0 <= event.at_seconds < 5.5
+    return replace(event, readings=(reading, other) if is_there else (reading,))
 
 
 def settled(breaks: Break) -> tuple[Meter, dict[str, RequestRecord], list[float]]:
@@ -55,12 +56,12 @@ def settled(breaks: Break) -> tuple[Meter, dict[str, RequestRecord], list[float]
     meter = Meter(MeterConfig(idle_watts=50.0))
     asked: Sequence[Asked] = (BEFORE, DURING, AFTER)
     sensor = [breaks(event) for event in counter(12.0, WATTS)]
-    events = sorted([*events_of(asked), *sensor], key=lambda event: event.at)
+    events = in_order(events_of(asked), sensor)
     records: dict[str, RequestRecord] = {}
     measured: list[float] = []
     due = 0.05
     for event in events:
-        while event.at > due:
+        while event.at_seconds > due:
             records |= {r.request_id: r for r in meter.settle(due)}
             measured.append(meter.books_at().measured_joules)
             due += 0.05
@@ -116,10 +117,11 @@ def test_energy_across_a_reset_is_unknown_and_in_no_account() -> None:
 
 def test_requests_arriving_in_a_gap_that_never_ends_are_let_go() -> None:
     meter = Meter(MeterConfig(idle_watts=50.0))
-    sensor = [event for event in counter(12.0, WATTS) if event.at < 2.9]
-    sensor += [Event(3.0 + n * 0.02, "sensor_gap") for n in range(400)]
-    both = [*events_of([DURING]), *sensor]
-    play(meter, sorted(both, key=lambda event: event.at))
+    sensor = [event for event in counter(12.0, WATTS) if event.at_seconds < 2.9]
+    sensor += [
+        PowerSampled("gpu", 3.0 + n * 0.02, gap_reason="sensor_gap") for n in range(400)
+    ]
+    play(meter, in_order(events_of([DURING]), sensor))
     assert meter.settle(12.0) == []
     (record,) = meter.settle(60.0)
     assert record.energy.energy_joules is None

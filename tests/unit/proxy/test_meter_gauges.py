@@ -8,11 +8,19 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Meter, MeterConfig
-from tests.support.meter_scenes import Asked, Event, counter, events_of, play
+from proxy.meter.meter import Meter
+from proxy.wire.events import EngineObserved
+from proxy.wire.facts import EngineGauges
+from tests.support.meter_scenes import (
+    Asked,
+    counter,
+    events_of,
+    in_order,
+    settled_on_beat,
+)
 
 WATTS, IDLE_WATTS = 300.0, 50.0
 GIVEN = MeterConfig(idle_watts=IDLE_WATTS)
@@ -28,13 +36,12 @@ def scrapes(
     first: float = 0.5,
     progress: Sequence[float] | None = None,
     preemptions: Sequence[int] | None = None,
-) -> list[Event]:
+) -> list[EngineObserved]:
     """One scrape a second, (running, waiting) each; progress in all by default."""
     return [
-        Event(
+        EngineObserved(
             first + number,
-            "gauged",
-            detail=EngineGauges(
+            EngineGauges(
                 running,
                 waiting,
                 None if preemptions is None else preemptions[number],
@@ -47,21 +54,15 @@ def scrapes(
 
 def settled(
     asked: Sequence[Asked],
-    gauges: Sequence[Event],
+    gauges: Sequence[EngineObserved],
     *,
     until: float = 12.0,
     config: MeterConfig = GIVEN,
 ) -> tuple[Meter, dict[str, RequestRecord]]:
     meter = Meter(config)
-    events = [*events_of(asked), *gauges, *counter(until, WATTS)]
-    records: dict[str, RequestRecord] = {}
-    due = 0.05
-    for event in sorted(events, key=lambda event: event.at):
-        while event.at > due:
-            records |= {r.request_id: r for r in meter.settle(due)}
-            due += 0.05
-        play(meter, [event])
-    records |= {r.request_id: r for r in meter.settle(until + 100.0)}
+    events = in_order(events_of(asked), gauges, counter(until, WATTS))
+    found = settled_on_beat(meter, events, beat=0.05, until=until + 100.0)
+    records = {record.request_id: record for record in found}
     assert abs(meter.books_at().residual_joules) < 1e-6
     return meter, records
 
@@ -288,7 +289,7 @@ gauge = st.builds(
 def test_no_gauge_breaks_the_books(
     policy: str, asked: list[Asked], pages: list[EngineGauges]
 ) -> None:
-    shown = [Event(0.4 + n, "gauged", detail=page) for n, page in enumerate(pages)]
+    shown = [EngineObserved(0.4 + n, page) for n, page in enumerate(pages)]
     meter, records = settled(
         asked, shown, until=16.0, config=MeterConfig(policy=policy)
     )

@@ -13,15 +13,24 @@ from hypothesis import strategies as st
 
 from proxy.meter.attribution.fit import FitRules
 from proxy.meter.attribution.policies import POLICIES
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import (
+    Event,
+    PowerSampled,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+from proxy.wire.facts import Labels
 from tests.support.meter_scenes import (
     Asked,
-    Event,
     counter_of,
     events_of,
     play,
     settled,
+    settled_on_beat,
 )
 
 MILLIJOULE = 1e-3
@@ -158,6 +167,7 @@ def test_the_order_in_which_events_are_told_does_not_matter(
     _, in_order = settled(asked, sensor, config_of(policy))
     told: dict[int, list[Event]] = defaultdict(list)
     for event in events_of(asked):
+        assert isinstance(event, RequestOpened | TokensReceived | RequestClosed)
         told[event.key].append(event)
     meter = Meter(config_of(policy))
     keys = np.random.default_rng(seed).permutation(len(asked)).tolist()
@@ -175,14 +185,9 @@ def test_when_settlement_runs_does_not_matter(
     sensor = counter_of(watts)
     _, at_once = settled(asked, sensor, config_of(policy))
     meter = Meter(config_of(policy))
-    found: dict[str, RequestRecord] = {}
-    due = beat
-    for event in sorted([*events_of(asked), *sensor], key=lambda event: event.at):
-        while event.at > due:
-            found |= {r.request_id: r for r in meter.settle(due)}
-            due += beat
-        play(meter, [event])
-    found |= {r.request_id: r for r in meter.settle(1000.0)}
+    events = [*events_of(asked), *sensor]
+    records = settled_on_beat(meter, events, beat=beat, until=1000.0)
+    found = {record.request_id: record for record in records}
     assert joules_of(found) == pytest.approx(joules_of(at_once), abs=1e-6)
 
 
@@ -197,23 +202,24 @@ def test_several_events_in_one_read_are_the_same_as_one_by_one(
         for one in asked
     ]
     _, single = settled(coarse, sensor, config_of(policy))
-    merged: dict[tuple[float, int], Event] = {}
+    merged: dict[tuple[float, int], TokensReceived] = {}
     others: list[Event] = []
     for event in events_of(coarse):
-        place = (event.at, event.key)
-        if event.what != "received":
+        if not isinstance(event, TokensReceived):
             others.append(event)
-        elif place in merged:
-            before = merged[place].detail
-            assert isinstance(before, tuple)
-            assert isinstance(event.detail, tuple)
-            merged[place] = replace(event, detail=before + event.detail)
-        else:
-            merged[place] = event
-    order = {"opened": 0, "received": 1, "closed": 2, "sampled": 3}
-    events = [*merged.values(), *others, *sensor]
+            continue
+        place = (event.at_seconds, event.key)
+        before = merged[place].updates if place in merged else ()
+        merged[place] = TokensReceived(*place[::-1], before + event.updates)
+    order: list[type] = [RequestOpened, TokensReceived, RequestClosed, PowerSampled]
     meter = Meter(config_of(policy))
-    play(meter, sorted(events, key=lambda event: (event.at, order[event.what])))
+    play(
+        meter,
+        sorted(
+            [*merged.values(), *others, *sensor],
+            key=lambda event: (event.at_seconds, order.index(type(event))),
+        ),
+    )
     together = {record.request_id: record for record in meter.settle(1000.0)}
     assert joules_of(together) == pytest.approx(joules_of(single), abs=1e-6)
 
@@ -278,10 +284,12 @@ def test_a_gap_is_never_filled(
     policy: str, asked: list[Asked], watts: list[float], at: float, lost: float
 ) -> None:
     sensor = [
-        Event(event.at, "read failed") if at <= event.at < at + lost else event
+        PowerSampled("gpu", event.at_seconds, gap_reason="read failed")
+        if at <= event.at_seconds < at + lost
+        else event
         for event in counter_of(watts)
     ]
-    if not any(event.what == "read failed" for event in sensor):
+    if all(event.gap_reason is None for event in sensor):
         return
     meter, records = settled(asked, sensor, config_of(policy))
     books = meter.books_at()

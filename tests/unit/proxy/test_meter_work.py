@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.meter.activity.work import Activity
 from proxy.meter.attribution.policies import FloatArray, by_tokens
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, PhaseSeconds, RequestFacts, Update, Usage
 from tests.support.meter_scenes import counter, play
 
 PROMPT = 100
@@ -22,7 +24,7 @@ class Alone:
         self._seen: list[Activity] = []
         self.meter = Meter(MeterConfig("probe", {"probe": self._probe}))
         play(self.meter, counter(6.0))
-        self.meter.opened(1, "one", 2.0, facts, Labels())
+        self.meter.feed(RequestOpened(1, 2.0, "one", facts, Labels()))
 
     def _probe(self, activity: Activity) -> FloatArray:
         self._seen.append(activity)
@@ -30,11 +32,11 @@ class Alone:
 
     def got(self, at_seconds: float, *updates: Update) -> None:
         """One read."""
-        self.meter.received(1, at_seconds, updates)
+        self.meter.feed(TokensReceived(1, at_seconds, updates))
 
     def ended(self, at_seconds: float) -> RequestRecord:
         """The record."""
-        self.meter.closed(1, at_seconds, "ok", status=200)
+        self.meter.feed(RequestClosed(1, at_seconds, "ok", status=200))
         (record,) = self.meter.settle(30.0)
         return record
 
@@ -128,11 +130,11 @@ def test_without_idle_watts_nothing_is_called_exact(settled_at: float) -> None:
     meter = Meter()
     play(meter, counter(6.0))
     facts = RequestFacts("chat")
-    meter.opened(1, "one", 0.2, facts, Labels())
+    meter.feed(RequestOpened(1, 0.2, "one", facts, Labels()))
     phases = PhaseSeconds(0.0, 0.01, 0.19)
     reply = Update(carries_token=True, usage=Usage(PROMPT, 30, 0), phases=phases)
-    meter.received(1, 0.4, [reply])
-    meter.closed(1, 0.4, "ok", status=200)
+    meter.feed(TokensReceived(1, 0.4, (reply,)))
+    meter.feed(RequestClosed(1, 0.4, "ok", status=200))
     (record,) = meter.settle(settled_at)
     assert meter.state().idle_source == ("unknown" if settled_at < 2 else "measured")
     assert record.energy.quality == "estimated"

@@ -7,18 +7,20 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.engines.gauges import EngineGauges
 from proxy.meter.attribution.fit import FitRules
-from proxy.meter.meter import MeterConfig
+from proxy.meter.config import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.recent import render_recent
-from proxy.metrics.table import METRICS, EngineSnapshot, Snapshot
+from proxy.metrics.samples import EngineSnapshot, Snapshot
+from proxy.metrics.table import METRICS
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.serve.sensors import Measured
 from proxy.store.writer import StoreState
+from proxy.wire.events import EngineObserved
+from proxy.wire.facts import EngineGauges
 from tests.support.metered import metered
 
 
@@ -27,7 +29,7 @@ def metrics() -> Metrics:
     meter, records = metered(
         MeterConfig(fit_rules=FitRules(row_seconds=0.1, min_rows=1), engine="vllm")
     )
-    meter.gauged(7.9, EngineGauges(running=0, waiting=0))
+    meter.feed(EngineObserved(7.9, EngineGauges(running=0, waiting=0)))
     found = Metrics()
     found.observe(records)
     up = SamplerStats(samples=400, is_up=True, boundary="gpu")

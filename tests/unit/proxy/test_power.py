@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power.reading import Reading, SourceOptions
+from proxy.power.energy_source import SourceOptions
 from proxy.power.sources import SOURCES, source_opener, split_sources
 from proxy.power.sources.dcgm import DcgmSource, parse_dcgm
+from proxy.wire.facts import Reading
 from tests.support.power_benches import serving
 
 DCGM_TEXT = """\

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.errors import ConfigError
 from proxy.meter.accounts import Boundaries
-from proxy.meter.meter import MeterConfig
+from proxy.meter.config import MeterConfig
 from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
 from tests.support.power_benches import serving
 

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.engines.dialect import PhaseSeconds, RequestFacts, Update, Usage
 from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.meter.meter import Labels, Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
+from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage
 
 IDLE_WATTS, BUSY_WATTS = 110.0, 500.0
 PREFILL_SECONDS, DECODE_SECONDS = 0.008, 0.2
@@ -68,16 +69,16 @@ def whole_replies(
     records: list[RequestRecord] = []
     for at, _, what, key in sorted(events):
         if what == "opened":
-            meter.opened(key, f"r{key}", at, facts, Labels())
+            meter.feed(RequestOpened(key, at, f"r{key}", facts, Labels()))
         elif what == "closed":
             reply = Update(carries_token=True, usage=Usage(150, 30, 0), phases=phases)
-            meter.received(key, at, [reply])
-            meter.closed(key, at, "ok", status=200)
+            meter.feed(TokensReceived(key, at, (reply,)))
+            meter.feed(RequestClosed(key, at, "ok", status=200))
         elif what == "sampled":
             shown = max(int((at + late_seconds) / 0.1) * 0.1 - late_seconds, 0.0)
             busy = min(max(shown - start_seconds, 0.0), end - start_seconds)
             joules = IDLE_WATTS * (shown - busy) + BUSY_WATTS * busy
-            meter.sampled(at, [Reading("gpu0", joules, None)])
+            meter.feed(PowerSampled("gpu", at, (Reading("gpu0", joules, None),)))
         else:
             records += meter.settle(at)
     return records
@@ -111,10 +112,12 @@ def test_short_requests_in_step_with_the_counter_do_not_stop_settlement() -> Non
         at = 1.0 + number * 0.1
         for step in range(5):
             read = at - 0.1 + step * 0.02
-            meter.sampled(read, [Reading("gpu0", 30.0 * number, None)])
-        meter.opened(number, f"r{number}", at - 0.02, facts, Labels())
+            meter.feed(
+                PowerSampled("gpu", read, (Reading("gpu0", 30.0 * number, None),))
+            )
+        meter.feed(RequestOpened(number, at - 0.02, f"r{number}", facts, Labels()))
         token = Update(carries_token=True, usage=Usage(9, 1))
-        meter.received(number, at - 0.015, [token])
-        meter.closed(number, at - 0.014, "ok", status=200)
+        meter.feed(TokensReceived(number, at - 0.015, (token,)))
+        meter.feed(RequestClosed(number, at - 0.014, "ok", status=200))
         settled += meter.settle(at)
     assert len(settled) > 75

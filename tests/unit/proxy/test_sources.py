@@ -10,9 +10,10 @@ from click.testing import CliRunner
 
 from proxy.cli import cli
 from proxy.errors import ConfigError
+from proxy.power.energy_source import SourceOptions
 from proxy.power.probe import MEASURES, describe, describe_sources, find_sources, probe
-from proxy.power.reading import Reading, SourceOptions
 from proxy.power.sources import SOURCES
+from proxy.wire.facts import Reading
 from tests.support.power_benches import BENCHES, HttpBench, zone
 
 

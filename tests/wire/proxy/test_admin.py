@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 from proxy.admin.fleet import EngineSources, engine_books, fleet_books
 from proxy.admin.routes import AdminSources, admin_app
 from proxy.meter.accounts import Boundaries
-from proxy.meter.meter import MeterConfig
+from proxy.meter.config import MeterConfig
 from proxy.power.sampler import SamplerStats
 from proxy.serve.sensors import Measured
 from proxy.store.address import sqlite_url

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from proxy.engines import DIALECTS
-from proxy.engines.dialect import Update, Usage
 from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.wire.facts import Update, Usage
 from proxy.wire.sse import SseDecoder
 from tests.support.relaying import relaying, run
 from tests.support.scripted import (

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from proxy.engines.gauges import EngineGauges
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
+from proxy.wire.events import EngineObserved
+from proxy.wire.facts import EngineGauges
 from tests.support.scripted import Peer, ScriptedServer, reply_bytes
 
 PAGE = b"vllm:num_requests_running 2\nvllm:num_requests_waiting 1\n"
@@ -47,13 +48,13 @@ def test_scrapes_are_delivered_and_failures_survived(
                 return
             await peer.send(pages.pop(0))
 
-    async def scrape() -> tuple[list[tuple[float, EngineGauges]], GaugeStats]:
-        got: list[tuple[float, EngineGauges]] = []
+    async def scrape() -> tuple[list[EngineObserved], GaugeStats]:
+        got: list[EngineObserved] = []
         enough = asyncio.Event()
         stats = GaugeStats()
 
-        def deliver(at_seconds: float, gauges: EngineGauges) -> None:
-            got.append((at_seconds, gauges))
+        def deliver(event: EngineObserved) -> None:
+            got.append(event)
             if len(got) == 2:
                 enough.set()
 
@@ -67,8 +68,8 @@ def test_scrapes_are_delivered_and_failures_survived(
         return got, stats
 
     got, stats = asyncio.run(scrape())
-    assert [gauges for _, gauges in got] == [EngineGauges(2, 1)] * 2
-    assert got[0][0] < got[1][0]
+    assert [event.gauges for event in got] == [EngineGauges(2, 1)] * 2
+    assert got[0].at_seconds < got[1].at_seconds
     assert stats.errors_total >= 3
     said = [record.getMessage() for record in caplog.records if "gauges" in record.name]
     assert sum("status 503" in line for line in said) == 1

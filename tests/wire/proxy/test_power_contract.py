@@ -10,9 +10,11 @@ import pytest
 
 from proxy.errors import SensorError
 from proxy.meter.curve.device import DeviceCurve
-from proxy.power.reading import EnergySource, Reading
-from proxy.power.sampler import Failed, Sampled, Sampler
+from proxy.power.energy_source import EnergySource
+from proxy.power.sampler import Sampler
 from proxy.power.sources import SOURCES
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading
 from tests.support.power_benches import BENCHES, Bench
 
 PATIENCE_SECONDS = 20
@@ -126,7 +128,7 @@ def test_closing_twice_does_nothing(bench: Bench) -> None:
 def test_the_sampler_carries_on_over_a_failure_with_time_in_order(
     bench: Bench,
 ) -> None:
-    events: list[Sampled | Failed] = []
+    events: list[PowerSampled] = []
     seen = {kind: threading.Event() for kind in ("before", "failed", "after")}
 
     def open_source() -> EnergySource:
@@ -134,9 +136,9 @@ def test_the_sampler_carries_on_over_a_failure_with_time_in_order(
         bench.show(1.0, 1.0)
         return source
 
-    def deliver(event: Sampled | Failed) -> None:
+    def deliver(event: PowerSampled) -> None:
         events.append(event)
-        if isinstance(event, Failed):
+        if event.gap_reason is not None:
             seen["failed"].set()
         elif seen["failed"].is_set():
             seen["after"].set()
@@ -149,6 +151,6 @@ def test_the_sampler_carries_on_over_a_failure_with_time_in_order(
     sampler.start()
     assert seen["after"].wait(PATIENCE_SECONDS), sampler.stats.last_error
     sampler.stop()
-    stamps = [event.at_seconds for event in events if isinstance(event, Sampled)]
+    stamps = [event.at_seconds for event in events if event.gap_reason is None]
     assert stamps == sorted(stamps)
     assert sampler.stats.boundary == bench.boundary

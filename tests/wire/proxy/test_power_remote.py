@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from proxy.errors import ConfigError, SensorError
 from proxy.meter.curve.device import DeviceCurve
+from proxy.power.energy_source import EnergySource, RemoteSource
 from proxy.power.http import RemoteClock
 from proxy.power.paced import Paced
-from proxy.power.reading import EnergySource, Reading, RemoteSource
 from proxy.power.sources import source_opener
 from proxy.power.sources.prometheus import Query, parse_page, parse_selector
 from proxy.power.sources.redfish import RedfishSource, parse_power
+from proxy.wire.facts import Reading
 from tests.support.power_benches import Route, serving
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from proxy.meter.meter import Meter, MeterConfig
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from tests.support.captures import STREAMS, reply_head_and_body, stream_body
 from tests.support.relaying import (
     answering,

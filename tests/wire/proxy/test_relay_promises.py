@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from proxy.engines.dialect import Usage
-from proxy.meter.meter import Meter, MeterConfig
-from proxy.power.reading import Reading
+from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Reading, Usage
 from tests.support.captures import stream_body
 from tests.support.relaying import (
     Bench,
@@ -392,10 +393,14 @@ def test_an_aborted_request_keeps_its_energy_and_the_books_close(loop: str) -> N
         while clock.now_seconds < until_seconds:
             clock.now_seconds += 0.02
             joules += 0.02 * watts
-            meter.sampled(clock.now_seconds, [Reading("gpu0", joules=joules)])
+            meter.feed(
+                PowerSampled(
+                    "gpu", clock.now_seconds, (Reading("gpu0", joules=joules),)
+                )
+            )
 
     async def test() -> None:
-        meter.sampled(0.0, [Reading("gpu0", joules=0.0)])
+        meter.feed(PowerSampled("gpu", 0.0, (Reading("gpu0", joules=0.0),)))
         async with (
             ScriptedServer(script) as upstream,
             serving(upstream.url, meter, clock=clock) as relay,

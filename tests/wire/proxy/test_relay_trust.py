@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-from proxy.engines.dialect import RequestFacts
-from proxy.engines.gauges import EngineGauges
 from proxy.errors import ConfigError, SensorError
 from proxy.power.engine_load import GaugeStats, watch_gauges
 from proxy.power.http import HttpSensor
@@ -20,6 +18,8 @@ from proxy.relay.routing.labels import (
     hashed_tenant,
 )
 from proxy.serve.upstream import MeteredUpstream, MeterOptions, UpstreamConfig
+from proxy.wire.events import EngineObserved
+from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import end_to_end, frame_reply
 from tests.support.relaying import LOOPS, relaying, run
 from tests.support.scripted import (
@@ -104,7 +104,7 @@ def test_what_asks_on_its_own_follows_no_redirect_either() -> None:
                 await peer.send(reply_bytes(302, b"", where))
 
         async def scraped_once(url: str) -> GaugeStats:
-            def deliver(at_seconds: float, gauges: EngineGauges) -> None:
+            def deliver(event: EngineObserved) -> None:
                 raise AssertionError("a redirect is no page of gauges")
 
             stats = GaugeStats()

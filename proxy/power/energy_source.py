@@ -1,7 +1,7 @@
-"""What every power source gives: one reading per device, taken now.
+"""What every power source is: asked for readings, one per device, taken now.
 
 A source only reads; it does no arithmetic beyond its unit conversion. The
-sampler stamps, `proxy.energy` integrates.
+sampler stamps, `proxy.meter.curve` integrates.
 """
 
 from __future__ import annotations
@@ -10,19 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One device, one moment. A missing figure is None, never 0."""
-
-    device: str
-    joules: float | None = None
-    """Cumulative counter since an arbitrary start; a fall means a reset."""
-    watts: float | None = None
-    at_seconds: float | None = None
-    """When the sensor measured it, monotonic; None: while it was read."""
-    is_outside: bool = False
-    """Of the same host, but not of the engine: `--gpus` left it out."""
+from proxy.wire.facts import Reading
 
 
 @dataclass(frozen=True, slots=True)

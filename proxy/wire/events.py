@@ -1,0 +1,66 @@
+"""The five messages of which all metering is made.
+
+The relay, the sensors and the scrape of the engine's gauges tell a meter what they
+saw in these and in nothing else. Instants are monotonic seconds, energy is in joules,
+counts are tokens. Each is tagged with its name, so a list of `Event` can be written
+by msgspec (JSON, MessagePack) and read back; a meter that is fed it again gives the
+same records to the last bit.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from proxy.wire.facts import EngineGauges, Labels, Reading, RequestFacts, Update
+
+
+class RequestOpened(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """A metered request was forwarded upstream."""
+
+    key: int
+    """Its identity from here on: rises with every request of one engine."""
+    at_seconds: float
+    request_id: str
+    facts: RequestFacts
+    labels: Labels = Labels()
+
+
+class TokensReceived(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """The events of one read of a request's reply, in order; they share its stamp."""
+
+    key: int
+    at_seconds: float
+    updates: tuple[Update, ...]
+
+
+class RequestClosed(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """No more bytes of a reply will come; what the request consumed stays its own."""
+
+    key: int
+    at_seconds: float
+    outcome: str
+    """`ok`, `error`, `upstream_error`, `aborted` (client left) or `timeout`."""
+    status: int | None = None
+    error: str | None = None
+
+
+class PowerSampled(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """All devices of one source, read at one moment, or why that failed."""
+
+    boundary: str
+    """What is inside its joules: `gpu`, `host`, `node`."""
+    at_seconds: float
+    readings: tuple[Reading, ...] = ()
+    gap_reason: str | None = None
+    """Why the read failed: from the last reading to the next one nothing is known.
+    None where it did not."""
+
+
+class EngineObserved(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """The engine's own count of who runs and waits, scraped at one moment."""
+
+    at_seconds: float
+    gauges: EngineGauges
+
+
+Event = RequestOpened | TokensReceived | RequestClosed | PowerSampled | EngineObserved

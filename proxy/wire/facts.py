@@ -1,0 +1,106 @@
+"""What the wire and the sensors say, in the field's words: the types events carry.
+
+All are immutable msgspec structs, so that an event can be written down and read back.
+`Usage` and `Update` are made for every stream event: one costs 0.2 us where a frozen
+dataclass of ten fields costs 1.9 us.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts from the engine, cumulative over all choices of a request."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class PhaseSeconds(msgspec.Struct, frozen=True, gc=False):
+    """Durations on the engine's own clock; anchor them on the caller's stamps."""
+
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    """From scheduled to first token."""
+    decode_seconds: float | None = None
+    inference_seconds: float | None = None
+    """Prefill and decode together, where the engine tells only their sum."""
+
+
+class RequestFacts(msgspec.Struct, frozen=True, gc=False):
+    """What a request body says before the engine has seen it."""
+
+    route: str
+    """`chat`, `completions` or `generate`: bounded, fit for a metric label."""
+    model: str | None = None
+    is_stream: bool = False
+    sequences: int = 1
+    """Outputs asked for: prompts x n (or best_of)."""
+    max_output_tokens: int | None = None
+    wants_usage: bool = False
+    """The client itself asked for the usage event."""
+    has_running_usage: bool = False
+    """The client asked for usage on every event: counts are exact as they come."""
+
+
+class Update(msgspec.Struct, frozen=True, gc=False):
+    """What one stream event, or one unstreamed reply, says.
+
+    `tokens` is what this event alone carries where the event says so (one per
+    TGI event, the length of `token_ids`), else None: then the count comes from
+    `usage`, which is cumulative. An error inside a 200 is an error.
+    """
+
+    carries_token: bool = False
+    is_visible: bool = False
+    """It has text a person would see (not a reasoning channel, not empty)."""
+    tokens: int | None = None
+    usage: Usage | None = None
+    phases: PhaseSeconds | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    is_usage_only: bool = False
+    is_end: bool = False
+    text: str = ""
+    has_own_usage: bool = False
+    """`usage` is of one sequence of the request; the request's is their sum."""
+
+
+class Labels(msgspec.Struct, frozen=True, gc=False):
+    """Bounded labels of a request, for books by class and for metrics."""
+
+    model: str = "unknown"
+    kind: str = "other"
+    tenant: str = "none"
+    stored_tenant: str | None = None
+    """What the record says, where it may say more than a label."""
+
+
+class EngineGauges(msgspec.Struct, frozen=True, gc=False):
+    """One scrape of an engine's own `/metrics`. A request with n=2 counts as two."""
+
+    running: int
+    waiting: int
+    preemptions: int | None = None
+    """Sequences set aside for others since the engine started; None: not told."""
+    progress: float | None = None
+    """Tokens or batches since the start, rising whenever anything is computed.
+
+    It tells a gauge that was left standing: vLLM does not bring its gauges to 0
+    when all requests are aborted at once (vllm-project/vllm issue 29928).
+    """
+
+
+class Reading(msgspec.Struct, frozen=True, gc=False):
+    """One device of a power source at one moment. A missing figure is None, never 0."""
+
+    device: str
+    joules: float | None = None
+    """Cumulative counter since an arbitrary start; a fall means a reset."""
+    watts: float | None = None
+    at_seconds: float | None = None
+    """When the sensor measured it, monotonic; None: while it was read."""
+    is_outside: bool = False
+    """Of the same host, but not of the engine: `--gpus` left it out."""
