@@ -1,4 +1,4 @@
-"""A request's energy in its own reply: how it is written, and where. Pure.
+"""A request's energy in its own reply: how it is written, where, and when.
 
 A JSON reply gets it as last member of the object (of the first object, where the
 reply is a list of them); a stream as an SSE comment, which clients ignore. What
@@ -7,17 +7,27 @@ cannot be read, or has an `energy` already, stays as it is.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
 import msgspec
 
 from proxy.engines.wire import UNREADABLE
 from proxy.meter.estimate import EnergySoFar
 from proxy.meter.ledger.accounts import RequestEnergy
-from proxy.wire.event_search import data_of
+from proxy.relay.client.response import Outgoing, with_length
+from proxy.relay.event_search import EventSearch, data_of
+from proxy.relay.tap import MAX_REPLY_BYTES, Tap
+from proxy.relay.upstream.connection import ReplyHead
 from proxy.wire.headers import Headers, is_compressed, is_event_stream, value_of
 
 REQUEST_HEADER = b"x-servewatt-energy"
 """`1` asks for the energy of this one request, `0` declines it."""
 
+LOOK_SECONDS = 0.02
+"""How often a reply that waits asks whether it is settled; the meter's beat is
+no faster."""
 JOULES_PER_KWH = 3.6e6
 END_MARK = b"[DONE]"
 _SPACE = b" \t\r\n"
@@ -128,3 +138,142 @@ def _end_of_object(body: bytes) -> int | None:
     if "energy" in msgspec.json.decode(document, type=dict[str, msgspec.Raw]):
         return None
     return start + len(document.rstrip(_SPACE))
+
+
+class EnergyCompletion:
+    """Stands between the engine's reads and `Outgoing` for one reply.
+
+    A stream is held from its `[DONE]` on, where it has one, else at the end of the
+    body; a JSON reply is held whole. By default the energy is written at once, as far
+    as it is known; `energy_wait_seconds` waits, at most so long, for its settlement.
+    `on_over` is called once, when the last byte is out.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_deadline_seconds",
+        "_head",
+        "_held",
+        "_is_done",
+        "_is_whole",
+        "_loop",
+        "_on_over",
+        "_outgoing",
+        "_provenance",
+        "_request_id",
+        "_search",
+        "_tap",
+        "_timer",
+        "_wait_seconds",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        wait_seconds: float,
+        provenance: Callable[[], Provenance],
+        tap: Tap,
+        outgoing: Outgoing,
+        request_id: bytes,
+        on_over: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._wait_seconds = wait_seconds
+        self._provenance = provenance
+        self._tap = tap
+        self._outgoing = outgoing
+        self._request_id = request_id
+        self._on_over = on_over
+        self._head: ReplyHead | None = None
+        self._search: EventSearch | None = None
+        self._held = bytearray()
+        self._is_done = True
+        self._is_whole = False
+        self._deadline_seconds: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, head: ReplyHead) -> None:
+        """The reply's head: a stream, a document, or nothing to add to."""
+        self._is_done = not can_hold_energy(head.status, head.headers)
+        if is_event_stream(head.headers):
+            self._search = EventSearch(END_MARK, is_end)
+        else:
+            self._head = head
+
+    def deliver(self, data: bytes, is_last: bool) -> None:
+        """One read of the reply; the tap has it already. Calls `on_over` once."""
+        self._is_whole = is_last
+        if self._is_done:
+            self._pass_on(data)
+        elif self._search is None:
+            self._hold_document(data)
+        else:
+            self._hold_completion(self._search, data)
+
+    def cancel(self) -> None:
+        """The exchange is over: nobody waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass_on(self, data: bytes) -> None:
+        self._outgoing.write(data, is_last=self._is_whole)
+        if self._is_whole:
+            self._on_over()
+
+    def _hold_document(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > MAX_REPLY_BYTES:
+            self._is_done = True
+            self._pass_on(bytes(self._held))
+        elif self._is_whole:
+            self._write_or_wait()
+
+    def _hold_completion(self, search: EventSearch, data: bytes) -> None:
+        if search.found is None:
+            before = search.feed(data)
+            if before:
+                self._outgoing.write(before, is_last=False)
+            self._held += b"".join(search.found or ())
+        else:
+            self._held += data
+        if self._timer is None and (search.found is not None or self._is_whole):
+            self._write_or_wait()
+
+    def _write_or_wait(self) -> None:
+        """Write the energy now, or look again if it may be settled in time."""
+        now_seconds = self._clock()
+        if self._deadline_seconds is None:
+            self._deadline_seconds = now_seconds + self._wait_seconds
+        so_far = self._tap.energy(now_seconds)
+        left_seconds = self._deadline_seconds - now_seconds
+        if left_seconds > 0 and so_far is not None and not so_far.is_settled:
+            self._timer = self._loop.call_later(
+                min(left_seconds, LOOK_SECONDS), self._write_or_wait
+            )
+            return
+        self._timer = None
+        self._is_done = True
+        note = note_of(so_far, self._provenance(), self._request_id.decode("ascii"))
+        if self._search is None:
+            self._end_document(note)
+        else:
+            self._end_stream(self._search, note)
+
+    def _end_document(self, note: bytes) -> None:
+        body = bytes(self._held)
+        with_note = with_energy(body, note)
+        if self._head is not None and with_note is not body:
+            headers = with_length(self._head.headers, len(with_note))
+            self._outgoing.begin(replace(self._head, headers=headers))
+        self._pass_on(with_note)
+
+    def _end_stream(self, search: EventSearch, note: bytes) -> None:
+        """The comment goes before `[DONE]`, or at the end unless within an event."""
+        if search.found is None and is_end(search.held):
+            self._held += search.flush()
+        elif search.found is None and not search.is_between_events:
+            self._pass_on(search.flush())
+            return
+        self._pass_on(comment_of(note) + self._held)

@@ -9,17 +9,58 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 
-from proxy.relay.admission import bytes_for, enter
-from proxy.relay.client.request import Request
-from proxy.relay.client.response import Outgoing
-from proxy.relay.completion import EnergyCompletion
-from proxy.relay.core import Client, Core
-from proxy.relay.replies import Answer, Refusal
-from proxy.relay.routing.choosing import Candidate
+from proxy.relay.client.request import ClientRequest
+from proxy.relay.client.response import Answer, Outgoing, Refusal
+from proxy.relay.config import RelayConfig
+from proxy.relay.counters import RelayCounters
+from proxy.relay.energy_trailer import EnergyCompletion, wants_energy
+from proxy.relay.event_search import UsageFilter
+from proxy.relay.routing.labels import LabelReader
+from proxy.relay.routing.routing import Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection
-from proxy.wire.headers import request_id_of
+from proxy.relay.upstream.upstream import Upstream
+
+
+class State(Enum):
+    """Where an exchange is."""
+
+    ARRIVED = auto()
+    """Nobody has been chosen yet."""
+    TRYING = auto()
+    """Connecting to a candidate; if it cannot be reached, another one gets it."""
+    CONNECTING = auto()
+    """Connecting to the one upstream left; the request is metered there."""
+    AWAITING = auto()
+    """Sent, and metered there; no head of a reply yet."""
+    REPLYING = auto()
+    """The head came; the body goes on to the client."""
+    COMPLETING = auto()
+    """The engine is done; the end of the reply waits for the request's energy."""
+    ENDED = auto()
+    """The client has all it will get, and the next request may start."""
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.ARRIVED: frozenset(
+        [State.TRYING, State.CONNECTING, State.AWAITING, State.ENDED]
+    ),
+    State.TRYING: frozenset(
+        [State.TRYING, State.CONNECTING, State.AWAITING, State.ENDED]
+    ),
+    State.CONNECTING: frozenset([State.AWAITING, State.ENDED]),
+    # back: a kept connection turned out to be closed
+    State.AWAITING: frozenset([State.CONNECTING, State.REPLYING, State.ENDED]),
+    State.REPLYING: frozenset([State.COMPLETING, State.ENDED]),
+    State.COMPLETING: frozenset([State.ENDED]),
+    State.ENDED: frozenset(),
+}
+"""Where an exchange may go from each state; `Exchange._enter` lets nothing else."""
 
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed says so within a round trip."""
@@ -30,53 +71,86 @@ MAX_UNPARSED_READS = 64
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Core:
+    """What all exchanges of one relay share."""
+
+    config: RelayConfig
+    upstreams: tuple[Upstream, ...]
+    chooser: Chooser
+    labels: LabelReader
+    counters: RelayCounters
+    clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop
+    unparsed: deque[Tap]
+    """Taps with reads that the next beat parses."""
+    exchanges: set[Exchange]
+    on_exchange_over: Callable[[], None]
+
+
 class Exchange:
     """One request in progress; ends exactly once, in `_finish`."""
 
     __slots__ = (
         "_candidate",
-        "_candidates",
-        "_client",
         "_completion",
         "_connecting",
         "_connection",
         "_core",
-        "_is_over",
         "_is_paused",
+        "_on_done",
+        "_others",
         "_outgoing",
         "_request",
         "_request_bytes",
-        "_request_id",
         "_sent_seconds",
         "_tap",
+        "_transport",
         "deadline_seconds",
         "is_head_request",
+        "state",
     )
 
-    def __init__(self, core: Core, client: Client, request: Request) -> None:
+    _candidate: Candidate
+    """Whose turn it is, or whose it is; from the end of ARRIVED on."""
+    _connecting: asyncio.Task[None]
+    """The attempt to connect; in TRYING and CONNECTING."""
+
+    def __init__(
+        self,
+        core: Core,
+        request: ClientRequest,
+        transport: asyncio.Transport,
+        on_done: Callable[[bool], None],
+    ) -> None:
+        """`on_done` is called once, with whether the connection may be kept."""
+        self.state = State.ARRIVED
         self._core = core
-        self._client = client
+        self._transport = transport
+        self._on_done = on_done
         self._request = request
-        self._request_id = request_id_of(request.headers)
+        self._others: list[Candidate] = []
         self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._tap: Tap | None = None
         self._completion: EnergyCompletion | None = None
-        self._candidate: Candidate | None = None
-        self._candidates: list[Candidate] = []
         self._request_bytes = b""
-        self._is_over = False
         self._is_paused = False
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
         self.is_head_request = request.method == b"HEAD"
         self._outgoing = Outgoing(
-            client.transport,
-            self._request_id,
+            transport,
+            request.request_id,
             is_http_10=request.is_http_10,
             is_head_request=self.is_head_request,
             keeps_alive=request.keeps_alive,
         )
+
+    def _enter(self, state: State) -> None:
+        """Change the state; the one place where that happens."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"an exchange cannot go from {self.state} to {state}")
+        self.state = state
 
     # the way up
 
@@ -87,62 +161,95 @@ class Exchange:
         core.counters.in_flight += 1
         chosen = core.chooser.choose(self._request)
         if isinstance(chosen, Refusal):
-            self._refuse(chosen)
+            core.counters.refusals[chosen.status, chosen.code] += 1
+            self._outgoing.answer(chosen)
+            self._finish("refused", None)
         elif isinstance(chosen, Answer):
             core.counters.unmetered += 1
             self._outgoing.answer(chosen)
             self._finish("ok", None)
         else:
-            self._candidates = chosen
+            self._others = chosen
             self._try_next()
 
     def _try_next(self) -> None:
         """Over a kept connection of the next upstream, or a new one."""
-        if self._candidate is not None:
+        if self.state is State.TRYING:
             self._candidate.upstream.in_flight -= 1
-        self._candidate = candidate = self._candidates.pop(0)
+        self._candidate = candidate = self._others.pop(0)
         candidate.upstream.in_flight += 1
-        if (
-            not self._candidates
-        ):  # no other can get it: it is this one's, reached or not
-            self._enter(candidate)
         connection = candidate.upstream.pool.take_idle()
-        if connection is None:
-            self._connecting = self._core.loop.create_task(self._connect(candidate))
+        if connection is not None:
+            self._admit()
+            self._send(connection)
         else:
-            self._send(candidate, connection)
+            if self._others:
+                self._enter(State.TRYING)
+            else:  # no other can get it: it is this one's, reached or not
+                self._admit()
+                self._enter(State.CONNECTING)
+            self._connecting = self._core.loop.create_task(self._connect())
 
-    def _enter(self, candidate: Candidate) -> None:
-        if not self._request_bytes:
-            self._tap, self._completion = enter(
-                self._core, candidate, self._request,
-                self._request_id, self._outgoing, self._end,
-            )  # fmt: skip
-            self._request_bytes = bytes_for(candidate, self._request, self._request_id)
+    def _admit(self) -> None:
+        """From here on the request is this upstream's, whatever becomes of it.
 
-    async def _connect(self, candidate: Candidate) -> None:
+        Its record is opened there, with the instant of its arrival here; once, and
+        never at an upstream that could not be reached while another one could.
+        """
+        core, request = self._core, self._request
+        upstream, admission = self._candidate.upstream, self._candidate.admission
+        self._request_bytes = self._candidate.bytes_for(request)
+        if admission.has_usage_added:
+            self._outgoing.drop_usage(UsageFilter(upstream.dialect))
+        if admission.facts is None:
+            upstream.counters.unmetered += 1
+            return
+        key, at_seconds = upstream.guard.new_key(), request.arrived_seconds
+        request_id, facts = request.request_id.decode("ascii"), admission.facts
+        labels = core.labels.read(facts, request.headers)
+        upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
+        self._tap = tap = Tap(
+            upstream.guard,
+            upstream.dialect,
+            upstream.counters,
+            key,
+            at_seconds,
+            request.headers,
+        )
+        if wants_energy(request.headers, core.config.energy_in_response):
+            self._completion = EnergyCompletion(
+                core.loop,
+                core.clock,
+                core.config.energy_wait_seconds,
+                upstream.provenance,
+                tap,
+                self._outgoing,
+                request.request_id,
+                self._end,
+            )
+
+    async def _connect(self) -> None:
+        upstream = self._candidate.upstream
         try:
-            connection = await candidate.upstream.pool.connect()
+            connection = await upstream.pool.connect()
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
             reason = getattr(error, "strerror", None) or str(error)
-            candidate.upstream.mark_down(f"cannot be reached: {reason}")
-            if not self._candidates:
+            upstream.mark_down(f"cannot be reached: {reason}")
+            if self.state is State.CONNECTING:
                 self._fail(502, "upstream_unreachable", f"cannot be reached: {reason}")
                 return
-            log.warning(
-                "upstream %s cannot be reached: %s", candidate.upstream.name, reason
-            )
-            candidate.upstream.counters.rerouted += 1
+            log.warning("upstream %s cannot be reached: %s", upstream.name, reason)
+            upstream.counters.rerouted += 1
             self._try_next()
         else:
-            self._connecting = None
-            candidate.upstream.mark_up()
-            self._send(candidate, connection)
+            upstream.mark_up()
+            if self.state is State.TRYING:
+                self._admit()
+            self._send(connection)
 
-    def _send(self, candidate: Candidate, connection: UpstreamConnection) -> None:
-        """From here on the request is this upstream's, whatever becomes of it."""
-        self._candidates.clear()
-        self._enter(candidate)
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._enter(State.AWAITING)
+        self._others.clear()
         self._connection = connection
         self._sent_seconds = self._core.clock()
         self._set_deadline(self._core.config.first_byte_timeout_seconds)
@@ -154,7 +261,8 @@ class Exchange:
 
     def begin(self, head: ReplyHead) -> None:
         """The reply's head, kept for the first bytes."""
-        self._request_bytes = b""
+        self._enter(State.REPLYING)
+        self._request_bytes = b""  # never needed again
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
@@ -162,7 +270,7 @@ class Exchange:
             self._completion.begin(head)
 
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
-        """One read of the reply: out with it, then the copy.
+        """One read of the reply: sent on, then copied.
 
         A reply that tells its energy is copied first, and ends when that is told.
         """
@@ -175,11 +283,12 @@ class Exchange:
         else:
             self._copy(at_seconds, data)
             if is_last:
-                self._close_tap(at_seconds)
+                self._complete(at_seconds)
             self._completion.deliver(data, is_last)
-        if self.deadline_seconds is not None and not self._is_over:
-            timeout = None if is_last else self._core.config.read_timeout_seconds
-            self._set_deadline(timeout)
+            if is_last:
+                return
+        if self.deadline_seconds is not None:
+            self._set_deadline(self._core.config.read_timeout_seconds)
 
     def _copy(self, at_seconds: float, data: bytes) -> None:
         tap = self._tap
@@ -190,8 +299,10 @@ class Exchange:
             if len(tap.reads) > MAX_UNPARSED_READS:
                 tap.drain()
 
-    def _close_tap(self, at_seconds: float) -> None:
+    def _complete(self, at_seconds: float) -> None:
         """The engine is done; its reply may wait for what the meter says now."""
+        self._enter(State.COMPLETING)
+        self.deadline_seconds = None
         self._give_back()
         tap, self._tap = self._tap, None
         if tap is not None:
@@ -208,16 +319,17 @@ class Exchange:
         if not one byte of a reply came and the loss followed the sending closely.
         """
         connection, self._connection = self._connection, None
-        now, candidate = self._core.clock(), self._candidate
         is_stale = (
             connection is not None
             and connection.was_used
             and not connection.has_answered
-            and now - self._sent_seconds < STALE_SECONDS
+            and self._core.clock() - self._sent_seconds < STALE_SECONDS
         )
-        if is_stale and candidate is not None:
-            candidate.upstream.counters.upstream_retries += 1
-            self._connecting = self._core.loop.create_task(self._connect(candidate))
+        if is_stale:
+            self._enter(State.CONNECTING)
+            self.deadline_seconds = None
+            self._candidate.upstream.counters.upstream_retries += 1
+            self._connecting = self._core.loop.create_task(self._connect())
         else:
             self._fail(502, "upstream_closed", reason)
 
@@ -225,8 +337,8 @@ class Exchange:
 
     def client_gone(self) -> None:
         """Close the engine's connection at once: nobody reads, so no more joules."""
-        if not self._is_over:
-            log.info("request %s: the client left", self._request_id.decode())
+        if self.state is not State.ENDED:
+            log.info("request %s: the client left", self._request.request_id.decode())
             self._finish("aborted", "the client left", keeps_alive=False)
 
     def pause(self) -> None:
@@ -249,14 +361,14 @@ class Exchange:
             limit = self._core.config.write_timeout_seconds
             if self._outgoing.is_stuck(now_seconds, limit):
                 self._core.counters.timeouts["reading"] += 1
-                self._client.transport.abort()
+                self._transport.abort()
                 self._finish("aborted", "the client stopped reading", keeps_alive=False)
         elif self.deadline_seconds is not None and now_seconds >= self.deadline_seconds:
             self._fail(504, "upstream_timeout", "did not answer in time")
 
     def stop(self) -> None:
         """The proxy is closing."""
-        if not self._is_over:
+        if self.state is not State.ENDED:
             self._finish("aborted", "the proxy was stopped", keeps_alive=False)
 
     def _set_deadline(self, timeout_seconds: float | None) -> None:
@@ -269,20 +381,14 @@ class Exchange:
 
     def _fail(self, status: int, code: str, reason: str) -> None:
         """A 502 or 504 if the client has seen nothing yet, else a cut reply."""
-        assert self._candidate is not None
         message = f"upstream {self._candidate.upstream.address.url} {reason}"
         outcome = "timeout" if status == 504 else "upstream_error"
-        log.warning("request %s: %s", self._request_id.decode(), message)
+        log.warning("request %s: %s", self._request.request_id.decode(), message)
         if self._outgoing.has_left:
             self._finish(outcome, message, keeps_alive=False)
         else:
-            self._outgoing.refuse(Refusal(status, code, message))
+            self._outgoing.answer(Refusal(status, code, message))
             self._finish(outcome, message)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self._core.counters.refusals[refusal.status, refusal.code] += 1
-        self._outgoing.refuse(refusal)
-        self._finish("refused", None)
 
     def _finish(
         self,
@@ -292,15 +398,11 @@ class Exchange:
         keeps_alive: bool = True,
         at: float | None = None,
     ) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
-        core = self._core
-        if (
-            self._candidate is not None and self._candidates
-        ):  # it left before any was reached
-            self._enter(self._candidate)
-        if self._connecting is not None and outcome == "aborted":
+        core, was = self._core, self.state
+        self._enter(State.ENDED)
+        if was is State.TRYING:  # it left before any was reached
+            self._admit()
+        if outcome == "aborted" and was in (State.TRYING, State.CONNECTING):
             self._connecting.cancel()
         if self._completion is not None:
             self._completion.cancel()
@@ -312,24 +414,29 @@ class Exchange:
         core.exchanges.discard(self)
         # After the bytes: the loop writes before it runs what is scheduled here.
         at_seconds = core.clock() if at is None else at
-        core.loop.call_soon(self._account, at_seconds, outcome, error)
-        self._client.exchange_done(
-            keeps_alive=keeps_alive and self._outgoing.keeps_alive
-        )
+        upstream = None if was is State.ARRIVED else self._candidate.upstream
+        core.loop.call_soon(self._account, upstream, at_seconds, outcome, error)
+        self._on_done(keeps_alive and self._outgoing.keeps_alive)
 
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and self._candidate is not None:
+        if connection is not None:
             if self._is_paused:
                 connection.transport.resume_reading()
             self._candidate.upstream.pool.give_back(connection)
 
-    def _account(self, at_seconds: float, outcome: str, error: str | None) -> None:
+    def _account(
+        self,
+        upstream: Upstream | None,
+        at_seconds: float,
+        outcome: str,
+        error: str | None,
+    ) -> None:
         try:
             if self._tap is not None:
                 self._tap.close(at_seconds, outcome, error)
         finally:
             self._core.counters.in_flight -= 1
-            if self._candidate is not None:
-                self._candidate.upstream.in_flight -= 1
+            if upstream is not None:
+                upstream.in_flight -= 1
             self._core.on_exchange_over()

@@ -13,11 +13,11 @@ from proxy.errors import ProxyError
 from proxy.relay.client.connection import ClientConnection
 from proxy.relay.client.limits import Clients
 from proxy.relay.config import RelayConfig
-from proxy.relay.core import Core
 from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
-from proxy.relay.routing.choosing import Chooser
+from proxy.relay.exchange import Core
 from proxy.relay.routing.labels import LabelReader
+from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import RequestMeter
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 

@@ -1,1 +1,1 @@
-"""What both packages speak: SSE, HTTP headers, one event in a stream. Pure."""
+"""The formats that both packages speak: server-sent events, HTTP heads. Pure."""

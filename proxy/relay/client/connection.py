@@ -14,15 +14,14 @@ from typing import cast
 import httptools
 
 from proxy.relay.client.limits import Clients
-from proxy.relay.client.request import Request
-from proxy.relay.client.request_head import (
+from proxy.relay.client.request import (
+    ClientRequest,
     body_too_large,
     checked_target,
     head_too_large,
 )
-from proxy.relay.core import Core
-from proxy.relay.exchange import Exchange
-from proxy.relay.replies import CONTINUE, Refusal, refusal_bytes
+from proxy.relay.client.response import CONTINUE, Refusal, own_reply
+from proxy.relay.exchange import Core, Exchange
 from proxy.wire.headers import Headers, request_id_of, value_of
 
 MAX_WAITING_REQUESTS = 8
@@ -41,7 +40,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, core: Core, clients: Clients) -> None:
         self._core = core
         self._clients = clients
-        self._waiting: deque[Request | Refusal] = deque()
+        self._waiting: deque[ClientRequest | Refusal] = deque()
         self._exchange: Exchange | None = None
         self._is_discarding = False
         self._refused_id = b""
@@ -140,7 +139,7 @@ class ClientConnection(asyncio.Protocol):
 
     # the exchange and the relay call these
 
-    def exchange_done(self, *, keeps_alive: bool) -> None:
+    def _exchange_done(self, keeps_alive: bool) -> None:
         """The reply is out, or cut; go on with the next request."""
         self._exchange = None
         if self._is_closing or not keeps_alive:
@@ -196,7 +195,9 @@ class ClientConnection(asyncio.Protocol):
             if isinstance(item, Refusal):
                 self._send_refusal(item)
             else:
-                self._exchange = exchange = Exchange(self._core, self, item)
+                self._exchange = exchange = Exchange(
+                    self._core, item, self.transport, self._exchange_done
+                )
                 exchange.start()
                 if self._is_behind:  # with the reply before this one
                     exchange.pause()
@@ -222,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _send_refusal(self, refusal: Refusal) -> None:
         self._core.counters.refusals[refusal.status, refusal.code] += 1
-        self.transport.write(refusal_bytes(refusal, self._refused_id, closes=True))
+        self.transport.write(own_reply(refusal, self._refused_id, closes=True))
         self._waiting.clear()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -318,7 +319,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._refusal)
             return
         self._waiting.append(
-            Request(
+            ClientRequest(
                 method=self._parser.get_method(),
                 target=self._target,
                 headers=self._headers,

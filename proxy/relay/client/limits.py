@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
+from proxy.relay.client.response import Refusal
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
-from proxy.relay.replies import Refusal
 
 MAX_BEING_REFUSED = 200
 IPV6_SITE_BITS = 64

@@ -1,15 +1,20 @@
-"""A client's request, whole."""
+"""A client's request, and whether its head is one that goes further. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 
-from proxy.wire.headers import Headers
+import httptools
+
+from proxy.relay.client.response import Refusal
+from proxy.relay.config import RelayConfig
+from proxy.wire.headers import Headers, request_id_of, value_of, values_of
 
 
 @dataclass(slots=True)
-class Request:
-    """A whole request of a client, as parsed."""
+class ClientRequest:
+    """A client's whole request: the one thing that the relay forwards."""
 
     method: bytes
     target: bytes
@@ -18,3 +23,72 @@ class Request:
     is_http_10: bool
     keeps_alive: bool
     arrived_seconds: float
+    request_id: bytes = field(init=False)
+    """The client's own, or a new one."""
+
+    def __post_init__(self) -> None:
+        self.request_id = request_id_of(self.headers)
+
+
+def checked_target(
+    target: bytes, headers: Headers, version: str, config: RelayConfig
+) -> bytes | Refusal:
+    """The path to ask for, or why the request is refused."""
+    if version not in ("1.0", "1.1"):
+        return Refusal(505, "unknown_version", f"HTTP/{version} is not spoken here")
+    refusal = _refusal_of_size(target, headers, config)
+    if refusal is not None:
+        return refusal
+    if len(values_of(headers, b"host")) != 1 and version == "1.1":
+        return Refusal(400, "bad_host", "exactly one Host header is needed")
+    expected = value_of(headers, b"expect") or b"100-continue"
+    if expected.lower() != b"100-continue":
+        return Refusal(417, "unknown_expectation", "only 100-continue is known")
+    codings = b",".join(values_of(headers, b"transfer-encoding")).lower()
+    if codings and (codings != b"chunked" or version == "1.0"):
+        message = "the one transfer coding known is chunked, in HTTP/1.1"
+        return Refusal(501, "unknown_coding", message)
+    length = value_of(headers, b"content-length") or b"0"
+    if length.isdigit() and int(length) > config.max_body_bytes:
+        return body_too_large(config)
+    return target if target[:1] == b"/" else _relative(target)
+
+
+def head_too_large(config: RelayConfig) -> Refusal:
+    """More bytes before the blank line than anybody needs."""
+    limit = config.max_head_bytes
+    return Refusal(431, "head_too_large", f"headers exceed {limit} bytes")
+
+
+def body_too_large(config: RelayConfig) -> Refusal:
+    """More than is kept in memory for one request."""
+    limit = config.max_body_bytes
+    return Refusal(413, "body_too_large", f"the body exceeds {limit} bytes")
+
+
+def _refusal_of_size(
+    target: bytes, headers: Headers, config: RelayConfig
+) -> Refusal | None:
+    fields = sum(len(name) + len(value) + 4 for name, value in headers)
+    if len(target) + fields > config.max_head_bytes:
+        return head_too_large(config)
+    if len(target) > config.max_target_bytes:
+        limit = config.max_target_bytes
+        return Refusal(
+            414, "target_too_long", f"the request target exceeds {limit} bytes"
+        )
+    if len(headers) > config.max_headers:
+        limit = config.max_headers
+        return Refusal(431, "too_many_headers", f"more than {limit} headers")
+    return None
+
+
+def _relative(target: bytes) -> bytes | Refusal:
+    """`http://host/path`, as sent to forward proxies, means `/path` here."""
+    with contextlib.suppress(httptools.HttpParserInvalidURLError):
+        url = httptools.parse_url(target)
+        if (url.schema or b"").lower() in (b"http", b"https"):
+            query = b"" if url.query is None else b"?" + url.query
+            return bytes((url.path or b"/") + query)
+    shown = target[:80].decode("latin-1")
+    return Refusal(400, "bad_target", f"request target {shown!r} is not a path")

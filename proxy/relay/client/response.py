@@ -1,16 +1,72 @@
-"""A reply on its way to the client: its head, its framing, its usage event dropped.
+"""What a client gets: the engine's reply, or the relay's own in its place.
 
-`write` is called once per read of the engine; the head leaves with the first bytes.
+`Outgoing.write` is called once per read of the engine; the head leaves with the
+first bytes. The relay's own errors have the shape of the OpenAI API.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
 
-from proxy.relay.replies import Answer, Refusal, json_reply, refusal_bytes
+import msgspec
+
+from proxy.relay.event_search import UsageFilter
 from proxy.relay.upstream.connection import ReplyHead
-from proxy.relay.usage_filter import UsageFilter
 from proxy.wire.headers import Headers, frame_reply, is_compressed, is_event_stream
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request, or a connection, that the relay answers without the engine."""
+
+    status: int
+    code: str
+    """For programs: stable, snake case."""
+    message: str
+    """For people: one line."""
+    retry_after_seconds: int | None = None
+    """When asking again may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The JSON that the relay answers itself: there is no one engine to ask."""
+
+    body: bytes
+
+
+def own_reply(
+    answer: Answer | Refusal, request_id: bytes, *, closes: bool, has_body: bool = True
+) -> bytes:
+    """The bytes of a reply of the relay's own; `has_body` is false for HEAD."""
+    status, more = 200, []
+    if isinstance(answer, Refusal):
+        status, body = answer.status, _error_body(answer)
+        if answer.retry_after_seconds is not None:
+            more.append(b"retry-after: %d" % answer.retry_after_seconds)
+    else:
+        body = answer.body
+    if closes:
+        more.append(b"connection: close")
+    lines = [
+        b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"x-request-id: " + request_id,
+        *more,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if has_body else b"")
+
+
+def _error_body(refusal: Refusal) -> bytes:
+    is_upstreams = refusal.code.startswith(("upstream_", "models_"))
+    kind = "upstream_error" if is_upstreams else "invalid_request_error"
+    error = {"message": refusal.message, "type": kind, "code": refusal.code}
+    return msgspec.json.encode({"error": error})
 
 
 class Outgoing:
@@ -26,7 +82,7 @@ class Outgoing:
         "_transport",
         "_unread_bytes",
         "_unread_since_seconds",
-        "has_begun",
+        "has_left",
         "keeps_alive",
     )
 
@@ -44,18 +100,14 @@ class Outgoing:
         self._is_http_10 = is_http_10
         self._is_head_request = is_head_request
         self._filter: UsageFilter | None = None
-        self._head: bytes | None = None
+        self._head = b""
         self._is_chunked = False
         self._unread_bytes = 0
         self._unread_since_seconds = 0.0
-        self.has_begun = False
+        self.has_left = False
+        """Whether the client has been sent any of the reply."""
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the client has seen any of the reply."""
-        return self.has_begun and self._head is None
 
     def drop_usage(self, usage_filter: UsageFilter) -> None:
         """The relay asked for usage itself: take the event out of a stream again."""
@@ -63,7 +115,6 @@ class Outgoing:
 
     def begin(self, head: ReplyHead) -> None:
         """Decide the framing; again, with another head, while nothing has left."""
-        self.has_begun = True
         if not is_event_stream(head.headers) or is_compressed(head.headers):
             self._filter = None
         framing = frame_reply(
@@ -81,7 +132,7 @@ class Outgoing:
         self.keeps_alive = framing.keeps_alive
 
     def write(self, data: bytes, *, is_last: bool) -> None:
-        """Out with it."""
+        """Send one read of the body on, as far as the filter lets it pass."""
         out = data
         if self._filter is not None:
             out = self._filter.feed(data)
@@ -92,9 +143,9 @@ class Outgoing:
                 out = b"%x\r\n%b\r\n" % (len(out), out)
             if is_last:
                 out += b"0\r\n\r\n"
-        if self._head is not None:
+        if not self.has_left:
             out = self._head + out
-            self._head = None
+            self.has_left = True
         if out:
             self._transport.write(out)
 
@@ -111,23 +162,11 @@ class Outgoing:
             return False
         return now_seconds - self._unread_since_seconds >= limit_seconds
 
-    def answer(self, answer: Answer) -> None:
-        """The relay's own reply where there is no one engine to ask."""
-        self._transport.write(
-            json_reply(
-                200,
-                answer.body,
-                self._request_id,
-                closes=not self.keeps_alive,
-                has_body=not self._is_head_request,
-            )
-        )
-
-    def refuse(self, refusal: Refusal) -> None:
+    def answer(self, answer: Answer | Refusal) -> None:
         """The relay's own reply instead of the engine's; nothing has left yet."""
         self._transport.write(
-            refusal_bytes(
-                refusal,
+            own_reply(
+                answer,
                 self._request_id,
                 closes=not self.keeps_alive,
                 has_body=not self._is_head_request,

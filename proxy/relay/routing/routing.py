@@ -1,23 +1,101 @@
-"""Which upstream takes a request, and which ones after it. Pure.
+"""Whether a request passes, with which body, and to which upstreams in which order.
 
-Rule: requests of one session go to one replica for as long as it lives (rendezvous
-hashing: a replica that leaves moves only its own sessions, and they come back with
-it); all others take turns, replica by replica. Nothing is remembered of a session.
+Routes pass by an allowlist: engines have unguarded control routes. Requests of one
+session go to one replica for as long as it lives (rendezvous hashing: a replica that
+leaves moves only its own sessions, and they come back with it); all others take turns,
+replica by replica. Nothing is remembered of a session. A fleet of one takes all that
+passes, alive or not: only it can say what it serves. Pure.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from proxy.relay.replies import Refusal
+import msgspec
 
+from proxy.engines.dialect import Dialect
+from proxy.engines.wire import UNREADABLE
+from proxy.relay.client.request import ClientRequest
+from proxy.relay.client.response import Answer, Refusal
+from proxy.relay.config import RelayConfig
+from proxy.relay.upstream.upstream import Upstream
+from proxy.wire.facts import RequestFacts
+from proxy.wire.headers import request_head, value_of
+
+MAX_SESSION_BYTES = 512
 RETRY_SECONDS = 2
 """What clients are told to wait: two probes of an upstream that is down."""
 MAX_MODELS = 1000
 """Models whose turns are remembered; engines with adapters may serve hundreds."""
 SHOWN_MODELS = 20
+READABLE = frozenset(
+    [
+        "/", "/health", "/ping", "/version", "/info", "/load", "/metrics",
+        "/v1/models",
+    ]
+)  # fmt: skip
+"""GET, HEAD and OPTIONS: what engines tell about themselves."""
+CALLABLE = frozenset(["/tokenize", "/detokenize", "/chat_tokenize"])
+"""POST: work for the CPU, no joules of the GPU."""
+READABLE_BELOW = "/v1/models/"
+
+
+def passes_unmetered(method: str, path: str) -> bool:
+    """Whether a request that is not metered may go to the engine all the same.
+
+    Paths are compared as sent: an escaped spelling of a route is another route.
+    """
+    if method == "OPTIONS":
+        return True  # a browser asking what it may do; no engine computes for it
+    if method in ("GET", "HEAD"):
+        return path in READABLE or _is_model(path)
+    return method == "POST" and path in CALLABLE
+
+
+def _is_model(path: str) -> bool:
+    """A path below the models that no server can take for a path outside."""
+    name = path.removeprefix(READABLE_BELOW)
+    steps = name.lower().replace("%2e", ".")
+    steps = steps.replace("%2f", "/").replace("%5c", "/").replace("\\", "/")
+    return name != path and not {".", ".."} & set(steps.split("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that goes to the engine."""
+
+    facts: RequestFacts | None
+    """None: it is not metered."""
+    body: bytes
+    """As sent, or asking for usage as well."""
+    has_usage_added: bool = False
+    """The usage event must be taken out again: the client did not ask for it."""
+
+
+def admit(
+    dialect: Dialect,
+    method: str,
+    target: str,
+    body: bytes,
+    *,
+    asks_for_usage: bool,
+    allow_unknown: bool,
+) -> Admission | Refusal:
+    """Whether a request may pass, metered or not, and with which body."""
+    path = target.partition("?")[0]
+    facts = dialect.read_request(method, path, body)
+    if facts is None:
+        if allow_unknown or passes_unmetered(method, path):
+            return Admission(None, body)
+        message = f"{method[:20]} {path[:80]} is not a route of this proxy"
+        return Refusal(404, "unknown_route", message)
+    if not facts.is_stream or facts.wants_usage or not asks_for_usage:
+        return Admission(facts, body)
+    asking = dialect.with_usage(body)
+    return Admission(facts, asking, has_usage_added=asking is not body)
 
 
 class Replica(Protocol):
@@ -65,7 +143,7 @@ class Router(Generic[P]):
         replicas = self._replicas if among is None else among
         if model is None:
             model = self._default(replicas)
-        if model is None:  # nobody has told its models yet: anyone may try
+        if model is None:  # no upstream has listed its models yet: any may try
             serving = list(replicas)
         else:
             serving = [
@@ -138,3 +216,131 @@ def unavailable(replicas: Sequence[Replica], model: str | None) -> Refusal:
 def weight(session: bytes, name: str) -> bytes:
     """How much a session prefers a replica: the same in every process."""
     return hashlib.blake2b(session, digest_size=8, key=name.encode()[:64]).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An upstream that may take a request, and what it would be sent."""
+
+    upstream: Upstream
+    admission: Admission
+
+    def bytes_for(self, request: ClientRequest) -> bytes:
+        """The request as it goes to that upstream."""
+        address, body = self.upstream.address, self.admission.body
+        head = request_head(
+            request.method,
+            address.prefix + request.target,
+            request.headers,
+            authority=address.authority,
+            request_id=request.request_id,
+            body_size=len(body),
+            is_metered=self.admission.facts is not None,
+        )
+        return head + body
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    prompt_cache_key: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+class Chooser:
+    """Admits and routes the requests of one relay."""
+
+    def __init__(self, config: RelayConfig, upstreams: Sequence[Upstream]) -> None:
+        self._config = config
+        self._upstreams = tuple(upstreams)
+        self._router = Router(self._upstreams, config.default_model)
+        self._session_header = config.session_header.lower().encode()
+        self._dialects = {
+            upstream.dialect.name: upstream.dialect for upstream in upstreams
+        }
+
+    def choose(self, request: ClientRequest) -> list[Candidate] | Answer | Refusal:
+        """Where a request may go, the first choice first; or the relay's own answer."""
+        admitted = {name: self._admit(name, request) for name in self._dialects}
+        if len(self._upstreams) == 1:
+            (upstream,) = self._upstreams
+            (only,) = admitted.values()
+            if isinstance(only, Refusal):
+                return only
+            return (
+                unavailable((upstream,), None)
+                if upstream.is_draining
+                else [Candidate(upstream, only)]
+            )
+        passing = {n: a for n, a in admitted.items() if isinstance(a, Admission)}
+        if not passing:
+            return next(a for a in admitted.values() if isinstance(a, Refusal))
+        metered = {n: a.facts for n, a in passing.items() if a.facts is not None}
+        upstreams: list[Upstream] | Answer | Refusal
+        if metered:
+            (facts, *_) = metered.values()
+            among = [u for u in self._upstreams if u.dialect.name in metered]
+            upstreams = self._router.order(facts.model, self._session(request), among)
+        else:
+            upstreams = self._order_unmetered(request)
+        if not isinstance(upstreams, list):
+            return upstreams
+        return [
+            Candidate(upstream, passing[upstream.dialect.name])
+            for upstream in upstreams
+            if upstream.dialect.name in passing
+        ]
+
+    def _admit(self, dialect: str, request: ClientRequest) -> Admission | Refusal:
+        return admit(
+            self._dialects[dialect],
+            request.method.decode("latin-1"),
+            request.target.decode("latin-1"),
+            request.body,
+            asks_for_usage=self._config.asks_for_usage,
+            allow_unknown=self._config.allow_unknown_routes,
+        )
+
+    def _order_unmetered(
+        self, request: ClientRequest
+    ) -> list[Upstream] | Answer | Refusal:
+        """By the model it is about, where it names one; else the first that is up."""
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        if request.method in (b"GET", b"HEAD"):
+            if path == "/v1/models":
+                return Answer(self._models())
+            if path.startswith(READABLE_BELOW):
+                return self._router.order(path.removeprefix(READABLE_BELOW), None)
+        elif (model := _read(request.body).model) is not None:
+            return self._router.order(model, None)
+        return self._router.first()
+
+    def _session(self, request: ClientRequest) -> bytes | None:
+        """What ties requests together: a header, else OpenAI's own hint for it."""
+        value = value_of(request.headers, self._session_header)
+        if not value and b'"prompt_cache_key"' in request.body:
+            value = (_read(request.body).prompt_cache_key or "").encode()
+        return value[:MAX_SESSION_BYTES] if value else None
+
+    def _models(self) -> bytes:
+        """Every model that may be asked for now, as OpenAI's list, each once."""
+        cards: dict[str, object] = {}
+        for upstream in self._upstreams:
+            if upstream.is_up and not upstream.is_draining:
+                for model in upstream.models or ():
+                    cards.setdefault(
+                        model, upstream.cards.get(model) or _card(model, upstream)
+                    )
+        return msgspec.json.encode({"object": "list", "data": list(cards.values())})
+
+
+def _card(model: str, upstream: Upstream) -> dict[str, object]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": upstream.name}
+
+
+def _read(body: bytes) -> _Body:
+    try:
+        return _decode(body)
+    except UNREADABLE:
+        return _Body()

@@ -12,12 +12,12 @@ from proxy.relay.config import RelayConfig, UpstreamAddress, parse_upstream
 from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.tap import MeterGuard, RequestMeter
-from proxy.relay.upstream.pool import UpstreamPool
+from proxy.relay.upstream.connection import UpstreamPool
 
 
 @dataclass(slots=True, eq=False)
 class Upstream:
-    """One upstream as exchanges see it; made by `open_lane`."""
+    """One upstream as exchanges see it; made by `open_upstream`."""
 
     name: str
     address: UpstreamAddress
@@ -69,7 +69,7 @@ def open_upstream(
     *,
     provenance: Callable[[], Provenance] = Provenance,
 ) -> Upstream:
-    """The lane to `config.upstream_url`. Raises ConfigError for a bad URL."""
+    """The upstream at `config.upstream_url`. Raises ConfigError for a bad URL."""
     address = parse_upstream(config.upstream_url)
     counters = RelayCounters()
     return Upstream(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.relay.replies import Refusal
+from proxy.relay.client.response import Refusal
 from proxy.relay.routing.routing import MAX_MODELS, Router
 
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
 from proxy.relay.config import parse_upstream
+from proxy.relay.event_search import MAX_HELD_BYTES, UsageFilter
 from proxy.relay.routing.labels import MAX_MODELS, LabelReader
-from proxy.relay.routing.routes import passes_unmetered
-from proxy.relay.usage_filter import UsageFilter
-from proxy.wire.event_search import MAX_HELD_BYTES
+from proxy.relay.routing.routing import passes_unmetered
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import HOP_BY_HOP, Headers, end_to_end, request_id_of
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from proxy.engines.dialect import Dialect
+
 MAX_HELD_BYTES = 64 * 1024
 """What the relay looks for has some hundred bytes; what is longer is not it."""
 
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 """A carriage return that ends a read may be half of a CRLF: it waits for the next."""
+_USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -74,3 +77,33 @@ class EventSearch:
             start = len(data.rstrip(b"\r\n"))  # its blank line may come in halves
         self.held = data[start:]
         return data[:start]
+
+
+class UsageFilter:
+    """Takes the one usage-only event out again that the relay itself asked for.
+
+    Every other byte passes unchanged and in order; `flush` after the last read.
+    """
+
+    __slots__ = ("_dialect", "_search")
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._search = EventSearch(b"[]", self._is_usage_only)
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to pass on now, possibly none."""
+        search = self._search
+        if search.found is not None:
+            return data
+        out = search.feed(data)
+        return out if search.found is None else out + search.found[1]
+
+    def flush(self) -> bytes:
+        """What is still held when the stream ends in the middle of an event."""
+        return self._search.flush()
+
+    def _is_usage_only(self, block: bytes) -> bool:
+        if not _USAGE_ONLY.search(block):
+            return False
+        return self._dialect.read_event(data_of(block)).is_usage_only
