@@ -24,7 +24,7 @@ from proxy.store.address import Retention, sqlite_url, store_url
 from proxy.store.archive import Archive
 from proxy.store.database import Database
 from proxy.store.stored_record import StoredRecord, row_of
-from proxy.store.writer import BATCH_RECORDS, RecordWriter, WritePace
+from proxy.store.writer import BATCH_RECORDS, RecordWriter, WriterBounds
 
 PER_BEAT = 5
 """Settled together: 100 requests a second at 20 beats a second."""
@@ -67,8 +67,8 @@ def write_seconds(records: list[RequestRecord], url: URL) -> tuple[float, float]
         row_of(one)
     rows = time.perf_counter() - began
     database = Database(url, "write", "run")
-    pace = WritePace(queue_records=len(records))
-    writer = RecordWriter(database, Retention(None, None), pace=pace)
+    bounds = WriterBounds(queue_records=len(records))
+    writer = RecordWriter(database, Retention(None, None), bounds=bounds)
     writer.turn()
     writer.add(stored)
     began = time.perf_counter()

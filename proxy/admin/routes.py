@@ -16,26 +16,27 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from proxy.admin.auth import AdminAccess, guarding
-from proxy.admin.fleet import (
+from proxy.admin.views import (
     EngineSources,
     engine_books,
     engine_info,
     fleet_books,
     fleet_readiness,
     readiness,
-    upstream_json,
+    upstream_reply,
 )
-from proxy.admin.views import store_json
 from proxy.errors import StoreError
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
-from proxy.store.fit_document import encoded, saved_of
-from proxy.store.stored_record import sequence_at
+from proxy.store.fits import encoded, saved_of
+from proxy.store.stored_record import cursor_at
+from proxy.wire.api import BooksReply, InfoReply, UpstreamReply, UpstreamsReply
 
 MAX_RECORDS = 10_000
-"""Per reply of `/requests`: about 6 MB; ask again with the last sequence."""
+"""Per reply of `/requests`: about 6 MB; ask again with the last cursor."""
 OFFSET_STEP_SECONDS = 0.001
 YEAR_3000_UNIX_SECONDS = 32_503_680_000
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,8 +50,9 @@ class AdminSources:
     engines: Sequence[EngineSources]
     """At least one."""
     records: Archive
-    info: Mapping[str, Any]
-    """Configuration as a user may see it: no secrets."""
+    version: str
+    config: Mapping[str, Any]
+    """As a user may see it: no secrets."""
     render_metrics: Callable[[bool], bytes]
     """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
     render_recent: Callable[[], bytes]
@@ -108,7 +110,7 @@ class _Views:
                 if resource.canonical != "/"
             }
         )
-        return _json({"servewatt": self._from.info.get("version"), "paths": paths})
+        return _json({"servewatt": self._from.version, "paths": paths})
 
     async def metrics(self, request: web.Request) -> web.Response:
         openmetrics = "openmetrics" in request.headers.get("accept", "")
@@ -133,8 +135,8 @@ class _Views:
             return _refuse(f"since is from 0, limit from 1 to {MAX_RECORDS}")
         if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
             return _refuse("from_unix is Unix seconds, such as 1767225600")
-        # the sequence is the instant of settlement: an instant is a cursor too
-        since = max(since, sequence_at(from_unix) - 1)
+        # the cursor is the instant of settlement: an instant is a cursor too
+        since = max(since, cursor_at(from_unix) - 1)
         try:
             body = await self._from.records.lines(since, limit)
         except StoreError as error:
@@ -176,30 +178,29 @@ class _Views:
         if name is not None and name not in replies:
             return _refuse(f"engine is one of {', '.join(replies)}")
         if name is None and len(replies) > 1:
-            books = fleet_books(replies)
+            books: BooksReply = fleet_books(replies)
         else:
             books = replies[name or self._from.engines[0].name]
         chosen = request.query.get("boundary")
         if chosen is None:
             return _json(books)
-        if chosen not in books["boundaries"]:
-            return _refuse(f"boundary is one of {', '.join(books['boundaries'])}")
-        return _json(books["boundaries"][chosen])
+        if chosen not in books.boundaries:
+            return _refuse(f"boundary is one of {', '.join(books.boundaries)}")
+        return _json(books.boundaries[chosen])
 
     async def info(self, request: web.Request) -> web.Response:
         engines = {e.name: engine_info(e) for e in self._from.engines}
-        store = self._from.records.state()
-        shown = None if store is None else store_json(store)
-        first = engines[self._from.engines[0].name] if len(engines) == 1 else {}
-        upstreams = [self._shown(upstream) for upstream in self._upstreams().values()]
+        (only,) = engines.values() if len(engines) == 1 else (None,)
         return _json(
-            {
-                **self._from.info,
-                **first,
-                "engines": engines,
-                "upstreams": upstreams,
-                "store": shown,
-            }
+            InfoReply(
+                version=self._from.version,
+                config=dict(self._from.config),
+                sensor=only.sensor if only else UNSET,
+                sensors=only.sensors if only else UNSET,
+                engines=engines,
+                upstreams=self._shown_upstreams(),
+                store=self._from.records.state(),
+            )
         )
 
     async def calibration(self, request: web.Request) -> web.Response:
@@ -211,9 +212,7 @@ class _Views:
         return web.Response(body=encoded(found), content_type="application/json")
 
     async def upstreams(self, request: web.Request) -> web.Response:
-        return _json(
-            {"upstreams": [self._shown(e) for e in self._upstreams().values()]}
-        )
+        return _json(UpstreamsReply(upstreams=self._shown_upstreams()))
 
     async def drain(self, request: web.Request) -> web.Response:
         return self._set_draining(request, True)
@@ -235,8 +234,11 @@ class _Views:
             e.name: e.upstream for e in self._from.engines if e.upstream is not None
         }
 
-    def _shown(self, upstream: Upstream) -> dict[str, Any]:
-        return upstream_json(upstream, self._unix_offset_seconds())
+    def _shown_upstreams(self) -> list[UpstreamReply]:
+        return [self._shown(upstream) for upstream in self._upstreams().values()]
+
+    def _shown(self, upstream: Upstream) -> UpstreamReply:
+        return upstream_reply(upstream, self._unix_offset_seconds())
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"healthy": True})
@@ -245,10 +247,10 @@ class _Views:
         engines = self._from.engines
         found = await asyncio.gather(*(readiness(engine) for engine in engines))
         body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
-        return _json(body, 200 if body["ready"] else 503)
+        return _json(body, 200 if body.ready else 503)
 
 
-def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
+def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(body), status=status, content_type="application/json"
     )

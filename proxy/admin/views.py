@@ -1,70 +1,252 @@
-"""What the admin API says of boundaries, sensors and the store, as JSON objects.
+"""The replies of the admin API, made from the meters, the sensors and the upstreams.
 
-Rule: base units, every instant in Unix seconds, and null for what is not known.
+Rule: a sum over engines is over whole ledgers. Where one engine's joules are not
+known the sum is null: a part of the truth would look like all of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from proxy.meter.accounts import Boundaries, Ratio
+from proxy.meter.accounts import Boundaries
 from proxy.meter.ledger.accounts import Books
+from proxy.relay.upstream.upstream import Upstream
 from proxy.serve.sensors import Measured
-from proxy.store.writer import StoreState
+from proxy.wire.api import (
+    JOULES,
+    BooksReply,
+    BoundaryBooks,
+    BoundaryRatio,
+    EngineInfo,
+    FleetBooks,
+    FleetReadiness,
+    Phases,
+    ReadinessReply,
+    SensorReply,
+    UpstreamReply,
+    summed,
+)
 
 
-def boundary_json(
+@dataclass(frozen=True, slots=True)
+class EngineSources:
+    """Where the admin API looks for one engine."""
+
+    name: str
+    boundaries: Boundaries
+    measured: Callable[[], Sequence[Measured]]
+    """Every boundary now, the headline first."""
+    upstream_state: Callable[[], Awaitable[str | None]]
+    """None when the upstream answers, else why it does not."""
+    upstream: Upstream | None = None
+
+
+# -- books ---------------------------------------------------------------------
+
+
+def engine_books(
+    engine: EngineSources,
+    at_seconds: float | None,
+    *,
+    unix_offset_seconds: float,
+    sample_interval_seconds: float,
+) -> BooksReply:
+    """The books of one engine, as of an instant: the headline's, and every one."""
+    replies = {
+        measured.boundary: _boundary_books(
+            engine.boundaries,
+            measured,
+            at_seconds,
+            unix_offset_seconds=unix_offset_seconds,
+            sample_interval_seconds=sample_interval_seconds,
+        )
+        for measured in engine.measured()
+    }
+    return BooksReply(
+        **msgspec.structs.asdict(replies[engine.boundaries.headline]),
+        boundaries=replies,
+        ratios=[
+            msgspec.convert(ratio, BoundaryRatio, from_attributes=True)
+            for ratio in engine.boundaries.ratios()
+        ],
+    )
+
+
+def _boundary_books(
     boundaries: Boundaries,
     measured: Measured,
     at_seconds: float | None,
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
-) -> dict[str, Any]:
-    """One boundary as `/books` shows it: what it is, its accounts, its sensor."""
+) -> BoundaryBooks:
     state, stats, name = measured.meter, measured.sampler, measured.boundary
     settled = state.books.settled_seconds
-    is_known = math.isfinite(settled)
-    reply: dict[str, Any] = {
-        "settled_unix_seconds": settled + unix_offset_seconds if is_known else None,
-        "complete": at_seconds is None or settled >= at_seconds,
-        "boundary": name,
-        "source": measured.source,
-        "simulated": bool(stats and stats.is_simulated),
-        "sensor_up": bool(stats and stats.is_up),
-        "policy": state.policy,
-        "sample_interval_seconds": sample_interval_seconds,
-        "window_seconds": state.window_seconds,
-    }
-    is_measured = state.samples_total > 0 and is_known
+    has_begun = math.isfinite(settled)
     books = boundaries.books_of(name, at_seconds)
     outside = boundaries.outside_books(name, at_seconds)
-    reply |= books_json(books) if is_measured else NO_BOOKS
-    return reply | {
-        "gap_seconds": books.gap_seconds if is_measured else None,
-        "idle_accelerators_joules": outside.measured_joules if outside else None,
-        "idle_accelerators_watts": (
+    # before any reading the joules are unknown, which is not zero
+    is_measured = state.samples_total > 0 and has_begun
+    return BoundaryBooks(
+        **(_joules_of(books) if is_measured else {}),
+        source=measured.source,
+        simulated=bool(stats and stats.is_simulated),
+        settled_unix_seconds=settled + unix_offset_seconds if has_begun else None,
+        complete=at_seconds is None or settled >= at_seconds,
+        boundary=name,
+        sensor_up=bool(stats and stats.is_up),
+        policy=state.policy,
+        sample_interval_seconds=sample_interval_seconds,
+        window_seconds=state.window_seconds,
+        gap_seconds=books.gap_seconds if is_measured else None,
+        idle_accelerators_joules=outside.measured_joules if outside else None,
+        idle_accelerators_watts=(
             dict(measured.outside.device_watts) if measured.outside else {}
         ),
-        "idle_watts": state.idle_watts,
-        "idle_source": state.idle_source,
-        "bare_idle_watts": measured.bare_idle_watts,
-        "model_idle_watts": measured.model_idle_watts,
-        "device_watts": dict(state.device_watts),
-        "gaps_total": state.gaps_total,
-        "samples_total": state.samples_total,
-        "missed_total": stats.missed if stats else 0,
-        "counter_period_seconds": state.counter_period_seconds,
-        "counter_power_ratio": state.counter_power_ratio,
-        "unsettled_seconds": state.unsettled_seconds,
-        "open_requests": state.open_requests,
+        idle_watts=state.idle_watts,
+        idle_source=state.idle_source,
+        bare_idle_watts=measured.bare_idle_watts,
+        model_idle_watts=measured.model_idle_watts,
+        device_watts=dict(state.device_watts),
+        gaps_total=state.gaps_total,
+        samples_total=state.samples_total,
+        missed_total=stats.missed if stats else 0,
+        counter_period_seconds=state.counter_period_seconds,
+        counter_power_ratio=state.counter_power_ratio,
+        unsettled_seconds=state.unsettled_seconds,
+        open_requests=state.open_requests,
+    )
+
+
+def _joules_of(books: Books) -> dict[str, Any]:
+    phases = Phases(prefill=books.prefill_joules, decode=books.decode_joules)
+    shown: dict[str, Any] = {"attributed_joules": phases}
+    return {name: getattr(books, name) for name in JOULES if name not in shown} | shown
+
+
+def fleet_books(replies: Mapping[str, BooksReply]) -> FleetBooks:
+    """The books of several engines: the sums, and each one's.
+
+    Boundaries that not all of them have are in no sum.
+    """
+    first, *others = replies.values()
+    shared = [
+        name
+        for name in first.boundaries
+        if all(name in reply.boundaries for reply in others)
+    ]
+    boundaries = {
+        name: {engine: reply.boundaries[name] for engine, reply in replies.items()}
+        for name in shared
     }
+    return FleetBooks(
+        **_sum(replies),
+        boundaries={name: BoundaryBooks(**_sum(s)) for name, s in boundaries.items()},
+        engines=dict(replies),
+    )
 
 
-def lacking(measured: Measured) -> str | None:
+SUMMED = (
+    "idle_watts", "bare_idle_watts", "model_idle_watts",
+    "gaps_total", "samples_total", "missed_total", "open_requests",
+)  # fmt: skip
+WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
+JOINED = ("boundary", "source", "policy", "sample_interval_seconds", "idle_source")
+"""One value where all have the same. What is in no list stays null: an engine's
+other GPUs may be another engine's, and a ratio of ratios means nothing."""
+
+
+def _sum(books: Mapping[str, BoundaryBooks]) -> dict[str, Any]:
+    """One boundary of several engines; joules of different boundaries are no sum."""
+    each = list(books.values())
+    late = [reply for reply in each if not reply.complete]
+    total: dict[str, Any] = {
+        "settled_unix_seconds": _all(each, "settled_unix_seconds", min),
+        "complete": not late,
+        "simulated": any(reply.simulated for reply in each),
+        # whether what is not complete may still come
+        "sensor_up": any(reply.sensor_up for reply in late or each),
+        "device_watts": {
+            f"{engine}/{device}": watts
+            for engine, reply in books.items()
+            for device, watts in reply.device_watts.items()
+        },
+    }
+    if len({reply.boundary for reply in each}) == 1:
+        total |= summed(each)
+    total |= {name: _all(each, name, sum) for name in SUMMED}
+    total |= {name: _all(each, name, max) for name in WORST}
+    for name in JOINED:
+        values = [getattr(reply, name) for reply in each]
+        texts = list(map(str, values))
+        total[name] = values[0] if len(set(texts)) == 1 else ", ".join(texts)
+    return total
+
+
+def _all(
+    each: Sequence[BoundaryBooks], name: str, of: Callable[[list[Any]], Any]
+) -> Any:
+    """One figure of all of them; None where it is unknown of one."""
+    values = [getattr(reply, name) for reply in each]
+    return None if None in values else of(values)
+
+
+# -- readiness, sensors, upstreams ---------------------------------------------
+
+
+async def readiness(engine: EngineSources) -> ReadinessReply:
+    """Whether one engine answers and its joules are known; else what is missing."""
+    upstream_reason = await engine.upstream_state()
+    headline, *others = engine.measured()
+    sensor_reason = _lacking(headline)
+    reasons = [r for r in (upstream_reason, sensor_reason) if r is not None]
+    return ReadinessReply(
+        ready=not reasons,
+        upstream=upstream_reason is None,
+        sensor=sensor_reason is None,
+        reasons=reasons,
+        lacking={
+            other.boundary: reason
+            for other in others
+            if (reason := _lacking(other)) is not None
+        },
+    )
+
+
+def fleet_readiness(
+    engines: Sequence[EngineSources], found: Sequence[ReadinessReply]
+) -> FleetReadiness:
+    """Ready when each model has an engine that is; of each engine what it lacks."""
+    by_model: dict[str, bool] = {}
+    for engine, reply in zip(engines, found, strict=True):
+        models = None if engine.upstream is None else engine.upstream.models
+        # an engine that never told its models may be the only one of some
+        for model in models or (f"those of {engine.name}",):
+            is_served = reply.ready and not (
+                engine.upstream and engine.upstream.is_draining
+            )
+            by_model[model] = by_model.get(model, False) or is_served
+    replies = {engine.name: r for engine, r in zip(engines, found, strict=True)}
+    return FleetReadiness(
+        ready=all(by_model.values()),
+        upstream=any(reply.upstream for reply in found),
+        sensor=any(reply.sensor for reply in found),
+        reasons=[
+            f"{name}: {reason}"
+            for name, reply in replies.items()
+            for reason in reply.reasons
+        ],
+        models_without_engine=[name for name, ok in by_model.items() if not ok],
+        engines=replies,
+    )
+
+
+def _lacking(measured: Measured) -> str | None:
     """Why energy is not known yet; None when it is, or is not asked for."""
     stats, state = measured.sampler, measured.meter
     if stats is None:
@@ -78,57 +260,37 @@ def lacking(measured: Measured) -> str | None:
     return None
 
 
-def sensor_json(measured: Measured) -> dict[str, Any]:
-    """How the sensor of one boundary does, as `/info` shows it."""
+def engine_info(engine: EngineSources) -> EngineInfo:
+    """The sensors of one engine."""
+    sensors = {m.boundary: _sensor(m) for m in engine.measured()}
+    return EngineInfo(sensor=sensors[engine.boundaries.headline], sensors=sensors)
+
+
+def _sensor(measured: Measured) -> SensorReply:
     stats = measured.sampler
-    return {
-        "source": measured.source,
-        "up": bool(stats and stats.is_up),
-        "simulated": bool(stats and stats.is_simulated),
-        "last_error": stats.last_error if stats else None,
-        "clock_offset_seconds": stats.clock_offset_seconds if stats else None,
-    }
+    return SensorReply(
+        source=measured.source,
+        up=bool(stats and stats.is_up),
+        simulated=bool(stats and stats.is_simulated),
+        last_error=stats.last_error if stats else None,
+        clock_offset_seconds=stats.clock_offset_seconds if stats else None,
+    )
 
 
-NO_BOOKS: dict[str, Any] = {
-    "measured_joules": None,
-    "attributed_joules": None,
-    "idle_share_joules": None,
-    "idle_joules": None,
-    "unattributed_joules": None,
-    "residual_joules": None,
-}
-"""Before any reading the joules are unknown, which is not zero."""
-
-
-def books_json(books: Books) -> dict[str, Any]:
-    """The accounts as `/books` shows them."""
-    return {
-        "measured_joules": books.measured_joules,
-        "attributed_joules": {
-            "prefill": books.prefill_joules,
-            "decode": books.decode_joules,
-        },
-        "idle_share_joules": books.idle_share_joules,
-        "idle_joules": books.idle_joules,
-        "unattributed_joules": dict(books.unattributed_joules),
-        "residual_joules": books.residual_joules,
-    }
-
-
-def ratio_json(ratio: Ratio) -> dict[str, Any]:
-    """Joules of one boundary over those around it, since both were measured."""
-    return {
-        "inner": ratio.inner,
-        "outer": ratio.outer,
-        "ratio": ratio.ratio,
-        "inner_joules": ratio.inner_joules,
-        "outer_joules": ratio.outer_joules,
-        "seconds": ratio.seconds,
-    }
-
-
-def store_json(state: StoreState) -> dict[str, Any]:
-    """How the store does, as `/info` shows it."""
-    shown: dict[str, Any] = msgspec.to_builtins(state)
-    return {"up": shown.pop("is_up"), **shown}
+def upstream_reply(upstream: Upstream, unix_offset_seconds: float) -> UpstreamReply:
+    """One upstream, its instants in Unix seconds."""
+    return UpstreamReply(
+        name=upstream.name,
+        url=upstream.address.url,
+        engine=upstream.dialect.name,
+        models=None if upstream.models is None else list(upstream.models),
+        state=(
+            "draining" if upstream.is_draining else "up" if upstream.is_up else "down"
+        ),
+        up=upstream.is_up,
+        draining=upstream.is_draining,
+        reason=upstream.down_reason,
+        since_unix_seconds=upstream.since_seconds + unix_offset_seconds,
+        requests_in_flight=upstream.in_flight,
+        rerouted_total=upstream.counters.rerouted,
+    )

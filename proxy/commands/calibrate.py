@@ -11,7 +11,8 @@ import httpx
 from proxy.admin.client import admin_call
 from proxy.errors import ProxyError
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE
-from proxy.store.fit_document import Saved, decoded, encoded
+from proxy.store.fits import decoded, encoded
+from proxy.wire.api import SavedCalibration
 
 
 @click.command()
@@ -37,12 +38,12 @@ def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
         click.echo(in_words(entries))
 
 
-def in_words(entries: Iterable[Saved]) -> str:
+def in_words(entries: Iterable[SavedCalibration]) -> str:
     """One paragraph per engine and model."""
     return "\n\n".join(_paragraph(entry) for entry in entries) or "no calibration yet"
 
 
-def _paragraph(entry: Saved) -> str:
+def _paragraph(entry: SavedCalibration) -> str:
     trust = "trusted" if entry.is_fitted else f"not trusted: {entry.reason}"
     lines = [
         f"{entry.engine}, {entry.model or 'no model yet'}: {trust}",

@@ -12,7 +12,7 @@ from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.serve.sensors import Measured
-from proxy.store.writer import StoreState
+from proxy.wire.api import StoreState
 
 Sample = tuple[tuple[str, ...], float]
 PHASES = ("prefill", "decode", "idle_share")

@@ -25,6 +25,7 @@ from proxy.relay.routing.routing import Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream
+from proxy.wire.events import RequestOpened
 
 
 class State(Enum):

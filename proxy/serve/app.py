@@ -235,7 +235,8 @@ class _App:
         return AdminSources(
             engines=[upstream.sources() for upstream in self.upstreams],
             records=self.records,
-            info={"version": __version__, "config": shown},
+            version=__version__,
+            config=shown,
             freshen=lambda: self.metrics.show(self._snapshot()),
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from proxy.admin.fleet import EngineSources
+from proxy.admin.views import EngineSources
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.accounts import Boundaries

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,21 +25,71 @@ from proxy.errors import ConfigError, StoreError
 from proxy.meter.ledger.accounts import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
-from proxy.store.recent import KEPT_BESIDE_STORE, KEPT_RECORDS, RecentRecords
 from proxy.store.stored_record import (
     RecordNumbering,
     StoredRecord,
-    json_of,
-    row_of,
-    sequence_at,
+    cursor_at,
+    reply_from,
+    reply_of,
 )
-from proxy.store.writer import RecordWriter, StoreState, WritePace
+from proxy.store.writer import KEPT_RECORDS, RecordWriter, WriterBounds
+from proxy.wire.api import RequestReply, StoreState
 
 log = logging.getLogger("servewatt.store")
 
+KEPT_BESIDE_STORE = 5_000
+"""Of those that a database has too: enough for whoever reads along."""
+
+
+class RecentRecords:
+    """The newest records in order of settlement; the oldest make room, counted."""
+
+    def __init__(self, kept: int = KEPT_RECORDS) -> None:
+        self.kept = kept
+        """How many stay; may change at any time."""
+        self._records: list[StoredRecord] = []
+        self._by_id: dict[str, StoredRecord] = {}
+        self.evicted = 0
+        self.horizon = 0
+        """Every record of this run above this cursor is here."""
+
+    def add(self, records: Iterable[StoredRecord]) -> None:
+        """Keep these, dropping the oldest beyond the bound."""
+        for stored in records:
+            self._records.append(stored)
+            self._by_id[stored.record.request_id] = stored
+        # trimmed now and then, not one by one
+        if len(self._records) > self.kept + self.kept // 10 + 1:
+            self._evict(len(self._records) - self.kept)
+
+    def since(self, cursor: int, limit: int) -> list[StoredRecord]:
+        """Records settled after `cursor`, oldest first, at most `limit`."""
+        first = bisect_right(self._records, cursor, key=lambda f: f.cursor)
+        return self._records[first : first + limit]
+
+    def last(self, count: int) -> list[StoredRecord]:
+        """The newest `count`, newest first."""
+        return self._records[: -count - 1 : -1]
+
+    def by_id(self, request_id: str) -> StoredRecord | None:
+        """The newest record of this id, if still kept."""
+        return self._by_id.get(request_id)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _evict(self, count: int) -> None:
+        for oldest in self._records[:count]:
+            request_id = oldest.record.request_id
+            if self._by_id[request_id] is oldest:
+                del self._by_id[request_id]
+        self.horizon = self._records[count - 1].cursor
+        self.evicted += count
+        del self._records[:count]
+
 
 class Archive:
-    """Files what settles and finds it again; without a URL, in memory only."""
+    """Stores what settles and finds it again; without a URL, in memory only."""
 
     def __init__(
         self,
@@ -47,7 +98,7 @@ class Archive:
         upstream: str = "",
         upstreams: Mapping[str, str] | None = None,
         retention: Retention | None = None,
-        pace: WritePace | None = None,
+        bounds: WriterBounds | None = None,
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
 
@@ -65,9 +116,9 @@ class Archive:
             is_open, error = self._open(self._database)
             self._writer = RecordWriter(
                 self._database, retention or Retention(),
-                is_open=is_open, last_error=error, pace=pace,
+                is_open=is_open, last_error=error, bounds=bounds,
             )  # fmt: skip
-        self._numbering.continue_from(sequence_at(time.time()))
+        self._numbering.continue_from(cursor_at(time.time()))
         self._recent.horizon = self._numbering.last
 
     def start(self) -> None:
@@ -81,8 +132,8 @@ class Archive:
             self._writer.stop()
 
     def add(self, records: Iterable[RequestRecord]) -> None:
-        """File what has just settled; never blocks."""
-        stored = self._numbering.file(records, time.time(), time.monotonic())
+        """Store what has just settled; never blocks."""
+        stored = self._numbering.number(records, time.time(), time.monotonic())
         if not stored:
             return
         if self._writer is not None:
@@ -118,12 +169,12 @@ class Archive:
         """The newest record of this id as JSON. Raises StoreError as `lines`."""
         stored = self._recent.by_id(request_id)
         if stored is not None:
-            return msgspec.json.encode(json_of(row_of(stored)))
+            return msgspec.json.encode(reply_of(stored))
         if self._database is None:
             return None
         self._refuse_while_down()
         row = await asyncio.to_thread(_find, self._database, request_id)
-        return None if row is None else msgspec.json.encode(json_of(row))
+        return None if row is None else msgspec.json.encode(reply_from(row))
 
     def _open(self, database: Database) -> tuple[bool, str | None]:
         try:
@@ -138,7 +189,7 @@ class Archive:
             )
             return False, reason
         self._numbering.continue_from(highest)
-        ahead_seconds = (highest - sequence_at(time.time())) / 1e6
+        ahead_seconds = (highest - cursor_at(time.time())) / 1e6
         if ahead_seconds > 0:
             log.warning(
                 "the newest record in the store is %.0f s ahead of this clock; "
@@ -164,17 +215,17 @@ class _Page:
     newest: list[StoredRecord]
 
     def read(self) -> bytes:
-        rows: list[Mapping[str, Any]] = []
+        replies: list[RequestReply] = []
         if self.database is not None:
             try:
-                rows += self.database.page(self.since, self.horizon, self.limit)
+                rows = self.database.page(self.since, self.horizon, self.limit)
+                replies += map(reply_from, rows)
             except SQLAlchemyError as error:
                 reason = str(error).splitlines()[0]
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
-        rows += [row_of(stored) for stored in self.newest[: self.limit - len(rows)]]
-        encode = msgspec.json.Encoder().encode
-        return b"".join(encode(json_of(row)) + b"\n" for row in rows)
+        replies += map(reply_of, self.newest[: self.limit - len(replies)])
+        return msgspec.json.Encoder().encode_lines(replies)
 
 
 def _find(database: Database, request_id: str) -> dict[str, Any] | None:

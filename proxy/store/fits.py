@@ -1,16 +1,31 @@
-"""The file of calibrations: read at start, written whole, one model at a time."""
+"""Calibrations that outlive the process: one file, written whole, one model at a time.
+
+Rule: `sums` is the truth, from which the fit is computed again; all else is for
+readers. A file of another version, or one that does not hold, is refused whole.
+The document is the same in the file, the admin API and `calibrate --json`.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
 from proxy.errors import ConfigError, ProxyError
-from proxy.meter.attribution.fit import CalibrationState, Sums
+from proxy.meter.attribution.fit import CONSTANTS, UNITS, CalibrationState, Sums
 from proxy.process.files import whole_file
-from proxy.store.fit_document import Saved, decoded, encoded, saved_of, sums_of
+from proxy.wire.api import (
+    CALIBRATION_VERSION,
+    CalibrationReply,
+    FittedConstant,
+    SavedCalibration,
+    SavedSums,
+)
 
 log = logging.getLogger("servewatt.calibration")
 
@@ -62,7 +77,7 @@ class CalibrationFile:
                 log.warning("calibration not saved to %s: %s", self._path, error)
             self._has_warned = True
 
-    def _read(self) -> tuple[Saved, ...]:
+    def _read(self) -> tuple[SavedCalibration, ...]:
         if self._path is None:
             return ()
         try:
@@ -70,7 +85,7 @@ class CalibrationFile:
         except FileNotFoundError:
             return ()
 
-    def _write(self, own: Saved) -> None:
+    def _write(self, own: SavedCalibration) -> None:
         """The others as they are now, ours replaced; readers see all or nothing."""
         assert self._path is not None
         others = [
@@ -80,3 +95,97 @@ class CalibrationFile:
         ]
         with whole_file(self._path, is_durable=True) as file:
             file.write(encoded([*others, own]))
+
+
+# -- the document ---------------------------------------------------------------
+
+
+def saved_of(
+    state: CalibrationState, engine: str, unix_seconds: float | None = None
+) -> SavedCalibration:
+    """A calibration as it is now."""
+    fit, sums = state.fit, state.sums
+    constants = {}
+    if fit is not None:
+        constants = {
+            name: FittedConstant(joules, error, UNITS[name])
+            for name, joules, error in zip(
+                CONSTANTS, fit.joules.tolist(), fit.error_joules.tolist(), strict=True
+            )
+        }
+    is_conditioned = fit is not None and math.isfinite(fit.condition)
+    return SavedCalibration(
+        engine=engine,
+        model=state.model,
+        is_fitted=state.is_fitted,
+        reason=state.reason,
+        saved_unix_seconds=unix_seconds,
+        rows=sums.rows,
+        row_seconds=state.row_seconds,
+        condition=fit.condition if fit and is_conditioned else None,
+        misfit=fit.misfit if fit else None,
+        constants=constants,
+        sums=SavedSums(
+            sums.rows,
+            tuple(tuple(row) for row in sums.squares.tolist()),
+            tuple(sums.products.tolist()),
+            tuple(sums.work.tolist()),
+            sums.joules,
+            sums.square_joules,
+        ),
+    )
+
+
+def encoded(entries: Iterable[SavedCalibration]) -> bytes:
+    """The document as JSON, indented for readers."""
+    return (
+        msgspec.json.format(msgspec.json.encode(CalibrationReply(tuple(entries))))
+        + b"\n"
+    )
+
+
+def decoded(content: bytes, place: str) -> tuple[SavedCalibration, ...]:
+    """The calibrations in a document. Raises ProxyError where it is none of ours."""
+    try:
+        document = msgspec.json.decode(content, type=CalibrationReply)
+    except msgspec.DecodeError as error:
+        raise ProxyError(f"{place} is no calibration: {error}") from None
+    if document.version != CALIBRATION_VERSION:
+        raise ProxyError(
+            f"{place} is calibration version {document.version}, "
+            f"expected {CALIBRATION_VERSION}; give another path"
+        )
+    for entry in document.calibrations:
+        if entry.sums is not None:
+            _check(entry.sums, f"{place}: {entry.engine}, {entry.model}")
+    return document.calibrations
+
+
+def sums_of(saved: SavedSums) -> Sums:
+    """Back to what the fit is computed from."""
+    return Sums(
+        saved.rows,
+        np.array(saved.squares, np.float64),
+        np.array(saved.products, np.float64),
+        np.array(saved.work, np.float64),
+        saved.joules,
+        saved.square_joules,
+    )
+
+
+def _check(saved: SavedSums, place: str) -> None:
+    """Sums of rows are symmetric and never negative."""
+    size = len(CONSTANTS)
+    lengths = {len(saved.squares), len(saved.products), len(saved.work)}
+    lengths |= {len(row) for row in saved.squares}
+    if lengths != {size}:
+        raise ProxyError(f"{place}: sums are not of {size} constants")
+    squares = np.array(saved.squares)
+    numbers = [saved.rows, saved.joules, saved.square_joules]
+    if min(*numbers, *saved.products, *saved.work, squares.min()) < 0:
+        raise ProxyError(f"{place}: sums are negative")
+    slack = 1e-9 * (squares.max() + 1e-300)
+    if np.abs(squares - squares.T).max() > slack or (
+        np.linalg.eigvalsh(squares).min() < -slack
+    ):
+        raise ProxyError(f"{place}: squares are not a sum of squares")

@@ -1,4 +1,4 @@
-"""A settled request as it is filed: numbered for readers, its instants made Unix.
+"""A settled request as it is stored: numbered for readers, its instants made Unix.
 
 Rule: what a reader sees of a request is decided here, once, when it settles; so
 memory and every database give the same answer, before and after a restart.
@@ -12,30 +12,27 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
+from proxy.meter.ledger.accounts import RequestRecord
+from proxy.wire.api import EnergyReply, RequestReply
 
 MICROSECONDS = 1_000_000
-INSTANTS = ("arrived", "scheduled", "first_token", "last_token", "finished")
-TEXTS = ("request_id", "route", "engine", "model", "kind", "tenant", "outcome", "error")
-COUNTS = ("status", "prompt_tokens", "cached_tokens", "output_tokens")
-ENERGIES = (
-    "prefill_joules", "decode_joules", "idle_share_joules", "energy_joules",
-    "policy", "quality",
-)  # fmt: skip
-BESIDE = (*ENERGIES[:4], "quality")
-"""What is shown of the boundaries beside the headline; the policy is the same."""
-_ORDER = (
-    "sequence", *TEXTS, "status", *(f"{name}_unix_seconds" for name in INSTANTS),
-    "prompt_tokens", "cached_tokens", "output_tokens",
-)  # fmt: skip
+FIELDS = tuple(
+    n for n in RequestReply.__struct_fields__ if n not in {"cursor", "energy"}
+)
+INSTANTS = {n: n.replace("_unix", "") for n in FIELDS if n.endswith("_unix_seconds")}
+"""Of the reply, by those of the meter's record."""
+PLAIN = tuple(name for name in FIELDS if name not in INSTANTS)
+ENERGY_FIELDS = EnergyReply.__struct_fields__
+JSON_COLUMNS = ("policy_joules", "boundaries")
+"""Objects that the table of records holds as JSON text; an empty one as null."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
     """One settled request with its place in the order of settlement."""
 
-    sequence: int
-    """The cursor of `/requests?since=`; see `Filing`."""
+    cursor: int
+    """Its number in `/requests?since=`; see `RecordNumbering`."""
     unix_offset_seconds: float
     """Unix time minus the record's monotonic clock, when it settled."""
     record: RequestRecord
@@ -51,11 +48,11 @@ class RecordNumbering:
     def __init__(self) -> None:
         self.last = 0
 
-    def continue_from(self, sequence: int) -> None:
+    def continue_from(self, cursor: int) -> None:
         """Number only above this, even if the clock has been set back."""
-        self.last = max(self.last, sequence)
+        self.last = max(self.last, cursor)
 
-    def file(
+    def number(
         self,
         records: Iterable[RequestRecord],
         unix_seconds: float,
@@ -63,7 +60,7 @@ class RecordNumbering:
     ) -> list[StoredRecord]:
         """These, settled now, in the same order."""
         offset = unix_seconds - monotonic_seconds
-        settled = sequence_at(unix_seconds)
+        settled = cursor_at(unix_seconds)
         stored = []
         for record in records:
             self.last = max(self.last + 1, settled)
@@ -71,54 +68,50 @@ class RecordNumbering:
         return stored
 
 
-def sequence_at(unix_seconds: float) -> int:
+def cursor_at(unix_seconds: float) -> int:
     """The least number that a record settled at this instant can have."""
     return int(unix_seconds * MICROSECONDS)
 
 
+def reply_of(stored: StoredRecord) -> RequestReply:
+    """The line of `/requests`."""
+    record = stored.record
+    found: dict[str, Any] = {}
+    for name in PLAIN:
+        value = getattr(record, name)
+        found[name] = _storable(value) if isinstance(value, str) else value
+    for name, stamp in INSTANTS.items():
+        seconds = getattr(record, stamp)
+        found[name] = None if seconds is None else seconds + stored.unix_offset_seconds
+    if record.stored_tenant is not None:
+        found["tenant"] = record.stored_tenant
+    energy = msgspec.convert(record.energy, EnergyReply, from_attributes=True)
+    return RequestReply(cursor=stored.cursor, **found, energy=energy)
+
+
 def row_of(stored: StoredRecord) -> dict[str, Any]:
     """The columns of the table of records, but for whose they are."""
-    record, energy = stored.record, stored.record.energy
-    row: dict[str, Any] = {"sequence": stored.sequence}
-    for name in TEXTS:
-        row[name] = _storable(getattr(record, name))
-    if record.stored_tenant is not None:
-        row["tenant"] = record.stored_tenant
-    for name in COUNTS:
-        row[name] = getattr(record, name)
-    for name in INSTANTS:
-        seconds = getattr(record, f"{name}_seconds")
-        unix = None if seconds is None else seconds + stored.unix_offset_seconds
-        row[f"{name}_unix_seconds"] = unix
-    for name in ENERGIES:
-        row[name] = getattr(energy, name)
-    row["policy_joules"] = msgspec.json.encode(energy.policy_joules).decode()
-    row["boundaries"] = _boundaries(energy)
+    row: dict[str, Any] = msgspec.to_builtins(reply_of(stored))
+    row |= row.pop("energy")
+    for name in JSON_COLUMNS:
+        row[name] = msgspec.json.encode(row[name]).decode() if name in row else None
     return row
 
 
-def json_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of `/requests`, from the columns of one record."""
-    energy = {name: row[name] for name in ENERGIES}
-    energy["policy_joules"] = msgspec.Raw(row["policy_joules"].encode())
-    if row["boundaries"] is not None:
-        energy["boundaries"] = msgspec.Raw(row["boundaries"].encode())
-    return {**{name: row[name] for name in _ORDER}, "energy": energy}
+def reply_from(row: Mapping[str, Any]) -> RequestReply:
+    """The line of `/requests`, from the columns of one record."""
+    energy = {name: row[name] for name in ENERGY_FIELDS}
+    for name in JSON_COLUMNS:
+        energy[name] = msgspec.json.decode(row[name] or "{}")
+    return RequestReply(
+        cursor=row["sequence"],
+        **{name: row[name] for name in FIELDS},
+        energy=EnergyReply(**energy),
+    )
 
 
-def _boundaries(energy: RequestEnergy) -> str | None:
-    """The joules at the other boundaries as JSON; None where there is no other."""
-    if not energy.boundaries:
-        return None
-    shown = {
-        name: {figure: getattr(beside, figure) for figure in BESIDE}
-        for name, beside in energy.boundaries.items()
-    }
-    return msgspec.json.encode(shown).decode()
-
-
-def _storable(text: str | None) -> str | None:
+def _storable(text: str) -> str:
     """Without what PostgreSQL or UTF-8 cannot hold; clients choose these texts."""
-    if text is None or (text.isascii() and "\0" not in text):
+    if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -19,11 +19,13 @@ from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementErro
 from proxy.errors import ConfigError
 from proxy.store.address import Retention
 from proxy.store.database import Database
-from proxy.store.recent import KEPT_RECORDS
-from proxy.store.stored_record import StoredRecord, row_of, sequence_at
+from proxy.store.stored_record import StoredRecord, cursor_at, row_of
+from proxy.wire.api import StoreState
 
 log = logging.getLogger("servewatt.store")
 
+KEPT_RECORDS = 100_000
+"""In memory, about 1.3 KB each: a day at one request a second within 130 MB."""
 BATCH_RECORDS = 1000
 """Per transaction: some 20 ms of SQLite."""
 QUEUE_RECORDS = KEPT_RECORDS - BATCH_RECORDS
@@ -39,22 +41,7 @@ STOP_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class StoreState:
-    """How the store does, for `/info` and the metrics."""
-
-    url: str
-    """Without user and password."""
-    is_up: bool
-    last_error: str | None
-    queue_records: int
-    written_total: int
-    dropped_total: int
-    deleted_total: int
-    """By retention."""
-
-
-@dataclass(frozen=True, slots=True)
-class WritePace:
+class WriterBounds:
     """The writer's bounds; tests make them small."""
 
     batch_records: int = BATCH_RECORDS
@@ -76,12 +63,12 @@ class RecordWriter:
         *,
         is_open: bool = False,
         last_error: str | None = None,
-        pace: WritePace | None = None,
+        bounds: WriterBounds | None = None,
         unix_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._retention = retention
-        self._pace = pace or WritePace()
+        self._bounds = bounds or WriterBounds()
         self._unix_seconds = unix_seconds
         # one thread appends, one pops: a deque needs no lock for that
         self._queue: deque[StoredRecord] = deque()
@@ -90,7 +77,7 @@ class RecordWriter:
         self._is_up = is_open
         self._last_error = last_error
         self._written = self._overflowed = self._refused = self._deleted = 0
-        self._backoff_seconds = self._pace.first_backoff_seconds
+        self._backoff_seconds = self._bounds.first_backoff_seconds
         self._retained_seconds = float("-inf")
         self._wake = threading.Event()
         self._stopping = False
@@ -102,13 +89,13 @@ class RecordWriter:
 
     def add(self, records: Iterable[StoredRecord]) -> None:
         """Queue these; never blocks. From the event loop only."""
-        queue, room = self._queue, self._pace.queue_records
+        queue, room = self._queue, self._bounds.queue_records
         for stored in records:
             if len(queue) >= room:
                 queue.popleft()
                 self._overflowed += 1
             queue.append(stored)
-        if len(queue) >= self._pace.batch_records and self._is_up:
+        if len(queue) >= self._bounds.batch_records and self._is_up:
             self._wake.set()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
@@ -153,11 +140,11 @@ class RecordWriter:
         if not self._is_up:
             log.warning("store %s is up", self._database.shown_url)
         self._is_up, self._last_error = True, None
-        self._backoff_seconds = self._pace.first_backoff_seconds
-        return self._pace.batch_seconds
+        self._backoff_seconds = self._bounds.first_backoff_seconds
+        return self._bounds.batch_seconds
 
     def _run(self) -> None:
-        wait_seconds = self._pace.batch_seconds
+        wait_seconds = self._bounds.batch_seconds
         while not self._stopping:
             self._wake.wait(wait_seconds)
             self._wake.clear()
@@ -166,7 +153,7 @@ class RecordWriter:
 
     def _write_all(self) -> None:
         while True:
-            while self._queue and len(self._batch) < self._pace.batch_records:
+            while self._queue and len(self._batch) < self._bounds.batch_records:
                 try:
                     self._batch.append(self._queue.popleft())
                 except IndexError:  # the loop has just dropped the last one
@@ -188,7 +175,7 @@ class RecordWriter:
                 raise
             if len(records) == 1:
                 self._refused += 1
-                log.error("record %s: %s", records[0].sequence, _first_line(error))
+                log.error("record %s: %s", records[0].cursor, _first_line(error))
                 return
             middle = len(records) // 2
             self._write(records[:middle])
@@ -198,14 +185,14 @@ class RecordWriter:
 
     def _retain(self) -> None:
         now = time.monotonic()
-        if now < self._retained_seconds + self._pace.retain_seconds:
+        if now < self._retained_seconds + self._bounds.retain_seconds:
             return
         cut = 0
         if self._retention.age_seconds is not None:
-            cut = sequence_at(self._unix_seconds() - self._retention.age_seconds)
+            cut = cursor_at(self._unix_seconds() - self._retention.age_seconds)
         if self._retention.rows is not None:
-            cut = max(cut, self._database.sequence_of_newest(self._retention.rows) or 0)
-        batch = self._pace.retain_records
+            cut = max(cut, self._database.cursor_of_newest(self._retention.rows) or 0)
+        batch = self._bounds.retain_records
         gone = self._database.delete_before(cut, batch) if cut else 0
         self._deleted += gone
         if gone < batch:  # else the next turn goes on, after writing
@@ -222,7 +209,7 @@ class RecordWriter:
             )  # fmt: skip
         self._is_up, self._last_error = False, reason
         wait_seconds = self._backoff_seconds
-        longest = self._pace.longest_backoff_seconds
+        longest = self._bounds.longest_backoff_seconds
         self._backoff_seconds = min(2 * wait_seconds, longest)
         return wait_seconds
 

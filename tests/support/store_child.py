@@ -13,7 +13,7 @@ from itertools import count
 from sqlalchemy import make_url
 
 from proxy.store.archive import Archive
-from proxy.store.writer import WritePace
+from proxy.store.writer import WriterBounds
 from tests.support.stored_records import record
 
 
@@ -22,7 +22,7 @@ def main(url: str, upstream: str) -> None:
     archive = Archive(
         make_url(url),
         upstream=upstream,
-        pace=WritePace(batch_records=50, batch_seconds=0.02),
+        bounds=WriterBounds(batch_records=50, batch_seconds=0.02),
     )
     archive.start()
     written = -1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from proxy.store.recent import RecentRecords
+from proxy.store.archive import RecentRecords
 from tests.support.stored_records import stored
 
 
 def test_a_cursor_gives_each_record_once_in_order() -> None:
     records = RecentRecords()
     records.add(stored(10 * n) for n in range(1, 8))
-    first = [f.sequence for f in records.since(0, 4)]
-    rest = [f.sequence for f in records.since(first[-1], 100)]
+    first = [s.cursor for s in records.since(0, 4)]
+    rest = [s.cursor for s in records.since(first[-1], 100)]
     assert first + rest == [10, 20, 30, 40, 50, 60, 70]
-    assert [f.sequence for f in records.since(35, 2)] == [40, 50]
+    assert [s.cursor for s in records.since(35, 2)] == [40, 50]
     assert records.since(70, 100) == []
 
 
@@ -20,14 +20,14 @@ def test_the_oldest_make_room_and_are_counted() -> None:
     records = RecentRecords(kept=10)
     for n in range(1, 101):
         records.add([stored(n)])
-        kept = [f.sequence for f in records.since(0, 1000)]
+        kept = [s.cursor for s in records.since(0, 1000)]
         # the bound may be passed by a tenth, as trimming one by one is slow
         assert 10 <= len(kept) <= 12 or n == len(kept)
         assert kept[-1] == n
         assert records.horizon == kept[0] - 1
         assert records.evicted == records.horizon
     assert records.by_id("r1") is None
-    assert [f.sequence for f in records.last(2)] == [100, 99]
+    assert [s.cursor for s in records.last(2)] == [100, 99]
 
 
 def test_an_id_used_twice_gives_the_newer_and_survives_the_older() -> None:
@@ -36,6 +36,6 @@ def test_an_id_used_twice_gives_the_newer_and_survives_the_older() -> None:
     assert records.evicted == 2
     found = records.by_id("same")
     assert found is not None
-    assert found.sequence == 4
+    assert found.cursor == 4
     records.add([stored(5), stored(6), stored(7)])
     assert records.by_id("same") is None

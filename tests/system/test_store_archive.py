@@ -15,9 +15,8 @@ from sqlalchemy import URL, make_url
 
 from proxy.errors import StoreError
 from proxy.store.address import sqlite_url
-from proxy.store.archive import Archive
+from proxy.store.archive import KEPT_BESIDE_STORE, Archive
 from proxy.store.database import Database
-from proxy.store.recent import KEPT_BESIDE_STORE
 from tests.support.databases import Postgres
 from tests.support.paths import ROOT
 from tests.support.stored_records import record

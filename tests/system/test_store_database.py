@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from msgspec import to_builtins
 from sqlalchemy import URL, make_url, select, text
 
 from proxy.errors import ConfigError
 from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.store.archive import Archive
-from proxy.store.database import Database
-from proxy.store.schema import META, SCHEMA_VERSION
-from proxy.store.stored_record import StoredRecord, json_of, row_of
+from proxy.store.database import META, SCHEMA_VERSION, Database
+from proxy.store.stored_record import StoredRecord, reply_from, row_of
 from tests.support.stored_records import record, stored
 
 
@@ -97,8 +96,8 @@ def test_two_may_create_the_tables_at_the_same_time(url: URL) -> None:
 def test_the_oldest_are_deleted_in_batches(url: URL) -> None:
     database = opened(url)
     database.write([row_of(stored(n)) for n in range(1, 11)])
-    assert database.sequence_of_newest(3) == 8
-    assert database.sequence_of_newest(11) is None
+    assert database.cursor_of_newest(3) == 8
+    assert database.cursor_of_newest(11) is None
     assert database.delete_before(8, 5) == 5
     assert sequences(database) == [6, 7, 8, 9, 10]
     assert database.delete_before(8, 5) == 2
@@ -144,11 +143,11 @@ def test_an_older_store_gets_its_columns_and_keeps_its_records(
     beside = RequestEnergy(1.0, 2.0, 3.0, 6.0, "phase", "estimated")
     energy = replace(record(2).energy, boundaries={"node": beside})
     database.write([row_of(StoredRecord(2, 1.7e9, replace(record(2), energy=energy)))])
-    rows = [json_of(row) for row in database.page(0, 9, 9)]
-    assert [row["engine"] for row in rows] == [None, "vllm"]
-    first, second = (row["energy"] for row in rows)
+    replies = [to_builtins(reply_from(row)) for row in database.page(0, 9, 9)]
+    assert [reply["engine"] for reply in replies] == [None, "vllm"]
+    first, second = (reply["energy"] for reply in replies)
     assert "boundaries" not in first
-    assert json.loads(bytes(second["boundaries"])) == {
+    assert second["boundaries"] == {
         "node": {
             "prefill_joules": 1.0, "decode_joules": 2.0, "idle_share_joules": 3.0,
             "energy_joules": 6.0, "quality": "estimated",

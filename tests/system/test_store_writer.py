@@ -11,22 +11,22 @@ from sqlalchemy import URL, make_url
 
 from proxy.store.address import Retention, sqlite_url
 from proxy.store.database import Database
-from proxy.store.writer import RecordWriter, WritePace
+from proxy.store.writer import RecordWriter, WriterBounds
 from tests.support.databases import Postgres
 from tests.support.stored_records import stored
 
 FOREVER = Retention(None, None)
-EAGER = WritePace(retain_seconds=0.0)
+EAGER = WriterBounds(retain_seconds=0.0)
 
 
 def writer_to(
     url: URL,
     retention: Retention = FOREVER,
-    pace: WritePace = EAGER,
+    bounds: WriterBounds = EAGER,
     unix_seconds: Callable[[], float] = lambda: 0.0,
 ) -> tuple[RecordWriter, Database]:
     database = Database(url, "http://engine", "run")
-    writer = RecordWriter(database, retention, pace=pace, unix_seconds=unix_seconds)
+    writer = RecordWriter(database, retention, bounds=bounds, unix_seconds=unix_seconds)
     return writer, database
 
 
@@ -35,7 +35,7 @@ def rows_of(database: Database) -> list[int]:
 
 
 def test_all_that_was_added_is_written_in_order(url: URL) -> None:
-    writer, database = writer_to(url, pace=replace(EAGER, batch_records=7))
+    writer, database = writer_to(url, bounds=replace(EAGER, batch_records=7))
     for n in range(1, 101):
         writer.add([stored(n)])
     assert writer.state().queue_records == 100
@@ -79,7 +79,7 @@ def test_while_the_database_is_away_records_wait(tmp_path: Path) -> None:
 def test_waiting_has_a_bound_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
     folder = tmp_path / "not mounted yet"
     url = make_url(sqlite_url(folder / "records.sqlite"))
-    writer, database = writer_to(url, pace=replace(EAGER, queue_records=10))
+    writer, database = writer_to(url, bounds=replace(EAGER, queue_records=10))
     writer.add(stored(n) for n in range(1, 26))
     assert writer.state().queue_records == 10
     assert writer.state().dropped_total == 15

@@ -27,7 +27,6 @@ STILL_BELOW = {
     ("loadgen.energy.join", "loadgen.analysis.energy"),
     ("loadgen.energy.join", "loadgen.analysis.schema"),
     ("loadgen.energy.join", "loadgen.analysis.tally"),
-    ("proxy.admin.fleet", "proxy.serve.sensors"),
     ("proxy.admin.views", "proxy.serve.sensors"),
     ("proxy.metrics.samples", "proxy.serve.sensors"),
 }

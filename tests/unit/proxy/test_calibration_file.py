@@ -15,8 +15,7 @@ from click.testing import CliRunner
 from proxy.cli import cli
 from proxy.errors import ConfigError, ProxyError
 from proxy.meter.attribution.fit import PRIOR, Calibration, CalibrationState
-from proxy.store.fit_document import decoded, encoded, saved_of
-from proxy.store.fits import SAVE_SECONDS, CalibrationFile
+from proxy.store.fits import SAVE_SECONDS, CalibrationFile, decoded, encoded, saved_of
 
 
 def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState:

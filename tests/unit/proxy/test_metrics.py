@@ -18,7 +18,7 @@ from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.serve.sensors import Measured
-from proxy.store.writer import StoreState
+from proxy.wire.api import StoreState
 from proxy.wire.events import EngineObserved
 from proxy.wire.facts import EngineGauges
 from tests.support.metered import metered
@@ -34,7 +34,7 @@ def metrics() -> Metrics:
     found.observe(records)
     up = SamplerStats(samples=400, is_up=True, boundary="gpu")
     store = StoreState(
-        "sqlite:///x", True, None,
+        url="sqlite:///x", is_up=True, last_error=None,
         queue_records=3, written_total=5, dropped_total=2, deleted_total=1,
     )  # fmt: skip
     engine = EngineSnapshot(

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from aiohttp import web
 from sqlalchemy import make_url
 
-from proxy.admin.fleet import EngineSources, engine_books, fleet_books
 from proxy.admin.routes import AdminSources, admin_app
+from proxy.admin.views import EngineSources, engine_books, fleet_books
 from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
 from proxy.power.sampler import SamplerStats
@@ -62,7 +63,8 @@ def ask(
     sources = AdminSources(
         engines=[EngineSources("vllm", boundaries, measured, upstream_state)],
         records=kept,
-        info={"version": "test"},
+        version="test",
+        config={},
         render_metrics=render,
         render_recent=lambda: b"recent",
         sample_interval_seconds=0.02,
@@ -307,7 +309,7 @@ def test_the_books_of_several_engines_are_a_sum_or_unknown() -> None:
         return EngineSources(name, boundaries, measured, answers)
 
     def summed(*engines: EngineSources) -> dict[str, Any]:
-        return fleet_books(
+        books = fleet_books(
             {
                 engine.name: engine_books(
                     engine, None, unix_offset_seconds=0.0, sample_interval_seconds=0.02
@@ -315,6 +317,8 @@ def test_the_books_of_several_engines_are_a_sum_or_unknown() -> None:
                 for engine in engines
             }
         )
+        reply: dict[str, Any] = json.loads(msgspec.json.encode(books))
+        return reply
 
     one, two = source("one", known, is_up=True), source("two", other, is_up=True)
     both = summed(one, two)

@@ -1,4 +1,4 @@
-"""What is filed of a request, and under which number."""
+"""What is stored of a request, and under which number."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from proxy.store.database import Database
 from proxy.store.stored_record import (
     RecordNumbering,
     StoredRecord,
-    json_of,
+    cursor_at,
+    reply_from,
+    reply_of,
     row_of,
-    sequence_at,
 )
 from tests.support.stored_records import record
 
 
 @given(st.lists(st.floats(0, 4e9), max_size=20), st.integers(0, 2**53 - 1000))
 def test_numbers_rise_whatever_the_clock_does(clock: list[float], start: int) -> None:
-    filing = RecordNumbering()
-    filing.continue_from(start)
+    numbering = RecordNumbering()
+    numbering.continue_from(start)
     numbers = [
-        stored.sequence
+        stored.cursor
         for now in clock
-        for stored in filing.file([record(1), record(2)], now, 5.0)
+        for stored in numbering.number([record(1), record(2)], now, 5.0)
     ]
     assert numbers == sorted(set(numbers))
     assert all(number > start for number in numbers)
 
 
 def test_a_number_is_the_instant_of_settlement_exact_in_any_json_reader() -> None:
-    (stored,) = RecordNumbering().file([record(1)], 1.7e9 + 0.25, 100.0)
-    assert stored.sequence == 1_700_000_000_250_000 == sequence_at(1.7e9 + 0.25)
-    assert sequence_at(9e9) < 2**53  # until the year 2255
+    (stored,) = RecordNumbering().number([record(1)], 1.7e9 + 0.25, 100.0)
+    assert stored.cursor == 1_700_000_000_250_000 == cursor_at(1.7e9 + 0.25)
+    assert cursor_at(9e9) < 2**53  # until the year 2255
 
 
 def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
@@ -58,17 +59,17 @@ def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
         cached_tokens=None, output_tokens=None,
         energy=RequestEnergy(None, None, None, None, "phase", "unknown"),
     )  # fmt: skip
-    rows = [row_of(whole), row_of(StoredRecord(8, 1.7e9, nothing))]
+    both = [whole, StoredRecord(8, 1.7e9, nothing)]
     database = Database(url, "http://engine", "run")
     database.open()
-    database.write(rows)
+    database.write([row_of(each) for each in both])
     stored = database.page(0, 100, 100)
     database.close()
     encode = msgspec.json.encode
-    assert [encode(json_of(row)) for row in stored] == [
-        encode(json_of(row)) for row in rows
+    assert [encode(reply_from(row)) for row in stored] == [
+        encode(reply_of(each)) for each in both
     ]
-    shown = json.loads(encode(json_of(stored[0])))
+    shown = json.loads(encode(reply_from(stored[0])))
     assert shown["energy"] == {
         "prefill_joules": 20.1, "decode_joules": 30.2, "idle_share_joules": 5.3,
         "energy_joules": 55.6, "policy": "phase", "quality": "exact",

@@ -1,0 +1,355 @@
+"""The admin API: every JSON object that it answers, for who writes it and who reads it.
+
+Rule: base units, every instant in Unix seconds, and null for what is not known,
+which is never 0. A reader passes over fields that it does not know, so that it may
+be older than the proxy; what it cannot do without has no default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+# -- joules --------------------------------------------------------------------
+
+
+class Phases(Struct, frozen=True, kw_only=True):
+    """What requests cost beyond keeping the engine loaded."""
+
+    prefill: float
+    decode: float
+
+
+class Accounts(Struct, frozen=True, kw_only=True):
+    """Joules by account: `measured` is the sum of all the others."""
+
+    source: str | None = None
+    """The power source."""
+    simulated: bool = False
+    measured_joules: float | None = None
+    attributed_joules: Phases | None = None
+    idle_share_joules: float | None = None
+    """Idle power while requests ran, shared among them."""
+    idle_joules: float | None = None
+    """Nothing ran."""
+    unattributed_joules: dict[str, float] | None = None
+    """By reason; of no request."""
+    residual_joules: float | None = None
+    """Measured less all accounts; anything but 0 is a defect."""
+
+    def by_account(self) -> dict[str, float] | None:
+        """Joules of `prefill`, `decode`, `idle_share`, `idle` and `unattributed`."""
+        phases, unattributed = self.attributed_joules, self.unattributed_joules
+        share, idle = self.idle_share_joules, self.idle_joules
+        if phases is None or share is None or idle is None or unattributed is None:
+            return None
+        return {
+            "prefill": phases.prefill,
+            "decode": phases.decode,
+            "idle_share": share,
+            "idle": idle,
+            "unattributed": sum(unattributed.values()),
+        }
+
+
+JOULES = tuple(n for n in Accounts.__struct_fields__ if n.endswith("_joules"))
+"""The figures of `Accounts` that add up over engines and differ over time."""
+
+
+def summed(each: Sequence[Accounts]) -> dict[str, Any]:
+    """The joules of all; null where those of one are unknown."""
+    return _combined(each, [1] * len(each))
+
+
+def difference(later: Accounts, sooner: Accounts) -> Accounts:
+    """What was booked from one moment to another; null where one is unknown."""
+    return Accounts(**_combined([later, sooner], [1, -1]))
+
+
+def _combined(each: Sequence[Accounts], signs: Sequence[int]) -> dict[str, Any]:
+    return {
+        name: _joules([getattr(accounts, name) for accounts in each], signs)
+        for name in JOULES
+    }
+
+
+def _joules(values: Sequence[Any], signs: Sequence[int]) -> Any:
+    """One figure of several accounts: a number, joules by phase or by reason."""
+    if None in values:
+        return None
+    if isinstance(values[0], Phases):
+        parts = _joules([msgspec.structs.asdict(value) for value in values], signs)
+        return Phases(**parts)
+    if isinstance(values[0], Mapping):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {
+            name: _joules([value.get(name, 0.0) for value in values], signs)
+            for name in names
+        }
+    return sum(sign * value for sign, value in zip(signs, values, strict=True))
+
+
+# -- /books --------------------------------------------------------------------
+
+
+class BoundaryBooks(Accounts, frozen=True, kw_only=True):
+    """One boundary of `/books`: its accounts so far, its sensor and its meter."""
+
+    settled_unix_seconds: float | None = None
+    """The accounts are those of this instant, or of the one asked for."""
+    complete: bool
+    """Whether everything up to the instant asked for is settled."""
+    boundary: str | None = None
+    sensor_up: bool = True
+    policy: str | None = None
+    sample_interval_seconds: float | None = None
+    window_seconds: float = 0.5
+    """Of attribution: energy is divided in pieces so long."""
+    gap_seconds: float | None = None
+    """Not measured so far."""
+    idle_accelerators_joules: float | None = None
+    """Of the host's GPUs that are not the engine's; in no account."""
+    idle_accelerators_watts: dict[str, float] = {}
+    idle_watts: float | None = None
+    """Loaded idle: weights resident, nothing running."""
+    idle_source: str | None = None
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as the proxy was told."""
+    model_idle_watts: float | None = None
+    """Loaded less bare."""
+    device_watts: dict[str, float] = {}
+    gaps_total: int | None = None
+    samples_total: int | None = None
+    missed_total: int | None = None
+    counter_period_seconds: float | None = None
+    counter_power_ratio: float | None = None
+    unsettled_seconds: float | None = None
+    open_requests: int | None = None
+
+
+class BoundaryRatio(Struct, frozen=True, kw_only=True):
+    """Joules of one boundary over those around it, since both were measured."""
+
+    inner: str
+    outer: str
+    ratio: float | None
+    inner_joules: float
+    outer_joules: float
+    seconds: float
+
+
+class BooksReply(BoundaryBooks, frozen=True, kw_only=True):
+    """`/books` of one engine: the headline boundary's, and every boundary's."""
+
+    boundaries: dict[str, BoundaryBooks] = {}
+    ratios: list[BoundaryRatio] = []
+
+    @property
+    def is_final(self) -> bool:
+        """Whether waiting changes nothing: a sensor that is down settles nothing."""
+        every = (self, *self.boundaries.values())
+        return all(books.complete or not books.sensor_up for books in every)
+
+
+class FleetBooks(BooksReply, frozen=True, kw_only=True):
+    """`/books` of several engines: the sums, and each engine's own."""
+
+    engines: dict[str, BooksReply]
+
+
+# -- /requests -----------------------------------------------------------------
+
+
+class BoundaryEnergy(Struct, frozen=True, kw_only=True):
+    """Joules of a request inside one boundary; null unless known for all its time."""
+
+    prefill_joules: float | None
+    decode_joules: float | None
+    idle_share_joules: float | None
+    energy_joules: float | None
+    """Sum of the three above."""
+    quality: str
+    """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
+
+
+class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True):
+    """`energy` of a line of `/requests`: inside the headline boundary, and beside."""
+
+    policy: str
+    policy_joules: dict[str, float]
+    """Active joules (prefill and decode) under every policy."""
+    boundaries: dict[str, BoundaryEnergy] = {}
+    """At the other boundaries; left out where there is none. Never added up."""
+
+
+class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
+    """One settled request: a line of `/requests`, and `/requests/{request_id}`."""
+
+    cursor: int
+    """What `/requests?since=` goes on from."""
+    request_id: str
+    route: str | None = None
+    engine: str | None = None
+    """The upstream's name; null in records older than it."""
+    model: str | None = None
+    kind: str | None = None
+    tenant: str | None = None
+    outcome: str | None = None
+    error: str | None = None
+    status: int | None = None
+    arrived_unix_seconds: float | None = None
+    scheduled_unix_seconds: float | None = None
+    first_token_unix_seconds: float | None = None
+    last_token_unix_seconds: float | None = None
+    finished_unix_seconds: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    energy: EnergyReply
+
+
+# -- /readyz -------------------------------------------------------------------
+
+
+class ReadinessReply(Struct, frozen=True, kw_only=True):
+    """`/readyz`: whether requests are served and their joules known; else why not."""
+
+    ready: bool
+    upstream: bool
+    sensor: bool
+    reasons: list[str]
+    lacking: dict[str, str] | UnsetType = UNSET
+    """Of the boundaries beside the headline, which requests do not wait for."""
+
+
+class FleetReadiness(ReadinessReply, frozen=True, kw_only=True):
+    """`/readyz` of several engines: ready when each model has an engine that is."""
+
+    models_without_engine: list[str]
+    engines: dict[str, ReadinessReply]
+
+
+# -- /upstreams, /info ---------------------------------------------------------
+
+
+class UpstreamReply(Struct, frozen=True, kw_only=True):
+    """One upstream: where it is, and whether it gets requests."""
+
+    name: str
+    url: str
+    engine: str
+    """Its dialect."""
+    models: list[str] | None
+    """Null: any."""
+    state: str
+    """`up`, `down` or `draining`."""
+    up: bool
+    draining: bool
+    reason: str | None
+    """Why it is down."""
+    since_unix_seconds: float
+    requests_in_flight: int
+    rerouted_total: int
+
+
+class UpstreamsReply(Struct, frozen=True, kw_only=True):
+    """`/upstreams`."""
+
+    upstreams: list[UpstreamReply]
+
+
+class SensorReply(Struct, frozen=True, kw_only=True):
+    """The sensor of one boundary."""
+
+    source: str
+    up: bool
+    simulated: bool
+    last_error: str | None
+    clock_offset_seconds: float | None
+
+
+class EngineInfo(Struct, frozen=True, kw_only=True):
+    """The sensors of one engine: the headline boundary's, and every boundary's."""
+
+    sensor: SensorReply
+    sensors: dict[str, SensorReply]
+
+
+class StoreState(Struct, frozen=True, kw_only=True, rename={"is_up": "up"}):
+    """The store of records, for `/info` and the metrics."""
+
+    is_up: bool
+    url: str
+    """Without user and password."""
+    last_error: str | None
+    queue_records: int
+    written_total: int
+    dropped_total: int
+    deleted_total: int
+    """By retention."""
+
+
+class InfoReply(Struct, frozen=True, kw_only=True):
+    """`/info`: what runs, and how it was configured."""
+
+    version: str
+    config: dict[str, Any] = {}
+    """As a user may see it: no secrets."""
+    sensor: SensorReply | UnsetType = UNSET
+    """Of the only engine; left out where there are several, as `sensors` is."""
+    sensors: dict[str, SensorReply] | UnsetType = UNSET
+    engines: dict[str, EngineInfo]
+    upstreams: list[UpstreamReply]
+    store: StoreState | None
+    """Null where records are kept in memory only."""
+
+
+# -- /calibration --------------------------------------------------------------
+
+CALIBRATION_VERSION = 1
+
+
+class SavedSums(Struct, frozen=True):
+    """The sums that a fit is made from, in units of the constants' defaults."""
+
+    rows: float
+    squares: tuple[tuple[float, ...], ...]
+    products: tuple[float, ...]
+    work: tuple[float, ...]
+    joules: float
+    square_joules: float
+
+
+class FittedConstant(Struct, frozen=True):
+    """One fitted constant."""
+
+    joules: float
+    standard_error_joules: float
+    unit: str
+
+
+class SavedCalibration(Struct, frozen=True):
+    """The calibration of one engine and model; all else is derived from `sums`."""
+
+    engine: str
+    model: str | None
+    is_fitted: bool
+    reason: str | None = None
+    """Why the constants are not trusted."""
+    saved_unix_seconds: float | None = None
+    rows: float = 0.0
+    row_seconds: float = 0.0
+    condition: float | None = None
+    misfit: float | None = None
+    constants: dict[str, FittedConstant] = {}
+    sums: SavedSums | None = None
+
+
+class CalibrationReply(Struct, frozen=True):
+    """`/calibration`, and the file that `serve --calibration` keeps."""
+
+    calibrations: tuple[SavedCalibration, ...]
+    version: int = CALIBRATION_VERSION
