@@ -26,11 +26,6 @@ outside the engine's."""
 WHOLE = "node"
 """The boundary that contains all the others; those are beside each other."""
 
-MARGIN_SECONDS = 2.0
-MARGIN_PERIODS = 3.0
-MAX_WAIT_SECONDS = 20.0
-"""A record waits no longer than this for the joules of slower boundaries."""
-
 
 @dataclass(slots=True)
 class Ratio:
@@ -69,7 +64,6 @@ class Boundaries:
         self.headline = next(iter(self._meters))
         self._others = {n: m for n, m in self._meters.items() if n != self.headline}
         self._outside: dict[str, Meter] = {}
-        self._is_up = dict.fromkeys(self._meters, False)
         self._pending: dict[int, _Pending] = {}
         self._serials = 0
         self._ratios: dict[str, Ratio] = {}
@@ -126,7 +120,6 @@ class Boundaries:
         outside = tuple(r for r in event.readings if r.is_outside)
         is_failed = event.gap_reason is not None
         if inside or not outside:
-            self._is_up[name] = not is_failed
             self._meters[name].feed(msgspec.structs.replace(event, readings=inside))
         if outside:
             self._outside.setdefault(name, Meter())
@@ -137,7 +130,7 @@ class Boundaries:
         """Close what is final at every boundary; the records to be filed now.
 
         A record waits for the others' joules, each for so long as that sensor
-        needs and at most `MAX_WAIT_SECONDS`; a sensor that is down is not
+        needs and at most `MAX_JOIN_SECONDS`; a sensor that is down is not
         waited for. What has not come by then is unknown in the record.
         """
         for record in self._meters[self.headline].settle(now_seconds):
@@ -151,6 +144,12 @@ class Boundaries:
             meter.settle(now_seconds)
         self._compare()
         return self._joined(now_seconds)
+
+    def stop(self, now_seconds: float) -> float:
+        """No request will come any more; how long the last records take at most."""
+        for meter in self._meters.values():
+            meter.stop(now_seconds)
+        return max(meter.deadlines.stop_seconds for meter in self._meters.values())
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         """What a request has consumed so far, inside the headline's boundary."""
@@ -169,7 +168,7 @@ class Boundaries:
         """Records that need not wait any more, in order of settlement."""
         if not self._pending:
             return []
-        patience = {name: self._patience_seconds(name) for name in self._others}
+        waits = {n: m.join_seconds(now_seconds) for n, m in self._others.items()}
         done = [
             pending.record
             for pending in self._pending.values()
@@ -177,7 +176,7 @@ class Boundaries:
             and all(
                 name in pending.energies
                 or now_seconds >= pending.held_since_seconds + seconds
-                for name, seconds in patience.items()
+                for name, seconds in waits.items()
             )
         ]
         done.sort(key=lambda record: record.sequence)
@@ -197,14 +196,6 @@ class Boundaries:
                 self.unjoined_total[name] += 1
             beside[name] = energy
         return replace(record, energy=replace(record.energy, boundaries=beside))
-
-    def _patience_seconds(self, boundary: str) -> float:
-        """How long after the headline's settlement this one may still come."""
-        if not self._is_up[boundary]:
-            return 0.0
-        state = self._meters[boundary].state()
-        periods = MARGIN_PERIODS * (state.counter_period_seconds or 0.0)
-        return min(state.window_seconds + periods + MARGIN_SECONDS, MAX_WAIT_SECONDS)
 
     def _compare(self) -> None:
         """Add what inner and outer boundaries measured since they were compared."""

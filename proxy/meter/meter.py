@@ -14,6 +14,7 @@ from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.attribution.fit import Calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
+from proxy.meter.deadlines import Deadlines
 from proxy.meter.entry import Entry
 from proxy.meter.estimate import EnergySoFar, estimated_energy, unknown_energy
 from proxy.meter.ledger.accounts import Books, Ledger, RequestEnergy, RequestRecord
@@ -39,9 +40,6 @@ REFUSALS = frozenset(range(400, 500)) | {503}
 
 FINAL_ENERGIES = 4096
 """Of the newest records: a reply that waits for its energy asks for it afterwards."""
-
-GRACE_SECONDS = 5.0
-GRACE_PERIODS = 3.0
 
 
 class Meter:
@@ -127,10 +125,12 @@ class Meter:
         reason = event.gap_reason
         if reason is not None:
             self._gaps_total += 1
+            self._settlement.is_up = False
             known = reason if reason in GAP_REASONS else SENSOR_GAP
             self._settlement.curve.interrupt(known)
             return
         self._samples_total += 1
+        self._settlement.is_up = True
         self._newest_seconds = event.at_seconds
         self._settlement.curve.observe(
             event.at_seconds,
@@ -149,15 +149,29 @@ class Meter:
                 self._settled_seconds = settlement.settled_seconds
         else:
             self._log.clear()
-        given_up_seconds = now_seconds - self._patience_seconds()
         done = [
             request
             for request in self._requests.values()
-            if request.entry.timeline.closed_seconds is not None
-            and self._is_done(request, now_seconds, given_up_seconds)
+            if self._is_done(request, now_seconds)
         ]
         done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
         return [self._finish(request) for request in done]
+
+    def stop(self, now_seconds: float) -> None:
+        """No request will come any more: settle what there is as soon as it can be."""
+        self._settlement.stop(now_seconds)
+
+    def join_seconds(self, now_seconds: float) -> float:
+        """How long another boundary's record may wait for this one's joules."""
+        settlement = self._settlement
+        if not settlement.is_up or settlement.is_stop_over(now_seconds):
+            return 0.0
+        return settlement.deadlines.join_seconds
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """Every wait, for the sensor as it is known now."""
+        return self._settlement.deadlines
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         """What a request has consumed so far; no side effects, and never a wait."""
@@ -214,7 +228,7 @@ class Meter:
                 for labels, tokens in self._ledger.class_tokens.items()
             },
             policy_joules=self._ledger.policy_joules,
-            window_seconds=self._settlement.window_seconds,
+            window_seconds=self._settlement.deadlines.window_seconds,
             quality_requests=dict(self._quality_requests),
             unsettled_requests=len(self._requests),
             late_reads_total=self._late_reads_total,
@@ -225,27 +239,20 @@ class Meter:
             calibration=self._settlement.calibration.state,
         )
 
-    def _patience_seconds(self) -> float:
-        """How long after its end a request may wait for its energy."""
-        settlement = self._settlement
-        periods = GRACE_PERIODS * (settlement.curve.period_seconds or 0.0)
-        patience = self.config.wait_seconds + GRACE_SECONDS + periods
-        return patience + settlement.window_seconds
-
-    def _is_done(
-        self, request: Request, now_seconds: float, given_up_seconds: float
-    ) -> bool:
+    def _is_done(self, request: Request, now_seconds: float) -> bool:
         """Settled, or it can not be: nobody waits for energy that never comes."""
+        timeline = request.entry.timeline
+        closed_seconds = timeline.closed_seconds
+        if closed_seconds is None:
+            return False
         if not self.config.has_sensor:
             return True
-        timeline = request.entry.timeline
         if is_settled(request, self._settlement.settled_seconds):
             # the next scrape may tell of a preemption: then it was not exact
             return not timeline.is_scheduled_exact or self._settlement.gauges.covers(
                 timeline.end_seconds, now_seconds
             )
-        closed = timeline.closed_seconds
-        return closed is not None and closed < given_up_seconds
+        return self._settlement.is_given_up(closed_seconds, now_seconds)
 
     def _finish(self, request: Request) -> RequestRecord:
         """Write the record and let the request go."""

@@ -8,6 +8,7 @@ are closed strictly in order and never opened again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,20 +21,10 @@ from proxy.meter.attribution.fit import Calibration
 from proxy.meter.attribution.policies import Policy
 from proxy.meter.close_window import WindowCloser
 from proxy.meter.curve.group import GroupCurve, Window
+from proxy.meter.deadlines import Deadlines
 from proxy.meter.entry import Entry
 from proxy.meter.ledger.accounts import Ledger
 from proxy.wire.facts import EngineGauges
-
-STRAGGLER_SECONDS = 0.05
-"""Reads of a step may still be on their way through the event loop."""
-
-PATIENCE_SECONDS = 30.0
-PATIENCE_PERIODS = 4.0
-"""Longer than a record waits, so that steps outlive the requests in them."""
-
-WIDEST = 2.0
-"""Times a window's width: short requests that come in step with the counter, each
-just before an update, would put its end off for ever."""
 
 ABSORB_SECONDS = 1.0
 """While no window closes; reads that wait longer would only grow the log."""
@@ -71,8 +62,14 @@ class Settlement:
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for until its request is closed."""
         self._ledger = ledger
-        self._window_seconds = window_seconds
-        self._wait_seconds = wait_seconds
+        self._asked = Deadlines(
+            min_window_seconds=window_seconds, wait_seconds=wait_seconds
+        )
+        self._stopped_seconds: float | None = None
+        self.is_up = False
+        """The sensor answered when it was last read."""
+        self._deadlines = self._asked
+        """As of the last beat."""
         self._until_seconds = -np.inf
         self._absorbed_seconds = -np.inf
         self._blocked: tuple[Entry, Window] | None = None
@@ -83,9 +80,27 @@ class Settlement:
         return self._closer.placement.speed.token_seconds
 
     @property
-    def window_seconds(self) -> float:
-        """How wide they are made: as told, and wider for a slow sensor."""
-        return self.curve.wide_enough_seconds(self._window_seconds)
+    def deadlines(self) -> Deadlines:
+        """Every wait, for the sensor as it is known now."""
+        return replace(self._asked, period_seconds=self.curve.likely_period_seconds)
+
+    def stop(self, now_seconds: float) -> None:
+        """No request will come any more: the last window may end at the next edge."""
+        self._stopped_seconds = now_seconds
+
+    def is_given_up(self, closed_seconds: float, now_seconds: float) -> bool:
+        """Whether the energy of a request that ended then is not waited for."""
+        if now_seconds > closed_seconds + self.deadlines.give_up_seconds:
+            return True
+        return self.is_stop_over(now_seconds)
+
+    def is_stop_over(self, now_seconds: float) -> bool:
+        """Whether nothing is waited for any more; a sensor that is down is not long."""
+        if self._stopped_seconds is None:
+            return False
+        at_stop = self.deadlines.at_stop
+        seconds = at_stop.give_up_seconds if self.is_up else at_stop.down_seconds
+        return now_seconds > self._stopped_seconds + seconds
 
     def advance(
         self, entries: Iterable[Entry], log: TokenLog, now_seconds: float
@@ -93,7 +108,8 @@ class Settlement:
         """Close every final window. `entries` are all not yet `left`, by serial."""
         if self.settled_seconds is None:
             self._begin()
-        self._until_seconds = now_seconds - STRAGGLER_SECONDS
+        self._deadlines = self.deadlines
+        self._until_seconds = now_seconds - self._deadlines.straggler_seconds
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(log, now_seconds)
         self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
@@ -120,11 +136,11 @@ class Settlement:
         self, present: Sequence[Entry], log: TokenLog, now_seconds: float
     ) -> tuple[Window, list[Entry]] | None:
         """The next window to close and who was there; None: not yet."""
-        window, among = self._next_window(present, self.window_seconds)
+        window, among = self._next_window(present, self._width_seconds(present))
         if window is None or self.gauges.awaits(window.end_seconds, now_seconds):
             return None
         unknown = [e for e in among if not self._is_known(e, window)]
-        if unknown and now_seconds < window.end_seconds + self._wait_seconds:
+        if unknown and now_seconds < window.end_seconds + self._asked.wait_seconds:
             self._blocked = unknown[0], window
             return None
         self._absorb(log, now_seconds)
@@ -156,11 +172,22 @@ class Settlement:
         if self._blocked is None:
             return False
         entry, window = self._blocked
-        is_in_time = now_seconds < window.end_seconds + self._wait_seconds
+        is_in_time = now_seconds < window.end_seconds + self._asked.wait_seconds
         if is_in_time and not self._is_known(entry, window):
             return True
         self._blocked = None
         return False
+
+    def _width_seconds(self, present: Sequence[Entry]) -> float:
+        """How wide the next window is to be; a last one may be as narrow as it is."""
+        width_seconds = self._deadlines.window_seconds
+        newest, settled = self.curve.end_seconds, self.settled_seconds
+        if self._stopped_seconds is None or newest is None or settled is None:
+            return width_seconds
+        ends = (entry.timeline.end_seconds for entry in present)
+        if newest < max(ends, default=-np.inf):
+            return width_seconds
+        return min(width_seconds, newest - settled)
 
     def _next_window(
         self, present: Sequence[Entry], width_seconds: float
@@ -187,15 +214,13 @@ class Settlement:
             return window, among
         wider_seconds = began_seconds + EDGE_SECONDS - start_seconds
         is_gap_ahead = wider_seconds <= width_seconds
-        if is_gap_ahead or wider_seconds > WIDEST * self.window_seconds:
+        if is_gap_ahead or wider_seconds > self._deadlines.widest_seconds:
             return window, among
         return self._next_window(present, wider_seconds)
 
     def _forget_unmeasured(self, now_seconds: float) -> None:
         """Steps that no window came for: their requests are given up by now."""
-        patience = self._wait_seconds + PATIENCE_SECONDS + self.window_seconds
-        patience += PATIENCE_PERIODS * (self.curve.period_seconds or 0.0)
-        self.steps.forget(now_seconds - patience)
+        self.steps.forget(now_seconds - self._deadlines.forget_seconds)
 
     def spread(self, timeline: RequestTimeline, log: TokenLog) -> None:
         """A reply came in one piece: its tokens are put where they may have been."""

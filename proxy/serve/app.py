@@ -48,10 +48,6 @@ BEAT_SECONDS = 0.05
 OTHER_FILES = 200
 """Open ones beside two for each connection: sensors, the store, logs, libraries."""
 DRAIN_SECONDS = 10.0
-SETTLE_SECONDS = 3.0
-"""How long a proxy that ends waits for the energy of its last requests."""
-FORCED_SECONDS = 60.0
-"""Beyond any patience of the meter: what is not settled now never will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +153,15 @@ class _App:
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
         self.stopping = asyncio.Event()
+        self.is_hurried = False
+        """Asked twice to stop: no energy is waited for."""
 
     async def serve(
         self, announce: Callable[[dict[str, Any]], None], until_eof: bool
     ) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stopping.set)
+            loop.add_signal_handler(number, self._stop)
         if self.identity is not None:
             loop.add_signal_handler(signal.SIGHUP, self.identity.reload)
         if until_eof:
@@ -185,6 +183,7 @@ class _App:
         )
         await self.stopping.wait()
         await relay.drain(DRAIN_SECONDS)
+        await relay.close()  # those left over end now, and have records too
         await self._settle_the_last()
         for task in (*watches, beat):
             task.cancel()
@@ -192,7 +191,6 @@ class _App:
             await beat
         for upstream in self.upstreams:
             await asyncio.to_thread(upstream.sensors.stop)
-        await relay.close()
         for upstream in self.upstreams:
             await upstream.save_calibration()
         await asyncio.to_thread(self.records.stop)
@@ -243,16 +241,21 @@ class _App:
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
         )
 
+    def _stop(self) -> None:
+        self.is_hurried = self.stopping.is_set()
+        self.stopping.set()
+
     async def _settle_the_last(self) -> None:
-        """Wait a little for the joules of what has just finished; then file it so."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_SECONDS):
-                # the beat settles and signals nobody
-                while any(u.is_unsettled for u in self.upstreams):  # noqa: ASYNC110
-                    await asyncio.sleep(BEAT_SECONDS)
-        # the first settles at every boundary, the second waits for none of them
-        for patience in (FORCED_SECONDS, 2 * FORCED_SECONDS):
-            self._settle(time.monotonic() + patience)
+        """Wait for the joules of what has just finished; whoever is left has none."""
+        now = time.monotonic()
+        deadline = now + max(upstream.meter.stop(now) for upstream in self.upstreams)
+        # the beat settles and signals nobody
+        while (left := sum(upstream.unsettled for upstream in self.upstreams)) > 0:
+            if self.is_hurried or time.monotonic() >= deadline:
+                log.warning("stopping before the energy of %d requests is known", left)
+                break
+            await asyncio.sleep(BEAT_SECONDS)
+        self._settle(deadline)
 
     async def _beat_until_stopped(self) -> None:
         due = time.monotonic()

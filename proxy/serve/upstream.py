@@ -143,9 +143,9 @@ class MeteredUpstream:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 
     @property
-    def is_unsettled(self) -> bool:
-        """Whether records of it are still to come."""
-        return self.meter.state().unsettled_requests > 0
+    def unsettled(self) -> int:
+        """How many records of it are still to come."""
+        return self.meter.state().unsettled_requests
 
     def sources(self) -> EngineSources:
         """Where the admin API looks for it."""

@@ -17,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.children import get, wait_for
 from tests.support.paths import ROOT
+from tests.support.power_benches import serving
 
 REPLY = {
     "id": "x", "object": "chat.completion", "model": "m",
@@ -163,6 +165,42 @@ def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> No
         ).fetchall()
     connection.close()
     assert rows == [("first", "exact", 1), ("last", "exact", 1)]
+
+
+PERIOD_SECONDS = 1.0
+
+
+def slow_page() -> tuple[int, str, dict[str, str]]:
+    """An exporter whose figures change once per period."""
+    joules = 400 * PERIOD_SECONDS * (time.monotonic() // PERIOD_SECONDS)
+    return 200, f"gpu_joules_total {joules}\n", {}
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_behind_a_slow_sensor_a_record_is_waited_for_or_kept_without_joules(
+    tmp_path: Path, engine: str, signals: int
+) -> None:
+    path = tmp_path / "records.sqlite"
+    with serving({"/metrics": slow_page}) as url:
+        source = f"prometheus={url}/metrics#joules=gpu_joules_total&boundary=gpu"
+        options = (
+            "--power", source, "--sample-interval", "0.1", "--idle-watts", "80",
+            "--engine-metrics", "none", "--store", f"sqlite:///{path}",
+        )  # fmt: skip
+        with proxy(engine, *options) as (addresses, process):
+            books = f"{addresses['admin_url']}/books"
+            wait_for(lambda: get(books).json()["measured_joules"])
+            ask(addresses, "last")
+            for _ in range(signals):  # the second one waits for no joules
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.2)
+            assert process.wait(20) == 0
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute(
+            "select request_id, energy_joules > 0 from servewatt_records"
+        ).fetchall()
+    connection.close()
+    assert rows in ([("last", 1)], [("last", None)][: signals - 1])
 
 
 def test_a_store_that_cannot_be_opened_stops_no_request(

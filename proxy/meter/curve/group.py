@@ -16,12 +16,6 @@ from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP, DeviceCurve
 
 FloatArray = NDArray[np.float64]
 
-SLOW_SECONDS = 0.9
-"""A sensor said to update every second jitters about it."""
-
-WIDE_PERIODS = 5.0
-"""So few updates of a slow sensor make a window, or its jitter would be charged."""
-
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -76,18 +70,13 @@ class GroupCurve:
         known = [curve.period_seconds for curve in self.devices.values()]
         return max((period for period in known if period is not None), default=None)
 
-    def wide_enough_seconds(self, min_seconds: float) -> float:
-        """How wide windows must be for this sensor: as asked, and wider if it is slow.
-
-        Until its period is known, the widest span so far stands for it.
-        """
-        period = self.period_seconds
-        if period is None:
-            spans = [np.diff(curve.seconds) for curve in self.devices.values()]
-            period = max((float(span.max()) for span in spans if len(span)), default=0)
-        if period < SLOW_SECONDS:
-            return min_seconds
-        return max(min_seconds, WIDE_PERIODS * period)
+    @property
+    def likely_period_seconds(self) -> float:
+        """The same; until it is known, the widest span between two edges so far."""
+        if (period := self.period_seconds) is not None:
+            return period
+        spans = [np.diff(curve.seconds) for curve in self.devices.values()]
+        return max((float(span.max()) for span in spans if len(span)), default=0.0)
 
     @property
     def counter_power_ratio(self) -> float | None:

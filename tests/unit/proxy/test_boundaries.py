@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.meter.accounts import MAX_WAIT_SECONDS, Boundaries
+from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+from proxy.meter.deadlines import MAX_JOIN_SECONDS
 from proxy.meter.ledger.accounts import Books, RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled
@@ -168,7 +169,7 @@ def test_a_sensor_that_hangs_holds_a_record_only_so_long() -> None:
     sensors = [s for s in SENSORS if s.boundary != "node" or s.at_seconds < 2.5]
     for at, record in replayed(three(), REQUESTS, sensors):
         assert record.energy.boundaries["node"].energy_joules is None
-        assert at < record.finished_seconds + 3.0 + MAX_WAIT_SECONDS
+        assert at < record.finished_seconds + 3.0 + MAX_JOIN_SECONDS
 
 
 def test_a_proxy_that_ends_hands_out_every_record() -> None:
