@@ -40,7 +40,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     session_id: str
     turn: int
-    """From 0 within the session."""
+    """Number within the session, from 0."""
     kind: str
     planned_seconds: float
     """Intended start: the plan's, or the previous turn's end + think time."""

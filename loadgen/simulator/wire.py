@@ -38,7 +38,7 @@ class Generation:
     prompt_words: Sequence[str]
     output_tokens: int
     finish_reason: str
-    """As the dialect spells it."""
+    """The reason, in the dialect's spelling."""
     is_stream: bool
     sequences: int = 1
 
@@ -52,7 +52,8 @@ class TokenEvents(Protocol):
     """The stream events of one sequence, prepared so that a token costs little."""
 
     def opening(self) -> bytes:
-        """Events before the first token's, or nothing."""
+        """Events before the first token's; nothing in most dialects."""
+        return b""
 
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
         """The event of token number `count`, from 1."""

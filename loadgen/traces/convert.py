@@ -23,21 +23,6 @@ from loadgen.traces.writers import WRITERS, loadtrace_header
 from proxy.process.files import whole_file, write_whole
 
 
-class _Span:
-    """The last instant of the sessions that pass to a writer."""
-
-    __slots__ = ("seconds",)
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def watching(self, sessions: Iterable[Session]) -> Iterator[Session]:
-        for session in sessions:
-            for turn in session.turns:
-                self.seconds = max(self.seconds, turn.at_seconds or 0.0)
-            yield session
-
-
 def convert_trace(
     trace: Path, out: Path, target: str, format: str | None = None
 ) -> tuple[TraceInfo, int]:
@@ -88,15 +73,23 @@ def write_trace(
     `loadtrace` has it as first line; Mooncake's readers would fail on that, so
     there it goes into a sidecar; tables have none.
     """
-    span, count = _Span(), -WRITERS[target].title_lines
-    lines = WRITERS[target].write(span.watching(sessions), info)
+    span_seconds, count = 0.0, -WRITERS[target].title_lines
+
+    def watched() -> Iterator[Session]:
+        nonlocal span_seconds
+        for session in sessions:
+            last = max(turn.at_seconds or 0.0 for turn in session.turns)
+            span_seconds = max(span_seconds, last)
+            yield session
+
+    lines = WRITERS[target].write(watched(), info)
     try:
         with tempfile.TemporaryFile(dir=out.parent) as body:
             for line in lines:
                 body.write(line.encode() + b"\n")
                 count += 1
             header = loadtrace_header(
-                info, count=count, span_seconds=span.seconds, **more
+                info, count=count, span_seconds=span_seconds, **more
             )
             body.seek(0)
             with whole_file(out) as whole:

@@ -56,7 +56,7 @@ class Ticket:
     """Token that never comes because a failure was injected."""
     unfinished: int = 0
     is_closed: bool = False
-    """Not the future's state: cancelling who awaits it also ends the future."""
+    """Apart from the future's state: cancelling its waiter also ends the future."""
 
     @property
     def is_ok(self) -> bool:
@@ -120,17 +120,11 @@ class Runner:
             for i in range(generation.sequences)
         ]
         names = [f"{self._submitted}/{i}" for i in range(generation.sequences)]
+        tokens = generation.prompt_tokens, generation.output_tokens
         for name, words in zip(names, replies, strict=True):
             chain = [*generation.prompt_words, *words] if config.prefix_cache else []
-            self.engine.submit(
-                SimRequest(
-                    name,
-                    now_seconds,
-                    generation.prompt_tokens,
-                    generation.output_tokens,
-                    block_hashes(chain),
-                )
-            )
+            hashes = block_hashes(chain)
+            self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
             generation,
             sink,

@@ -184,16 +184,12 @@ def error_event(refusal: EngineRefusal, kind: str) -> bytes:
     return event({"error": error}) + DONE
 
 
-class NativeEvents:
+class NativeEvents(TokenEvents):
     """The events of `/generate_stream`: one per token, the last with the text."""
 
     def __init__(self, generation: TgiGeneration) -> None:
         self._generation = generation
         self._spoken: list[bytes] = []
-
-    def opening(self) -> bytes:
-        """Nothing comes before the first token."""
-        return b""
 
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
         """The event of token number `count`, from 1."""
@@ -216,7 +212,7 @@ class NativeEvents:
         return event(body)
 
 
-class ChatEvents:
+class ChatEvents(TokenEvents):
     """The events of TGI's chat flavour: role and content in each of them."""
 
     def __init__(self, generation: TgiGeneration, model: str) -> None:
@@ -224,25 +220,17 @@ class ChatEvents:
         reason = chat_reason(generation)
         self._last = template(_chat_event(generation, model, WORD, reason))
 
-    def opening(self) -> bytes:
-        """Nothing comes before the first token."""
-        return b""
-
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
         """The event of one token."""
         return (self._last if is_last else self._middle) % word
 
 
-class CompletionEvents:
+class CompletionEvents(TokenEvents):
     """The events of `/v1/completions`: usage in the last, whether asked for or not."""
 
     def __init__(self, generation: TgiGeneration, model: str) -> None:
         self._generation, self._model = generation, model
         self._middle = template(_completion(generation, model, WORD, ""))
-
-    def opening(self) -> bytes:
-        """Nothing comes before the first token."""
-        return b""
 
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
         """The event of one token; only streams keep the router's own `eos_token`."""

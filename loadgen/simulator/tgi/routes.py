@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from aiohttp import web
 
@@ -50,49 +49,27 @@ class TgiApi:
     def routes(self) -> list[web.RouteDef]:
         """All routes of this dialect."""
         return [
-            web.post("/", self._compatible),
-            web.post("/generate", self._generate),
-            web.post("/generate_stream", self._generate_stream),
-            web.post("/v1/chat/completions", self._chat),
-            web.post("/v1/completions", self._completions),
+            web.post("/", partial(self._native, is_stream=None, as_list=True)),
+            web.post("/generate", partial(self._native, is_stream=False)),
+            web.post("/generate_stream", partial(self._native, is_stream=True)),
+            web.post("/v1/chat/completions", partial(self._openai, kind=CHAT)),
+            web.post("/v1/completions", partial(self._openai, kind=COMPLETIONS)),
             web.get("/v1/models", self._models),
             web.get("/health", self._health),
             web.get("/info", self._info),
             web.get("/metrics", self._metrics),
         ]
 
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        return await self._native(request, is_stream=False)
-
-    async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
-        return await self._native(request, is_stream=True)
-
-    async def _compatible(self, request: web.Request) -> web.StreamResponse:
-        """`POST /`: the body says whether to stream; a whole reply is a list."""
-        try:
-            fields = read_json(await request.read())
-        except EngineRefusal as refusal:
-            return json_reply(refusal.body, refusal.status)
-        is_stream = fields.get("stream") is True
-        return await self._answer_native(request, fields, is_stream, as_list=True)
-
     async def _native(
-        self, request: web.Request, *, is_stream: bool
+        self, request: web.Request, *, is_stream: bool | None, as_list: bool = False
     ) -> web.StreamResponse:
+        """`/generate`, `/generate_stream`, and `/`, where the body names its kind."""
         try:
             fields = read_json(await request.read())
         except EngineRefusal as refusal:
             return json_reply(refusal.body, refusal.status)
-        return await self._answer_native(request, fields, is_stream, as_list=False)
-
-    async def _answer_native(
-        self,
-        request: web.Request,
-        fields: Mapping[str, Any],
-        is_stream: bool,
-        *,
-        as_list: bool,
-    ) -> web.StreamResponse:
+        if is_stream is None:
+            is_stream = fields.get("stream") is True
         try:
             generation = read_native(
                 fields,
@@ -112,13 +89,7 @@ class TgiApi:
         headers = timing_headers(ticket.truths[0], _characters(generation))
         return json_reply([body] if as_list else body, headers=headers)
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._openai(request, CHAT)
-
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._openai(request, COMPLETIONS)
-
-    async def _openai(self, request: web.Request, kind: str) -> web.StreamResponse:
+    async def _openai(self, request: web.Request, *, kind: str) -> web.StreamResponse:
         is_stream = False
         read = read_chat if kind == CHAT else read_completions
         try:

@@ -21,6 +21,7 @@ from loadgen.simulator.wire import (
     EngineRefusal,
     Generation,
     Limits,
+    TokenEvents,
     event,
     template,
 )
@@ -29,6 +30,7 @@ VERSION = "0.32.0+simulated"
 FINGERPRINT = "vllm-0.32.0-simulated"
 DONE = b"data: [DONE]\n\n"
 DEFAULT_COMPLETION_TOKENS = 16
+CHAT_ONLY = ("prompt_logprobs", "prompt_token_ids", "prompt_text")
 BUSY = (
     "The engine is currently busy and cannot accept new requests. "
     "Please try again later or on a different instance."
@@ -236,7 +238,7 @@ def _output_tokens(
     return drawn, "length" if drawn == asked else "stop"
 
 
-class VllmEvents:
+class VllmEvents(TokenEvents):
     """The events of one sequence; a token costs one `%` of a prepared event."""
 
     def __init__(self, generation: VllmGeneration, model: str, index: int) -> None:
@@ -306,11 +308,7 @@ def unstreamed_reply(
 ) -> dict[str, object]:
     """The reply to a request without `stream`."""
     output_tokens = sum(truth.output_tokens for truth in truths)
-    choice = _chat_choice if generation.is_chat else _text_choice
-    choices = [
-        choice(index, text, generation.finish_reason)
-        for index, text in enumerate(texts)
-    ]
+    choices = [_choice(index, text, generation) for index, text in enumerate(texts)]
     details = cached_details(generation, truths[0])
     return {
         **_envelope(generation, model),
@@ -324,9 +322,7 @@ def unstreamed_reply(
             prompt_tokens_details=details,
             completion_tokens_details=None,
         ),
-        **({"prompt_logprobs": None} if generation.is_chat else {}),
-        **({"prompt_token_ids": None} if generation.is_chat else {}),
-        **({"prompt_text": None} if generation.is_chat else {}),
+        **(dict.fromkeys(CHAT_ONLY) if generation.is_chat else {}),
         "kv_transfer_params": None,
         "ec_transfer_params": None,
         "metrics": timing(generation, truths[0]),
@@ -357,38 +353,16 @@ def _envelope(generation: VllmGeneration, model: str) -> dict[str, object]:
     }
 
 
-def _chat_choice(index: int, text: str, finish_reason: str) -> dict[str, object]:
-    message = {
-        "role": "assistant",
-        "content": text,
-        "refusal": None,
-        "annotations": None,
-        "audio": None,
-        "function_call": None,
-        "reasoning": None,
-    }
+def _choice(index: int, text: str, generation: VllmGeneration) -> dict[str, object]:
+    absent = ("refusal", "annotations", "audio", "function_call", "reasoning")
+    message = {"role": "assistant", "content": text} | dict.fromkeys(absent)
     return {
         "index": index,
-        "message": message,
+        **({"message": message} if generation.is_chat else {"text": text}),
         "logprobs": None,
-        "finish_reason": finish_reason,
-        "stop_reason": None,
-        "token_ids": None,
-        "routed_experts": None,
-    }
-
-
-def _text_choice(index: int, text: str, finish_reason: str) -> dict[str, object]:
-    return {
-        "index": index,
-        "text": text,
-        "logprobs": None,
-        "finish_reason": finish_reason,
-        "stop_reason": None,
-        "token_ids": None,
-        "routed_experts": None,
-        "prompt_logprobs": None,
-        "prompt_token_ids": None,
+        "finish_reason": generation.finish_reason,
+        **dict.fromkeys(("stop_reason", "token_ids", "routed_experts")),
+        **({} if generation.is_chat else dict.fromkeys(CHAT_ONLY[:2])),
     }
 
 

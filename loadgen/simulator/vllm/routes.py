@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -46,20 +47,14 @@ class VllmApi:
     def routes(self) -> list[web.RouteDef]:
         """All routes of this dialect."""
         return [
-            web.post("/v1/chat/completions", self._chat),
-            web.post("/v1/completions", self._completions),
+            web.post("/v1/chat/completions", partial(self._generate, is_chat=True)),
+            web.post("/v1/completions", partial(self._generate, is_chat=False)),
             web.post("/tokenize", self._tokenize),
             web.get("/health", self._health),
             web.get("/version", self._version),
             web.get("/v1/models", self._models),
             web.get("/metrics", self._metrics),
         ]
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, is_chat=True)
-
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, is_chat=False)
 
     async def _generate(
         self, request: web.Request, *, is_chat: bool

@@ -153,10 +153,7 @@ def _check_order(count: int) -> None:
 
 def _open(name: str, count: int) -> tuple[str, Any]:
     if name.startswith("MIG-"):
-        raise ConfigError(
-            f"GPU {name} is a MIG instance: energy is only known for the whole board, "
-            "which its instances share; switch MIG off (nvidia-smi -mig 0) to meter it"
-        )
+        raise _mig_error(name, "is a MIG instance")
     try:
         if name.startswith("GPU-"):
             name, handle = _by_uuid(name, count)
@@ -171,11 +168,15 @@ def _open(name: str, count: int) -> tuple[str, Any]:
     except pynvml.NVMLError as error:
         raise SensorError(f"GPU {name!r} cannot be opened: {error}") from None
     if is_split:
-        raise ConfigError(
-            f"GPU {name} has MIG mode on: energy is only known for the whole board, "
-            "which its instances share; switch MIG off (nvidia-smi -mig 0) to meter it"
-        )
+        raise _mig_error(name, "has MIG mode on")
     return f"gpu{name}" if name.isdigit() else name, handle
+
+
+def _mig_error(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"GPU {name} {reason}: energy is only known for the whole board, which its "
+        "instances share; switch MIG off (nvidia-smi -mig 0) to meter it"
+    )
 
 
 def _by_uuid(start: str, count: int) -> tuple[str, Any]:

@@ -154,7 +154,7 @@ def _number(value: object) -> float | None:
 
 
 def open_redfish(options: SourceOptions) -> EnergySource:
-    """Raises ConfigError without an address, SensorError when nobody answers."""
+    """Raises ConfigError without an address, SensorError without an answer."""
     argument = parse_argument(
         "redfish", options.argument, ("user-env", "password-env", "chassis", "verify")
     )

@@ -120,7 +120,7 @@ class ZeusdSource:
 
 
 def open_zeusd(options: SourceOptions) -> EnergySource:
-    """Raises ConfigError without an address, SensorError when nobody answers."""
+    """Raises ConfigError without an address, SensorError without an answer."""
     argument = parse_argument("zeusd", options.argument, ("token-env",))
     if any(not gpu.isdigit() for gpu in options.gpus):
         raise ConfigError("--power zeusd knows GPUs by index only; give --gpus 0,1")
