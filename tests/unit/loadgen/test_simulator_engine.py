@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
@@ -15,6 +15,7 @@ from loadgen.simulator.core.driver import Trace, simulate
 from loadgen.simulator.core.engine import EngineSimulator
 from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.core.scheduler import SimRequest
+from tests.support.profiles import examples
 
 H100 = EngineConfig()
 
@@ -45,7 +46,7 @@ def run(*requests: SimRequest, config: EngineConfig = H100) -> Trace:
 
 
 @given(workloads(), configs())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_joule_of_the_power_curve_is_somebodys_or_idle(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:
@@ -60,7 +61,7 @@ def test_every_joule_of_the_power_curve_is_somebodys_or_idle(
 
 
 @given(workloads(), configs())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_request_gets_its_tokens_in_order_and_all_blocks_come_back(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:
@@ -85,7 +86,7 @@ def test_every_request_gets_its_tokens_in_order_and_all_blocks_come_back(
 
 
 @given(workloads(), configs())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_first_come_is_first_scheduled(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:

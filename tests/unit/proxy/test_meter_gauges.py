@@ -13,6 +13,7 @@ from proxy.meter.attribution.policies import POLICIES
 from proxy.meter.ledger.accounts import RequestRecord
 from proxy.meter.meter import Meter, MeterConfig
 from tests.support.meter_scenes import Asked, Event, counter, events_of, play
+from tests.support.profiles import examples
 
 WATTS, IDLE_WATTS = 300.0, 50.0
 GIVEN = MeterConfig(idle_watts=IDLE_WATTS)
@@ -280,7 +281,7 @@ gauge = st.builds(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@hypothesis.settings(max_examples=30, deadline=None)
+@examples(30)
 @hypothesis.given(
     asked=st.lists(lives(), min_size=1, max_size=5),
     pages=st.lists(gauge, min_size=1, max_size=14),
