@@ -1,25 +1,25 @@
-"""What all tests share: how hypothesis runs (no test may depend on how fast the
-machine is), the event loops of the proxy, and databases for the store."""
+"""What all tests share: the event loops of the proxy, databases for the store, and
+how many examples a property test runs."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from sqlalchemy import URL, make_url
 
 from proxy.store.address import sqlite_url
 from tests.support.databases import Postgres
+from tests.support.profiles import register_profiles
 from tests.support.relaying import LOOPS
 
-settings.register_profile(
-    "servewatt", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("servewatt")
+register_profiles()
+# Else each of the processes that tests start compiles both packages anew: 0.5 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(params=LOOPS)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +14,6 @@ import yaml
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
-from proxy.security.secrets import read_admin_token
 from tests.support.paths import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -72,34 +68,6 @@ def test_our_services_run_commands_that_exist(name: str, engine: str | None) -> 
         found = group.get_command(context, command)
     assert found is not None
     found.make_context(command, arguments)
-
-
-def make_token(folder: Path, chosen: str = "") -> str:
-    """Run the script of service `token` as a container would, below `folder`."""
-    shell, *arguments = SERVICES["token"]["command"]
-    *flags, script = arguments
-    script = script.replace("$$", "$").replace("/token/", f"{folder}/")
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SERVEWATT_ADMIN_TOKEN": chosen,
-    }
-    subprocess.run([shell, *flags, script], env=environment, check=True, timeout=60)
-    token = read_admin_token(str(folder / "admin"))
-    assert token is not None
-    return token
-
-
-def test_the_first_start_makes_a_token_and_later_ones_keep_it(tmp_path: Path) -> None:
-    first = make_token(tmp_path)
-    assert len(first) >= 40
-    assert make_token(tmp_path) == first
-    (tmp_path / "other").mkdir()
-    assert make_token(tmp_path / "other") != first
-
-
-def test_a_token_of_the_users_own_is_taken(tmp_path: Path) -> None:
-    make_token(tmp_path)
-    assert make_token(tmp_path, "0123456789abcdef") == "0123456789abcdef"
 
 
 def test_whoever_asks_the_admin_port_has_the_token() -> None:

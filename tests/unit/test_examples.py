@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import click
@@ -18,7 +16,6 @@ from tests.support.examples import EXAMPLES, FILES, LINES, Line
 from tests.support.paths import ROOT
 
 OURS = [line for line in LINES if line.program in ("loadgen", "metering-proxy")]
-SCRIPTS = sorted(EXAMPLES.glob("*/*.sh"))
 
 
 def parsed(line: Line) -> click.Context:
@@ -72,12 +69,6 @@ def test_every_local_port_that_is_asked_is_listened_on(path: Path) -> None:
 def test_an_example_shows_the_whole_way(path: Path) -> None:
     commands = {line.words[:2] for line in LINES if line.path == path}
     assert {("metering-proxy", "serve"), ("loadgen", "replay")} <= commands
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.parent.name)
-def test_a_script_is_shell_and_may_be_run(path: Path) -> None:
-    assert os.access(path, os.X_OK)
-    subprocess.run(["bash", "-n", path], check=True)
 
 
 def test_every_example_is_in_the_list_and_the_list_in_the_readme() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 from proxy.serve.limit_options import DEFAULTS, LIMITS, option_of
@@ -13,10 +12,9 @@ PAGE = (ROOT / "SECURITY.md").read_text()
 
 def names_of_tests() -> set[str]:
     return {
-        node.name
+        name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef)
+        for name in re.findall(r"^ *def (test_\w+)\(", path.read_text(), re.MULTILINE)
     }
 
 

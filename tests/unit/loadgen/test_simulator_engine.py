@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import UsageError
@@ -14,6 +14,7 @@ from loadgen.simulator.core.config import BLOCK_TOKENS, EngineConfig
 from loadgen.simulator.core.engine import EngineSimulator, Trace, simulate
 from loadgen.simulator.core.presets import GPUS, MODELS, PRESETS
 from loadgen.simulator.core.scheduler import SimRequest
+from tests.support.profiles import examples
 
 H100 = EngineConfig()
 
@@ -44,7 +45,7 @@ def run(*requests: SimRequest, config: EngineConfig = H100) -> Trace:
 
 
 @given(workloads(), configs())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_joule_of_the_power_curve_is_somebodys_or_idle(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:
@@ -59,7 +60,7 @@ def test_every_joule_of_the_power_curve_is_somebodys_or_idle(
 
 
 @given(workloads(), configs())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_request_gets_its_tokens_in_order_and_all_blocks_come_back(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:
@@ -84,7 +85,7 @@ def test_every_request_gets_its_tokens_in_order_and_all_blocks_come_back(
 
 
 @given(workloads(), configs())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_first_come_is_first_scheduled(
     requests: list[SimRequest], config: EngineConfig
 ) -> None:

@@ -206,10 +206,10 @@ def test_conversations_keep_turns_lengths_and_the_longest_length() -> None:
 
 def test_cutting_conversations_keeps_the_prompts_they_send() -> None:
     whole = trace_statistics(
-        synthesized(kept("sharegpt"), SynthOptions(requests=30_000))
+        synthesized(kept("sharegpt"), SynthOptions(requests=10_000))
     )
     cut = trace_statistics(
-        synthesized(kept("sharegpt"), SynthOptions(requests=30_000, max_turns=3))
+        synthesized(kept("sharegpt"), SynthOptions(requests=10_000, max_turns=3))
     )
     assert whole.input_tokens is not None
     assert cut.input_tokens is not None

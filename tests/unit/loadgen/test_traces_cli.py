@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.traces import traces
 from loadgen.errors import LoadgenError, TraceError, UsageError
-from loadgen.traces.catalogue import Original
 from loadgen.traces.readers.open import open_trace
 from loadgen.traces.statistics import trace_statistics
 from loadgen.traces.statistics_file import load_statistics
@@ -185,19 +183,6 @@ def test_fetch_lists_what_there_is() -> None:
     output = run("fetch", "--list").output
     assert "azure-2023-conv" in output
     assert "CC-BY-4.0" in output
-
-
-def test_fetch_says_how_to_cite(tmp_path: Path) -> None:
-    out = tmp_path / "t.csv"
-    out.write_bytes(b"rows")
-    known = Original(
-        "http://127.0.0.1:9/t.csv", hashlib.sha256(b"rows").hexdigest(),
-        "CC-BY-4.0", "Nobody et al., 2023", "rows",
-    )  # fmt: skip
-    output = run("fetch", "mine", "-o", out, obj={"mine": known}).output
-    assert f"{out}: already there, sha256 is right" in output
-    assert "licence: CC-BY-4.0" in output
-    assert "cite: Nobody et al., 2023" in output
 
 
 def test_fetch_without_a_name_lists_the_names() -> None:

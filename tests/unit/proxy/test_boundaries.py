@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.accounts import Boundaries
@@ -16,12 +16,17 @@ from proxy.meter.ledger.accounts import Books, RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
-from tests.support.meter_scenes import Asked, counter_of, events_of, in_order, play
+from tests.support.meter_scenes import (
+    Asked,
+    counter_of,
+    events_of,
+    in_order,
+    play,
+)
+from tests.support.profiles import examples
 
 MILLIJOULE = 1e-3
-quickly = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+quickly = examples(60)
 
 REQUESTS = [
     Asked(2.0, [2.2 + 0.025 * n for n in range(60)], prompt=500),

@@ -149,13 +149,6 @@ def test_the_command_gives_the_same_document_as_json(tmp_path: Path) -> None:
     assert json.loads(shown) == json.loads(path.read_bytes())
 
 
-@pytest.mark.parametrize("where", ["/nowhere/fit.json", "http://127.0.0.1:9"])
-def test_a_place_without_a_calibration_is_named(where: str) -> None:
-    failed = CliRunner().invoke(cli, ["calibrate", where])
-    assert isinstance(failed.exception, ProxyError)
-    assert str(failed.exception).startswith(where)
-
-
 def test_a_condition_without_end_is_left_out() -> None:
     state = state_of("llama")
     assert state.fit is not None

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.measure.figures import NOT_READ_AFTER, TOO_SHORT, Energy
@@ -21,6 +21,7 @@ from proxy.measure.report import (
 from proxy.measure.text import describe
 from proxy.measure.watch import Watch
 from proxy.wire.facts import Reading
+from tests.support.profiles import examples
 
 MILLIJOULE = 0.001
 Kind = Literal["counter", "power"]
@@ -114,7 +115,7 @@ courses = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     course=courses, start=st.floats(0.9, 1.3), length=st.floats(0.001, 4),
     interval=st.sampled_from([0.005, 0.02, 0.05]),
@@ -134,7 +135,7 @@ def test_the_truth_lies_within_the_stated_bounds(
         assert abs(truth - energy.joules) <= energy.uncertainty_joules + MILLIJOULE
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(course=courses, start=st.floats(0.9, 1.3), length=st.floats(0.0005, 0.6))
 def test_a_command_is_never_said_to_have_cost_nothing(
     course: Course, start: float, length: float
@@ -203,7 +204,7 @@ def test_the_peak_is_of_the_command_and_not_of_what_came_before(kind: Kind) -> N
     assert watch.peak_watts == only(watch).peak_watts
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(course=courses, at=st.floats(1.6, 2.2), length=st.floats(0.1, 1.0))
 def test_a_counter_counts_on_while_it_is_not_read_and_that_is_said(
     course: Course, at: float, length: float
@@ -218,7 +219,7 @@ def test_a_counter_counts_on_while_it_is_not_read_and_that_is_said(
     assert truth <= energy.at_most_joules + MILLIJOULE
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(course=courses, at=st.floats(1.6, 2.2), length=st.floats(0.1, 1.0))
 def test_power_that_was_not_read_is_missing_and_never_filled(
     course: Course, at: float, length: float

@@ -21,6 +21,7 @@ from tests.support.meter_scenes import (
     in_order,
     settled_on_beat,
 )
+from tests.support.profiles import examples
 
 WATTS, IDLE_WATTS = 300.0, 50.0
 GIVEN = MeterConfig(idle_watts=IDLE_WATTS)
@@ -281,7 +282,7 @@ gauge = st.builds(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@hypothesis.settings(max_examples=30, deadline=None)
+@examples(30)
 @hypothesis.given(
     asked=st.lists(lives(), min_size=1, max_size=5),
     pages=st.lists(gauge, min_size=1, max_size=14),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.attribution.fit import FitRules
@@ -32,6 +32,7 @@ from tests.support.meter_scenes import (
     settled,
     settled_on_beat,
 )
+from tests.support.profiles import examples
 
 MILLIJOULE = 1e-3
 EAGER = FitRules(
@@ -44,9 +45,7 @@ EAGER = FitRules(
 """Trusts its constants after two windows, so that these short scenes use them."""
 
 pytestmark = pytest.mark.parametrize("policy", POLICIES)
-quickly = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+quickly = examples(15)
 
 
 @st.composite

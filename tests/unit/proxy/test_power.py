@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.energy_source import SourceOptions
 from proxy.power.sources import SOURCES, source_opener, split_sources
-from proxy.power.sources.dcgm import DcgmSource, parse_dcgm
+from proxy.power.sources.dcgm import parse_dcgm
 from proxy.wire.facts import Reading
-from tests.support.power_benches import serving
 
 DCGM_TEXT = """\
 # HELP DCGM_FI_DEV_POWER_USAGE Power draw (in W).
@@ -31,20 +28,6 @@ def test_dcgm_text_becomes_joules_and_watts_per_gpu() -> None:
     assert not simulated
 
 
-@pytest.mark.parametrize("chosen", ["1", "GPU-b"])
-def test_dcgm_gpus_are_chosen_by_index_or_uuid(chosen: str) -> None:
-    readings, _ = parse_dcgm(DCGM_TEXT, frozenset({chosen}))
-    shown = [(reading.device, reading.is_outside) for reading in readings]
-    assert shown == [("gpu0", True), ("gpu1", False)]
-    with serving({"/metrics": lambda: (200, DCGM_TEXT, {})}) as url:
-        for shows_outside, devices in (False, ["gpu1"]), (True, ["gpu0", "gpu1"]):
-            source = source_opener(
-                f"dcgm={url}/metrics", (chosen,), shows_outside=shows_outside
-            )()
-            assert [reading.device for reading in source.read()] == devices
-            source.close()
-
-
 def test_a_missing_counter_is_unknown_and_not_zero() -> None:
     readings, _ = parse_dcgm('DCGM_FI_DEV_POWER_USAGE{gpu="0"} 70\n', frozenset())
     assert readings == [Reading("gpu0", joules=None, watts=70.0)]
@@ -58,33 +41,6 @@ def test_a_simulator_says_so() -> None:
 def test_text_of_something_else_is_refused() -> None:
     with pytest.raises(SensorError, match="not Prometheus text"):
         parse_dcgm("DCGM_FI_DEV_POWER_USAGE{gpu= nonsense", frozenset())
-
-
-def test_dcgm_is_read_over_http_and_says_what_is_wrong() -> None:
-    reply: dict[str, Any] = {"status": 200, "text": DCGM_TEXT}
-
-    def answer() -> tuple[int, str, dict[str, str]]:
-        return reply["status"], reply["text"], {}
-
-    with serving({"/metrics": answer}) as url:
-        source = SOURCES["dcgm"](SourceOptions(argument=f"{url}/metrics"))
-        try:
-            assert [reading.joules for reading in source.read()] == [5000.5, 1.0]
-            reply["status"] = 500
-            with pytest.raises(SensorError, match="answered 500"):
-                source.read()
-            reply.update(status=200, text="up 1\n")
-            with pytest.raises(SensorError, match="shows neither"):
-                source.read()
-        finally:
-            source.close()
-
-
-def test_a_dcgm_that_is_not_there_is_a_sensor_error() -> None:
-    source = DcgmSource("http://127.0.0.1:9/metrics")
-    with pytest.raises(SensorError, match=r"dcgm at http://127\.0\.0\.1:9/metrics"):
-        source.read()
-    source.close()
 
 
 def test_no_source_reads_no_device() -> None:

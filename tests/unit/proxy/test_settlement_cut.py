@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
@@ -13,6 +13,7 @@ from proxy.meter.ledger.accounts import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage
+from tests.support.profiles import examples
 
 IDLE_WATTS, BUSY_WATTS = 110.0, 500.0
 PREFILL_SECONDS, DECODE_SECONDS = 0.008, 0.2
@@ -84,7 +85,7 @@ def whole_replies(
     return records
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(start=st.floats(1.0, 2.0), late=st.floats(0.0, 0.099))
 def test_the_first_prefill_after_a_quiet_time_is_charged(
     start: float, late: float
@@ -97,7 +98,7 @@ def test_the_first_prefill_after_a_quiet_time_is_charged(
         assert record.energy.prefill_joules > least
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(start=st.floats(1.0, 2.0), late=st.floats(0.0, 0.099))
 def test_the_beat_does_not_decide_where_windows_end(start: float, late: float) -> None:
     often, seldom = (whole_replies(start, late, beat_seconds=b) for b in (0.01, 0.7))

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import URL
 
 from proxy.errors import ConfigError
-from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.store.address import (
     Retention,
     parse_retention,
     shown_url,
     store_url,
 )
-from proxy.store.database import Database
 from proxy.store.stored_record import (
     RecordNumbering,
-    StoredRecord,
     cursor_at,
-    reply_from,
-    reply_of,
-    row_of,
 )
 from tests.support.stored_records import record
 
@@ -48,34 +37,6 @@ def test_a_number_is_the_instant_of_settlement_exact_in_any_json_reader() -> Non
     (stored,) = RecordNumbering().number([record(1)], 1.7e9 + 0.25, 100.0)
     assert stored.cursor == 1_700_000_000_250_000 == cursor_at(1.7e9 + 0.25)
     assert cursor_at(9e9) < 2**53  # until the year 2255
-
-
-def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
-    whole = StoredRecord(7, 1.7e9 + 0.123456, record(7))
-    strange = record(8, "nul\0 \ud800 é ☃")
-    nothing = replace(
-        strange, error="it broke", status=None, scheduled_seconds=None,
-        first_token_seconds=None, last_token_seconds=None, prompt_tokens=None,
-        cached_tokens=None, output_tokens=None,
-        energy=RequestEnergy(None, None, None, None, "phase", "unknown"),
-    )  # fmt: skip
-    both = [whole, StoredRecord(8, 1.7e9, nothing)]
-    database = Database(url, "http://engine", "run")
-    database.open()
-    database.write([row_of(each) for each in both])
-    stored = database.page(0, 100, 100)
-    database.close()
-    encode = msgspec.json.encode
-    assert [encode(reply_from(row)) for row in stored] == [
-        encode(reply_of(each)) for each in both
-    ]
-    shown = json.loads(encode(reply_from(stored[0])))
-    assert shown["energy"] == {
-        "prefill_joules": 20.1, "decode_joules": 30.2, "idle_share_joules": 5.3,
-        "energy_joules": 55.6, "policy": "phase", "quality": "exact",
-        "policy_joules": {"phase": 50.3, "equal": 47.11},
-    }  # fmt: skip
-    assert shown["arrived_unix_seconds"] == 1.7e9 + 0.123456 + 1.25
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
 from tests.support.captures import STREAMS, stream_body
 from tests.support.mutations import HOSTILE, pieces_of, spoilt
+from tests.support.profiles import examples
 from tests.support.relaying import Bench, relaying, run
 from tests.support.scripted import (
     LAST_CHUNK,
@@ -98,7 +99,7 @@ async def surviving(
 
 @pytest.mark.parametrize("engine", DIALECTS)
 @given(reply=REPLIES, cuts=CUTS, tells_energy=st.booleans())
-@settings(max_examples=60)
+@examples(60)
 def test_whatever_an_engine_sends_the_exchange_ends_and_the_next_one_works(
     engine: str, reply: bytes, cuts: list[int], tells_energy: bool
 ) -> None:
@@ -118,7 +119,7 @@ def test_whatever_an_engine_sends_the_exchange_ends_and_the_next_one_works(
     raw=spoilt(REQUESTS) | st.binary(max_size=200) | st.sampled_from(HOSTILE),
     cuts=CUTS,
 )
-@settings(max_examples=200)
+@examples(200)
 def test_whatever_a_client_sends_the_engine_sees_whole_requests_only(
     raw: bytes, cuts: list[int]
 ) -> None:
