@@ -2,27 +2,33 @@
 
 Pure. `measured = prefill + decode + idle share + idle + unattributed + residual`
 holds for the difference because it holds for both books. Unknown is null with a
-reason, never 0.
+reason, never 0. Boundaries (`gpu`, `host`, `node`) overlap, so their joules are
+compared and never added; a share is given only where both were measured throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from loadgen.analysis.distribution import Distribution
-from loadgen.analysis.energy_tally import EnergyTally
 from loadgen.analysis.schema import (
+    BoundaryBlock,
     EnergyBlock,
     PerRequest,
-    Phases,
     PowerSeries,
-    ShownAccounts,
 )
-from loadgen.analysis.tally import Tally
+from loadgen.analysis.tally import BoundaryTally, Tally
+from loadgen.results.results import Metering
+from proxy.wire.api import (
+    Accounts,
+    BoundaryBooks,
+    BoundaryRatio,
+    difference,
+    joules_of,
+)
 
 DEFINITIONS = {
     "measured_joules": "what the sensor counted in the window; at the run's own start "
@@ -41,163 +47,199 @@ DEFINITIONS = {
     "policy_joules": "prefill + decode of every request of the window, divided by "
     "each policy over the same intervals",
 }
-
-
-class Books(ShownAccounts, frozen=True, kw_only=True):
-    """The proxy's `/books`, as far as a report reads it."""
-
-    complete: bool
-    sensor_up: bool = True
-    boundary: str | None = None
-    policy: str | None = None
-    sample_interval_seconds: float | None = None
-    window_seconds: float = 0.5
-    """Of attribution: energy is divided in pieces so long."""
-    device_watts: dict[str, float] = msgspec.field(default_factory=dict)
-    idle_watts: float | None = None
-    idle_source: str | None = None
-    gaps_total: int | None = None
-    samples_total: int | None = None
-    missed_total: int | None = None
-    counter_period_seconds: float | None = None
-    counter_power_ratio: float | None = None
-    unsettled_seconds: float | None = None
-    gap_seconds: float | None = None
-    bare_idle_watts: float | None = None
-    model_idle_watts: float | None = None
-    idle_accelerators_joules: float | None = None
-    boundaries: dict[str, Books] = msgspec.field(default_factory=dict)
-    """Of every boundary, the headline's among them."""
-
-    @property
-    def is_final(self) -> bool:
-        """Whether waiting makes it better: a sensor that is down settles nothing."""
-        every = (self, *self.boundaries.values())
-        return all(books.complete or not books.sensor_up for books in every)
-
-
-class Accounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules between two instants, by account."""
-
-    measured_joules: float
-    attributed_joules: Phases
-    idle_share_joules: float
-    idle_joules: float
-    unattributed_joules: dict[str, float]
-
-    @property
-    def residual_joules(self) -> float:
-        """What is in no account; recomputed here, not taken on trust."""
-        return self.measured_joules - (
-            self.attributed_joules.prefill
-            + self.attributed_joules.decode
-            + self.idle_share_joules
-            + self.idle_joules
-            + sum(self.unattributed_joules.values())
-        )
-
-
-class Metering(msgspec.Struct, frozen=True, kw_only=True):
-    """What the admin API told about a run; `reason` stands for what it did not."""
-
-    opening: Books | None = None
-    """At the window's start."""
-    closing: Books | None = None
-    """At the window's end."""
-    window_seconds: float | None = None
-    power: PowerSeries | None = None
-    reason: str | None = None
-
-
-def accounts_between(opening: Books, closing: Books) -> Accounts | None:
-    """What was booked from one snapshot to the next; None when it is not known."""
-    start, end = _accounts(opening), _accounts(closing)
-    if start is None or end is None:
-        return None
-    reasons = sorted(start.unattributed_joules | end.unattributed_joules)
-    return Accounts(
-        measured_joules=end.measured_joules - start.measured_joules,
-        attributed_joules=Phases(
-            prefill=end.attributed_joules.prefill - start.attributed_joules.prefill,
-            decode=end.attributed_joules.decode - start.attributed_joules.decode,
-        ),
-        idle_share_joules=end.idle_share_joules - start.idle_share_joules,
-        idle_joules=end.idle_joules - start.idle_joules,
-        unattributed_joules={
-            reason: end.unattributed_joules.get(reason, 0.0)
-            - start.unattributed_joules.get(reason, 0.0)
-            for reason in reasons
-        },
-    )
-
-
-def power_series(books: Sequence[Books], edges_seconds: list[float]) -> PowerSeries:
-    """Mean watts between consecutive books taken at these instants.
-
-    Raises ValueError when one of them knows no joules: a hole is not zero watts.
-    """
-    rows: list[list[float]] = []
-    for index, (sooner, later) in enumerate(pairwise(books)):
-        spent = accounts_between(sooner, later)
-        if spent is None:
-            raise ValueError(f"no joules known at {edges_seconds[index]} s")
-        width = edges_seconds[index + 1] - edges_seconds[index]
-        rows.append(
-            [
-                joules / width
-                for joules in (
-                    spent.attributed_joules.prefill,
-                    spent.attributed_joules.decode,
-                    spent.idle_share_joules,
-                    spent.idle_joules,
-                    sum(spent.unattributed_joules.values()),
-                )
-            ]
-        )
-    prefill, decode, share, idle, unattributed = (
-        [row[column] for row in rows] for column in range(5)
-    )
-    return PowerSeries(
-        edges_seconds=edges_seconds, prefill_watts=prefill, decode_watts=decode,
-        idle_share_watts=share, idle_watts=idle, unattributed_watts=unattributed,
-    )  # fmt: skip
+WHOLE = "node"
+"""The boundary that contains all the others, which are beside each other."""
+IDLE_ACCELERATORS = "idle_accelerators"
 
 
 def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
-    """Join the books of the window with the requests of the window."""
+    """The books of the window beside the requests of the window."""
     opening, closing = metering.opening, metering.closing
-    requests = _of_requests(tally)
+    requests = _requests(tally)
     if closing is None:
         return EnergyBlock(**requests, reason=metering.reason or "not metered")
-    about = _about(closing, metering)
-    spent = accounts_between(opening, closing) if opening is not None else None
-    if opening is None or spent is None:
-        reason = metering.reason or f"power source {closing.source!r} gives no joules"
-        return EnergyBlock(**about, **requests, reason=reason)
-    seconds = metering.window_seconds
-    return EnergyBlock(
-        **about,
+    block = EnergyBlock(
         **requests,
-        measured_joules=spent.measured_joules,
-        attributed_joules=spent.attributed_joules,
-        idle_share_joules=spent.idle_share_joules,
-        idle_joules=spent.idle_joules,
-        unattributed_joules=spent.unattributed_joules,
-        residual_joules=spent.residual_joules,
-        mean_watts=spent.measured_joules / seconds if seconds else None,
+        boundary=closing.boundary,
+        source=closing.source,
+        policy=closing.policy,
+        simulated=closing.simulated,
+        sample_interval_seconds=closing.sample_interval_seconds,
+        window_seconds=metering.window_seconds,
+        loaded_idle_watts=closing.idle_watts,
+        idle_source=closing.idle_source,
+        bare_idle_watts=closing.bare_idle_watts,
+        model_idle_watts=closing.model_idle_watts,
+        counter_period_seconds=closing.counter_period_seconds,
+        counter_power_ratio=closing.counter_power_ratio,
+        boundaries=boundary_blocks(metering, tally),
+        boundary_ratios=boundary_ratios(metering),
+        idle_accelerators_joules=idle_accelerators_joules(metering),
+        reason=metering.reason,
+    )
+    spent = None if opening is None else accounts_between(opening, closing)
+    if spent is None:
+        reason = metering.reason or f"power source {closing.source!r} gives no joules"
+        return msgspec.structs.replace(block, reason=reason)
+    return msgspec.structs.replace(
+        block,
+        **joules_of(spent),
+        mean_watts=_ratio(spent.measured_joules, metering.window_seconds),
         measured_joules_per_output_token=_ratio(
             spent.measured_joules, tally.output_tokens
         ),
         readings=closing.samples_total,
         missed_readings=_sum_known(closing.gaps_total, closing.missed_total),
         settled=closing.complete,
-        power=metering.power,
-        reason=metering.reason,
+        power=power_series(metering),
     )
 
 
-def _of_requests(tally: Tally) -> dict[str, Any]:
-    energy: EnergyTally = tally.energy
+def accounts_between(opening: BoundaryBooks, closing: BoundaryBooks) -> Accounts | None:
+    """What was booked from one snapshot to the next; None when it is not known.
+
+    `residual_joules` is computed here, not taken on trust.
+    """
+    spent = difference(closing, opening)
+    by_account = spent.by_account()
+    if spent.measured_joules is None or by_account is None:
+        return None
+    return msgspec.structs.replace(
+        spent,
+        unattributed_joules=dict(sorted((spent.unattributed_joules or {}).items())),
+        residual_joules=spent.measured_joules - sum(by_account.values()),
+    )
+
+
+def power_series(metering: Metering) -> PowerSeries | None:
+    """Mean watts by account over the run; None when not known throughout."""
+    edges = metering.edges_seconds
+    if len(metering.curve) < 3 or len(metering.curve) != len(edges):
+        return None
+    watts: dict[str, list[float]] = {}
+    for books, (start, end) in zip(
+        pairwise(metering.curve), pairwise(edges), strict=True
+    ):
+        spent = difference(books[1], books[0]).by_account()
+        if spent is None:
+            return None  # a hole is not zero watts
+        for account, joules in spent.items():
+            watts.setdefault(f"{account}_watts", []).append(joules / (end - start))
+    return PowerSeries(edges_seconds=edges, **watts)
+
+
+# -- boundaries ----------------------------------------------------------------
+
+
+def boundary_blocks(metering: Metering, tally: Tally) -> dict[str, BoundaryBlock]:
+    """One block for each boundary, the headline first; none where there is only one."""
+    opening, closing = metering.opening, metering.closing
+    if opening is None or closing is None or len(closing.boundaries) < 2:
+        return {}
+    return {
+        name: _boundary_block(
+            opening.boundaries.get(name),
+            books,
+            tally.energy_inside(name, is_headline=name == closing.boundary),
+            metering.window_seconds,
+            tally.completed,
+        )
+        for name, books in closing.boundaries.items()
+    }
+
+
+def boundary_ratios(metering: Metering) -> list[BoundaryRatio]:
+    """Joules inside each boundary over those of the node, in the window."""
+    opening, closing = metering.opening, metering.closing
+    if opening is None or closing is None or WHOLE not in closing.boundaries:
+        return []
+    joules = {
+        name: _joules_between(opening.boundaries.get(name), books)
+        for name, books in closing.boundaries.items()
+    }
+    whole = joules.pop(WHOLE)
+    idle = idle_accelerators_joules(metering)
+    if idle is not None:
+        joules[IDLE_ACCELERATORS] = idle
+    return [
+        BoundaryRatio(inner=name, outer=WHOLE, ratio=_ratio(part, whole))
+        for name, part in joules.items()
+    ]
+
+
+def idle_accelerators_joules(metering: Metering) -> float | None:
+    """What the host's other GPUs used in the window; None where none was seen."""
+    opening, closing = metering.opening, metering.closing
+    if closing is None or opening is None or closing.idle_accelerators_joules is None:
+        return None
+    return closing.idle_accelerators_joules - (opening.idle_accelerators_joules or 0.0)
+
+
+def _boundary_block(
+    opening: BoundaryBooks | None,
+    closing: BoundaryBooks,
+    requests: BoundaryTally,
+    seconds: float | None,
+    completed: int,
+) -> BoundaryBlock:
+    spent = None if opening is None else accounts_between(opening, closing)
+    block = BoundaryBlock(
+        source=closing.source,
+        simulated=closing.simulated,
+        settlement_window_seconds=closing.window_seconds,
+        counter_period_seconds=closing.counter_period_seconds,
+        loaded_idle_watts=closing.idle_watts,
+        idle_source=closing.idle_source,
+        settled=closing.complete,
+        joules_per_request=_per_request(requests.inclusive),
+        active_joules_per_request=_per_request(requests.active),
+        joules_per_output_token=_ratio(
+            requests.answered_joules, requests.answered_output_tokens
+        ),
+        requests_with_energy=requests.requests_with,
+        requests_without_energy=requests.requests_without,
+        reason=_reason(opening, closing, spent),
+    )
+    if spent is None:
+        return block
+    return msgspec.structs.replace(
+        block,
+        **joules_of(spent),
+        mean_watts=_ratio(spent.measured_joules, seconds),
+        measured_joules_per_request=_ratio(spent.measured_joules, completed),
+    )
+
+
+def _joules_between(
+    opening: BoundaryBooks | None, closing: BoundaryBooks
+) -> float | None:
+    """None unless all of the window was measured and is settled."""
+    if opening is None or not closing.complete or _gap_seconds(opening, closing) > 0:
+        return None
+    spent = accounts_between(opening, closing)
+    return None if spent is None else spent.measured_joules
+
+
+def _gap_seconds(opening: BoundaryBooks, closing: BoundaryBooks) -> float:
+    return (closing.gap_seconds or 0.0) - (opening.gap_seconds or 0.0)
+
+
+def _reason(
+    opening: BoundaryBooks | None, closing: BoundaryBooks, spent: Accounts | None
+) -> str | None:
+    if opening is None or spent is None:
+        return f"power source {closing.source!r} gave no joules"
+    if not closing.complete:
+        return f"power source {closing.source!r} was not settled to the window's end"
+    gap = _gap_seconds(opening, closing)
+    return f"not measured for {gap:.1f} s of the window" if gap > 0 else None
+
+
+# -- parts ---------------------------------------------------------------------
+
+
+def _requests(tally: Tally) -> dict[str, Any]:
+    energy = tally.energy
     return {
         "joules_per_request": _per_request(tally.measures["energy"]),
         "active_joules_per_request": _per_request(tally.measures["active_energy"]),
@@ -226,23 +268,6 @@ def _of_requests(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _about(books: Books, metering: Metering) -> dict[str, Any]:
-    return {
-        "boundary": books.boundary,
-        "source": books.source,
-        "policy": books.policy,
-        "simulated": books.simulated,
-        "sample_interval_seconds": books.sample_interval_seconds,
-        "window_seconds": metering.window_seconds,
-        "loaded_idle_watts": books.idle_watts,
-        "idle_source": books.idle_source,
-        "bare_idle_watts": books.bare_idle_watts,
-        "model_idle_watts": books.model_idle_watts,
-        "counter_period_seconds": books.counter_period_seconds,
-        "counter_power_ratio": books.counter_power_ratio,
-    }
-
-
 def _per_request(joules: Distribution) -> PerRequest | None:
     stats = joules.stats("J")
     if stats is None:
@@ -252,28 +277,10 @@ def _per_request(joules: Distribution) -> PerRequest | None:
     )
 
 
-def _accounts(books: Books) -> Accounts | None:
-    if (
-        books.measured_joules is None
-        or books.attributed_joules is None
-        or books.idle_share_joules is None
-        or books.idle_joules is None
-        or books.unattributed_joules is None
-    ):
-        return None
-    return Accounts(
-        measured_joules=books.measured_joules,
-        attributed_joules=books.attributed_joules,
-        idle_share_joules=books.idle_share_joules,
-        idle_joules=books.idle_joules,
-        unattributed_joules=books.unattributed_joules,
-    )
-
-
 def _sum_known(*counts: int | None) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 
 
-def _ratio(joules: float, tokens: int) -> float | None:
-    return joules / tokens if tokens else None
+def _ratio(joules: float | None, whole: float | None) -> float | None:
+    return joules / whole if joules is not None and whole else None

@@ -12,11 +12,7 @@ from dataclasses import dataclass, field
 
 from loadgen.analysis.distribution import Distribution
 from loadgen.analysis.schema import LengthBlock
-from loadgen.report import format as say
 from loadgen.results.results import Result
-
-_FAR_FRACTION = 0.1
-"""Of a prompt's length: beyond it another tokenizer counted the trace."""
 
 
 @dataclass(slots=True)
@@ -84,50 +80,3 @@ class Fidelity:
         is_live = whole is not None and whole != own
         self.prompts.add(whole, result.prompt_tokens, is_live=is_live)
         self.replies.add(result.requested_output_tokens, result.output_tokens)
-
-
-def lengths_text(lengths: LengthBlock) -> str:
-    """Both sums and how single requests differ from them."""
-    if not lengths.requests:
-        return "no length was asked for"
-    asked, served = say.count(lengths.asked_tokens), say.count(lengths.served_tokens)
-    if lengths.exact_fraction == 1:
-        return f"{asked} tokens asked, {served} served: exact in every request"
-    low, middle, high = (
-        say.percent(ratio)
-        for ratio in (lengths.ratio_p10, lengths.ratio_p50, lengths.ratio_p90)
-    )
-    return (
-        f"{asked} tokens asked, {served} served "
-        f"({say.percent(lengths.served_over_asked)}); "
-        f"of a request p10 {low}, p50 {middle}, p90 {high}; "
-        f"exact in {say.percent(lengths.exact_fraction)}"
-    )
-
-
-def prompts_note(lengths: LengthBlock) -> str:
-    """What asked means in conversations, and who counts otherwise; or empty."""
-    notes = []
-    if lengths.live_requests and lengths.exact_fraction != 1:
-        notes.append(
-            f"{lengths.live_requests:,} carry the replies really given; asked counts "
-            "those of the trace"
-        )
-    middle = lengths.ratio_p50_without_live
-    if middle is not None and abs(middle - 1) > _FAR_FRACTION:
-        notes.append(
-            "the engine's tokenizer and chat template count otherwise than the trace: "
-            "its prefill is not the trace's"
-        )
-    return "; ".join(notes)
-
-
-def replies_note(lengths: LengthBlock) -> str:
-    """That the engine stopped by itself, and what may then be compared."""
-    if not lengths.shorter_requests:
-        return ""
-    return (
-        f"{lengths.shorter_requests:,} of {lengths.requests:,} replies ended early, "
-        "the engine stopped by itself: compare joules per output token (of those "
-        "served), not joules per request"
-    )

@@ -8,16 +8,11 @@ Everything else is in base units. Null means "not known" or "did not happen".
 from __future__ import annotations
 
 import msgspec
+from msgspec import field
 
 from loadgen.analysis.distribution import Stats
 from loadgen.analysis.verdict import Verdict
-
-
-class Phases(msgspec.Struct, frozen=True, kw_only=True):
-    """What requests cost beyond keeping the engine loaded."""
-
-    prefill: float
-    decode: float
+from proxy.wire.api import Accounts, BoundaryRatio
 
 
 class PerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,20 +37,7 @@ class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_watts: list[float]
 
 
-class ShownAccounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules by account, as books and summaries show them; null where unknown."""
-
-    source: str | None = None
-    simulated: bool = False
-    measured_joules: float | None = None
-    attributed_joules: Phases | None = None
-    idle_share_joules: float | None = None
-    idle_joules: float | None = None
-    unattributed_joules: dict[str, float] | None = None
-    residual_joules: float | None = None
-
-
-class BoundaryBlock(ShownAccounts, frozen=True, kw_only=True):
+class BoundaryBlock(Accounts, frozen=True, kw_only=True):
     """What one boundary used in the window; never added to another's: they overlap."""
 
     mean_watts: float | None = None
@@ -78,17 +60,7 @@ class BoundaryBlock(ShownAccounts, frozen=True, kw_only=True):
     """Why joules are null, or not whole."""
 
 
-class BoundaryRatio(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured joules inside one boundary over those of one around it."""
-
-    inner: str
-    """A boundary, or `idle_accelerators`: GPUs of the node that were not used."""
-    outer: str
-    ratio: float | None
-    """Null unless both were measured through the whole window."""
-
-
-class EnergyBlock(ShownAccounts, frozen=True, kw_only=True):
+class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """`energy` of `summary.json`; null where nothing is known, and then why."""
 
     boundary: str | None = None
@@ -108,11 +80,11 @@ class EnergyBlock(ShownAccounts, frozen=True, kw_only=True):
     """Sum over this run's requests; less than the books when others were served."""
     requests_with_energy: int = 0
     requests_without_energy: int = 0
-    policy_joules: dict[str, dict[str, float]] = {}
+    policy_joules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Active joules by policy, then kind of request."""
-    policy_joules_per_request: dict[str, PerRequest] = {}
+    policy_joules_per_request: dict[str, PerRequest] = field(default_factory=dict)
     """Active joules of single answered requests, as each policy would have it."""
-    quality: dict[str, int] = {}
+    quality: dict[str, int] = field(default_factory=dict)
     loaded_idle_watts: float | None = None
     idle_source: str | None = None
     bare_idle_watts: float | None = None
@@ -128,14 +100,14 @@ class EnergyBlock(ShownAccounts, frozen=True, kw_only=True):
     settled: bool | None = None
     """False when the books were read before the window's end was final."""
     power: PowerSeries | None = None
-    boundaries: dict[str, BoundaryBlock] = {}
+    boundaries: dict[str, BoundaryBlock] = field(default_factory=dict)
     """Each one that was metered, the headline too; empty where it was the only one."""
-    boundary_ratios: list[BoundaryRatio] = []
+    boundary_ratios: list[BoundaryRatio] = field(default_factory=list)
     idle_accelerators_joules: float | None = None
     """Of the host's GPUs that were not the engine's; in no request and no account."""
     reason: str | None = None
     """Why joules are null."""
-    definitions: dict[str, str] = {}
+    definitions: dict[str, str] = field(default_factory=dict)
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):

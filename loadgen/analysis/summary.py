@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections.abc import Mapping
+from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadgen.analysis.boundaries import with_boundaries
+from loadgen import __version__
 from loadgen.analysis.distribution import Stats
-from loadgen.analysis.energy import Metering, energy_block
-from loadgen.analysis.environment import environment
+from loadgen.analysis.energy import energy_block
 from loadgen.analysis.schema import (
     EnergyBlock,
     ErrorRow,
@@ -27,9 +29,12 @@ from loadgen.analysis.tally import Group, RunWindow, Tally
 from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.measures import MEASURES, POOLED_MEASURES
+from loadgen.results.results import Metering
 from proxy.process.files import write_whole
 
 SHOWN_ERRORS = 5
+PACKAGES = ("aiohttp", "httptools", "httpx", "msgspec", "numpy", "uvloop")
+"""What can change a measurement; recorded with every run."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +71,7 @@ def summarise(
     run_seconds: float,
 ) -> Summary:
     """Everything a run says, from one pass over its records."""
-    energy = with_boundaries(energy_block(metering, tally), metering, tally)
+    energy = energy_block(metering, tally)
     measures = _all_stats(tally)
     seconds = tally.window.seconds
     tokens = tally.output_tokens
@@ -136,6 +141,22 @@ def is_paced(header: PlanHeader | None) -> bool:
     return not (
         header.arrival == "inf" or (header.sessions > 1 and header.span_seconds == 0)
     )
+
+
+def environment() -> dict[str, str | int | None]:
+    """Recorded with every run, because it can change what was measured."""
+    found: dict[str, str | int | None] = {
+        "servewatt": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 # -- parts ---------------------------------------------------------------------

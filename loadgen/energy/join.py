@@ -8,24 +8,18 @@ without bound and never invents a joule.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import msgspec
 
-from loadgen.analysis.energy import Books, Metering, power_series
-from loadgen.analysis.schema import PowerSeries
-from loadgen.analysis.tally import RunWindow
-from loadgen.energy.admin_client import admin_client
 from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
-from loadgen.results.results import EnergyPart
+from loadgen.results.results import EnergyPart, Metering
+from proxy.admin.client import AdminClient, AdminError
 from proxy.process.files import whole_file
 
-PAGE = 5000
-"""Records per reply: about 3 MB."""
 MAX_BINS = 60
 """Of the power curve; each costs one small request to the proxy."""
 CLOCK_SKEW_SECONDS = 60.0
@@ -50,96 +44,24 @@ class Patience:
 PATIENCE = Patience()
 
 
-class AdminError(Exception):
-    """The admin API did not answer, or not in its language; says why."""
-
-
-class Settled(msgspec.Struct, frozen=True):
-    """One line of `/requests`, its energy left encoded until it is written out."""
-
-    sequence: int
-    request_id: str
-    energy: msgspec.Raw
-
-
-class Admin:
-    """The admin API of one proxy."""
-
-    def __init__(
-        self, url: str, timeout_seconds: float = 5.0, *, token: str | None = None
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._client = admin_client(self.url, timeout_seconds, token)
-
-    def __enter__(self) -> Admin:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def books(self, at_unix_seconds: float | None = None) -> Books:
-        """The accounts up to an instant. Raises AdminError."""
-        at = {} if at_unix_seconds is None else {"at": f"{at_unix_seconds:.6f}"}
-        body = self._get("/books", at)
-        try:
-            return msgspec.json.decode(body, type=Books)
-        except msgspec.MsgspecError as error:
-            raise AdminError(f"{self.url}/books is not understood: {error}") from None
-
-    def settled_since(
-        self, sequence: int, from_unix_seconds: float = 0.0
-    ) -> Iterator[Settled]:
-        """Every request settled after this one, oldest first. Raises AdminError.
-
-        And none settled before an instant: a store may hold a year of others.
-        """
-        decoder = msgspec.json.Decoder(Settled)
-        query = {"from_unix": f"{from_unix_seconds:.6f}", "limit": str(PAGE)}
-        while True:
-            page = self._get("/requests", {**query, "since": str(sequence)})
-            lines = page.splitlines()
-            for line in lines:
-                try:
-                    settled = decoder.decode(line)
-                except msgspec.MsgspecError as error:
-                    raise AdminError(
-                        f"{self.url}/requests is not understood: {error}"
-                    ) from None
-                sequence = settled.sequence
-                yield settled
-            if len(lines) < PAGE:
-                return
-
-    def _get(self, path: str, query: dict[str, str]) -> bytes:
-        try:
-            reply = self._client.get(f"{self.url}{path}", params=query)
-            reply.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise AdminError(
-                f"admin API {self.url}{path} failed: {reason.lower()}"
-            ) from None
-        return reply.content
-
-
 @dataclass(slots=True)
 class Energies:
-    """The joules of this run's requests, still encoded; about 0.5 KB each."""
+    """The joules of this run's requests; about 0.6 KB each."""
 
-    by_id: dict[str, msgspec.Raw] = field(default_factory=dict)
+    by_id: dict[str, EnergyPart] = field(default_factory=dict)
     from_unix_seconds: float = 0.0
     """None of them settled before."""
     cursor: int = 0
     reason: str | None = None
     """Why some may be missing."""
 
-    def take(self, admin: Admin, wanted: set[str]) -> None:
+    def take(self, admin: AdminClient, wanted: set[str]) -> None:
         """Everything newly settled that belongs to this run. Raises AdminError."""
-        for settled in admin.settled_since(self.cursor, self.from_unix_seconds):
-            self.cursor = settled.sequence
+        for settled in admin.requests(self.cursor, self.from_unix_seconds):
+            self.cursor = settled.cursor
             if settled.request_id in wanted:
-                # a Raw is a view: without the copy each would keep its whole page
-                self.by_id[settled.request_id] = settled.energy.copy()
+                energy = EnergyPart(**msgspec.structs.asdict(settled.energy))
+                self.by_id[settled.request_id] = energy
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +86,7 @@ def awaited(path: Path) -> Awaited:
 
 
 def wait_for_energies(
-    admin: Admin,
+    admin: AdminClient,
     wanted: Awaited,
     end_unix_seconds: float | None,
     *,
@@ -216,20 +138,20 @@ def join(path: Path, energies: Energies) -> None:
     Raises LoadgenError when the folder cannot be written; the file is then as
     it was.
     """
-    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(EnergyPart)
+    encoder = msgspec.json.Encoder()
     try:
         with whole_file(path, is_durable=True) as out:
             for result in read_results(path):
-                raw = energies.by_id.get(result.request_id)
-                if raw is not None:
-                    result = msgspec.structs.replace(result, energy=decoder.decode(raw))
+                energy = energies.by_id.get(result.request_id)
+                if energy is not None:
+                    result = msgspec.structs.replace(result, energy=energy)
                 out.write(encoder.encode(result) + b"\n")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
 
 
-def margin_seconds(admin: Admin) -> float:
+def margin_seconds(admin: AdminClient) -> float:
     """How far around a run its energy may lie. Raises AdminError.
 
     The proxy divides energy in intervals between counter updates: an edge that
@@ -241,40 +163,36 @@ def margin_seconds(admin: Admin) -> float:
 
 
 def read_metering(
-    admin: Admin,
+    admin: AdminClient,
     zero_unix_seconds: float,
-    window: RunWindow,
+    *,
+    start_seconds: float,
+    end_seconds: float,
     run_seconds: float,
     reason: str | None = None,
 ) -> Metering:
-    """The books at both edges of the window, and the power curve of the run."""
+    """The books at both edges of the window, and along the run."""
     try:
-        opening = admin.books(zero_unix_seconds + window.start_seconds)
-        closing = admin.books(zero_unix_seconds + window.end_seconds)
+        opening = admin.books(zero_unix_seconds + start_seconds)
+        closing = admin.books(zero_unix_seconds + end_seconds)
     except AdminError as error:
         return Metering(reason=str(error))
+    bins = min(MAX_BINS, int(run_seconds))  # a second or more each
+    edges = (
+        [run_seconds * index / bins for index in range(bins + 1)] if bins > 1 else []
+    )
+    try:
+        curve = [admin.books(zero_unix_seconds + edge) for edge in edges]
+    except AdminError:
+        curve = []  # an extra: the totals above stand without it
     return Metering(
         opening=opening,
         closing=closing,
-        window_seconds=window.seconds,
-        power=_power(admin, zero_unix_seconds, run_seconds),
+        window_seconds=end_seconds - start_seconds,
+        curve=curve,
+        edges_seconds=edges,
         reason=reason,
     )
-
-
-def _power(
-    admin: Admin, zero_unix_seconds: float, run_seconds: float
-) -> PowerSeries | None:
-    """Watts by account over the run; None when they are not known throughout."""
-    bins = min(MAX_BINS, int(run_seconds))  # a second or more each
-    if bins < 2:
-        return None
-    edges = [run_seconds * index / bins for index in range(bins + 1)]
-    try:
-        books = [admin.books(zero_unix_seconds + edge) for edge in edges]
-        return power_series(books, edges)
-    except (AdminError, ValueError):
-        return None  # the curve is an extra: the totals above stand without it
 
 
 def _missing(energies: Energies, wanted: Awaited, why: str) -> Energies:

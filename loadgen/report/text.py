@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from loadgen.analysis import lengths as fidelity
-from loadgen.analysis.schema import EnergyBlock, Summary
+from loadgen.analysis.schema import EnergyBlock, LengthBlock, Summary
 from loadgen.client.abilities import length_note
 from loadgen.report import format as say
 
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
+_FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
 _SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
 
 
@@ -27,6 +27,14 @@ def simulation(summary: Summary) -> str:
     )
 
 
+MEANINGS = {
+    "prefill": "reading the prompts",
+    "decode": "writing the replies",
+    "idle_share": "standby power while requests ran",
+    "idle": "nobody was served",
+}
+
+
 class Account(NamedTuple):
     """One line of the books, and what it means."""
 
@@ -39,16 +47,12 @@ class Account(NamedTuple):
 
 def accounts(energy: EnergyBlock) -> Iterator[Account]:
     """The parts that add up to what was measured; none when that is not known."""
-    phases = energy.attributed_joules
-    if phases is None or energy.idle_share_joules is None or energy.idle_joules is None:
+    known = energy.by_account()
+    if known is None:
         return
-    yield Account("prefill", "prefill", "reading the prompts", phases.prefill)
-    yield Account("decode", "decode", "writing the replies", phases.decode)
-    yield Account(
-        "idle-share", "idle share", "standby power while requests ran",
-        energy.idle_share_joules,
-    )  # fmt: skip
-    yield Account("idle", "idle", "nobody was served", energy.idle_joules)
+    for account, meaning in MEANINGS.items():
+        css = account.replace("_", "-")
+        yield Account(css, account.replace("_", " "), meaning, known[account])
     unattributed = {r: j for r, j in (energy.unattributed_joules or {}).items() if j}
     for reason, joules in (unattributed or {"nothing": 0.0}).items():
         meaning = reason.replace("_", " ")
@@ -164,17 +168,64 @@ def length_rows(summary: Summary) -> Iterator[LengthRow]:
     prompts, replies = summary.input_lengths, summary.output_lengths
     yield LengthRow(
         "prompt lengths",
-        fidelity.lengths_text(prompts),
-        fidelity.prompts_note(prompts),
+        lengths_text(prompts),
+        prompts_note(prompts),
     )
     notes = [
         length_note(summary.output_length_rule, summary.backend),
-        fidelity.replies_note(replies),
+        replies_note(replies),
     ]
     yield LengthRow(
         "output lengths",
-        fidelity.lengths_text(replies),
+        lengths_text(replies),
         "; ".join(filter(None, notes)),
+    )
+
+
+def lengths_text(lengths: LengthBlock) -> str:
+    """Both sums and how single requests differ from them."""
+    if not lengths.requests:
+        return "no length was asked for"
+    asked, served = say.count(lengths.asked_tokens), say.count(lengths.served_tokens)
+    if lengths.exact_fraction == 1:
+        return f"{asked} tokens asked, {served} served: exact in every request"
+    low, middle, high = (
+        say.percent(ratio)
+        for ratio in (lengths.ratio_p10, lengths.ratio_p50, lengths.ratio_p90)
+    )
+    return (
+        f"{asked} tokens asked, {served} served "
+        f"({say.percent(lengths.served_over_asked)}); "
+        f"of a request p10 {low}, p50 {middle}, p90 {high}; "
+        f"exact in {say.percent(lengths.exact_fraction)}"
+    )
+
+
+def prompts_note(lengths: LengthBlock) -> str:
+    """What asked means in conversations, and who counts otherwise; or empty."""
+    notes = []
+    if lengths.live_requests and lengths.exact_fraction != 1:
+        notes.append(
+            f"{lengths.live_requests:,} carry the replies really given; asked counts "
+            "those of the trace"
+        )
+    middle = lengths.ratio_p50_without_live
+    if middle is not None and abs(middle - 1) > _FAR_FRACTION:
+        notes.append(
+            "the engine's tokenizer and chat template count otherwise than the trace: "
+            "its prefill is not the trace's"
+        )
+    return "; ".join(notes)
+
+
+def replies_note(lengths: LengthBlock) -> str:
+    """That the engine stopped by itself, and what may then be compared."""
+    if not lengths.shorter_requests:
+        return ""
+    return (
+        f"{lengths.shorter_requests:,} of {lengths.requests:,} replies ended early, "
+        "the engine stopped by itself: compare joules per output token (of those "
+        "served), not joules per request"
     )
 
 

@@ -1,4 +1,4 @@
-"""The record of one request: its plan, its stamps and its reply.
+"""The record of one request and the books of a whole run.
 
 Instants are seconds from the run's zero on one monotonic clock. None means
 that it did not happen or is not known, never 0. One record is one line of
@@ -9,29 +9,16 @@ from __future__ import annotations
 
 import msgspec
 
-
-class BoundaryPart(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy of the request at another boundary than the headline's."""
-
-    prefill_joules: float | None
-    decode_joules: float | None
-    idle_share_joules: float | None
-    energy_joules: float | None
-    quality: str
+from proxy.wire.api import BooksReply, EnergyReply
 
 
-class EnergyPart(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy of the request by the proxy's record, joined by request id."""
+class EnergyPart(EnergyReply, frozen=True, kw_only=True, omit_defaults=False):
+    """The joules of a request by the proxy; joined by request id, never by time.
 
-    prefill_joules: float | None
-    decode_joules: float | None
-    idle_share_joules: float | None
-    energy_joules: float | None
-    policy: str
-    quality: str
-    policy_joules: dict[str, float] = {}
-    boundaries: dict[str, BoundaryPart] = {}
-    """At the other boundaries metered; never added, for they overlap."""
+    Every key is written, also where it is empty.
+    """
+
+    policy_joules: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,3 +54,17 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     connection_reused: bool | None = None
     energy: EnergyPart | None = None
+
+
+class Metering(msgspec.Struct, frozen=True, kw_only=True):
+    """The books of a run, read from the proxy; `reason` stands for what is missing."""
+
+    opening: BooksReply | None = None
+    """At the window's start."""
+    closing: BooksReply | None = None
+    """At the window's end."""
+    window_seconds: float | None = None
+    curve: list[BooksReply] = []
+    """At `edges_seconds` of the run, for its power over time."""
+    edges_seconds: list[float] = []
+    reason: str | None = None

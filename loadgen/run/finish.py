@@ -12,14 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis.energy import Metering
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo, read_summary, summarise, write_summary
 from loadgen.analysis.tally import Extent, RunWindow, Tally
 from loadgen.energy.join import (
     PATIENCE,
-    Admin,
-    AdminError,
     Patience,
     Waiting,
     awaited,
@@ -32,7 +29,9 @@ from loadgen.errors import LoadgenError
 from loadgen.plan.plan import PlanHeader
 from loadgen.report.html import write_html
 from loadgen.results.recorder import read_results
+from loadgen.results.results import Metering
 from loadgen.traces.readers.open import sha256_of
+from proxy.admin.client import AdminClient, AdminError
 
 PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -67,7 +66,7 @@ def finish_run(
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
     metering = Metering(reason="no metering proxy in front of the engine")
     if admin_url is not None:
-        with Admin(admin_url, token=admin_token) as admin:
+        with AdminClient(admin_url, token=admin_token) as admin:
             metering = _meter(requests, info, window, extent, admin, waiting, patience)
     summary = summary_of(folder, info, window, metering, extent)
     try:
@@ -152,7 +151,7 @@ def _meter(
     info: RunInfo,
     window: RunWindow,
     extent: Extent,
-    admin: Admin,
+    admin: AdminClient,
     waiting: Waiting | None,
     patience: Patience,
 ) -> Metering:
@@ -168,8 +167,11 @@ def _meter(
         begin_unix_seconds=zero, waiting=waiting, patience=patience,
     )  # fmt: skip
     join(requests, energies)
-    wide = RunWindow(
-        window.start_seconds - (0.0 if info.warmup_seconds else margin),
-        window.end_seconds + (0.0 if info.cooldown_seconds else margin),
+    return read_metering(
+        admin,
+        zero,
+        start_seconds=window.start_seconds - (0.0 if info.warmup_seconds else margin),
+        end_seconds=window.end_seconds + (0.0 if info.cooldown_seconds else margin),
+        run_seconds=run_seconds,
+        reason=energies.reason,
     )
-    return read_metering(admin, zero, wide, run_seconds, energies.reason)

@@ -20,10 +20,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.analysis.energy import Books, accounts_between
-from loadgen.energy.join import Admin, AdminError
 from loadgen.report import format as say
 from loadgen.results.progress import Progress
+from proxy.admin.client import AdminClient, AdminError
+from proxy.wire.api import ATTRIBUTED, BooksReply, difference
 
 REDRAW_SECONDS = 0.5
 LINE_SECONDS = 5.0
@@ -64,20 +64,19 @@ class EnergyMeter:
     def __init__(self) -> None:
         self.now: EnergyNow | None = EnergyNow()
         """None when nobody meters."""
-        self._first: Books | None = None
+        self._first: BooksReply | None = None
 
-    def take(self, books: Books, finished: int) -> None:
+    def take(self, books: BooksReply, finished: int) -> None:
         """Take the newest books into account; `finished` requests until now."""
         if self._first is None:
             self._first = books
-        whole = accounts_between(self._first, books)
-        if whole is None:
+        spent = difference(books, self._first).by_account()
+        if spent is None:
             return
-        spent = whole.attributed_joules.prefill + whole.attributed_joules.decode
-        spent += whole.idle_share_joules
+        joules = sum(spent[account] for account in ATTRIBUTED)
         self.now = EnergyNow(
             watts=sum(books.device_watts.values()) if books.device_watts else None,
-            joules_per_request=spent / finished if finished else None,
+            joules_per_request=joules / finished if finished else None,
             simulated=books.simulated,
         )
 
@@ -99,7 +98,7 @@ def polling_energy(
         meter.now = None
         yield meter
         return
-    with Admin(admin_url, timeout_seconds=2.0, token=token) as admin:
+    with AdminClient(admin_url, timeout_seconds=2.0, token=token) as admin:
 
         def poll() -> None:
             try:

@@ -19,10 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import httpx
-
-from loadgen.energy.admin_client import admin_client
 from loadgen.errors import StackError
+from proxy.admin.client import AdminClient, AdminError
+from proxy.wire.api import ReadinessReply
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -118,42 +117,43 @@ def wait_until_ready(
     """
     deadline = time.monotonic() + seconds
     patience = min(SENSOR_SECONDS, seconds)
-    body: dict[str, Any] = {}
-    with admin_client(admin_url, 5.0, token) as client:
+    found: ReadinessReply | None = None
+    reasons = ["no answer"]
+    with AdminClient(admin_url, token=token) as admin:
         while (now := time.monotonic()) < deadline:
-            if body.get("upstream") and now > deadline - seconds + patience:
+            is_patient = now < deadline - seconds + patience
+            if found is not None and found.upstream and not is_patient:
                 break
             try:
-                reply = client.get(f"{admin_url}/readyz")
-                _check_access(admin_url, reply, token)
-                body = reply.json()
-            except (httpx.HTTPError, ValueError) as error:
-                body = {"reasons": [f"admin API at {admin_url}: {error}"]}
-            lacking = body.get("lacking", {})
-            is_patient = now < deadline - seconds + patience
-            if body.get("ready") and not (lacking and is_patient):
-                return _words(lacking)
-            waiting("; ".join(body.get("reasons", [])) or _words(lacking) or "")
+                found = admin.readiness()
+                reasons = found.reasons
+            except AdminError as error:
+                _check_access(error, token)
+                found, reasons = None, [str(error)]
+            lacking = found.lacking or {} if found else {}
+            if found is not None and found.ready and not (lacking and is_patient):
+                return _lacking_text(lacking)
+            waiting("; ".join(reasons) or _lacking_text(lacking) or "")
             time.sleep(0.1)
-    reason = "; ".join(body.get("reasons", [])) or "no answer"
-    if not body.get("upstream"):
+    reason = "; ".join(reasons)
+    if found is None or not found.upstream:
         raise StackError(f"the target did not answer in {seconds:g} s: {reason}")
-    return reason
+    return reason or "no answer"
 
 
-def _check_access(admin_url: str, reply: httpx.Response, token: str | None) -> None:
-    """A proxy that will never answer us is not waited for. Raises StackError."""
-    if reply.status_code == 401:
+def _check_access(error: AdminError, token: str | None) -> None:
+    """Raises StackError for a proxy that will never answer us."""
+    if error.status == 401:
         problem = "wants a token" if token is None else "does not accept this token"
         raise StackError(
-            f"the admin API at {admin_url} {problem}; give --ledger-token-file PATH "
-            "or set SERVEWATT_ADMIN_TOKEN"
+            f"the admin API {problem}; give --ledger-token-file PATH or set "
+            f"SERVEWATT_ADMIN_TOKEN ({error})"
         )
-    if reply.status_code in (403, 421):
-        raise StackError(f"the admin API at {admin_url} refuses: {reply.text[:200]}")
+    if error.status in (403, 421):
+        raise StackError(f"the admin API refuses: {error}")
 
 
-def _words(lacking: dict[str, str]) -> str | None:
+def _lacking_text(lacking: dict[str, str]) -> str | None:
     """What is not known yet of the boundaries beside the headline."""
     parts = [f"of the {name}: {reason}" for name, reason in lacking.items()]
     return "; ".join(parts) or None

@@ -21,11 +21,11 @@ from proxy.wire.api import (
     JOULES,
     BooksReply,
     BoundaryBooks,
-    BoundaryRatio,
     EngineInfo,
     FleetBooks,
     FleetReadiness,
     Phases,
+    RatioReply,
     ReadinessReply,
     SensorReply,
     UpstreamReply,
@@ -71,7 +71,7 @@ def engine_books(
         **msgspec.structs.asdict(replies[engine.boundaries.headline]),
         boundaries=replies,
         ratios=[
-            msgspec.convert(ratio, BoundaryRatio, from_attributes=True)
+            msgspec.convert(ratio, RatioReply, from_attributes=True)
             for ratio in engine.boundaries.ratios()
         ],
     )

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
-import httpx
 
-from proxy.admin.client import admin_call
+from proxy.admin.client import AdminClient
 from proxy.errors import ProxyError
-from proxy.security.secrets import ADMIN_TOKEN_VARIABLE
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 from proxy.store.fits import decoded, encoded
 from proxy.wire.api import SavedCalibration
 
@@ -35,10 +34,10 @@ def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
     if is_json:
         click.echo(encoded(entries), nl=False)
     else:
-        click.echo(in_words(entries))
+        click.echo(as_text(entries))
 
 
-def in_words(entries: Iterable[SavedCalibration]) -> str:
+def as_text(entries: Iterable[SavedCalibration]) -> str:
     """One paragraph per engine and model."""
     return "\n\n".join(_paragraph(entry) for entry in entries) or "no calibration yet"
 
@@ -64,12 +63,8 @@ def _paragraph(entry: SavedCalibration) -> str:
 
 def _content(where: str, token_file: str | None) -> bytes:
     if where.startswith(("http://", "https://")):
-        url = f"{where.rstrip('/')}/calibration"
-        try:
-            with admin_call(token_file) as client:
-                return client.get(url).raise_for_status().content
-        except httpx.HTTPError as error:
-            raise ProxyError(f"{url}: {error or type(error).__name__}") from None
+        with AdminClient(where, token=read_admin_token(token_file)) as client:
+            return client.calibration()
     try:
         return Path(where).read_bytes()
     except OSError as error:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
-import httpx
 
-from proxy.admin.client import admin_call
-from proxy.errors import ProxyError
-from proxy.security.secrets import ADMIN_TOKEN_VARIABLE
+from proxy.admin.client import AdminClient
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
+from proxy.wire.api import UpstreamReply
 
 EXAMPLES = """\b
 Examples:
@@ -40,33 +38,31 @@ def upstreams(
     """
     if action is not None and name is None:
         raise click.UsageError(f"{action} needs the NAME of an upstream")
-    if action is None:
-        found = _ask("GET", f"{admin.rstrip('/')}/upstreams", admin_token_file)
-        shown = found["upstreams"]
-    else:
-        url = f"{admin.rstrip('/')}/upstreams/{name}/{action}"
-        shown = [_ask("POST", url, admin_token_file)]
+    with AdminClient(admin, token=read_admin_token(admin_token_file)) as client:
+        if action is None or name is None:
+            shown = client.upstreams()
+        else:
+            shown = [client.set_draining(name, action == "drain")]
     click.echo(table(shown, time.time()))
 
 
-def table(shown: list[dict[str, Any]], unix_seconds: float) -> str:
+def table(shown: list[UpstreamReply], unix_seconds: float) -> str:
     """One line for each upstream, and why one is down."""
     row = "{:<16} {:<9} {:>6} {:>9}  {:<28} {}".format
     lines = [row("upstream", "state", "since", "in flight", "url", "models")]
     for each in shown:
-        models = each["models"]
         lines.append(
             row(
-                each["name"],
-                each["state"],
-                _age(unix_seconds - each["since_unix_seconds"]),
-                each["requests_in_flight"],
-                each["url"],
-                "any" if models is None else ", ".join(models),
+                each.name,
+                each.state,
+                _age(unix_seconds - each.since_unix_seconds),
+                each.requests_in_flight,
+                each.url,
+                "any" if each.models is None else ", ".join(each.models),
             ).rstrip()
         )
-        if each["reason"]:
-            lines.append(f"  {each['reason']}")
+        if each.reason:
+            lines.append(f"  {each.reason}")
     return "\n".join(lines)
 
 
@@ -76,20 +72,3 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
-
-
-def _ask(method: str, url: str, token_file: str | None) -> dict[str, Any]:
-    try:
-        with admin_call(token_file) as client:
-            reply = client.request(method, url)
-            body: dict[str, Any] = reply.json()
-    except httpx.ConnectError:
-        raise ProxyError(
-            f"{url}: nobody answers there; is `metering-proxy serve` running, "
-            "and is this its --admin address?"
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ProxyError(f"{url}: {error or type(error).__name__}") from None
-    if reply.status_code != 200:
-        raise ProxyError(f"{url}: {body.get('error', reply.status_code)}")
-    return body

@@ -55,8 +55,15 @@ class Accounts(Struct, frozen=True, kw_only=True):
         }
 
 
+ATTRIBUTED = ("prefill", "decode", "idle_share")
+"""Accounts of requests; the others are of nobody."""
 JOULES = tuple(n for n in Accounts.__struct_fields__ if n.endswith("_joules"))
-"""The figures of `Accounts` that add up over engines and differ over time."""
+"""The figures of `Accounts`, which add up over engines and differ over time."""
+
+
+def joules_of(accounts: Accounts) -> dict[str, Any]:
+    """The figures alone, to make other accounts from."""
+    return {name: getattr(accounts, name) for name in JOULES}
 
 
 def summed(each: Sequence[Accounts]) -> dict[str, Any]:
@@ -131,11 +138,18 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
 
 
 class BoundaryRatio(Struct, frozen=True, kw_only=True):
-    """Joules of one boundary over those around it, since both were measured."""
+    """Joules of one boundary over those of one around it."""
 
     inner: str
+    """A boundary, or `idle_accelerators`: the host's GPUs that are not in use."""
     outer: str
     ratio: float | None
+    """Null where not both were measured."""
+
+
+class RatioReply(BoundaryRatio, frozen=True, kw_only=True):
+    """The same with its parts, over all the time in which both were measured."""
+
     inner_joules: float
     outer_joules: float
     seconds: float
@@ -145,7 +159,7 @@ class BooksReply(BoundaryBooks, frozen=True, kw_only=True):
     """`/books` of one engine: the headline boundary's, and every boundary's."""
 
     boundaries: dict[str, BoundaryBooks] = {}
-    ratios: list[BoundaryRatio] = []
+    ratios: list[RatioReply] = []
 
     @property
     def is_final(self) -> bool:

@@ -8,15 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.lengths import (
-    Fidelity,
-    Lengths,
-    lengths_text,
-    prompts_note,
-    replies_note,
-)
+from loadgen.analysis.lengths import Fidelity, Lengths
 from loadgen.client.conversation import prompt_tokens_of
 from loadgen.plan.plan import PlannedTurn
+from loadgen.report.text import lengths_text, prompts_note, replies_note
 from loadgen.results.results import Result
 from tests.support.canned_run import made_results
 

@@ -13,13 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.energy import Metering
-from loadgen.analysis.environment import environment
 from loadgen.analysis.schema import Summary
-from loadgen.analysis.summary import RunInfo, summarise, write_summary
+from loadgen.analysis.summary import RunInfo, environment, summarise, write_summary
 from loadgen.analysis.tally import Extent, RunWindow, Tally, concurrency
 from loadgen.plan.plan import PlanHeader
-from loadgen.results.results import Result
+from loadgen.results.results import Metering, Result
 from tests.support.canned_run import cost_of, failed, made_results
 
 VLLM_KEYS = [

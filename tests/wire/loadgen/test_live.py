@@ -13,17 +13,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from loadgen.analysis.energy import Books
-from loadgen.analysis.schema import Phases
 from loadgen.results.progress import Progress
 from loadgen.run.live import EnergyMeter, EnergyNow, View, live_view, polling_energy
+from proxy.wire.api import BooksReply, Phases
 
 
-def books(joules: float, *, known: bool = True) -> Books:
+def books(joules: float, *, known: bool = True) -> BooksReply:
     """A proxy's books after so many joules: half active, a tenth idle share."""
     if not known:
-        return Books(complete=True)
-    return Books(
+        return BooksReply(complete=True)
+    return BooksReply(
         complete=True,
         simulated=True,
         device_watts={"gpu0": 100.0, "gpu1": joules},
