@@ -13,10 +13,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from proxy.errors import SensorError
+from proxy.wire.exposition import samples_named
 
 READ_TIMEOUT_SECONDS = 2.0
 """A slower answer is a gap: the curve does not integrate over longer holes."""
@@ -154,21 +154,13 @@ SIMULATED = "servewatt_simulated"
 """A sample of this name with value 1 marks the whole page as not measured."""
 
 
-def samples_named(text: str, names: Sequence[str]) -> tuple[list[Sample], bool]:
+def read_samples(text: str, names: Sequence[str]) -> tuple[list[Sample], bool]:
     """Samples with one of these names, and whether a simulator made the page.
 
     Raises SensorError on lines that are not in Prometheus' format.
     """
-    # An exporter shows dozens of families per device: parse those asked for.
-    wanted = "\n".join(
-        line for line in text.splitlines() if line.startswith((*names, SIMULATED))
-    )
     try:
-        found = [
-            sample
-            for family in text_string_to_metric_families(wanted + "\n")
-            for sample in family.samples
-        ]
+        found = samples_named(text, (*names, SIMULATED))
     except ValueError as error:
         raise SensorError(f"not Prometheus text: {error}") from None
     is_simulated = any(s.name == SIMULATED and s.value == 1 for s in found)

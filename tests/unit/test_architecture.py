@@ -52,8 +52,9 @@ PURE = (
 
 EDGE_LIBRARIES = {
     "asyncio", "time", "threading", "socket", "subprocess", "select",
-    "aiohttp", "httpx", "httptools", "uvloop", "pynvml", "prometheus_client",
+    "aiohttp", "httpx", "httptools", "uvloop", "pynvml",
 }  # fmt: skip
+"""Not `prometheus_client`: a core reads and writes its text, which opens nothing."""
 
 
 def name_of(path: Path) -> str:

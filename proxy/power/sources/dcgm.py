@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
 from proxy.power.energy_source import EnergySource, SourceOptions
-from proxy.power.http import HttpSensor, samples_named
+from proxy.power.http import HttpSensor, read_samples
 from proxy.wire.facts import Reading
 
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
@@ -62,7 +62,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> tuple[list[Reading], bool]:
     `gpus` are indices or UUIDs, all others are outside; empty means all.
     Raises SensorError on text that is not in Prometheus' format.
     """
-    samples, is_simulated = samples_named(text, (ENERGY, POWER))
+    samples, is_simulated = read_samples(text, (ENERGY, POWER))
     joules: dict[str, float] = {}
     watts: dict[str, float] = {}
     outside: set[str] = set()

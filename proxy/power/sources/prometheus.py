@@ -19,7 +19,7 @@ from prometheus_client.samples import Sample
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, base_url, parse_argument
 from proxy.power.energy_source import EnergySource, SourceOptions
-from proxy.power.http import HttpSensor, RemoteClock, samples_named
+from proxy.power.http import HttpSensor, RemoteClock, read_samples
 from proxy.wire.facts import Reading
 
 EXAMPLE = "'prometheus=http://host:8888/metrics#joules=METRIC&boundary=host'"
@@ -105,7 +105,7 @@ def parse_page(text: str, query: Query) -> tuple[list[Reading], float | None, bo
     take either would be a guess, to add them perhaps a double count.
     """
     selectors = [s for s in (query.joules, query.watts) if s is not None]
-    samples, is_simulated = samples_named(text, [s.metric for s in selectors])
+    samples, is_simulated = read_samples(text, [s.metric for s in selectors])
     figures: dict[Selector, dict[str, float]] = {s: {} for s in selectors}
     stamps: list[float] = []
     for sample in samples:
