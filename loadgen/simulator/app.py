@@ -16,7 +16,7 @@ from aiohttp import web
 from loadgen.errors import LoadgenError
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.sensor import SensorConfig
-from loadgen.simulator.exposition import Family, text_of
+from loadgen.simulator.exposition import Page
 from loadgen.simulator.realtime.runner import Runner
 from loadgen.simulator.tgi.metrics import TgiMetrics
 from loadgen.simulator.tgi.routes import TgiApi
@@ -149,12 +149,13 @@ class Readings:
             (own, round(reading.joules * 1000))
             for own, reading in zip(labels, readings, strict=True)
         ]
+        page = Page()
         families = [
-            Family("servewatt_simulated", "gauge", [({}, 1)]),
-            Family("DCGM_FI_DEV_POWER_USAGE", "gauge", power),
-            Family("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "counter", energy),
+            page.family("servewatt_simulated", "gauge", 1),
+            page.family("DCGM_FI_DEV_POWER_USAGE", "gauge", power),
+            page.family("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "counter", energy),
         ]
-        return web.Response(text=text_of(families, {}))
+        return web.Response(text=page.text(families))
 
     async def truth(self, request: web.Request) -> web.Response:
         """What each finished request really cost, JSON lines, oldest first."""

@@ -1,77 +1,58 @@
-"""Prometheus' text format, as far as the simulated servers need it."""
+"""A simulated server's metrics page, written by prometheus_client as vLLM's own is."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-Labels = Mapping[str, str]
+from prometheus_client import Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
+HELP = "SIMULATED"
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: name, type, and a value for each set of labels."""
+Samples = Iterable[tuple[Mapping[str, str], float]]
 
-    name: str
-    kind: str
-    samples: Sequence[tuple[Labels, float]]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Counts per bucket; `bounds` are upper bounds, infinity is implied."""
+class Page(Collector):
+    """One page: histograms that are counted on, other figures given at each scrape."""
 
-    name: str
-    bounds: Sequence[float]
-    total: float = 0.0
-    counts: list[int] = field(default_factory=list)
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        """`labels` stand on every sample."""
+        self._labels = dict(labels or {})
+        self._histograms: list[Histogram] = []
+        self._families: Iterable[Metric] = ()
 
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-
-def text_of(metrics: Iterable[Family | Histogram], labels: Labels) -> str:
-    """The page; `labels` are put before those of each sample."""
-    lines: list[str] = []
-    for metric in metrics:
-        if isinstance(metric, Histogram):
-            lines.extend(_histogram_lines(metric, labels))
-            continue
-        lines.append(f"# TYPE {metric.name} {metric.kind}")
-        lines.extend(
-            f"{metric.name}{_braces({**labels, **own})} {_number(value)}"
-            for own, value in metric.samples
+    def histogram(self, name: str, bounds: Sequence[float]) -> Histogram:
+        """A new histogram; `bounds` are upper bounds, infinity is implied."""
+        found = Histogram(
+            name, HELP, tuple(self._labels), registry=None, buckets=bounds
         )
-    return "\n".join(lines) + "\n"
+        self._histograms.append(found)
+        return found.labels(**self._labels) if self._labels else found
 
+    def family(self, name: str, kind: str, samples: Samples | float) -> Metric:
+        """A `gauge` or `counter`: one value, or one for each set of labels."""
+        metric = Metric(name, HELP, kind)
+        if isinstance(samples, float | int):
+            samples = [({}, samples)]
+        for labels, value in samples:
+            metric.add_sample(name, {**self._labels, **labels}, value)
+        return metric
 
-def _histogram_lines(metric: Histogram, labels: Labels) -> list[str]:
-    bounds = [*(_number(bound) for bound in metric.bounds), "+Inf"]
-    cumulative = list(accumulate(metric.counts))
-    buckets = [
-        f"{metric.name}_bucket{_braces({**labels, 'le': bound})} {count}"
-        for bound, count in zip(bounds, cumulative, strict=True)
-    ]
-    return [
-        f"# TYPE {metric.name} histogram",
-        *buckets,
-        f"{metric.name}_count{_braces(labels)} {cumulative[-1]}",
-        f"{metric.name}_sum{_braces(labels)} {metric.total!r}",
-    ]
+    def collect(self) -> Iterator[Metric]:
+        """Everything on the page, histograms last."""
+        yield from self._families
+        for histogram in self._histograms:
+            yield from histogram.collect()
 
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _braces(labels: Labels) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}"
+    def text(self, families: Iterable[Metric]) -> str:
+        """The page with these figures of the moment."""
+        self._families = list(families)
+        text = generate_latest(self).decode()
+        # the library ends a counter's name in `_total`, which TGI and DCGM do not, and
+        # which the names of vLLM have already
+        for family in self._families:
+            text = text.replace(f" {family.name}_total ", f" {family.name} ")
+        return text

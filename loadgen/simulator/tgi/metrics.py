@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadgen.simulator.core.engine import Step
 from loadgen.simulator.core.truth import RequestTruth
-from loadgen.simulator.exposition import Family, Histogram, text_of
+from loadgen.simulator.exposition import Page
 from loadgen.simulator.wire import Gauges, Generation
 
 FAILURES = (
@@ -22,13 +22,18 @@ class TgiMetrics:
     def __init__(self) -> None:
         self._count = self._success = self._prefills = self._decodes = 0
         self._failures = dict.fromkeys(FAILURES, 0)
+        page = self._page = Page()
         self._total, self._queue, self._inference, self._per_token = (
-            Histogram(f"tgi_request_{name}_duration", SECONDS_BOUNDS)
-            for name in ("total", "queue", "inference", "mean_time_per_token")
+            page.histogram(f"tgi_request_{name}", SECONDS_BOUNDS)
+            for name in (
+                "duration",
+                "queue_duration",
+                "inference_duration",
+                "mean_time_per_token_duration",
+            )
         )
-        self._total.name = "tgi_request_duration"
         self._input, self._generated = (
-            Histogram(f"tgi_request_{name}", LENGTH_BOUNDS)
+            page.histogram(f"tgi_request_{name}", LENGTH_BOUNDS)
             for name in ("input_length", "generated_tokens")
         )
 
@@ -62,19 +67,19 @@ class TgiMetrics:
 
     def page(self, gauges: Gauges) -> str:
         """The text of `GET /metrics`."""
+        family = self._page.family
         failures = [({"err": reason}, n) for reason, n in self._failures.items()]
-        methods = [({"method": "prefill"}, self._prefills)]
-        methods.append(({"method": "decode"}, self._decodes))
-        families: list[Family | Histogram] = [
-            Family("tgi_batch_current_size", "gauge", [({}, gauges.running)]),
-            Family("tgi_queue_size", "gauge", [({}, gauges.waiting)]),
-            Family("tgi_request_count", "counter", [({}, self._count)]),
-            Family("tgi_request_success", "counter", [({}, self._success)]),
-            Family("tgi_request_failure", "counter", failures),
-            Family("tgi_batch_inference_count", "counter", methods),
+        steps = [
+            ({"method": "prefill"}, self._prefills),
+            ({"method": "decode"}, self._decodes),
         ]
-        histograms = [
-            self._total, self._queue, self._inference, self._per_token, self._input,
-            self._generated,
-        ]  # fmt: skip
-        return text_of([*families, *histograms], {})
+        return self._page.text(
+            [
+                family("tgi_batch_current_size", "gauge", gauges.running),
+                family("tgi_queue_size", "gauge", gauges.waiting),
+                family("tgi_request_count", "counter", self._count),
+                family("tgi_request_success", "counter", self._success),
+                family("tgi_request_failure", "counter", failures),
+                family("tgi_batch_inference_count", "counter", steps),
+            ]
+        )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from loadgen.simulator.core.engine import Step
 from loadgen.simulator.core.truth import RequestTruth
-from loadgen.simulator.exposition import Family, Histogram, text_of
+from loadgen.simulator.exposition import Page, Samples
 from loadgen.simulator.wire import Gauges, Generation
 
 FINISHED = ("stop", "length", "abort", "error", "repetition")
@@ -35,18 +35,18 @@ class VllmMetrics:
     """Counters and histograms of one engine."""
 
     def __init__(self, model: str) -> None:
-        self._labels = {"engine": "0", "model_name": model}
+        page = self._page = Page({"engine": "0", "model_name": model})
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._preemptions = self._rejected = 0
         self._success = dict.fromkeys(FINISHED, 0)
-        self._step_tokens = Histogram("vllm:iteration_tokens_total", STEP_BOUNDS)
-        self._prompt = Histogram("vllm:request_prompt_tokens", LENGTH_BOUNDS)
-        self._output = Histogram("vllm:request_generation_tokens", LENGTH_BOUNDS)
-        self._first_token = Histogram(
+        self._step_tokens = page.histogram("vllm:iteration_tokens_total", STEP_BOUNDS)
+        self._prompt = page.histogram("vllm:request_prompt_tokens", LENGTH_BOUNDS)
+        self._output = page.histogram("vllm:request_generation_tokens", LENGTH_BOUNDS)
+        self._first_token = page.histogram(
             "vllm:time_to_first_token_seconds", FIRST_TOKEN_BOUNDS
         )
         self._latency, self._queue, self._prefill, self._decode = (
-            Histogram(f"vllm:{name}_seconds", LATENCY_BOUNDS)
+            page.histogram(f"vllm:{name}_seconds", LATENCY_BOUNDS)
             for name in (
                 "e2e_request_latency",
                 "request_queue_time",
@@ -93,42 +93,34 @@ class VllmMetrics:
     def page(self, gauges: Gauges) -> str:
         """The text of `GET /metrics`."""
         computed_tokens = self._prompt_tokens - self._cached_tokens
-        families: list[Family | Histogram] = [
-            _one("vllm:num_requests_running", gauges.running, "gauge"),
-            _one("vllm:num_requests_waiting", gauges.waiting, "gauge"),
-            _one("vllm:kv_cache_usage_perc", gauges.kv_used_fraction, "gauge"),
-            _one("vllm:prefix_cache_queries_total", self._prompt_tokens),
-            _one("vllm:prefix_cache_hits_total", self._cached_tokens),
-            _one("vllm:num_preemptions_total", self._preemptions),
-            _one("vllm:prompt_tokens_total", self._prompt_tokens),
-            _one("vllm:prompt_tokens_cached_total", self._cached_tokens),
-            Family(
-                "vllm:prompt_tokens_by_source_total",
-                "counter",
-                [
-                    ({"source": "local_compute"}, computed_tokens),
-                    ({"source": "local_cache_hit"}, self._cached_tokens),
-                    ({"source": "external_kv_transfer"}, 0),
-                ],
-            ),
-            _one("vllm:generation_tokens_total", self._generated_tokens),
-            Family(
-                "vllm:request_success_total",
-                "counter",
-                [({"finished_reason": r}, n) for r, n in self._success.items()],
-            ),
-            Family(
-                "vllm:admission_rejections_total",
-                "counter",
-                [({"reason": "max_num_queued_reqs"}, self._rejected)],
-            ),
-        ]
-        histograms = [
-            self._step_tokens, self._prompt, self._output, self._first_token,
-            self._latency, self._queue, self._prefill, self._decode,
-        ]  # fmt: skip
-        return text_of([*families, *histograms], self._labels)
-
-
-def _one(name: str, value: float, kind: str = "counter") -> Family:
-    return Family(name, kind, [({}, value)])
+        family = self._page.family
+        gauges_now = {
+            "num_requests_running": gauges.running,
+            "num_requests_waiting": gauges.waiting,
+            "kv_cache_usage_perc": gauges.kv_used_fraction,
+        }
+        counters: dict[str, float | Samples] = {
+            "prefix_cache_queries": self._prompt_tokens,
+            "prefix_cache_hits": self._cached_tokens,
+            "num_preemptions": self._preemptions,
+            "prompt_tokens": self._prompt_tokens,
+            "prompt_tokens_cached": self._cached_tokens,
+            "prompt_tokens_by_source": [
+                ({"source": "local_compute"}, computed_tokens),
+                ({"source": "local_cache_hit"}, self._cached_tokens),
+                ({"source": "external_kv_transfer"}, 0),
+            ],
+            "generation_tokens": self._generated_tokens,
+            "request_success": [
+                ({"finished_reason": reason}, n) for reason, n in self._success.items()
+            ],
+            "admission_rejections": [
+                ({"reason": "max_num_queued_reqs"}, self._rejected)
+            ],
+        }
+        return self._page.text(
+            [
+                *(family(f"vllm:{n}", "gauge", v) for n, v in gauges_now.items()),
+                *(family(f"vllm:{n}_total", "counter", v) for n, v in counters.items()),
+            ]
+        )

@@ -14,7 +14,7 @@ from loadgen.simulator.core.text import (
     words_of,
 )
 from loadgen.simulator.core.truth import RequestTruth
-from loadgen.simulator.exposition import Histogram, text_of
+from loadgen.simulator.exposition import Page
 from loadgen.simulator.tgi.dialect import (
     CHAT,
     COMPLETIONS,
@@ -386,17 +386,18 @@ def test_vllm_metrics_use_only_names_types_and_labels_of_the_capture() -> None:
     types = [line.split(" ")[2:] for line in page.splitlines() if line[:6] == "# TYPE"]
     assert len(types) > 15
     assert all(captured[name] == kind for name, kind in types)
-    assert 'vllm:num_requests_waiting{engine="0",model_name="m"} 2\n' in page
+    assert 'vllm:num_requests_waiting{engine="0",model_name="m"} 2.0\n' in page
 
 
 def test_a_histogram_counts_up_to_and_including_its_bounds() -> None:
-    histogram = Histogram("h", (1, 2.5))
+    page = Page({"a": "b"})
+    histogram = page.histogram("h", (1, 2.5))
     for value in (0.5, 1, 2, 9):
         histogram.observe(value)
-    assert text_of([histogram], {"a": "b"}).splitlines()[1:] == [
-        'h_bucket{a="b",le="1"} 2',
-        'h_bucket{a="b",le="2.5"} 3',
-        'h_bucket{a="b",le="+Inf"} 4',
-        'h_count{a="b"} 4',
+    assert page.text([]).splitlines()[2:] == [
+        'h_bucket{a="b",le="1.0"} 2.0',
+        'h_bucket{a="b",le="2.5"} 3.0',
+        'h_bucket{a="b",le="+Inf"} 4.0',
+        'h_count{a="b"} 4.0',
         'h_sum{a="b"} 12.5',
     ]

@@ -438,8 +438,8 @@ def test_tgi_reports_errors_by_status_and_inside_streams() -> None:
         assert chat[0]["error"]["http_status_code"] == 422
         async with server.session.get("/metrics") as page:
             text = await page.text()
-        assert 'tgi_request_failure{err="validation"} 3\n' in text
-        assert "tgi_batch_current_size 0\n" in text
+        assert 'tgi_request_failure{err="validation"} 3.0\n' in text
+        assert "tgi_batch_current_size 0.0\n" in text
 
     talk(scene, "tgi")
 
