@@ -253,13 +253,11 @@ def _count(progress: Progress, result: Result, pieces: int) -> None:
     if result.status == 200:
         progress.tokens += (result.output_tokens or sum(result.chunk_tokens)) - pieces
     if result.sent_seconds is not None:
-        lag_seconds = result.sent_seconds - result.planned_seconds
-        progress.recent_lag_seconds.append(lag_seconds)
+        progress.lag_seconds.add(result.sent_seconds - result.planned_seconds)
     if result.outcome == "ok":
         progress.ok += 1
         if result.first_token_seconds is not None and result.sent_seconds is not None:
-            ttft_seconds = result.first_token_seconds - result.sent_seconds
-            progress.recent_ttft_seconds.append(ttft_seconds)
+            progress.ttft_seconds.add(result.first_token_seconds - result.sent_seconds)
         return
     if result.outcome == "dropped":
         progress.dropped += 1

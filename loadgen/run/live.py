@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
 
 from rich.console import Console
@@ -140,8 +139,6 @@ class View:
         progress, energy = self._progress, self._energy()
         offered = progress.offered_per_second
         sent_rate, token_rate = self._rates(now_seconds)
-        ttft = list(progress.recent_ttft_seconds)
-        lag = list(progress.recent_lag_seconds)
         counts = f"{progress.sent:,} of {progress.planned:,} sent"
         counts += f", {progress.in_flight} in flight, {progress.ok:,} done"
         counts += f", {progress.failed:,} failed"
@@ -157,8 +154,8 @@ class View:
             ),
             (
                 "latency",
-                f"TTFT p50 {say.seconds(median(ttft) if ttft else None)}, "
-                f"schedule lag p50 {say.seconds(median(lag) if lag else None)}",
+                f"TTFT p50 {say.seconds(progress.ttft_seconds.quantile(0.5))}, "
+                f"schedule lag p50 {say.seconds(progress.lag_seconds.quantile(0.5))}",
             ),
             ("energy", _energy_text(energy)),
         ]

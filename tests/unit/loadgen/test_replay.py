@@ -17,7 +17,7 @@ from loadgen.client.connection import Exchange
 from loadgen.errors import LoadgenError, PlanError
 from loadgen.plan.plan import PlannedSession, PlannedTurn
 from loadgen.replay.replay import PREPARED_SESSIONS, RunStats, replay
-from loadgen.results.progress import Progress
+from loadgen.results.progress import RELATIVE_ERROR, Progress
 from loadgen.results.recorder import Recorder, read_results
 from loadgen.results.results import Result
 from tests.support.scripted import DONE, sse
@@ -165,8 +165,9 @@ def test_the_cap_holds_and_first_come_is_first_served(tmp_path: Path) -> None:
     outcome = replayed(tmp_path, server, starts(0, 0.1, 0.2, 0.3), max_concurrency=2)
     assert outcome.sent == pytest.approx([0, 0.1, 1.0, 1.1])
     assert server.peak == 2
-    lags = list(outcome.progress.recent_lag_seconds)
-    assert sorted(lags) == pytest.approx([0, 0, 0.8, 0.8], abs=1e-5)
+    ranks = (0, 1 / 3, 2 / 3, 1)
+    lags = [outcome.progress.lag_seconds.quantile(rank) for rank in ranks]
+    assert lags == pytest.approx([0, 0, 0.8, 0.8], rel=RELATIVE_ERROR, abs=1e-5)
 
 
 def test_a_later_turn_waits_for_the_reply_and_the_think_time(tmp_path: Path) -> None:
@@ -327,7 +328,8 @@ def test_progress_counts_what_happened(tmp_path: Path) -> None:
     assert (progress.sent, progress.ok, progress.failed) == (3, 2, 1)
     assert progress.in_flight == 0
     assert list(progress.errors.values()) == [1]
-    assert list(progress.recent_ttft_seconds) == pytest.approx([0.1, 0.1], abs=1e-5)
+    ttft = [progress.ttft_seconds.quantile(rank) for rank in (0, 1)]
+    assert ttft == pytest.approx([0.1, 0.1], rel=RELATIVE_ERROR)
 
 
 def test_watchers_are_told_of_every_record_the_never_sent_too(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def running() -> Progress:
         planned=480, offered_per_second=4.0, sent=120, in_flight=4, ok=115,
         failed=1, tokens=14_000, zero_seconds=1000.0,
     )  # fmt: skip
-    progress.recent_ttft_seconds.extend([0.04, 0.05, 0.09])
-    progress.recent_lag_seconds.extend([0.0004])
+    progress.ttft_seconds.extend([0.04, 0.05, 0.09])
+    progress.lag_seconds.extend([0.0004])
     return progress
 
 
