@@ -54,7 +54,7 @@ PURE = (
 
 EDGE_LIBRARIES = {
     "asyncio", "time", "threading", "socket", "subprocess", "select",
-    "aiohttp", "httpx", "httptools", "uvloop", "pynvml", "prometheus_client",
+    "aiohttp", "httpx", "uvloop", "pynvml", "prometheus_client",
 }  # fmt: skip
 
 
