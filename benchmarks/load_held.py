@@ -46,7 +46,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.relay_cost import cpu_seconds
 from loadgen.client.backends import RequestOptions, Target, write_request
 from loadgen.client.client import HttpClient
-from loadgen.client.connection import Exchange
+from loadgen.client.connection import Response
 from proxy.process.host import raise_open_files
 
 FIRST_MS = 200
@@ -180,8 +180,8 @@ class Crowd:
             kind="conversation",
             output_tokens=self._scale.tokens,
         )
-        exchange = Exchange()
-        sending = self._client.send(request, exchange)
+        response = Response()
+        sending = self._client.send(request, response)
         leaves = self._scale.has_faults and self._random.random() < LEAVE_SHARE
         if leaves:
             patience = self._random.random() * self._scale.stream_seconds
@@ -189,21 +189,21 @@ class Crowd:
                 await asyncio.wait_for(sending, patience)
         else:
             await sending
-        return self._note(request_id, exchange)
+        return self._note(request_id, response)
 
-    def _note(self, request_id: str, exchange: Exchange) -> str:
-        if exchange.sent_at is None:
+    def _note(self, request_id: str, response: Response) -> str:
+        if response.sent_at is None:
             self._seen.unsent += 1
             return "failed"
-        said = b"".join(exchange.pieces)
-        if exchange.finished_at is None:
+        said = b"".join(response.pieces)
+        if response.finished_at is None:
             outcome = "left"
-        elif exchange.failure is None and b"[DONE]" in said:
+        elif response.failure is None and b"[DONE]" in said:
             outcome = "ok"
         else:
             outcome = "failed"
         self._seen.outcomes[request_id] = (outcome, said.count(b'" word"'))
-        gaps = np.diff(np.unique(exchange.stamps)) * 1000 - GAP_MS
+        gaps = np.diff(np.unique(response.stamps)) * 1000 - GAP_MS
         self._seen.late_ms.update(np.maximum(gaps, 0).astype(int).tolist())
         return outcome
 

@@ -1,6 +1,6 @@
 """The client: connections kept warm, no limit on their number, no retries.
 
-A failing server is data in the exchange, never an exception. There are no
+A failing server is data in the response, never an exception. There are no
 cookies, redirects, proxies from the environment or compressed bodies: nothing
 may stand between the server and the stamps. Built on the event loop and
 httptools, since aiohttp costs more per token than the rest of the house
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadgen.client.backends import BACKENDS, Target, write_get
-from loadgen.client.connection import Connection, Exchange
+from loadgen.client.connection import Connection, Response
 from loadgen.errors import StackError, UsageError
 from loadgen.results.progress import Progress
 
@@ -35,8 +35,8 @@ class Client(Protocol):
     async def reserve(self) -> None:
         """Have a connection ready for a request that is soon to be sent."""
 
-    async def send(self, request: bytes, exchange: Exchange) -> None:
-        """Send a request and fill `exchange`; returns when the reply ended."""
+    async def send(self, request: bytes, response: Response) -> None:
+        """Send a request and fill `response`; returns when the reply ended."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -105,19 +105,19 @@ class HttpClient:
         finally:
             self._opening -= 1
 
-    async def send(self, request: bytes, exchange: Exchange) -> None:
+    async def send(self, request: bytes, response: Response) -> None:
         """Send over the freshest idle connection, or over a new one."""
         self._expected = max(0, self._expected - 1)
         self._drop_stale()
         try:
             connection = self._idle.pop() if self._idle else await self._open()
         except OSError as error:
-            exchange.failure = self._why_unreachable(error)
-            exchange.finished_at = self._now()
+            response.failure = self._why_unreachable(error)
+            response.finished_at = self._now()
             return
         self._counts.reused += connection.served > 0
         try:
-            await connection.perform(request, exchange)
+            await connection.perform(request, response)
         except asyncio.CancelledError:
             connection.close()  # the server must stop working for nobody
             raise
@@ -193,20 +193,20 @@ async def discover_model(
     if not BACKENDS[target.backend].lists_its_model:
         return None
     client = HttpClient(target, now)
-    exchange = Exchange()
+    response = Response()
     try:
         async with asyncio.timeout(timeout_seconds):
-            await client.send(write_get(target, "/v1/models"), exchange)
+            await client.send(write_get(target, "/v1/models"), response)
     except TimeoutError:
-        exchange.failure = f"no answer within {timeout_seconds:g} s"
+        response.failure = f"no answer within {timeout_seconds:g} s"
     finally:
         await client.close()
-    if exchange.failure is not None:
-        raise StackError(f"cannot ask {target.url} for its models: {exchange.failure}")
-    listed = _model_names(b"".join(exchange.pieces))
-    if exchange.status != 200 or not listed:
+    if response.failure is not None:
+        raise StackError(f"cannot ask {target.url} for its models: {response.failure}")
+    listed = _model_names(b"".join(response.pieces))
+    if response.status != 200 or not listed:
         raise UsageError(
-            f"{target.url} lists no model at /v1/models (status {exchange.status}); "
+            f"{target.url} lists no model at /v1/models (status {response.status}); "
             "name it with --model"
         )
     return listed[0]

@@ -1,6 +1,6 @@
 """What a reply says, read after its last byte: tokens with their stamps.
 
-Pure: the reads of an `Exchange` go in, a `Reply` comes out. Events are not
+Pure: the reads of a `Response` go in, a `Reply` comes out. Events are not
 tokens: one read may carry several events, one event several tokens, and an
 event may carry none (the role, the finish, the usage). Counts come from the
 engine's usage; stamps come from reads that bore a token.

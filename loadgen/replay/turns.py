@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from loadgen.client.backends import Messages, RequestOptions, Target, write_request
 from loadgen.client.client import Client
-from loadgen.client.connection import Exchange
+from loadgen.client.connection import Response
 from loadgen.client.conversation import messages_of, prompt_tokens_of, with_reply
 from loadgen.client.replies import Reply, read_in_steps
 from loadgen.plan.plan import PlannedSession
@@ -90,7 +90,7 @@ class _Turn:
         self._turn = session.turns[number]
         self._planned_seconds = planned_seconds
         self._due = run.zero + planned_seconds
-        self._exchange = Exchange()
+        self._response = Response()
         self._prompt_tokens = prompt_tokens_of(self._turn, said_tokens)
         self._asked = run.options.output_tokens or self._turn.output_tokens
 
@@ -163,42 +163,42 @@ class _Turn:
         run.progress.in_flight += 1
         try:
             async with asyncio.timeout(run.timeout_seconds):
-                await run.client.send(request, self._exchange)
+                await run.client.send(request, self._response)
         except TimeoutError:
             return "timeout", f"no whole reply within {run.timeout_seconds:g} s"
         finally:
             run.progress.in_flight -= 1
-            if self._exchange.sent_at is None:  # there was nobody to send it to
+            if self._response.sent_at is None:  # there was nobody to send it to
                 run.progress.sent -= 1
             if run.places is not None:
                 run.places.release()
         return "ok", None
 
     def _steps(self) -> Generator[None, None, Reply]:
-        exchange, run = self._exchange, self._run
+        response, run = self._response, self._run
         return read_in_steps(
             DIALECTS[run.target.backend],
-            exchange.status,
-            exchange.headers,
-            exchange.stamps,
-            exchange.pieces,
+            response.status,
+            response.headers,
+            response.stamps,
+            response.pieces,
             sequences=run.options.n,
         )
 
     def _record_stop(self) -> None:
         """The run was stopped: nothing more will come."""
-        if self._exchange.sent_at is not None:
+        if self._response.sent_at is not None:
             self._record(_rest(self._steps()), "aborted", "the run was stopped")
         elif self._run.clock.now() >= self._due:
             self._record(Reply(), "dropped", "the run was stopped before it was sent")
 
     def _record(self, reply: Reply, outcome: str, error: str | None) -> Result:
-        exchange, run, turn = self._exchange, self._run, self._turn
+        response, run, turn = self._response, self._run, self._turn
         if outcome == "ok":
-            error = exchange.failure or reply.error
+            error = response.failure or reply.error
             outcome = "ok" if error is None else "error"
-        if exchange.finished_at is None:
-            exchange.finished_at = run.clock.now()
+        if response.finished_at is None:
+            response.finished_at = run.clock.now()
         stamps = [self._seconds(stamp) for stamp in reply.chunk_stamps]
         result = Result(
             request_id=turn.request_id,
@@ -206,11 +206,11 @@ class _Turn:
             turn=self._number,
             kind=turn.kind,
             planned_seconds=round(self._planned_seconds, 6),
-            sent_seconds=self._seconds_or_none(exchange.sent_at),
+            sent_seconds=self._seconds_or_none(response.sent_at),
             first_token_seconds=stamps[0] if stamps else None,
             first_visible_seconds=self._seconds_or_none(reply.first_visible_stamp),
             last_token_seconds=stamps[-1] if stamps else None,
-            finished_seconds=self._seconds(exchange.finished_at),
+            finished_seconds=self._seconds(response.finished_at),
             prompt_tokens=reply.prompt_tokens,
             cached_tokens=reply.cached_tokens,
             output_tokens=reply.output_tokens,
@@ -220,11 +220,11 @@ class _Turn:
             chunk_seconds=stamps,
             chunk_tokens=reply.chunk_tokens,
             outcome=outcome,
-            status=exchange.status,
+            status=response.status,
             error=error and run.target.redact(error)[:_ERROR_CHARACTERS],
-            connection_reused=exchange.is_reused,
+            connection_reused=response.is_reused,
         )
-        _count(run.progress, result, len(exchange.pieces))
+        _count(run.progress, result, len(response.pieces))
         run.recorder.record(result)
         for watcher in run.progress.watchers:
             watcher(result)

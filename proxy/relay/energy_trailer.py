@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 
@@ -19,8 +18,8 @@ from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.relay.client.response import Outgoing, with_length
 from proxy.relay.event_search import EventSearch, data_of
 from proxy.relay.tap import MAX_REPLY_BYTES, Tap
-from proxy.relay.upstream.connection import ReplyHead
 from proxy.wire.headers import Headers, is_compressed, is_event_stream, value_of
+from proxy.wire.http1 import ReplyHead
 
 REQUEST_HEADER = b"x-servewatt-energy"
 """`1` asks for the energy of this one request, `0` declines it."""
@@ -266,7 +265,7 @@ class EnergyCompletion:
         with_note = with_energy(body, note)
         if self._head is not None and with_note is not body:
             headers = with_length(self._head.headers, len(with_note))
-            self._outgoing.begin(replace(self._head, headers=headers))
+            self._outgoing.begin(msgspec.structs.replace(self._head, headers=headers))
         self._pass_on(with_note)
 
     def _end_stream(self, search: EventSearch, note: bytes) -> None:

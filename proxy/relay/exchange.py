@@ -23,9 +23,10 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Candidate, Chooser
 from proxy.relay.tap import Tap
-from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection
+from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.events import RequestOpened
+from proxy.wire.http1 import ReplyHead
 
 
 class State(Enum):

@@ -52,9 +52,9 @@ PURE = (
 
 EDGE_LIBRARIES = {
     "asyncio", "time", "threading", "socket", "subprocess", "select",
-    "aiohttp", "httpx", "httptools", "uvloop", "pynvml",
+    "aiohttp", "httpx", "uvloop", "pynvml",
 }  # fmt: skip
-"""Not `prometheus_client`: a core reads and writes its text, which opens nothing."""
+"""Not `prometheus_client`, not `httptools`: they parse and open nothing."""
 
 
 def name_of(path: Path) -> str:

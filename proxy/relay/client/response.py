@@ -13,8 +13,8 @@ from http import HTTPStatus
 import msgspec
 
 from proxy.relay.event_search import UsageFilter
-from proxy.relay.upstream.connection import ReplyHead
 from proxy.wire.headers import Headers, frame_reply, is_compressed, is_event_stream
+from proxy.wire.http1 import ReplyHead
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -13,7 +13,7 @@ import pytest
 
 from loadgen.client.backends import RequestOptions, Target
 from loadgen.client.client import ConnectionCounts
-from loadgen.client.connection import Exchange
+from loadgen.client.connection import Response
 from loadgen.errors import LoadgenError, PlanError
 from loadgen.plan.plan import PlannedSession, PlannedTurn
 from loadgen.replay.replay import PREPARED_SESSIONS, RunStats, replay
@@ -47,22 +47,22 @@ class Server:
     async def reserve(self) -> None:
         self.reserved += 1
 
-    async def send(self, request: bytes, exchange: Exchange) -> None:
+    async def send(self, request: bytes, response: Response) -> None:
         clock = asyncio.get_running_loop().time
         number = len(self.bodies)
         self.bodies.append(json.loads(request.partition(b"\r\n\r\n")[2]))
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
-        exchange.sent_at = clock()
+        response.sent_at = clock()
         try:
             await asyncio.sleep(self.seconds(number))
         finally:
             self.in_flight -= 1
-        exchange.status = 500 if self.fails(number) else 200
-        exchange.headers["content-type"] = "text/event-stream"
-        exchange.stamps.append(clock())
-        exchange.pieces.append(stream(f"reply {number}"))
-        exchange.finished_at = clock()
+        response.status = 500 if self.fails(number) else 200
+        response.headers["content-type"] = "text/event-stream"
+        response.stamps.append(clock())
+        response.pieces.append(stream(f"reply {number}"))
+        response.finished_at = clock()
 
     async def close(self) -> None:
         self.is_closed = True

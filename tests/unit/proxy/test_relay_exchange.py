@@ -19,8 +19,9 @@ from proxy.relay.exchange import TRANSITIONS, Core, Exchange, State
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import MeterGuard
-from proxy.relay.upstream.connection import ReplyHead, UpstreamConnection, UpstreamPool
+from proxy.relay.upstream.connection import UpstreamConnection, UpstreamPool
 from proxy.relay.upstream.upstream import Upstream
+from proxy.wire.http1 import ReplyHead
 from tests.support.relaying import Clock, RecordingMeter
 
 REACHED: set[tuple[State, State]] = set()

@@ -16,7 +16,7 @@ import uvloop
 from loadgen.client import client as client_module
 from loadgen.client.backends import Target
 from loadgen.client.client import HttpClient, discover_model
-from loadgen.client.connection import Exchange
+from loadgen.client.connection import Response
 from loadgen.errors import StackError, UsageError
 from loadgen.replay.clock import SystemClock
 from tests.support.scripted import (
@@ -50,27 +50,27 @@ def of(server: ScriptedServer) -> HttpClient:
     return HttpClient(Target(server.url, "vllm"), NOW)
 
 
-async def sent(client: HttpClient, request: bytes = REQUEST) -> Exchange:
-    exchange = Exchange()
-    await client.send(request, exchange)
-    return exchange
+async def sent(client: HttpClient, request: bytes = REQUEST) -> Response:
+    response = Response()
+    await client.send(request, response)
+    return response
 
 
-async def first_piece(exchange: Exchange) -> None:
+async def first_piece(response: Response) -> None:
     """Return once something arrived; the client has no event to wait for."""
-    while not exchange.pieces:  # noqa: ASYNC110
+    while not response.pieces:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
-def exchanged(script: Callable[[Peer], Awaitable[None]]) -> Exchange:
+def exchanged(script: Callable[[Peer], Awaitable[None]]) -> Response:
     """One request to a server that follows `script`."""
 
-    async def main() -> Exchange:
+    async def main() -> Response:
         async with ScriptedServer(script) as server:
             client = of(server)
-            exchange = await sent(client)
+            response = await sent(client)
             await client.close()
-            return exchange
+            return response
 
     return asyncio.run(main())
 
@@ -79,14 +79,14 @@ def test_a_reply_is_kept_whole_with_its_stamps_in_order() -> None:
     async def script(peer: Peer) -> None:
         await answer_once(peer, stream_head(), chunk(b"one"), chunk(b"two"), LAST_CHUNK)
 
-    exchange = exchanged(script)
-    assert exchange.failure is None
-    assert exchange.status == 200
-    assert exchange.headers["content-type"].startswith("text/event-stream")
-    assert b"".join(exchange.pieces) == b"onetwo"
-    assert exchange.sent_at is not None
-    assert exchange.finished_at is not None
-    moments = [exchange.sent_at, *exchange.stamps, exchange.finished_at]
+    response = exchanged(script)
+    assert response.failure is None
+    assert response.status == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert b"".join(response.pieces) == b"onetwo"
+    assert response.sent_at is not None
+    assert response.finished_at is not None
+    moments = [response.sent_at, *response.stamps, response.finished_at]
     assert moments == sorted(moments)
 
 
@@ -95,18 +95,18 @@ def test_pieces_of_one_read_have_one_stamp() -> None:
         await answer_once(peer, stream_head() + chunk(b"one") + chunk(b"two"))
         await peer.gone.wait()
 
-    async def main() -> Exchange:
+    async def main() -> Response:
         async with ScriptedServer(script) as server:
-            client, exchange = of(server), Exchange()
-            task = asyncio.create_task(client.send(REQUEST, exchange))
-            await first_piece(exchange)
+            client, response = of(server), Response()
+            task = asyncio.create_task(client.send(REQUEST, response))
+            await first_piece(response)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            return exchange
+            return response
 
-    exchange = asyncio.run(main())
-    assert len(exchange.pieces) == 2
-    assert exchange.stamps[0] == exchange.stamps[1]
+    response = asyncio.run(main())
+    assert len(response.pieces) == 2
+    assert response.stamps[0] == response.stamps[1]
 
 
 def test_connections_are_used_again() -> None:
@@ -137,7 +137,7 @@ def test_nothing_limits_how_many_requests_are_in_flight(
                 await each.send(stream_head(), chunk(DONE), LAST_CHUNK)
         await peer.gone.wait()
 
-    async def main(server: ScriptedServer) -> list[Exchange]:
+    async def main(server: ScriptedServer) -> list[Response]:
         client = of(server)
         exchanges = await asyncio.gather(*(sent(client) for _ in range(150)))
         await client.close()
@@ -188,8 +188,8 @@ def test_a_connection_the_server_closed_while_idle_is_not_used() -> None:
             server.peers[0].close()
             while client.counts.open:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-            exchange = await sent(client)
-            assert (exchange.failure, exchange.is_reused) == (None, False)
+            response = await sent(client)
+            assert (response.failure, response.is_reused) == (None, False)
             await client.close()
 
     asyncio.run(main())
@@ -216,9 +216,9 @@ def test_a_reply_without_a_length_ends_with_the_connection() -> None:
             peer, b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", b"all"
         )
 
-    exchange = exchanged(script)
-    assert exchange.failure is None
-    assert b"".join(exchange.pieces) == b"all"
+    response = exchanged(script)
+    assert response.failure is None
+    assert b"".join(response.pieces) == b"all"
 
 
 def test_an_interim_reply_is_passed_over() -> None:
@@ -227,30 +227,30 @@ def test_an_interim_reply_is_passed_over() -> None:
             peer, b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", reply_bytes(503)
         )
 
-    exchange = exchanged(script)
-    assert exchange.status == 503
-    assert "link" not in exchange.headers
-    assert exchange.failure is None
+    response = exchanged(script)
+    assert response.status == 503
+    assert "link" not in response.headers
+    assert response.failure is None
 
 
 def test_a_stream_cut_in_the_middle_is_a_failure_that_keeps_what_came() -> None:
     async def script(peer: Peer) -> None:
         await answer_once(peer, stream_head(), chunk(sse("one")))
 
-    exchange = exchanged(script)
-    assert exchange.failure == "the connection was closed in the middle of the reply"
-    assert exchange.pieces == [sse("one")]
-    assert exchange.finished_at is not None
+    response = exchanged(script)
+    assert response.failure == "the connection was closed in the middle of the reply"
+    assert response.pieces == [sse("one")]
+    assert response.finished_at is not None
 
 
 def test_a_connection_closed_without_a_reply_is_a_failure() -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
 
-    exchange = exchanged(script)
-    assert exchange.failure == "the connection was closed before any reply"
-    assert exchange.status is None
-    assert exchange.sent_at is not None
+    response = exchanged(script)
+    assert response.failure == "the connection was closed before any reply"
+    assert response.status is None
+    assert response.sent_at is not None
 
 
 def test_a_reply_that_is_not_http_is_a_failure() -> None:
@@ -264,10 +264,10 @@ def test_a_long_error_page_is_not_kept_whole() -> None:
     async def script(peer: Peer) -> None:
         await answer_once(peer, reply_bytes(500, b"x" * 5_000_000))
 
-    exchange = exchanged(script)
-    assert exchange.status == 500
-    assert exchange.failure is None
-    assert sum(map(len, exchange.pieces)) < 1_000_000
+    response = exchanged(script)
+    assert response.status == 500
+    assert response.failure is None
+    assert sum(map(len, response.pieces)) < 1_000_000
 
 
 def test_a_refused_connection_was_never_sent() -> None:
@@ -276,10 +276,10 @@ def test_a_refused_connection_was_never_sent() -> None:
             pass  # its port is free again, nobody listens there
         client = of(server)
         await client.reserve()  # no news before the request is due
-        exchange = await sent(client)
-        assert exchange.failure == f"connection refused by 127.0.0.1:{server.port}"
-        assert exchange.sent_at is None
-        assert exchange.finished_at is not None
+        response = await sent(client)
+        assert response.failure == f"connection refused by 127.0.0.1:{server.port}"
+        assert response.sent_at is None
+        assert response.finished_at is not None
 
     asyncio.run(main())
 
@@ -291,13 +291,13 @@ def test_a_cancelled_request_disconnects_so_that_the_engine_can_stop() -> None:
 
     async def main() -> None:
         async with ScriptedServer(script) as server:
-            client, exchange = of(server), Exchange()
-            task = asyncio.create_task(client.send(REQUEST, exchange))
-            await first_piece(exchange)
+            client, response = of(server), Response()
+            task = asyncio.create_task(client.send(REQUEST, response))
+            await first_piece(response)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await server.peers[0].gone.wait()
-            assert exchange.pieces == [sse("one")]
+            assert response.pieces == [sse("one")]
 
     asyncio.run(main())
 
@@ -349,21 +349,21 @@ def test_tls_is_spoken_with_those_who_can_prove_who_they_are(
         writer.write(reply_bytes(200))
         await writer.drain()
 
-    async def main() -> Exchange:
+    async def main() -> Response:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         async with server:
             client = HttpClient(Target(f"https://127.0.0.1:{port}", "vllm"), NOW)
-            exchange = await sent(client)
+            response = await sent(client)
             await client.close()
-        return exchange
+        return response
 
-    exchange = uvloop.run(main())
+    response = uvloop.run(main())
     if is_trusted:
-        assert (exchange.failure, exchange.status) == (None, 200)
+        assert (response.failure, response.status) == (None, 200)
     else:
-        assert "certificate" in (exchange.failure or "")
-        assert exchange.sent_at is None
+        assert "certificate" in (response.failure or "")
+        assert response.sent_at is None
 
 
 MODELS = b'{"object":"list","data":[{"id":"llama"},{"id":"lora"}]}'
