@@ -1,1 +1,1 @@
-"""From records to the figures of a run. Pure."""
+"""Figures of a run, computed from its records. Pure."""

@@ -22,7 +22,7 @@ _SMALLEST = 1e-9  # a nanosecond, a nanojoule: below it there is one bucket
 _LARGEST = 1e7
 _BUCKETS = math.ceil(math.log(_LARGEST / _SMALLEST) / math.log(_GROWTH)) + 2
 RELATIVE_ERROR = (_GROWTH - 1) / (_GROWTH + 1)
-"""From a bucket's middle to any value inside it: 0.5 %."""
+"""Distance of a bucket's middle from any value inside it: 0.5 %."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +94,7 @@ class Distribution:
         )  # fmt: skip
 
     def percentiles(self, *percents: float) -> list[float] | None:
-        """Those asked for, as good as the ones of `stats`; None without a value."""
+        """Percentiles, as good as the ones of `stats`; None without a value."""
         if not len(self):
             return None
         if self._counts is None:

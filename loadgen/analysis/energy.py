@@ -96,7 +96,7 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
 
 
 def accounts_between(opening: BoundaryBooks, closing: BoundaryBooks) -> Accounts | None:
-    """What was booked from one snapshot to the next; None when it is not known.
+    """Joules booked from one snapshot to the next; None when they are not known.
 
     `residual_joules` is computed here, not taken on trust.
     """
@@ -168,7 +168,7 @@ def boundary_ratios(metering: Metering) -> list[BoundaryRatio]:
 
 
 def idle_accelerators_joules(metering: Metering) -> float | None:
-    """What the host's other GPUs used in the window; None where none was seen."""
+    """Joules of the host's other GPUs in the window; None where none was seen."""
     opening, closing = metering.opening, metering.closing
     if closing is None or opening is None or closing.idle_accelerators_joules is None:
         return None
@@ -213,7 +213,7 @@ def _boundary_block(
 def _joules_between(
     opening: BoundaryBooks | None, closing: BoundaryBooks
 ) -> float | None:
-    """None unless all of the window was measured and is settled."""
+    """Measured joules; None unless all of the window was measured and is settled."""
     if opening is None or not closing.complete or _gap_seconds(opening, closing) > 0:
         return None
     spent = accounts_between(opening, closing)

@@ -1,8 +1,8 @@
 """Was the load the one of the trace? Lengths asked for against lengths served.
 
-Served is what the engine counted, chat template and all. Asked is what the trace
-says: of a reply its length, of a prompt its length too, and where a conversation is
-played live, the conversation so far as the trace has it. What was really sent then
+Served is what the engine counted, chat template and all. Asked is the length of a
+prompt or a reply in the trace, and where a conversation is played live, that of the
+conversation so far as the trace has it. What was really sent then
 carries the replies really given, so a short reply makes the later prompts short.
 """
 
@@ -27,7 +27,7 @@ class Lengths:
     live: int = 0
     ratios: Distribution = field(default_factory=Distribution)
     whole_ratios: Distribution = field(default_factory=Distribution)
-    """Of those that hold nothing the engine wrote."""
+    """Ratios of prompts that hold nothing the engine wrote."""
 
     def add(
         self, asked: int | None, served: int | None, *, is_live: bool = False
@@ -46,7 +46,7 @@ class Lengths:
             self.whole_ratios.add(served / asked)
 
     def block(self) -> LengthBlock:
-        """What `summary.json` says of them."""
+        """The block of `summary.json`."""
         (whole_p50,) = self.whole_ratios.percentiles(50) or (None,)
         p10, p50, p90 = self.ratios.percentiles(10, 50, 90) or (None, None, None)
         return LengthBlock(

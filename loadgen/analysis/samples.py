@@ -1,4 +1,4 @@
-"""What the charts need of the records, in one pass and bounded memory."""
+"""Points and counts for the charts, in one pass over the records and bounded memory."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
     """Mean watts by account in consecutive bins, from books at the bins' edges."""
 
     edges_seconds: list[float]
-    """From the run's zero; one more than there are bins."""
+    """Seconds from the run's zero; one more than there are bins."""
     prefill_watts: list[float]
     decode_watts: list[float]
     idle_share_watts: list[float]
@@ -38,7 +38,7 @@ class PowerSeries(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BoundaryBlock(Accounts, frozen=True, kw_only=True):
-    """What one boundary used in the window; never added to another's: they overlap."""
+    """Energy inside one boundary in the window; boundaries overlap: never add them."""
 
     mean_watts: float | None = None
     measured_joules_per_request: float | None = None
@@ -88,11 +88,11 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     loaded_idle_watts: float | None = None
     idle_source: str | None = None
     bare_idle_watts: float | None = None
-    """With no weights loaded, as the proxy was told."""
+    """Idle power with no weights loaded, as configured at the proxy."""
     model_idle_watts: float | None = None
     """Loaded less bare: drawn because the model is resident."""
     readings: int | None = None
-    """Of the sensor, since the proxy started."""
+    """Readings of the sensor since the proxy started."""
     missed_readings: int | None = None
     """Failed or late ones, since the proxy started."""
     counter_period_seconds: float | None = None
@@ -104,7 +104,7 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """Each one that was metered, the headline too; empty where it was the only one."""
     boundary_ratios: list[BoundaryRatio] = field(default_factory=list)
     idle_accelerators_joules: float | None = None
-    """Of the host's GPUs that were not the engine's; in no request and no account."""
+    """Energy of the host's GPUs that are not the engine's; in no account."""
     reason: str | None = None
     """Why joules are null."""
     definitions: dict[str, str] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Was the plan kept? Rates in requests per second."""
 
     plan_requests: int | None = None
-    """In the whole plan; more than `planned` when the window or the run is shorter."""
+    """Requests of the whole plan; more than `planned` where the window is shorter."""
     planned: int
     """Due in the window."""
     sent: int
@@ -173,13 +173,13 @@ class LengthBlock(msgspec.Struct, frozen=True, kw_only=True):
 
     requests: int
     asked_tokens: int
-    """By the trace, or by --output-len."""
+    """Lengths by the trace, or by --output-len."""
     served_tokens: int
-    """As the engine counted them."""
+    """Lengths as the engine counted them."""
     served_over_asked: float | None
     exact_fraction: float | None
     ratio_p10: float | None = None
-    """Of single requests, served over asked."""
+    """Served over asked of single requests."""
     ratio_p50: float | None = None
     ratio_p90: float | None = None
     shorter_requests: int = 0
@@ -187,7 +187,7 @@ class LengthBlock(msgspec.Struct, frozen=True, kw_only=True):
     live_requests: int = 0
     """Prompts that carry replies really given, where asked has the trace's."""
     ratio_p50_without_live: float | None = None
-    """Of the other requests: what tokenizer and chat template make of the trace."""
+    """The other requests: the effect of tokenizer and chat template on the trace."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,7 +247,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     std_e2el_ms: float | None
     p99_e2el_ms: float | None
     request_rate: float | str | None
-    """As planned; "inf" for all at once, null for the trace's own."""
+    """The planned rate; "inf" for all at once, null for the trace's own."""
     burstiness: float | None
     max_concurrency: int | None
     schedule: Schedule

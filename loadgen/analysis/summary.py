@@ -34,11 +34,11 @@ from proxy.process.files import write_whole
 
 SHOWN_ERRORS = 5
 PACKAGES = ("aiohttp", "httptools", "httpx", "msgspec", "numpy", "uvloop")
-"""What can change a measurement; recorded with every run."""
+"""Packages that can change a measurement; recorded with every run."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the records cannot say about their run; told by whoever ran it."""
+    """Facts about a run that its records do not have; given by its caller."""
 
     zero_unix_seconds: float | None = None
     """Wall-clock instant of the run's zero: places the window in the books."""
@@ -50,13 +50,13 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_p99_seconds: float | None = None
     interrupted: bool = False
     simulated: bool = False
-    """The engine is ours; the books say so of the sensor by themselves."""
+    """The engine is simulated; the books tell of the sensor."""
     metered: bool = False
     """Whether energy was asked for, so that its absence counts against the run."""
     power: str | None = None
     backend: str | None = None
     output_length_rule: str | None = None
-    """From `backends.length_rule`."""
+    """The result of `backends.length_rule`."""
     model: str | None = None
     metadata: dict[str, str] = {}
 
@@ -70,7 +70,7 @@ def summarise(
     metering: Metering,
     run_seconds: float,
 ) -> Summary:
-    """Everything a run says, from one pass over its records."""
+    """The summary of a run, from one pass over its records."""
     energy = energy_block(metering, tally)
     measures = _all_stats(tally)
     seconds = tally.window.seconds
@@ -202,7 +202,7 @@ def _energy_facts(energy: EnergyBlock) -> EnergyFacts:
 
 
 def _worst_residual_joules(energy: EnergyBlock) -> float | None:
-    """Of any boundary: books that do not close make a run invalid, whosever."""
+    """The worst residual of all boundaries: one not closed makes a run invalid."""
     every = [energy.residual_joules]
     every += [block.residual_joules for block in energy.boundaries.values()]
     return max(

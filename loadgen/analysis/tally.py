@@ -73,7 +73,7 @@ class Extent:
         )
 
     def window(self, warmup_seconds: float, cooldown_seconds: float) -> RunWindow:
-        """From the end of warm-up to the run's end, or to where cool-down begins."""
+        """The window from the end of warm-up to the run's end, or to the cool-down."""
         end = self.last_finished_seconds
         if cooldown_seconds > 0:
             end = self.last_planned_seconds - cooldown_seconds
@@ -89,7 +89,7 @@ class Group:
     prompt_tokens: int = 0
     output_tokens: int = 0
     energy_joules: float = 0.0
-    """Of answered requests whose energy is known."""
+    """Joules of answered requests whose energy is known."""
     energy_output_tokens: int = 0
     """Tokens of those same requests, so that the ratio compares like with like."""
     measures: dict[str, Distribution] = field(
@@ -117,7 +117,7 @@ class BoundaryTally:
     """Joules of the requests at one boundary."""
 
     inclusive: Distribution = field(default_factory=Distribution)
-    """Of single answered requests: prefill, decode and idle share."""
+    """Single answered requests: prefill, decode and idle share."""
     active: Distribution = field(default_factory=Distribution)
     answered_joules: float = 0.0
     answered_output_tokens: int = 0
@@ -158,7 +158,7 @@ class EnergyTally:
     """Active joules of single answered requests, as each policy would have it."""
     quality: Counter[str] = field(default_factory=Counter)
     by_boundary: dict[str, BoundaryTally] = field(default_factory=dict)
-    """At the boundaries beside the headline."""
+    """Requests inside the boundaries beside the headline."""
 
     def add(self, result: Result) -> None:
         """Take one sent request into account."""

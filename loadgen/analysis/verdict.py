@@ -1,4 +1,4 @@
-"""Is this run worth reading? valid, degraded or invalid, with the reasons.
+"""The verdict on a run: valid, degraded or invalid, with the reasons.
 
 `invalid`: the load was not the one planned, or the books do not close; do not
 use the figures. `degraded`: usable with the stated reservation. Every reason is
@@ -18,7 +18,7 @@ EXIT_CODES: dict[str, int] = {VALID: 0, DEGRADED: 0, INVALID: 3}
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Where a figure stops being good enough, each with its reason."""
+    """Limits beyond which a figure is not good enough, each with its reason."""
 
     lag_degraded_seconds: float = 0.010
     """An engine's step takes 10 ms and more: below it, a late request still joins
@@ -28,7 +28,7 @@ class Thresholds:
     the gap would be under a millisecond from 35 requests/s on, finer than an
     event loop's timer, so every client would fail it.)"""
     lag_floor_seconds: float = 0.005
-    """What this client is built to hold at 200 requests/s; the gap rule stops here."""
+    """The lag that this client holds at 200 requests/s; the gap rule stops here."""
     lag_invalid_seconds: float = 0.100
     """Ten steps: bursts arrive as another pattern than the one planned."""
     loop_lag_degraded_seconds: float = 0.010
@@ -48,7 +48,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyFacts:
-    """What the verdict needs of the energy block; None is not known."""
+    """Facts of the energy block for the verdict; None is not known."""
 
     unknown_reason: str | None = None
     """Why there are no joules at all."""
@@ -65,7 +65,7 @@ class EnergyFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What the verdict needs of a run; counts are of the whole run."""
+    """Facts of a run for the verdict; counts are of the whole run."""
 
     attempted: int
     completed: int

@@ -21,7 +21,7 @@ from proxy.admin.client import AdminClient, AdminError
 from proxy.process.files import whole_file
 
 MAX_BINS = 60
-"""Of the power curve; each costs one small request to the proxy."""
+"""Bins of the power curve; each costs one small request to the proxy."""
 CLOCK_SKEW_SECONDS = 60.0
 """The proxy's clock may be behind ours by this much, and all is still found."""
 _FAILURES = 3
@@ -29,12 +29,12 @@ _QUIET_ROUNDS = 4
 """Final books and nothing new for a second: nothing more will come."""
 
 Waiting = Callable[[int, int], None]
-"""Told how many requests are settled, of how many."""
+"""Callback with the requests settled, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long and how often the proxy is asked for what is not settled yet."""
+    """Time and interval of asking the proxy for records not settled yet."""
 
     settle_seconds: float = 30.0
     """Settlement takes a second or two; a proxy that needs more has a problem."""
@@ -50,13 +50,13 @@ class Energies:
 
     by_id: dict[str, EnergyPart] = field(default_factory=dict)
     from_unix_seconds: float = 0.0
-    """None of them settled before."""
+    """The instant before which none of them settled."""
     cursor: int = 0
     reason: str | None = None
     """Why some may be missing."""
 
     def take(self, admin: AdminClient, wanted: set[str]) -> None:
-        """Everything newly settled that belongs to this run. Raises AdminError."""
+        """Add the newly settled requests of this run. Raises AdminError."""
         for settled in admin.requests(self.cursor, self.from_unix_seconds):
             self.cursor = settled.cursor
             if settled.request_id in wanted:
@@ -70,7 +70,7 @@ class Awaited:
 
     sent: set[str]
     reached: set[str]
-    """Those that had an answer: waiting for the others would never end."""
+    """Requests that had an answer: waiting for the others would never end."""
 
 
 def awaited(path: Path) -> Awaited:
@@ -152,7 +152,7 @@ def join(path: Path, energies: Energies) -> None:
 
 
 def margin_seconds(admin: AdminClient) -> float:
-    """How far around a run its energy may lie. Raises AdminError.
+    """Seconds around a run within which its energy may lie. Raises AdminError.
 
     The proxy divides energy in intervals between counter updates: an edge that
     cuts the first or the last interval of a run would leave a part of its

@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 40
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)")
 _LONGEST_LOG_LABELS = 3  # decades up to which 2 and 5 are labelled too
 
-Say = Callable[[float], str]
+Format = Callable[[float], str]
 """Writes a figure with its unit."""
 
 
@@ -70,7 +70,7 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Axis:
 
 
 def histogram(
-    edges: Sequence[float], counts: Sequence[int], *, title: str, x: str, say: Say
+    edges: Sequence[float], counts: Sequence[int], *, title: str, x: str, format: Format
 ) -> str:
     """Bars between edges on a logarithmic x axis."""
     across = logarithmic(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
@@ -78,13 +78,13 @@ def histogram(
     bars = []
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         left, right, top = across.at(low), across.at(high), up.at(count)
-        tip = f"{say(low)} to {say(high)}: {count:,} requests"
+        tip = f"{format(low)} to {format(high)}: {count:,} requests"
         bars.append(
             f'<rect x="{left}" y="{top}" width="{max(right - left - 1, 0.5):.1f}" '
             f'height="{up.start - top:.1f}"><title>{escape(tip)}</title></rect>'
         )
     body = f'<g class="c1">{"".join(bars)}</g>'
-    return _chart(title, across, up, x, "requests", say, _count, body)
+    return _chart(title, across, up, x, "requests", format, _count, body)
 
 
 def scatter(
@@ -93,8 +93,8 @@ def scatter(
     title: str,
     x: str,
     y: str,
-    say_x: Say,
-    say_y: Say,
+    format_x: Format,
+    format_y: Format,
 ) -> str:
     """Dots of named series on two logarithmic axes; values above 0."""
     points = [point for dots in series.values() for point in dots]
@@ -105,7 +105,7 @@ def scatter(
     for index, dots in enumerate(series.values()):
         path = "".join(f"M{across.at(a)} {up.at(b)}h0" for a, b in dots)
         groups.append(f'<path class="dot s{index + 1}" d="{path}"/>')
-    return _chart(title, across, up, x, y, say_x, say_y, "".join(groups))
+    return _chart(title, across, up, x, y, format_x, format_y, "".join(groups))
 
 
 def stacked_steps(
@@ -114,7 +114,7 @@ def stacked_steps(
     *,
     title: str,
     y: str,
-    say: Say,
+    format: Format,
 ) -> str:
     """Areas on top of each other, constant between edges; values from 0 up."""
     totals = [sum(column) for column in zip(*series.values(), strict=True)]
@@ -132,7 +132,7 @@ def stacked_steps(
             f"<title>{escape(name.replace('-', ' '))}</title></path>"
         )
         below = above
-    return _chart(title, across, up, "since start", y, _span, say, "".join(areas))
+    return _chart(title, across, up, "since start", y, _span, format, "".join(areas))
 
 
 def step_lines(
@@ -141,7 +141,7 @@ def step_lines(
     *,
     title: str,
     y: str,
-    say: Say,
+    format: Format,
 ) -> str:
     """Lines over time, constant between edges."""
     across = linear(edges[-1], LEFT, WIDTH - RIGHT, edges[0])
@@ -152,7 +152,7 @@ def step_lines(
         f'{"L".join(_steps(edges, values, across, up))}"/>'
         for index, values in enumerate(series.values())
     ]
-    return _chart(title, across, up, "since start", y, _span, say, "".join(lines))
+    return _chart(title, across, up, "since start", y, _span, format, "".join(lines))
 
 
 # -- pieces --------------------------------------------------------------------
@@ -174,8 +174,8 @@ def _chart(
     up: Axis,
     x: str,
     y: str,
-    say_x: Say,
-    say_y: Say,
+    format_x: Format,
+    format_y: Format,
     body: str,
 ) -> str:
     parts = [
@@ -187,12 +187,12 @@ def _chart(
         parts.append(
             f'<path class="grid" d="M{LEFT} {height}H{WIDTH - RIGHT}"/>'
             f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
-            f"{escape(_plain(say_y(tick)))}</text>"
+            f"{escape(_plain(format_y(tick)))}</text>"
         )
     for tick in across.ticks:
         parts.append(
             f'<text x="{across.at(tick)}" y="{HEIGHT - BOTTOM + 17}" '
-            f'text-anchor="middle">{escape(_plain(say_x(tick)))}</text>'
+            f'text-anchor="middle">{escape(_plain(format_x(tick)))}</text>'
         )
     parts.append(body)
     parts.append(

@@ -1,4 +1,4 @@
-"""How figures are written for people: three digits and a unit, never a bare number."""
+"""Figures as text: three digits and a unit, never a bare number."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def watts(value: float | None) -> str:
 
 
 def rate(value: float | None, unit: str) -> str:
-    """So many per second, such as `4.02 requests/s`."""
+    """A rate, such as `4.02 requests/s`."""
     return MISSING if value is None else f"{digits(value)} {unit}"
 
 
@@ -55,7 +55,7 @@ def count(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """By the unit of a measure: `s` or `J`."""
+    """A figure by the unit of its measure: `s` or `J`."""
     return {"s": seconds, "J": joules}[unit](value)
 
 

@@ -13,9 +13,8 @@ from markupsafe import Markup
 from loadgen.analysis.samples import Samples
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
-from loadgen.report import charts
-from loadgen.report import format as say
-from loadgen.report import text as words
+from loadgen.report import charts, text
+from loadgen.report import format as fmt
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
 from proxy.process.files import write_whole
@@ -37,7 +36,7 @@ ENERGY_ROWS = (
 
 
 class PolicyBar(NamedTuple):
-    """What one policy charges the requests of one kind."""
+    """Joules that one policy charges the requests of one kind."""
 
     policy: str
     joules: float
@@ -61,32 +60,32 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "joules": say.joules, "seconds": say.seconds, "watts": say.watts,
-        "percent": say.percent, "count": say.count, "digits": say.digits,
+        "joules": fmt.joules, "seconds": fmt.seconds, "watts": fmt.watts,
+        "percent": fmt.percent, "count": fmt.count, "digits": fmt.digits,
     }  # fmt: skip
     return environment.get_template("template.html").render(
         s=summary,
         e=summary.energy,
-        say=say,
+        fmt=fmt,
         help=HELP,
         latency_rows=LATENCY_ROWS,
         energy_rows=ENERGY_ROWS,
-        simulation=words.simulation(summary) if summary.simulated else "",
-        accounts=list(words.accounts(summary.energy)),
-        boundaries=list(words.boundary_rows(summary.energy)),
-        idle=words.idle_text(summary.energy),
+        simulation=text.simulation(summary) if summary.simulated else "",
+        accounts=list(text.accounts(summary.energy)),
+        boundaries=list(text.boundary_rows(summary.energy)),
+        idle=text.idle_text(summary.energy),
         policies=policy_bars(summary),
         started=_started(summary),
-        ramp_note=words.ramp_note(summary),
-        outcomes=words.outcomes_text(summary),
-        lengths=list(words.length_rows(summary)),
+        ramp_note=text.ramp_note(summary),
+        outcomes=text.outcomes_text(summary),
+        lengths=list(text.length_rows(summary)),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )
 
 
 def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
-    """By kind: mean active joules per request, under every policy."""
+    """Mean active joules per request by kind, under every policy."""
     found: dict[str, list[PolicyBar]] = {}
     for kind, row in summary.by_kind.items():
         means = {
@@ -105,26 +104,26 @@ def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
 
 def _charts(summary: Summary, samples: Samples) -> dict[str, str]:
     drawn: dict[str, str] = {}
-    for name, title, writer in (
-        ("energy", "joules of single requests", say.joules),
-        ("ttft", "time to first token", say.seconds),
-        ("e2el", "end-to-end latency", say.seconds),
+    for name, title, written in (
+        ("energy", "joules of single requests", fmt.joules),
+        ("ttft", "time to first token", fmt.seconds),
+        ("e2el", "end-to-end latency", fmt.seconds),
     ):
         edges, counts = samples.histograms[name].bars()
         if edges:
             drawn[name] = charts.histogram(
-                edges, counts, title=title, x=title, say=writer
+                edges, counts, title=title, x=title, format=written
             )
     points = samples.points()
     if points:
         drawn["scatter"] = charts.scatter(
             points, title="joules and output tokens of single requests",
-            x="output tokens", y="joules", say_x=say.count, say_y=say.joules,
+            x="output tokens", y="joules", format_x=fmt.count, format_y=fmt.joules,
         )  # fmt: skip
     due, done = samples.rates_per_second()
     drawn["rate"] = charts.step_lines(
         samples.time_edges_seconds, {"planned": due, "answered": done},
-        title="requests over time", y="requests per second", say=say.digits,
+        title="requests over time", y="requests per second", format=fmt.digits,
     )  # fmt: skip
     power = summary.energy.power
     if power is not None:
@@ -137,7 +136,7 @@ def _charts(summary: Summary, samples: Samples) -> dict[str, str]:
                 "decode": power.decode_watts,
                 "unattributed": power.unattributed_watts,
             },
-            title="power over time", y="watts", say=say.watts,
+            title="power over time", y="watts", format=fmt.watts,
         )  # fmt: skip
     return drawn
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.analysis.distribution import Stats
-from loadgen.analysis.schema import EnergyBlock, Summary
-from loadgen.report import format as say
-from loadgen.report import text as words
+from loadgen.analysis.schema import EnergyBlock, Goodput, Summary
+from loadgen.report import format as fmt
+from loadgen.report import text
 
 LATENCIES = (
     ("ttft", "TTFT", "first token after the send"),
@@ -29,16 +29,16 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     """The whole table of one run."""
     parts: list[RenderableType] = [Text()]
     if summary.simulated:
-        parts.append(Text(words.simulation(summary), style="bold magenta"))
+        parts.append(Text(text.simulation(summary), style="bold magenta"))
     parts += _verdict(summary)
-    if words.headline(summary):
-        parts.append(Text(words.headline(summary), style="bold"))
+    if text.headline(summary):
+        parts.append(Text(text.headline(summary), style="bold"))
     tables = [_load(summary), _latency(summary), *_energy(summary)]
     if len(summary.by_kind) > 1:
         tables.append(_kinds(summary))
     for table in tables:
         parts += [Text(), table]
-    parts += [Text(), Text(words.how_to_read(summary), style="dim")]
+    parts += [Text(), Text(text.how_to_read(summary), style="dim")]
     if report_path is not None:
         parts.append(Text(f"report: {report_path}", style="bold"))
     return Group(*parts)
@@ -58,26 +58,26 @@ def _verdict(summary: Summary) -> Iterator[RenderableType]:
 def _load(summary: Summary) -> Table:
     schedule = summary.schedule
     table = _section("Load")
-    _line(table, "requests", words.outcomes_text(summary))
+    _line(table, "requests", text.outcomes_text(summary))
     _line(
         table,
         "rate",
-        f"{say.rate(schedule.offered_per_second, 'requests/s')} offered, "
-        f"{say.rate(schedule.achieved_per_second, 'requests/s')} sent "
+        f"{fmt.rate(schedule.offered_per_second, 'requests/s')} offered, "
+        f"{fmt.rate(schedule.achieved_per_second, 'requests/s')} sent "
         f"({summary.arrival or 'arrival unknown'})",
     )
-    note = words.ramp_note(summary)
+    note = text.ramp_note(summary)
     if note:
         _line(table, "", note)
     _line(
         table,
         "throughput",
-        f"{say.rate(summary.request_throughput, 'requests/s')}, "
-        f"{say.rate(summary.output_throughput, 'output tokens/s')}, "
-        f"{say.rate(summary.total_token_throughput, 'tokens/s')} with prompts",
+        f"{fmt.rate(summary.request_throughput, 'requests/s')}, "
+        f"{fmt.rate(summary.output_throughput, 'output tokens/s')}, "
+        f"{fmt.rate(summary.total_token_throughput, 'tokens/s')} with prompts",
     )
-    for lengths in words.length_rows(summary):
-        _line(table, lengths.name, lengths.told)
+    for lengths in text.length_rows(summary):
+        _line(table, lengths.name, lengths.text)
         if lengths.note:
             _line(table, "", lengths.note)
     if schedule.lag_ms is not None:
@@ -85,19 +85,20 @@ def _load(summary: Summary) -> Table:
         _line(
             table,
             "schedule lag",
-            f"p50 {say.seconds(lag.p50 / 1000)}, p99 {say.seconds(lag.p99 / 1000)}, "
-            f"max {say.seconds(lag.max / 1000)} (send minus intended start)",
+            f"p50 {fmt.seconds(lag.p50 / 1000)}, p99 {fmt.seconds(lag.p99 / 1000)}, "
+            f"max {fmt.seconds(lag.max / 1000)} (send minus intended start)",
         )
     if schedule.mean_concurrency is not None:
-        in_flight = f"mean {say.digits(schedule.mean_concurrency)}"
+        in_flight = f"mean {fmt.digits(schedule.mean_concurrency)}"
         _line(table, "in flight", f"{in_flight}, peak {schedule.peak_concurrency}")
     _line(table, "window", _window(summary))
     if summary.goodput is not None:
         _line(
             table,
             "goodput",
-            f"{say.rate(summary.request_goodput, 'requests/s')}: "
-            f"{say.percent(summary.goodput.fraction_of_attempted)} met {_slo(summary)}",
+            f"{fmt.rate(summary.request_goodput, 'requests/s')}: "
+            f"{fmt.percent(summary.goodput.fraction_of_attempted)} met "
+            f"{_limits(summary.goodput)}",
         )
     for row in summary.errors[:3]:
         _line(table, "error", f"{row.count:,} × {row.error[:70]}")
@@ -105,21 +106,19 @@ def _load(summary: Summary) -> Table:
 
 
 def _window(summary: Summary) -> str:
-    window = summary.window
-    text = say.seconds(summary.duration)
-    if window.requests_outside:
-        text += (
-            f" of {say.seconds(window.run_seconds)}; {window.requests_outside:,} "
-            "requests of warm-up and cool-down left out"
-        )
-    return text
+    window, seconds = summary.window, fmt.seconds(summary.duration)
+    if not window.requests_outside:
+        return seconds
+    return (
+        f"{seconds} of {fmt.seconds(window.run_seconds)}; "
+        f"{window.requests_outside:,} requests of warm-up and cool-down left out"
+    )
 
 
-def _slo(summary: Summary) -> str:
-    assert summary.goodput is not None
+def _limits(goodput: Goodput) -> str:
     return ", ".join(
-        f"{name} ≤ {say.joules(limit) if name == 'energy' else say.seconds(limit)}"
-        for name, limit in summary.goodput.limits.items()
+        f"{name} ≤ {fmt.joules(limit) if name == 'energy' else fmt.seconds(limit)}"
+        for name, limit in goodput.limits.items()
     )
 
 
@@ -154,11 +153,11 @@ def _accounts(energy: EnergyBlock) -> Table:
     table.add_column("mean power", justify="right", width=11)
     seconds = energy.window_seconds
     rows = [("measured", total)]
-    rows += [(f"  {a.name}: {a.meaning}", a.joules) for a in words.accounts(energy)]
+    rows += [(f"  {a.name}: {a.meaning}", a.joules) for a in text.accounts(energy)]
     for name, joules in rows:
         share = joules / total if total and joules is not None else None
         mean = joules / seconds if seconds and joules is not None else None
-        table.add_row(name, say.joules(joules), say.percent(share), say.watts(mean))
+        table.add_row(name, fmt.joules(joules), fmt.percent(share), fmt.watts(mean))
     return table
 
 
@@ -176,8 +175,8 @@ def _per_request(summary: Summary) -> Table:
             points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
             table.add_row(
                 f"active, had it been divided by '{policy}'",
-                say.joules(found.mean),
-                *[say.percentile(value, "J", p, found.n) for value, p in points],
+                fmt.joules(found.mean),
+                *[fmt.percentile(value, "J", p, found.n) for value, p in points],
             )
     return table
 
@@ -187,19 +186,19 @@ def _per_token(energy: EnergyBlock) -> Table:
     _line(
         table,
         "requests",
-        f"{say.joules(energy.joules_per_output_token)} per output token, "
-        f"{say.joules(energy.joules_per_total_token)} with prompt tokens counted too",
+        f"{fmt.joules(energy.joules_per_output_token)} per output token, "
+        f"{fmt.joules(energy.joules_per_total_token)} with prompt tokens counted too",
     )
     _line(
         table,
         "everything",
-        f"{say.joules(energy.measured_joules_per_output_token)} per output token, "
+        f"{fmt.joules(energy.measured_joules_per_output_token)} per output token, "
         "idle and unattributed joules included",
     )
-    if words.idle_text(energy):
-        _line(table, "idle", words.idle_text(energy))
+    if text.idle_text(energy):
+        _line(table, "idle", text.idle_text(energy))
     if energy.failed_request_joules:
-        _line(table, "failed requests", say.joules(energy.failed_request_joules))
+        _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:
         _line(table, "note", energy.reason)
     return table
@@ -211,15 +210,15 @@ def _boundaries(energy: EnergyBlock) -> Table:
     table.add_column("Boundaries (they overlap)", ratio=1)
     for head in ("measured", "of the node", "power", "J/request", "active", "J/token"):
         table.add_column(head, justify="right")
-    for row in words.boundary_rows(energy):
+    for row in text.boundary_rows(energy):
         table.add_row(
             row.name,
-            say.joules(row.measured_joules),
-            say.percent(row.of_node),
-            say.watts(row.mean_watts),
-            say.joules(row.mean_joules),
-            say.joules(row.mean_active_joules),
-            say.joules(row.joules_per_output_token),
+            fmt.joules(row.measured_joules),
+            fmt.percent(row.of_node),
+            fmt.watts(row.mean_watts),
+            fmt.joules(row.mean_joules),
+            fmt.joules(row.mean_active_joules),
+            fmt.joules(row.joules_per_output_token),
         )
         if row.note:
             table.add_row(f"  {row.note}")
@@ -242,13 +241,13 @@ def _kinds(summary: Summary) -> Table:
     for kind, row in summary.by_kind.items():
         table.add_row(
             kind,
-            say.count(row.requests),
-            say.count(row.mean_prompt_tokens),
-            say.count(row.mean_output_tokens),
-            say.seconds(row.p50_ttft_seconds),
-            say.joules(row.mean_joules),
-            say.joules(row.p90_joules),
-            say.joules(row.joules_per_output_token),
+            fmt.count(row.requests),
+            fmt.count(row.mean_prompt_tokens),
+            fmt.count(row.mean_output_tokens),
+            fmt.seconds(row.p50_ttft_seconds),
+            fmt.joules(row.mean_joules),
+            fmt.joules(row.p90_joules),
+            fmt.joules(row.joules_per_output_token),
         )
     return table
 
@@ -266,8 +265,8 @@ def _section(title: str) -> Table:
     return table
 
 
-def _line(table: Table, name: str, text: str) -> None:
-    table.add_row(name, Text(text))
+def _line(table: Table, name: str, content: str) -> None:
+    table.add_row(name, Text(content))
 
 
 def _figures(title: str, heads: Sequence[str]) -> Table:
@@ -280,12 +279,12 @@ def _figures(title: str, heads: Sequence[str]) -> Table:
 
 def _figure_row(table: Table, name: str, stats: Stats | None) -> None:
     if stats is None:
-        table.add_row(name, *[say.MISSING] * 4)
+        table.add_row(name, *[fmt.MISSING] * 4)
         return
     table.add_row(
         name,
-        say.quantity(stats.mean, stats.unit),
-        say.percentile(stats.p50, stats.unit, 50, stats.n),
-        say.percentile(stats.p90, stats.unit, 90, stats.n),
-        say.percentile(stats.p99, stats.unit, 99, stats.n),
+        fmt.quantity(stats.mean, stats.unit),
+        fmt.percentile(stats.p50, stats.unit, 50, stats.n),
+        fmt.percentile(stats.p90, stats.unit, 90, stats.n),
+        fmt.percentile(stats.p99, stats.unit, 99, stats.n),
     )

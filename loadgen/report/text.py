@@ -1,4 +1,4 @@
-"""What a run says in words, the same in the terminal and on the page."""
+"""Texts about a run, the same in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from loadgen.analysis.schema import EnergyBlock, LengthBlock, Summary
 from loadgen.client.abilities import length_note
-from loadgen.report import format as say
+from loadgen.report import format as fmt
 
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
@@ -68,7 +68,7 @@ class BoundaryRow(NamedTuple):
     """Fraction of the node's joules."""
     mean_watts: float | None
     mean_joules: float | None
-    """Of a request, its share of idle included."""
+    """Joules of a request, its share of idle included."""
     mean_active_joules: float | None
     joules_per_output_token: float | None
     note: str
@@ -102,14 +102,14 @@ def idle_text(energy: EnergyBlock) -> str:
     """Loaded idle, and what of it is the model; empty when it is not known."""
     if energy.loaded_idle_watts is None:
         return ""
-    text = f"{say.watts(energy.loaded_idle_watts)} with the model loaded"
+    text = f"{fmt.watts(energy.loaded_idle_watts)} with the model loaded"
     text += f" ({energy.idle_source})" if energy.idle_source else ""
     bare, model = energy.bare_idle_watts, energy.model_idle_watts
     if bare is None or model is None:
         return text
     if model < 0:
-        return f"{text}, below the {say.watts(bare)} told for bare idle: one is wrong"
-    return f"{text}, of which {say.watts(model)} because it is resident"
+        return f"{text}, below the {fmt.watts(bare)} told for bare idle: one is wrong"
+    return f"{text}, of which {fmt.watts(model)} because it is resident"
 
 
 def headline(summary: Summary) -> str:
@@ -118,16 +118,16 @@ def headline(summary: Summary) -> str:
     if energy.joules_per_request is None:
         return ""
     mean, p50 = energy.joules_per_request.mean, energy.joules_per_request.p50
-    text = f"a request cost {say.joules(mean)} on average (half of them under "
-    text += f"{say.joules(p50)}), an output token "
-    text += say.joules(energy.joules_per_output_token)
+    text = f"a request cost {fmt.joules(mean)} on average (half of them under "
+    text += f"{fmt.joules(p50)}), an output token "
+    text += fmt.joules(energy.joules_per_output_token)
     if energy.mean_watts is not None:
-        text += f"; the GPU drew {say.watts(energy.mean_watts)} on average"
+        text += f"; the GPU drew {fmt.watts(energy.mean_watts)} on average"
     return text
 
 
 def outcomes_text(summary: Summary) -> str:
-    """How many requests were due, and what became of them."""
+    """The number of requests that were due, and their outcomes."""
     due, planned = summary.schedule.planned, summary.schedule.plan_requests
     stopped = summary.outcomes.get("aborted", 0)
     parts = [f"{summary.completed:,} answered", f"{summary.failed - stopped:,} failed"]
@@ -149,7 +149,7 @@ def ramp_note(summary: Summary) -> str:
     if offered > _RAMP_FRACTION * asked:
         return ""
     return (
-        f"{say.digits(asked)} requests/s were asked for: later turns wait for the "
+        f"{fmt.digits(asked)} requests/s were asked for: later turns wait for the "
         "reply before, so a short run of conversations is all ramp-up and drain; take "
         "more of them, or cut both with --warmup and --cooldown"
     )
@@ -159,12 +159,12 @@ class LengthRow(NamedTuple):
     """Asked against served lengths, and what to make of the difference."""
 
     name: str
-    told: str
+    text: str
     note: str
 
 
 def length_rows(summary: Summary) -> Iterator[LengthRow]:
-    """Of the prompts and of the replies."""
+    """One row for the prompts and one for the replies."""
     prompts, replies = summary.input_lengths, summary.output_lengths
     yield LengthRow(
         "prompt lengths",
@@ -186,23 +186,23 @@ def lengths_text(lengths: LengthBlock) -> str:
     """Both sums and how single requests differ from them."""
     if not lengths.requests:
         return "no length was asked for"
-    asked, served = say.count(lengths.asked_tokens), say.count(lengths.served_tokens)
+    asked, served = fmt.count(lengths.asked_tokens), fmt.count(lengths.served_tokens)
     if lengths.exact_fraction == 1:
         return f"{asked} tokens asked, {served} served: exact in every request"
     low, middle, high = (
-        say.percent(ratio)
+        fmt.percent(ratio)
         for ratio in (lengths.ratio_p10, lengths.ratio_p50, lengths.ratio_p90)
     )
     return (
         f"{asked} tokens asked, {served} served "
-        f"({say.percent(lengths.served_over_asked)}); "
+        f"({fmt.percent(lengths.served_over_asked)}); "
         f"of a request p10 {low}, p50 {middle}, p90 {high}; "
-        f"exact in {say.percent(lengths.exact_fraction)}"
+        f"exact in {fmt.percent(lengths.exact_fraction)}"
     )
 
 
 def prompts_note(lengths: LengthBlock) -> str:
-    """What asked means in conversations, and who counts otherwise; or empty."""
+    """A note on prompts: live conversations, another tokenizer; or empty."""
     notes = []
     if lengths.live_requests and lengths.exact_fraction != 1:
         notes.append(
@@ -230,7 +230,7 @@ def replies_note(lengths: LengthBlock) -> str:
 
 
 def comparison_note(summaries: Sequence[Summary]) -> str:
-    """What runs with replies of different lengths have in common; else empty."""
+    """Advice for runs with replies of different lengths; else empty."""
     lengths = [
         summary.total_output_tokens / summary.completed
         for summary in summaries
@@ -252,6 +252,6 @@ def how_to_read(summary: Summary) -> str:
     """One line for somebody who sees such a table for the first time."""
     n = summary.completed
     text = "how to read this: p90 = nine of ten requests stayed below it; "
-    if n < say.ENOUGH[99]:
+    if n < fmt.ENOUGH[99]:
         text += f"~ = rough, {n:,} requests are few for that percentile; "
     return text + "1 J = 1 W for 1 s; 3,600 J = 1 Wh."

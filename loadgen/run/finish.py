@@ -1,8 +1,8 @@
-"""From a run folder to its summary: join, tally, summarise, write.
+"""The end of a run: its folder is joined, tallied, summarised and written.
 
 A run folder holds `plan.jsonl` and `requests.jsonl` from the run itself, then
 `summary.json` and `report.html` from here. Only while a run goes on there is
-`run.json`, so that a killed run still tells how it was asked for. Everything is
+`run.json`, so that a killed run keeps how it was asked for. Everything is
 read line by line: a million requests take no more memory than their counters.
 """
 
@@ -101,7 +101,7 @@ def load_run(folder: Path) -> Summary:
 
 
 def extent_of(requests: Path) -> Extent:
-    """How many records there are and how far they reach."""
+    """The number of records and the ends of the run."""
     extent = Extent()
     for result in read_results(requests):
         extent.add(result)
@@ -133,7 +133,7 @@ def plan_header(path: Path) -> PlanHeader | None:
 
 
 def _as_started(folder: Path) -> RunInfo:
-    """What `begin_run` noted of a run that never finished."""
+    """The facts that `begin_run` noted of a run that never finished."""
     try:
         noted = msgspec.json.decode((folder / STARTED).read_bytes(), type=RunInfo)
     except (OSError, msgspec.MsgspecError):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on; it only looks, never slows the run.
+"""The live view of a run: it reads counters and never slows the run.
 
 On a terminal a few lines are redrawn twice a second, elsewhere one plain line
 is written every five. Drawing happens on a thread of its own, from counters.
@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report import format as say
+from loadgen.report import format as fmt
 from loadgen.results.progress import Progress
 from proxy.admin.client import AdminClient, AdminError
 from proxy.wire.api import ATTRIBUTED, BooksReply, difference
@@ -32,7 +32,7 @@ _RATE_SECONDS = 10.0
 
 
 class RunEnvironment(Protocol):
-    """What the view needs to know of a run."""
+    """Facts of a run for the view."""
 
     @property
     def admin_url(self) -> str | None:
@@ -40,7 +40,7 @@ class RunEnvironment(Protocol):
 
     @property
     def admin_token(self) -> str | None:
-        """What it asks for, where it asks for anything."""
+        """Its token, where it needs one."""
 
     @property
     def is_simulated(self) -> bool:
@@ -90,7 +90,7 @@ def polling_energy(
 ) -> Iterator[EnergyMeter]:
     """Ask the proxy's books every second, on a thread, while the block runs.
 
-    A proxy that does not answer leaves the last figures; the verdict will tell.
+    A proxy that does not answer leaves the last figures; the verdict names it.
     """
     meter = EnergyMeter()
     if admin_url is None:
@@ -148,14 +148,14 @@ class View:
             ("requests", counts),
             (
                 "rate",
-                f"{say.rate(offered, 'requests/s')} offered, "
-                f"{say.rate(sent_rate, 'requests/s')} sent, "
-                f"{say.rate(token_rate, 'tokens/s')}",
+                f"{fmt.rate(offered, 'requests/s')} offered, "
+                f"{fmt.rate(sent_rate, 'requests/s')} sent, "
+                f"{fmt.rate(token_rate, 'tokens/s')}",
             ),
             (
                 "latency",
-                f"TTFT p50 {say.seconds(progress.ttft_seconds.quantile(0.5))}, "
-                f"schedule lag p50 {say.seconds(progress.lag_seconds.quantile(0.5))}",
+                f"TTFT p50 {fmt.seconds(progress.ttft_seconds.quantile(0.5))}, "
+                f"schedule lag p50 {fmt.seconds(progress.lag_seconds.quantile(0.5))}",
             ),
             ("energy", _energy_text(energy)),
         ]
@@ -167,7 +167,7 @@ class View:
         return self._is_simulated or (energy is not None and energy.simulated)
 
     def line(self, now_seconds: float) -> str:
-        """Everything in one plain line."""
+        """All figures in one plain line."""
         start = "SIMULATED " if self.is_simulated else ""
         parts = "; ".join(text for _, text in self.figures(now_seconds))
         return f"{start}{self._elapsed(now_seconds):.0f} s: {parts}"
@@ -272,8 +272,8 @@ def _repeating(step: Callable[[], None], every_seconds: float) -> Iterator[None]
 def _energy_text(energy: EnergyNow | None) -> str:
     if energy is None:
         return "energy not metered"
-    per_request = say.joules(energy.joules_per_request)
-    return f"{say.watts(energy.watts)}, {per_request}/request so far"
+    per_request = fmt.joules(energy.joules_per_request)
+    return f"{fmt.watts(energy.watts)}, {per_request}/request so far"
 
 
 def _most_common(errors: dict[str, int]) -> str | None:

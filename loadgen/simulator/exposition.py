@@ -42,7 +42,7 @@ class Page(Collector):
         return metric
 
     def collect(self) -> Iterator[Metric]:
-        """Everything on the page, histograms last."""
+        """All families of the page, histograms last."""
         yield from self._families
         for histogram in self._histograms:
             yield from histogram.collect()

@@ -1,4 +1,4 @@
-"""Who may ask the admin API: one middleware in front of every route.
+"""Access to the admin API: one middleware in front of every route.
 
 Without a token it serves loopback only, and there only requests that name it so:
 a web page whose host name was pointed at 127.0.0.1 names itself. With a token
@@ -22,7 +22,7 @@ from proxy.errors import ConfigError
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 
 OPEN_PATHS = frozenset(["/healthz"])
-"""For whoever restarts a proxy that hangs; says nothing but that it is alive."""
+"""Open to supervisors that restart a hung proxy; shows only that it is alive."""
 READING_METHODS = frozenset(["GET", "HEAD", "OPTIONS"])
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -30,7 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class AdminAccess:
-    """Where the admin API listens, and the secret that opens it."""
+    """The host on which the admin API listens, and the token that it asks for."""
 
     host: str = "127.0.0.1"
     token: str | None = field(default=None, repr=False)
@@ -98,7 +98,7 @@ def refusal_of(access: AdminAccess, request: web.Request) -> web.Response | None
 
 
 def _is_same(sent: str, token: str) -> bool:
-    """In a time that does not tell how much of it was right."""
+    """Whether both are equal, compared in constant time."""
     return hmac.compare_digest(sent.encode("utf-8", "replace"), token.encode())
 
 
@@ -108,7 +108,7 @@ def _is_named_loopback(access: AdminAccess, request: web.Request) -> bool:
 
 
 def _is_of_another_site(request: web.Request) -> bool:
-    """Browsers say where a POST comes from; programs say nothing."""
+    """Whether a browser sends this for another site; programs name no origin."""
     if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
         return True
     origin = request.headers.get("origin")

@@ -37,9 +37,9 @@ class AdminError(ProxyError):
     ) -> None:
         super().__init__(f"{url}: {reason}")
         self.status = status
-        """Of a reply that refuses."""
+        """Status of a reply that refuses."""
         self.detail = detail
-        """What the reply gives as the reason."""
+        """The reason given in the reply."""
 
 
 class AdminClient:

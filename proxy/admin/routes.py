@@ -45,14 +45,14 @@ CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset
 
 @dataclass(frozen=True, slots=True)
 class AdminSources:
-    """Where the admin API looks."""
+    """Sources of everything that the admin API shows."""
 
     engines: Sequence[EngineSources]
-    """At least one."""
+    """One source or more."""
     records: Archive
     version: str
     config: Mapping[str, Any]
-    """As a user may see it: no secrets."""
+    """The configuration without secrets."""
     render_metrics: Callable[[bool], bytes]
     """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
     render_recent: Callable[[], bytes]
@@ -64,7 +64,7 @@ class AdminSources:
 def admin_app(
     sources: AdminSources, access: AdminAccess | None = None
 ) -> web.Application:
-    """The routes, for loopback unless told otherwise.
+    """The application, open to loopback alone without `access`.
 
     Every reply is JSON, JSON lines or Prometheus text.
     """

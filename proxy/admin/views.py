@@ -35,7 +35,7 @@ from proxy.wire.api import (
 
 @dataclass(frozen=True, slots=True)
 class EngineSources:
-    """Where the admin API looks for one engine."""
+    """Sources of everything that the admin API shows of one engine."""
 
     name: str
     boundaries: Boundaries
@@ -225,7 +225,7 @@ def fleet_readiness(
     by_model: dict[str, bool] = {}
     for engine, reply in zip(engines, found, strict=True):
         models = None if engine.upstream is None else engine.upstream.models
-        # an engine that never told its models may be the only one of some
+        # an engine that never listed its models may be the only one of some
         for model in models or (f"those of {engine.name}",):
             is_served = reply.ready and not (
                 engine.upstream and engine.upstream.is_draining

@@ -1,1 +1,1 @@
-"""What Prometheus sees: the table, the histograms and their registry."""
+"""Metrics for Prometheus: the table, the histograms and their registry."""

@@ -38,7 +38,7 @@ class Metrics(Collector):
             for name, spec in HISTOGRAMS.items()
         }  # fmt: skip
         self.records_without_energy: Counter[str] = Counter()
-        """By engine."""
+        """Count by engine."""
         self.registry.register(self)
 
     def observe(self, records: Iterable[RequestRecord]) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus sees of each engine; all of it has the label `engine`."""
+"""The metrics of each engine; all have the label `engine`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is observed once for every settled request, and over which buckets."""
+"""Histograms over settled requests: figures and buckets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything Prometheus sees, in one table over one snapshot of the meters.
+"""All metrics in one table over one snapshot of the meters.
 
 Base units, `_total` on counters, bounded labels only: never a request id, a
 URL or an error text. Single requests are linked by exemplars. Counters hold

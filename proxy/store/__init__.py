@@ -1,1 +1,1 @@
-"""Where records of finished requests are kept: memory, SQLite or PostgreSQL."""
+"""Records of finished requests in memory, SQLite or PostgreSQL, and saved fits."""

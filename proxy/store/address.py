@@ -1,4 +1,4 @@
-"""What `--store` and `--retain` say."""
+"""The arguments of `--store` and `--retain`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-"""What a user may write, and what SQLAlchemy calls it."""
+"""Names that a user may write, and SQLAlchemy's."""
 EXAMPLES = "sqlite:////var/lib/servewatt.sqlite or postgresql://user@host/database"
 DAY_SECONDS = 86_400.0
 _AGE_SECONDS = {"h": 3600.0, "d": DAY_SECONDS, "w": 7 * DAY_SECONDS}
@@ -52,7 +52,7 @@ def store_url(text: str) -> URL:
 
 
 def shown_url(url: URL) -> str:
-    """For eyes and logs: where it is, without user, password or options."""
+    """The URL for logs and replies, without user, password or options."""
     return url._replace(username=None, password=None).set(query={}).render_as_string()
 
 
@@ -63,7 +63,7 @@ def sqlite_url(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept of one upstream's records; None is no bound."""
+    """Bounds on the records kept of one upstream; None is no bound."""
 
     age_seconds: float | None = 30 * DAY_SECONDS
     """A month by default: 1 request a second is about 1.5 GB of it."""

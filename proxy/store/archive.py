@@ -38,7 +38,7 @@ from proxy.wire.api import RequestReply, StoreState
 log = logging.getLogger("servewatt.store")
 
 KEPT_BESIDE_STORE = 5_000
-"""Of those that a database has too: enough for whoever reads along."""
+"""Records kept in memory that a database has too: enough for a steady reader."""
 
 
 class RecentRecords:
@@ -46,7 +46,7 @@ class RecentRecords:
 
     def __init__(self, kept: int = KEPT_RECORDS) -> None:
         self.kept = kept
-        """How many stay; may change at any time."""
+        """Number of records that stay; may change at any time."""
         self._records: list[StoredRecord] = []
         self._by_id: dict[str, StoredRecord] = {}
         self.evicted = 0
@@ -148,7 +148,7 @@ class Archive:
         return [stored.record for stored in self._recent.last(count)]
 
     def state(self) -> StoreState | None:
-        """How the store does; None without one."""
+        """State of the store; None without one."""
         return None if self._writer is None else self._writer.state()
 
     async def lines(self, since: int, limit: int) -> bytes:
@@ -205,12 +205,12 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What one reply is made of, read off the event loop."""
+    """One reply in the making, read off the event loop."""
 
     database: Database | None
     since: int
     horizon: int
-    """From here on down the database knows; above it `newest` has all."""
+    """Cursor up to which the database is read; above it `newest` has all."""
     limit: int
     newest: list[StoredRecord]
 

@@ -41,10 +41,10 @@ from proxy.errors import ConfigError
 from proxy.store.address import shown_url
 
 SCHEMA_VERSION = 3
-"""From 2 on there is `boundaries`, from 3 on `engine`; older stores get both."""
+"""Version 2 added `boundaries`, version 3 `engine`; older stores get both."""
 OLDEST_VERSION = 1
 LOCK = 0x5E12_3A77
-"""Of those who create the tables, in PostgreSQL; any number that is ours."""
+"""Advisory lock of PostgreSQL while tables are created; any number of our own."""
 
 METADATA = MetaData()
 META = Table(
@@ -96,13 +96,13 @@ Index("servewatt_records_request_id", RECORDS.c.request_id)
 Index("servewatt_records_finished", RECORDS.c.finished_unix_seconds)
 
 BUSY_SECONDS = 5.0
-"""How long a writer waits for another one on the same SQLite file."""
+"""Wait of a writer for another one on the same SQLite file."""
 INSERTS: dict[str, Insert] = {
     # a commit whose answer was lost is written again: once is enough
     "sqlite": sqlite.insert(RECORDS).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(RECORDS).on_conflict_do_nothing(),
 }
-"""Same words, but SQLAlchemy keeps `on conflict` with the dialects."""
+"""The same statement, but SQLAlchemy keeps `on conflict` with the dialects."""
 CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": BUSY_SECONDS},
     # a host that vanished must not hold the writer for TCP's quarter of an hour
@@ -176,7 +176,7 @@ class Database:
         return rows[0] if rows else None
 
     def count(self) -> int:
-        """How many records of these upstreams there are."""
+        """Number of records of these upstreams."""
         with self.engine.connect() as connection:
             counted = select(func.count()).select_from(RECORDS).where(self._own)
             return int(connection.scalar(counted) or 0)

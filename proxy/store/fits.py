@@ -34,7 +34,7 @@ SAVE_SECONDS = 60.0
 
 
 class CalibrationFile:
-    """Where the constants of one engine outlive the process; without a path, nowhere.
+    """The file of one engine's fitted constants; without a path nothing is kept.
 
     Raises ConfigError for a file that is not ours: it would be overwritten.
     """
@@ -63,7 +63,7 @@ class CalibrationFile:
         return self._path is not None and now_seconds >= self._due_seconds
 
     def save(self, state: CalibrationState | None) -> None:
-        """Write it; a disk that refuses is said once, and requests flow."""
+        """Write it; a disk that refuses is logged once, and requests flow."""
         self._due_seconds = time.monotonic() + SAVE_SECONDS
         if self._path is None or state is None or state.model is None:
             return

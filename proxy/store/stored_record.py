@@ -20,7 +20,7 @@ FIELDS = tuple(
     n for n in RequestReply.__struct_fields__ if n not in {"cursor", "energy"}
 )
 INSTANTS = {n: n.replace("_unix", "") for n in FIELDS if n.endswith("_unix_seconds")}
-"""Of the reply, by those of the meter's record."""
+"""Fields of the reply, by those of the meter's record."""
 PLAIN = tuple(name for name in FIELDS if name not in INSTANTS)
 ENERGY_FIELDS = EnergyReply.__struct_fields__
 JSON_COLUMNS = ("policy_joules", "boundaries")
@@ -58,7 +58,7 @@ class RecordNumbering:
         unix_seconds: float,
         monotonic_seconds: float,
     ) -> list[StoredRecord]:
-        """These, settled now, in the same order."""
+        """The records, settled now, numbered in the same order."""
         offset = unix_seconds - monotonic_seconds
         settled = cursor_at(unix_seconds)
         stored = []
@@ -111,7 +111,7 @@ def reply_from(row: Mapping[str, Any]) -> RequestReply:
 
 
 def _storable(text: str) -> str:
-    """Without what PostgreSQL or UTF-8 cannot hold; clients choose these texts."""
+    """The text without what PostgreSQL or UTF-8 cannot hold; clients choose it."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -25,11 +25,11 @@ from proxy.wire.api import StoreState
 log = logging.getLogger("servewatt.store")
 
 KEPT_RECORDS = 100_000
-"""In memory, about 1.3 KB each: a day at one request a second within 130 MB."""
+"""Records in memory, 1.3 KB each: a day at one request a second within 130 MB."""
 BATCH_RECORDS = 1000
 """Per transaction: some 20 ms of SQLite."""
 QUEUE_RECORDS = KEPT_RECORDS - BATCH_RECORDS
-"""What waits is in memory anyway: so all that is not written can still be read."""
+"""Records waiting to be written; all are in memory too, so they can be read."""
 BATCH_SECONDS = 0.5
 """A `kill -9` loses no more than what settled since, and the batch under way."""
 RETAIN_SECONDS = 60.0
@@ -99,7 +99,7 @@ class RecordWriter:
             self._wake.set()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Write what waits, once more and within this time; says what stays behind."""
+        """Write what waits, once more and within this time; logs what stays behind."""
         self._stopping = True
         self._wake.set()
         self._thread.join(seconds)
@@ -116,7 +116,7 @@ class RecordWriter:
         return len(self._queue) + len(self._batch)
 
     def state(self) -> StoreState:
-        """At this moment, from any thread."""
+        """State of the store at this moment, from any thread."""
         return StoreState(
             url=self._database.shown_url,
             is_up=self._is_up,
@@ -199,7 +199,7 @@ class RecordWriter:
             self._retained_seconds = now
 
     def _failed(self, error: Exception) -> float:
-        """Note it, say it once, and wait longer each time."""
+        """Note it, log it once, and wait longer each time."""
         reason = _first_line(error)
         if self._is_up or self._last_error is None:
             log.warning(
@@ -223,7 +223,7 @@ def _is_the_records_fault(error: Exception) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """In one line and without the statement that SQLAlchemy shows with it."""
+    """The error in one line, without the statement that SQLAlchemy shows with it."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     text = str(cause or error).strip()
     return text.splitlines()[0] if text else type(error).__name__

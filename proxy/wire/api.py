@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class Phases(Struct, frozen=True, kw_only=True):
-    """What requests cost beyond keeping the engine loaded."""
+    """Joules of requests beyond keeping the engine loaded."""
 
     prefill: float
     decode: float
@@ -36,7 +36,7 @@ class Accounts(Struct, frozen=True, kw_only=True):
     idle_joules: float | None = None
     """Nothing ran."""
     unattributed_joules: dict[str, float] | None = None
-    """By reason; of no request."""
+    """Joules of no request, by reason."""
     residual_joules: float | None = None
     """Measured less all accounts; anything but 0 is a defect."""
 
@@ -72,7 +72,7 @@ def summed(each: Sequence[Accounts]) -> dict[str, Any]:
 
 
 def difference(later: Accounts, sooner: Accounts) -> Accounts:
-    """What was booked from one moment to another; null where one is unknown."""
+    """Joules booked from one moment to another; null where one is unknown."""
     return Accounts(**_combined([later, sooner], [1, -1]))
 
 
@@ -114,17 +114,17 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
     policy: str | None = None
     sample_interval_seconds: float | None = None
     window_seconds: float = 0.5
-    """Of attribution: energy is divided in pieces so long."""
+    """Length of the pieces in which energy is divided."""
     gap_seconds: float | None = None
     """Not measured so far."""
     idle_accelerators_joules: float | None = None
-    """Of the host's GPUs that are not the engine's; in no account."""
+    """Energy of the host's GPUs that are not the engine's; in no account."""
     idle_accelerators_watts: dict[str, float] = {}
     idle_watts: float | None = None
     """Loaded idle: weights resident, nothing running."""
     idle_source: str | None = None
     bare_idle_watts: float | None = None
-    """With no weights loaded, as the proxy was told."""
+    """Idle power with no weights loaded, as configured."""
     model_idle_watts: float | None = None
     """Loaded less bare."""
     device_watts: dict[str, float] = {}
@@ -196,14 +196,14 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     policy_joules: dict[str, float]
     """Active joules (prefill and decode) under every policy."""
     boundaries: dict[str, BoundaryEnergy] = {}
-    """At the other boundaries; left out where there is none. Never added up."""
+    """Energy inside the other boundaries; left out where there is none. Never added."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
     """One settled request: a line of `/requests`, and `/requests/{request_id}`."""
 
     cursor: int
-    """What `/requests?since=` goes on from."""
+    """The position for `/requests?since=`."""
     request_id: str
     route: str | None = None
     engine: str | None = None
@@ -236,7 +236,7 @@ class ReadinessReply(Struct, frozen=True, kw_only=True):
     sensor: bool
     reasons: list[str]
     lacking: dict[str, str] | UnsetType = UNSET
-    """Of the boundaries beside the headline, which requests do not wait for."""
+    """Reasons of the boundaries beside the headline; requests do not wait for them."""
 
 
 class FleetReadiness(ReadinessReply, frozen=True, kw_only=True):
@@ -297,13 +297,13 @@ class StoreState(Struct, frozen=True, kw_only=True, rename={"is_up": "up"}):
 
     is_up: bool
     url: str
-    """Without user and password."""
+    """The database's URL without user and password."""
     last_error: str | None
     queue_records: int
     written_total: int
     dropped_total: int
     deleted_total: int
-    """By retention."""
+    """Records deleted by retention."""
 
 
 class InfoReply(Struct, frozen=True, kw_only=True):
@@ -311,9 +311,9 @@ class InfoReply(Struct, frozen=True, kw_only=True):
 
     version: str
     config: dict[str, Any] = {}
-    """As a user may see it: no secrets."""
+    """The configuration without secrets."""
     sensor: SensorReply | UnsetType = UNSET
-    """Of the only engine; left out where there are several, as `sensors` is."""
+    """The only engine's; left out where there are several, as `sensors` is."""
     sensors: dict[str, SensorReply] | UnsetType = UNSET
     engines: dict[str, EngineInfo]
     upstreams: list[UpstreamReply]

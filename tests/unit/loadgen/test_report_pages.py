@@ -21,7 +21,7 @@ from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
 from loadgen.errors import LoadgenError
 from loadgen.report import charts
-from loadgen.report import format as say
+from loadgen.report import format as fmt
 from loadgen.report import terminal as table
 from loadgen.report.html import render_html
 from loadgen.run.finish import finish_run
@@ -46,18 +46,18 @@ def printed(shown: RenderableType, width: int = 100) -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (say.joules(0.0), "0 J"),
-        (say.joules(0.0456), "45.6 mJ"),
-        (say.joules(1.234), "1.23 J"),
-        (say.joules(999.96), "1.00 kJ"),
-        (say.joules(12_345.0), "12.3 kJ"),
-        (say.seconds(0.000451), "451 µs"),
-        (say.seconds(0.0456), "45.6 ms"),
-        (say.seconds(119.3), "119 s"),
-        (say.watts(312.4), "312 W"),
-        (say.joules(None), "–"),
-        (say.percent(0.123), "12.3 %"),
-        (say.rate(4.019, "requests/s"), "4.02 requests/s"),
+        (fmt.joules(0.0), "0 J"),
+        (fmt.joules(0.0456), "45.6 mJ"),
+        (fmt.joules(1.234), "1.23 J"),
+        (fmt.joules(999.96), "1.00 kJ"),
+        (fmt.joules(12_345.0), "12.3 kJ"),
+        (fmt.seconds(0.000451), "451 µs"),
+        (fmt.seconds(0.0456), "45.6 ms"),
+        (fmt.seconds(119.3), "119 s"),
+        (fmt.watts(312.4), "312 W"),
+        (fmt.joules(None), "–"),
+        (fmt.percent(0.123), "12.3 %"),
+        (fmt.rate(4.019, "requests/s"), "4.02 requests/s"),
     ],
 )
 def test_figures_have_three_digits_and_a_unit(text: str, expected: str) -> None:
@@ -70,12 +70,12 @@ def test_figures_have_three_digits_and_a_unit(text: str, expected: str) -> None:
 def test_a_percentile_says_when_few_values_stand_behind_it(
     n: int, expected: str
 ) -> None:
-    assert say.percentile(1.5, "s", 99, n) == expected
+    assert fmt.percentile(1.5, "s", 99, n) == expected
 
 
 @given(st.floats(1e-5, 1e8))
 def test_a_written_figure_is_within_half_a_percent(value: float) -> None:
-    number, unit = say.joules(value).split()
+    number, unit = fmt.joules(value).split()
     scale = {"µJ": 1e-6, "mJ": 1e-3, "J": 1.0, "kJ": 1e3, "MJ": 1e6}[unit]
     assert float(number.replace(",", "")) * scale == pytest.approx(value, rel=0.0051)
 
@@ -165,7 +165,7 @@ def test_a_histogram_holds_every_value_in_at_most_forty_bars(
     assert edges[0] <= min(values) * (1 + 1e-9)
     assert max(values) <= edges[-1] * (1 + 1e-9)
     ElementTree.fromstring(
-        charts.histogram(edges, counts, title="t", x="x", say=say.joules)
+        charts.histogram(edges, counts, title="t", x="x", format=fmt.joules)
     )
 
 

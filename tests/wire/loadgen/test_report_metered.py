@@ -18,10 +18,9 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.cli.report import report
 from loadgen.energy.join import Patience
-from loadgen.report import compare
-from loadgen.report import format as say
+from loadgen.report import compare, text
+from loadgen.report import format as fmt
 from loadgen.report import terminal as table
-from loadgen.report import text as words
 from loadgen.report.html import render_html
 from loadgen.results.recorder import read_results
 from loadgen.run.finish import finish_run
@@ -75,7 +74,7 @@ def test_what_is_simulated_is_told_apart(tmp_path: Path) -> None:
 
 def test_the_shares_of_the_books_add_up_to_what_was_measured(tmp_path: Path) -> None:
     energy = metered_run(tmp_path).energy
-    parts = list(words.accounts(energy))
+    parts = list(text.accounts(energy))
     assert [part.name for part in parts][:4] == [
         "prefill", "decode", "idle share", "idle",
     ]  # fmt: skip
@@ -103,15 +102,15 @@ def test_runs_whose_lengths_were_caps_are_compared_per_token_served(
     )  # fmt: skip
     advice = "compare joules per output token"
     # same lengths on both sides: any figure may be compared
-    assert words.comparison_note([forced, forced]) == ""
+    assert text.comparison_note([forced, forced]) == ""
     # other lengths, though forced: two traces
     longer = msgspec.structs.replace(
         forced, total_output_tokens=forced.total_output_tokens * 2
     )
-    assert advice in words.comparison_note([forced, longer])
-    text = printed(compare.render([("vllm", forced), ("tgi", capped)]))
-    assert advice in text
-    (row,) = [line for line in text.splitlines() if "output lengths" in line]
+    assert advice in text.comparison_note([forced, longer])
+    shown = printed(compare.render([("vllm", forced), ("tgi", capped)]))
+    assert advice in shown
+    (row,) = [line for line in shown.splitlines() if "output lengths" in line]
     rules = "output lengths forced, 100.0 % served caps, 100.0 % served"
     assert " ".join(row.split()) == rules
     alone = printed(table.render(capped))
@@ -168,7 +167,7 @@ def test_the_page_says_simulated_verdict_books_and_policies(tmp_path: Path) -> N
         "SIMULATED", "degraded", "1 of 81 requests failed", "Where the joules went",
         "prefill", "idle share", "bypass", "residual", "conversation",
         "Requests per second", "Power by account", "prefers-color-scheme: dark",
-        summary.plan_sha256 or "", say.joules(summary.energy.measured_joules),
+        summary.plan_sha256 or "", fmt.joules(summary.energy.measured_joules),
     ):  # fmt: skip
         assert word in text, word
 
