@@ -15,8 +15,8 @@ import msgspec
 
 from proxy.meter.accounts import Boundaries
 from proxy.meter.ledger.accounts import Books
+from proxy.metrics.samples import Measured
 from proxy.relay.upstream.upstream import Upstream
-from proxy.serve.sensors import Measured
 from proxy.wire.api import (
     JOULES,
     BooksReply,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from proxy.meter.ledger.accounts import RequestRecord
+from proxy.metrics.samples import PHASES
 
 SHOWN_REQUESTS = 500
 
@@ -28,11 +29,8 @@ def render_recent(records: Iterable[RequestRecord]) -> bytes:
         labels = (
             record.request_id, record.engine, record.model, record.kind, record.outcome,
         )  # fmt: skip
-        for phase, value in (
-            ("prefill", record.energy.prefill_joules),
-            ("decode", record.energy.decode_joules),
-            ("idle_share", record.energy.idle_share_joules),
-        ):
+        for phase in PHASES:
+            value = getattr(record.energy, f"{phase}_joules")
             if value is not None:
                 joules.labels(*labels, phase).set(value)
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What one scrape is made of, and how series are read off it."""
+"""A snapshot of everything that one scrape shows, and how series are read off it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,33 @@ from proxy.meter.state import MeterState
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
-from proxy.serve.sensors import Measured
 from proxy.wire.api import StoreState
 
 Sample = tuple[tuple[str, ...], float]
 PHASES = ("prefill", "decode", "idle_share")
 TOKEN_TYPES = ("prompt", "cached", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One boundary at one moment, as the metrics and the admin API show it."""
+
+    boundary: str
+    source: str
+    meter: MeterState
+    sampler: SamplerStats | None
+    """None where there is no sensor, and so no energy."""
+    outside: MeterState | None = None
+    """The GPUs of the host that are not the engine's; None where none is seen."""
+    bare_idle_watts: float | None = None
+    """With no weights loaded, as told."""
+
+    @property
+    def model_idle_watts(self) -> float | None:
+        """Of the loaded idle, what is there because the weights are resident."""
+        if self.meter.idle_watts is None or self.bare_idle_watts is None:
+            return None
+        return self.meter.idle_watts - self.bare_idle_watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +65,11 @@ class EngineSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one scrape is made of: every engine, and what they share."""
+    """Everything that one scrape shows: each engine, and what they share."""
 
     engines: Sequence[EngineSnapshot]
     relay: RelayCounters
-    """Of clients and refusals; what an engine had is the engine's."""
+    """Counts of clients and refusals; an engine's are in its snapshot."""
     loop_lag_seconds: float = 0.0
     store: StoreState | None = None
 
@@ -75,7 +96,7 @@ class EngineMetric:
     kind: str
     help: str
     labels: tuple[str, ...]
-    """Beside `engine`."""
+    """Labels beside `engine`."""
     samples: EngineSamples
 
     def of_all(self) -> MetricSpec:
@@ -166,7 +187,7 @@ def ratios(snapshot: EngineSnapshot) -> Iterator[Sample]:
 
 
 def refusals(snapshot: Snapshot) -> Iterator[Sample]:
-    """What the relay answered itself; the reasons are its own, and few."""
+    """Replies of the relay itself; the reasons are its own, and few."""
     for (status, reason), count in sorted(snapshot.relay.refusals.items()):
         yield (str(status), reason), float(count)
 

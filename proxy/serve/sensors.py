@@ -14,7 +14,7 @@ from functools import partial
 
 from proxy.errors import ConfigError, SensorError
 from proxy.meter.accounts import Boundaries
-from proxy.meter.state import MeterState
+from proxy.metrics.samples import Measured
 from proxy.power.argument import BOUNDARIES
 from proxy.power.energy_source import EnergySource
 from proxy.power.probe import MEASURES, gpus_for
@@ -77,28 +77,6 @@ def try_sensors(sensors: Sequence[Sensor]) -> None:
                 "power source: %s; serving without energy of the %s for now",
                 error, sensor.boundary,
             )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One boundary at one moment, as the metrics and the admin API show it."""
-
-    boundary: str
-    source: str
-    meter: MeterState
-    sampler: SamplerStats | None
-    """None where there is no sensor, and so no energy."""
-    outside: MeterState | None = None
-    """The GPUs of the host that are not the engine's; None where none is seen."""
-    bare_idle_watts: float | None = None
-    """With no weights loaded, as told."""
-
-    @property
-    def model_idle_watts(self) -> float | None:
-        """Of the loaded idle, what is there because the weights are resident."""
-        if self.meter.idle_watts is None or self.bare_idle_watts is None:
-            return None
-        return self.meter.idle_watts - self.bare_idle_watts
 
 
 class Sensors:

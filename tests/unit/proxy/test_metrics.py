@@ -12,12 +12,11 @@ from proxy.meter.config import MeterConfig
 from proxy.metrics.collector import Metrics
 from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.recent import render_recent
-from proxy.metrics.samples import EngineSnapshot, Snapshot
+from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
 from proxy.metrics.table import METRICS
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
-from proxy.serve.sensors import Measured
 from proxy.wire.api import StoreState
 from proxy.wire.events import EngineObserved
 from proxy.wire.facts import EngineGauges

@@ -21,8 +21,8 @@ from proxy.admin.routes import AdminSources, admin_app
 from proxy.admin.views import EngineSources, engine_books, fleet_books
 from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+from proxy.metrics.samples import Measured
 from proxy.power.sampler import SamplerStats
-from proxy.serve.sensors import Measured
 from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
 from tests.support.metered import metered
