@@ -64,7 +64,7 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_bare_idle_power_watts": EngineMetric(
         "gauge",
-        "Power with no weights loaded, as told; the rest of loaded idle is the model.",
+        "Power with no weights loaded, as configured; the rest of idle is the model's.",
         ("boundary",),
         by_boundary(lambda m: m.bare_idle_watts),
     ),
@@ -226,13 +226,13 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_upstream_draining": EngineMetric(
         "gauge",
-        "1 while the engine gets no new requests because somebody said so.",
+        "1 while the engine gets no new requests because it is drained by hand.",
         (),
         lambda s: one(s.is_draining),
     ),
     "servewatt_rerouted_requests_total": EngineMetric(
         "counter",
-        "Requests for which this engine could not be reached and a replica was taken.",
+        "Requests sent to a replica because this engine could not be reached.",
         (),
         lambda s: one(s.relay.rerouted),
     ),
