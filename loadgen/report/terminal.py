@@ -206,10 +206,11 @@ def _per_token(energy: EnergyBlock) -> Table:
 
 def _boundaries(energy: EnergyBlock) -> Table:
     """Side by side and never added: a node's joules contain its GPUs'."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
-    table.add_column("Boundaries (they overlap)", ratio=1)
-    for head in ("measured", "of the node", "power", "J/request", "active", "J/token"):
-        table.add_column(head, justify="right")
+    table = _figures(
+        "Boundaries (they overlap)",
+        ("measured", "of the node", "power", "J/request", "active", "J/token"),
+        width=None,
+    )
     for row in text.boundary_rows(energy):
         table.add_row(
             row.name,
@@ -226,18 +227,8 @@ def _boundaries(energy: EnergyBlock) -> Table:
 
 
 def _kinds(summary: Summary) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
-    table.add_column("By kind", ratio=1)
-    for head in (
-        "requests",
-        "tokens in",
-        "out",
-        "TTFT p50",
-        "J mean",
-        "J p90",
-        "J/token",
-    ):
-        table.add_column(head, justify="right")
+    heads = ("requests", "tokens in", "out", "TTFT p50", "J mean", "J p90", "J/token")
+    table = _figures("By kind", heads, width=None)
     for kind, row in summary.by_kind.items():
         table.add_row(
             kind,
@@ -269,11 +260,12 @@ def _line(table: Table, name: str, content: str) -> None:
     table.add_row(name, Text(content))
 
 
-def _figures(title: str, heads: Sequence[str]) -> Table:
+def _figures(title: str, heads: Sequence[str], width: int | None = 10) -> Table:
+    """A wide first column, then figures; as wide as they are without `width`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
     table.add_column(title, ratio=1)
     for head in heads:
-        table.add_column(head, justify="right", width=10)
+        table.add_column(head, justify="right", width=width)
     return table
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
+from loadgen.analysis.verdict import EXIT_CODES
 from loadgen.client.abilities import check_options, length_note, length_rule
 from loadgen.client.backends import RequestOptions
 from loadgen.errors import UsageError
@@ -37,7 +38,6 @@ from loadgen.run.stack import Stack
 
 LOG_FOLDER = "logs"
 EXIT_INTERRUPTED = 130
-EXIT_INVALID = 3
 OF_A_PLAN = (
     "rate", "session_rate", "speed", "num_prompts", "duration", "max_model_len",
 )  # fmt: skip
@@ -88,7 +88,7 @@ def run(config: ReplayConfig, console: Console) -> int:
 def _exit_code(stats: RunStats, summary: Summary) -> int:
     if stats.interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_INVALID if summary.verdict.status == "invalid" else 0
+    return EXIT_CODES[summary.verdict.status]
 
 
 def _run_folder(config: ReplayConfig) -> Path:

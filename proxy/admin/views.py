@@ -27,7 +27,7 @@ from proxy.wire.api import (
     Phases,
     RatioReply,
     ReadinessReply,
-    SensorReply,
+    SensorState,
     UpstreamReply,
     summed,
 )
@@ -266,9 +266,9 @@ def engine_info(engine: EngineSources) -> EngineInfo:
     return EngineInfo(sensor=sensors[engine.boundaries.headline], sensors=sensors)
 
 
-def _sensor(measured: Measured) -> SensorReply:
+def _sensor(measured: Measured) -> SensorState:
     stats = measured.sampler
-    return SensorReply(
+    return SensorState(
         source=measured.source,
         up=bool(stats and stats.is_up),
         simulated=bool(stats and stats.is_simulated),

@@ -275,7 +275,7 @@ class UpstreamsReply(Struct, frozen=True, kw_only=True):
     upstreams: list[UpstreamReply]
 
 
-class SensorReply(Struct, frozen=True, kw_only=True):
+class SensorState(Struct, frozen=True, kw_only=True):
     """The sensor of one boundary."""
 
     source: str
@@ -288,8 +288,8 @@ class SensorReply(Struct, frozen=True, kw_only=True):
 class EngineInfo(Struct, frozen=True, kw_only=True):
     """The sensors of one engine: the headline boundary's, and every boundary's."""
 
-    sensor: SensorReply
-    sensors: dict[str, SensorReply]
+    sensor: SensorState
+    sensors: dict[str, SensorState]
 
 
 class StoreState(Struct, frozen=True, kw_only=True, rename={"is_up": "up"}):
@@ -312,9 +312,9 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     version: str
     config: dict[str, Any] = {}
     """The configuration without secrets."""
-    sensor: SensorReply | UnsetType = UNSET
+    sensor: SensorState | UnsetType = UNSET
     """The only engine's; left out where there are several, as `sensors` is."""
-    sensors: dict[str, SensorReply] | UnsetType = UNSET
+    sensors: dict[str, SensorState] | UnsetType = UNSET
     engines: dict[str, EngineInfo]
     upstreams: list[UpstreamReply]
     store: StoreState | None
