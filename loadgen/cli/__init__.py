@@ -10,13 +10,21 @@ import click
 
 from loadgen import __version__
 from loadgen.errors import LoadgenError
+from proxy.process.command import Group
 
+EXAMPLES = """\b
+Examples:
+  loadgen replay traces/sharegpt.jsonl --rate 4
+  loadgen report runs/20260101T120000-sharegpt
+  loadgen traces stats traces/azure-conv.jsonl
+  loadgen simulate --gpu h100 --listen 127.0.0.1:8000
+"""
 COMMANDS = ("replay", "report", "simulate", "traces")
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""
 
 
-class CommandPerFile(click.Group):
+class CommandPerFile(Group):
     """Finds its commands by the name of their file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -33,7 +41,7 @@ class CommandPerFile(click.Group):
         return command
 
 
-@click.group(cls=CommandPerFile)
+@click.group(cls=CommandPerFile, epilog=EXAMPLES)
 @click.version_option(__version__, prog_name="loadgen")
 def cli() -> None:
     """Replay traces against LLM servers on time, and say what each request cost."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from loadgen.analysis.schema import Summary
-from loadgen.report import compare
-from loadgen.report import terminal as table
-from loadgen.report.console import console
-from loadgen.report.html import write_html
-from loadgen.results.recorder import read_results
-from loadgen.run.finish import REPORT, REQUESTS, load_run
+from proxy.process.command import Command
+
+if TYPE_CHECKING:
+    from loadgen.analysis.schema import Summary
+
+EXAMPLES = """\b
+Examples:
+  loadgen report runs/20260101T120000-sharegpt
+  loadgen report runs/rate-1 runs/rate-2 runs/rate-4
+  loadgen report --json runs/rate-1
+"""
 
 
-@click.command()
+@click.command(cls=Command, epilog=EXAMPLES)
 @click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
 )
@@ -28,6 +32,12 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
     what can be computed from its requests.jsonl is shown. Several runs are
     compared side by side.
     """
+    import msgspec
+
+    from loadgen.report import compare, terminal
+    from loadgen.report.console import console
+    from loadgen.run.finish import load_run
+
     summaries = [(run, load_run(run)) for run in runs]
     if as_json:
         found = [{"run": str(run), "summary": summary} for run, summary in summaries]
@@ -37,7 +47,7 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
     pages = [draw(run, summary) for run, summary in summaries]
     out = console()
     if len(summaries) == 1:
-        out.print(table.render(summaries[0][1], pages[0]))
+        out.print(terminal.render(summaries[0][1], pages[0]))
         return
     names = [(run.name or str(run), summary) for run, summary in summaries]
     out.print(compare.render(names))
@@ -45,6 +55,10 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def draw(run: Path, summary: Summary) -> Path | None:
     """Write the run's page; None when its records are gone or the folder is closed."""
+    from loadgen.report.html import write_html
+    from loadgen.results.recorder import read_results
+    from loadgen.run.finish import REPORT, REQUESTS
+
     if not (run / REQUESTS).is_file():
         return None
     try:

@@ -7,24 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import click
-import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from loadgen.cli.trace_tables import catalogue_table, facts, lengths_table, losses
 from loadgen.errors import UsageError
 from loadgen.traces.catalogue import CATALOGUE, Original
-from loadgen.traces.convert import convert_trace, write_synthetic
-from loadgen.traces.fetch import fetch as fetch_original
-from loadgen.traces.fetch import find
 from loadgen.traces.readers import READERS
-from loadgen.traces.readers.open import open_trace
-from loadgen.traces.statistics import trace_statistics
-from loadgen.traces.statistics_file import load_statistics, save_statistics
-from loadgen.traces.synth import SynthOptions, synthesized
 from loadgen.traces.trace import TraceInfo
 from loadgen.traces.writers import WRITERS
+from proxy.process.command import Group
 
+EXAMPLES = """\b
+Examples:
+  loadgen traces stats traces/azure-conv.jsonl
+  loadgen traces convert azure.csv -o azure.jsonl --to loadtrace
+  loadgen traces fetch --list
+"""
 _TRACE = click.argument("trace", type=click.Path(path_type=Path))
 _FORMAT = click.option(
     "--format",
@@ -36,7 +32,7 @@ _OUT = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group, epilog=EXAMPLES)
 def traces() -> None:
     """Look at traces, convert them, make new ones, fetch the originals."""
 
@@ -52,6 +48,13 @@ def stats(trace: Path, format: str | None, as_json: bool) -> None:
     Example:
       loadgen traces stats traces/azure-conv.jsonl
     """
+    import msgspec
+    from rich.console import Console
+
+    from loadgen.cli.trace_tables import facts, lengths_table
+    from loadgen.traces.readers.open import open_trace
+    from loadgen.traces.statistics import trace_statistics
+
     info, sessions = open_trace(trace, format)
     found = trace_statistics(sessions)
     if as_json:
@@ -90,6 +93,8 @@ def convert(trace: Path, out: Path, target: str, format: str | None) -> None:
     Example:
       loadgen traces convert azure.csv -o azure.jsonl --to loadtrace
     """
+    from loadgen.traces.convert import convert_trace
+
     info, count = convert_trace(trace, out, target, format)
     click.echo(f"{out}: {count} requests, {target}")
     _show_losses(info)
@@ -142,6 +147,12 @@ def synth(
       loadgen traces synth --from traces/statistics/azure-conv.json \\
           --n 1000 --seed 1 -o my-trace.jsonl
     """
+    import msgspec
+
+    from loadgen.traces.convert import write_synthetic
+    from loadgen.traces.statistics_file import load_statistics, save_statistics
+    from loadgen.traces.synth import SynthOptions, synthesized
+
     if out is None and kept is None:
         raise UsageError("nothing to write: give -o TRACE, --save-statistics or both")
     statistics = load_statistics(
@@ -179,6 +190,12 @@ def fetch(
     Example:
       loadgen traces fetch azure-2023-conv
     """
+    from rich.console import Console
+
+    from loadgen.cli.trace_tables import catalogue_table
+    from loadgen.traces.fetch import fetch as fetch_original
+    from loadgen.traces.fetch import find
+
     catalogue: Mapping[str, Original] = ctx.obj or CATALOGUE
     if is_list:
         Console().print(catalogue_table(catalogue))
@@ -197,6 +214,14 @@ def fetch(
 @contextlib.contextmanager
 def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on the terminal's error stream, gone when the file is there."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TransferSpeedColumn,
+    )
+
     with Progress(
         "{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         console=Console(stderr=True), transient=True,
@@ -206,5 +231,7 @@ def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def _show_losses(info: TraceInfo) -> None:
+    from loadgen.cli.trace_tables import losses
+
     for line in losses(info):
         click.echo(line, err=True)

@@ -1,57 +1,299 @@
-"""What one run was asked to do, once the command line has been read."""
+"""Configuration of `loadgen replay`: its fields are the options."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from msgspec import Meta
+
+from loadgen.client.backends import BACKENDS
+from loadgen.simulator.core.presets import GPUS, MODELS
+from loadgen.traces.readers import READERS
+from proxy.process.options import Option
+
+LEDGER_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
+"""The same name that the proxy reads it from."""
+ARRIVAL_NAMES = ("auto", "constant", "gamma", "inf", "poisson", "trace")
+"""`auto` and those of `loadgen.plan.arrivals`, which a help page does not load."""
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Watts = Annotated[float | None, Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
+def _rate(text: str) -> float:
+    """Requests per second: above 0, or `inf`."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a rate, such as 4, 0.5 or inf") from None
+    if not value > 0:
+        raise ValueError(f"{text} is not above 0")
+    return value
+
+
+def _url(text: str) -> str:
+    """A base URL of a server, without a slash at its end."""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        shown = text.rpartition("@")[2]
+        raise ValueError(f"{shown!r} is not a base URL, such as http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"the URL of {parts.hostname} holds a user or password, which would show "
+            "in logs; use --api-key-env or --header"
+        )
+    return text.rstrip("/")
+
+
+def _pairs(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not key.strip() or not separator:
+            raise ValueError(f"{text!r} is not KEY=VALUE")
+        found.append((key.strip(), value.strip()))
+    return tuple(found)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{text!r} is not an object, such as {{"top_k": 1}}')
+    return found
+
+
+def _sources(texts: tuple[str, ...]) -> str | None:
+    """One text for the proxy, which knows what separates sources."""
+    return ",".join(text.strip(", ") for text in texts) or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
-    """One run as asked for; validated and given its defaults by the command line."""
+    """One run: what is sent where, who meters it, and what is kept."""
 
     trace: Path
-    url: str | None
-    backend: str
-    endpoint: str | None
-    model: str | None
-    api_key: str | None = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
-    """May hold secrets too: neither is written into the run folder."""
-    power: str | None
-    gpus: str
-    idle_watts: float | None
-    bare_idle_watts: float | None
-    ledger: str | None
-    ledger_token: str | None = field(repr=False)
-    sim_gpu: str
-    sim_model: str
-    sim_gpus: int
-    format: str | None
-    rate: float | None
-    session_rate: float | None
-    arrival: str
-    burstiness: float
-    speed: float | None
-    dejitter: bool
-    max_model_len: int | None
-    over_length: str
-    max_concurrency: int | None
-    num_prompts: int | None
-    duration: float | None
-    seed: int
-    output_len: int | None
-    ignore_eos: bool | None
-    temperature: float
-    top_p: float | None
-    n: int
-    extra_body: dict[str, Any]
-    warmup: float
-    cooldown: float
-    goodput: tuple[str, ...]
-    timeout: float
-    out: Path | None
-    metadata: tuple[tuple[str, str], ...]
-    metrics_port: str | None
-    quiet: bool
+    url: Annotated[
+        str | None,
+        Option(
+            "The server's base URL; without it the simulated stack starts.",
+            "URL",
+            heading="Target",
+            parse=_url,
+        ),
+    ] = None
+    backend: Annotated[str, Option("API of the server.", choices=sorted(BACKENDS))] = (
+        "vllm"
+    )
+    endpoint: Annotated[
+        str | None, Option("Another path than the backend's.", "PATH")
+    ] = None
+    model: Annotated[
+        str | None, Option("Model name.", "NAME", default_is="the server's first")
+    ] = None
+    api_key_env: Annotated[
+        str | None, Option("Environment variable that holds the API key.", "VAR")
+    ] = None
+    api_key: str | None = field(default=None, repr=False)
+    headers: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "Extra request header; may be repeated.",
+            "K=V",
+            name="header",
+            parse=_pairs,
+            multiple=True,
+        ),
+    ] = field(default=(), repr=False)
+    """May hold secrets, as the key does: neither is written into the run folder."""
+    sim_gpu: Annotated[
+        str, Option("GPU of the simulated stack.", choices=sorted(GPUS))
+    ] = "h100"
+    sim_model: Annotated[
+        str, Option("Model of the simulated stack.", choices=sorted(MODELS))
+    ] = "llama-3.1-8b"
+    sim_gpus: Annotated[
+        Positive, Option("GPUs that the simulated model is spread over.", "N")
+    ] = 1
+    power: Annotated[
+        str | None,
+        Option(
+            "Start a metering proxy before --url with these sensors, one per "
+            "boundary: nvml, dcgm=URL, rapl, redfish=URL or none. Without --url a "
+            "bare dcgm is the simulated GPU.",
+            "SOURCE[,SOURCE]",
+            heading="Meter",
+            parse=_sources,
+            multiple=True,
+        ),
+    ] = None
+    gpus: Annotated[
+        str,
+        Option("The server's GPUs, with --power.", "0,1", default_is="all visible"),
+    ] = ""
+    idle_watts: Annotated[
+        Watts,
+        Option(
+            "Loaded idle power of the GPUs, with --power.", "W", default_is="measured"
+        ),
+    ] = None
+    bare_idle_watts: Annotated[
+        Watts, Option("Their power with no weights loaded, shown beside it.", "W")
+    ] = None
+    ledger: Annotated[
+        str | None,
+        Option(
+            "Admin URL of a metering proxy that already stands before --url.",
+            "URL",
+            parse=_url,
+        ),
+    ] = None
+    ledger_token_file: Annotated[
+        str | None,
+        Option(
+            "Token of that admin API, where it asks for one; else from "
+            f"{LEDGER_TOKEN_VARIABLE}.",
+            "PATH",
+        ),
+    ] = None
+    ledger_token: str | None = field(default=None, repr=False)
+    format: Annotated[
+        str | None,
+        Option(
+            "The trace's format.",
+            heading="Load",
+            choices=sorted(READERS),
+            default_is="by its content",
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        Option(
+            "Requests per second over all turns, or inf.",
+            "R",
+            alias="request-rate",
+            parse=_rate,
+        ),
+    ] = None
+    session_rate: Annotated[
+        float | None, Option("Sessions per second instead.", "R", parse=_rate)
+    ] = None
+    arrival: Annotated[
+        str,
+        Option(
+            "auto: the trace's own gaps scaled to the rate if it has times, else "
+            "poisson.",
+            choices=ARRIVAL_NAMES,
+        ),
+    ] = "auto"
+    burstiness: Annotated[
+        float,
+        Meta(gt=0),
+        Option("Shape of gamma arrivals; below 1 is burstier than Poisson.", "X"),
+    ] = 1.0
+    speed: Annotated[
+        float | None,
+        Meta(gt=0),
+        Option("Play the trace's times faster: 2 is twice as fast.", "X"),
+    ] = None
+    dejitter: Annotated[
+        bool,
+        Option("Spread arrivals that sit on a coarse time grid.", has_opposite=True),
+    ] = True
+    max_concurrency: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option("Most requests in flight; waiting counts as schedule lag.", "N"),
+    ] = None
+    num_prompts: Annotated[
+        int | None, Meta(ge=1), Option("Only the first N requests.", "N")
+    ] = None
+    duration: Annotated[
+        float | None,
+        Meta(ge=0),
+        Option("Only sessions that start before S seconds.", "S"),
+    ] = None
+    max_model_len: Annotated[
+        int | None, Meta(ge=1), Option("Context limit of the server, in tokens.", "N")
+    ] = None
+    over_length: Annotated[
+        str,
+        Option(
+            "Requests beyond --max-model-len.", choices=("drop", "truncate", "fail")
+        ),
+    ] = "drop"
+    seed: Annotated[int, Option("Seed of arrivals and of generated prompts.", "N")] = 0
+    output_len: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option("Output tokens of every request.", "N", heading="Request"),
+    ] = None
+    ignore_eos: Annotated[
+        bool | None,
+        Option(
+            "Force the trace's output lengths.",
+            has_opposite=True,
+            default_is="yes where the backend can, else they are caps",
+        ),
+    ] = None
+    temperature: Annotated[float, Option("Sampling temperature.", "X")] = 0.0
+    top_p: Annotated[
+        float | None, Option("Nucleus sampling.", "X", default_is="the server's")
+    ] = None
+    n: Annotated[Positive, Option("Completions per request.", "N")] = 1
+    extra_body: Annotated[
+        dict[str, Any],
+        Option(
+            "Further fields of every request body.",
+            "JSON",
+            parse=_json_object,
+            default="{}",
+        ),
+    ] = field(default_factory=dict)
+    warmup: Annotated[
+        Seconds,
+        Option("Left out of the window at its start.", "S", heading="Measure"),
+    ] = 0.0
+    cooldown: Annotated[
+        Seconds, Option("Left out before the last planned start.", "S")
+    ] = 0.0
+    goodput: Annotated[
+        tuple[str, ...],
+        Option(
+            "Service level in ms, as in --goodput ttft:200 tpot:50 e2el:5000.",
+            "NAME:MS",
+            parse=tuple,
+            multiple=True,
+        ),
+    ] = ()
+    timeout: Annotated[
+        float, Meta(gt=0), Option("Longest a request may take.", "S")
+    ] = 600.0
+    out: Annotated[
+        Path | None,
+        Option(
+            "Run folder.",
+            "DIR",
+            heading="Output",
+            is_folder=True,
+            default_is="runs/<utc>-<trace>",
+        ),
+    ] = None
+    metadata: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "Kept in summary.json; may be repeated.", "K=V", parse=_pairs, multiple=True
+        ),
+    ] = ()
+    metrics_port: Annotated[
+        str | None,
+        Option("Export the load's own metrics to Prometheus.", "[HOST:]PORT"),
+    ] = None
+    quiet: Annotated[bool, Option("No progress, only the result.")] = False

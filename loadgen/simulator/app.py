@@ -7,15 +7,14 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 
 import msgspec
 import uvloop
 from aiohttp import web
 
 from loadgen.errors import LoadgenError
-from loadgen.simulator.core.config import EngineConfig
-from loadgen.simulator.core.sensor import SensorConfig
+from loadgen.simulator.config import ServerConfig
 from loadgen.simulator.exposition import Page
 from loadgen.simulator.realtime.runner import Runner
 from loadgen.simulator.tgi.metrics import TgiMetrics
@@ -28,24 +27,6 @@ from proxy.process.host import stop_with_parent
 BODY_BYTES = 32 * 1024 * 1024
 """As vLLM's Rust frontend; aiohttp's own 1 MiB refuses long prompts."""
 STOP_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """Everything `loadgen simulate` was told."""
-
-    engine: EngineConfig
-    sensor: SensorConfig
-    dialect: str
-    host: str
-    port: int
-    """0 for any free one."""
-    queue_limit: int = 0
-    """Waiting requests beyond which new ones are refused; 0 is no limit."""
-    fail_every: int = 0
-    """Every Nth request breaks half-way; 0 is none."""
-    announce: bool = False
-    """Print one JSON line when listening, and leave when standard input closes."""
 
 
 def run_server(config: ServerConfig) -> None:
@@ -70,7 +51,7 @@ async def _serve(config: ServerConfig) -> None:
     try:
         port = await _listen(server, config)
         steps = asyncio.create_task(simulator.run())
-        _say(config, f"http://{config.host}:{port}")
+        _say(config, f"http://{config.listen[0]}:{port}")
         if config.announce:
             stop_with_parent(loop, stop)
         stopped = asyncio.create_task(stop.wait())
@@ -87,7 +68,8 @@ def make_runner(config: ServerConfig) -> Runner:
     model = served_model(config)
     metrics = VllmMetrics(model) if config.dialect == "vllm" else TgiMetrics()
     engine, fail_every = config.engine, config.fail_every
-    return Runner(engine, config.sensor, metrics, fail_every=fail_every)
+    sensor = replace(config.sensor, seed=engine.seed)
+    return Runner(engine, sensor, metrics, fail_every=fail_every)
 
 
 def make_app(config: ServerConfig, runner: Runner) -> web.Application:
@@ -185,7 +167,8 @@ class Readings:
 
 
 async def _listen(server: web.AppRunner, config: ServerConfig) -> int:
-    site = web.TCPSite(server, config.host, config.port)
+    host, wanted = config.listen
+    site = web.TCPSite(server, host, wanted)
     try:
         await site.start()
     except OSError as error:
@@ -193,7 +176,7 @@ async def _listen(server: web.AppRunner, config: ServerConfig) -> int:
         number = error.errno or 0
         reason = os.strerror(number).lower() if number > 0 else str(error)
         raise LoadgenError(
-            f"cannot listen on {config.host}:{config.port}: {reason}; choose another "
+            f"cannot listen on {host}:{wanted}: {reason}; choose another "
             "address with --listen, port 0 takes any free one"
         ) from None
     port: int = server.addresses[0][1]

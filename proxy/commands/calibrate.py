@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from proxy.admin.client import AdminClient
 from proxy.errors import ProxyError
+from proxy.process.command import Command
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
-from proxy.store.fits import decoded, encoded
-from proxy.wire.api import SavedCalibration
+
+if TYPE_CHECKING:
+    from proxy.wire.api import SavedCalibration
+
+EXAMPLES = """\b
+Examples:
+  metering-proxy calibrate constants.json
+  metering-proxy calibrate --json http://127.0.0.1:9464
+"""
 
 
-@click.command()
+@click.command(cls=Command, epilog=EXAMPLES)
 @click.argument("where", metavar="PATH|ADMIN_URL")
 @click.option("--json", "is_json", is_flag=True, help="The document on stdout.")
 @click.option(
@@ -30,6 +38,8 @@ def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
     PATH is what `serve --calibration` writes; ADMIN_URL is a running proxy's
     admin address, such as http://127.0.0.1:9464.
     """
+    from proxy.store.fits import decoded, encoded
+
     entries = decoded(_content(where, admin_token_file), where)
     if is_json:
         click.echo(encoded(entries), nl=False)
@@ -63,6 +73,8 @@ def _paragraph(entry: SavedCalibration) -> str:
 
 def _content(where: str, token_file: str | None) -> bytes:
     if where.startswith(("http://", "https://")):
+        from proxy.admin.client import AdminClient
+
         with AdminClient(where, token=read_admin_token(token_file)) as client:
             return client.calibration()
     try:

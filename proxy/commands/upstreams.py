@@ -1,4 +1,4 @@
-"""`metering-proxy upstreams`: who serves, who is down, and draining by hand."""
+"""`metering-proxy upstreams`: which serve, which are down, and draining by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import click
 
-from proxy.admin.client import AdminClient
+from proxy.process.command import Command
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 from proxy.wire.api import UpstreamReply
 
@@ -18,7 +18,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=Command, epilog=EXAMPLES)
 @click.argument("action", required=False, type=click.Choice(["drain", "resume"]))
 @click.argument("name", required=False)
 @click.option("--admin", default="http://127.0.0.1:9464", show_default=True,
@@ -38,6 +38,8 @@ def upstreams(
     """
     if action is not None and name is None:
         raise click.UsageError(f"{action} needs the NAME of an upstream")
+    from proxy.admin.client import AdminClient
+
     with AdminClient(admin, token=read_admin_token(admin_token_file)) as client:
         if action is None or name is None:
             shown = client.upstreams()

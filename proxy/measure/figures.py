@@ -1,4 +1,4 @@
-"""What a command's joules were, and how sure that is: pure, from device curves.
+"""A command's joules and how sure they are: pure, from device curves.
 
 A counter is known at its edges only, so the energy between two instants lies
 between what was counted surely inside and what was counted surely around them.
@@ -20,7 +20,7 @@ NOT_READ_BEFORE = "not_read_before"
 NOT_READ_AFTER = "not_read_after"
 NO_DEVICE = "no_device"
 
-WORDS = {
+REASON_TEXTS = {
     TOO_SHORT: "the command is too short for this sensor",
     NOT_READ_BEFORE: "the sensor had not changed yet when the command began",
     NOT_READ_AFTER: "the sensor did not change any more after the command",
@@ -28,7 +28,7 @@ WORDS = {
     COUNTER_RESET: "the counter started anew, its driver was reloaded",
     NO_DEVICE: "the sensor never answered",
 }
-"""Why joules are unknown, as the report says it."""
+"""Why joules are unknown, for the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Bracket:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Of one device, or of all devices of a source, over a command."""
+    """Energy of one device, or of all devices of a source, over a command."""
 
     device: str
     joules: float | None

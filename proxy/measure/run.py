@@ -6,11 +6,11 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 from proxy.errors import ConfigError, ProxyError, SensorError
+from proxy.measure.config import MeasureConfig
 from proxy.measure.process import SIGNALLED, check_command, metered_child
 from proxy.measure.report import CommandReport, SourceReport, runtime_times_power
 from proxy.measure.watch import Watch
@@ -24,21 +24,6 @@ FIRST_POINT_SECONDS = 0.5
 """Without a baseline, wait this long for a counter to tick: from there it counts."""
 LAST_POINT_SECONDS = 3.0
 """And after the end for its next tick; a fast one takes a tenth of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureConfig:
-    """What `metering-proxy meter` was told."""
-
-    command: tuple[str, ...]
-    sources: tuple[str, ...]
-    gpus: tuple[str, ...]
-    name: str
-    labels: Mapping[str, str]
-    tdp_watts: Mapping[str, float]
-    """By boundary, of all its devices; `each` is of every GPU."""
-    sample_interval_seconds: float
-    baseline_seconds: float
 
 
 class _Sensor:
@@ -139,7 +124,7 @@ def meter_command(config: MeasureConfig) -> CommandReport:
     duration_seconds = end_seconds - start_seconds
     return CommandReport(
         command=config.command,
-        name=config.name,
+        name=config.run_name,
         labels=config.labels,
         started_unix_seconds=started_unix_seconds,
         duration_seconds=duration_seconds,

@@ -1,18 +1,145 @@
-"""What the relay can be told, once, at start; and where it sends requests."""
+"""What the relay is told, once, at start; and where it sends requests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import urlsplit
 
+from msgspec import Meta
+
 from proxy.errors import ConfigError
+from proxy.process.options import Option, split_names
 from proxy.security.secrets import without_user
 from proxy.security.tls import Identity, UpstreamTls
 
+Size = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
 
-@dataclass(frozen=True, slots=True)
-class RelayConfig:
-    """Every limit of the relay, with the reason for its default."""
+
+@dataclass(frozen=True, kw_only=True)
+class RelayLimits:
+    """What clients may take, and how long anything may last."""
+
+    max_body_bytes: Annotated[
+        Size,
+        Option("A request's body, which is held in memory.", "N", heading="Limits"),
+    ] = 32 * 1024 * 1024
+    """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
+    max_head_bytes: Annotated[Size, Option("A request line and its headers.", "N")] = (
+        64 * 1024
+    )
+    max_target_bytes: Annotated[Size, Option("A request's path and query.", "N")] = (
+        16 * 1024
+    )
+    """No engine has a route of more than a few dozen."""
+    max_headers: Annotated[Size, Option("Headers of a request.", "N")] = 200
+    max_connections: Annotated[
+        Size, Option("Connections of clients; the next one gets a 503.", "N")
+    ] = 8192
+    """More than any one engine serves at once."""
+    max_connections_per_client: Annotated[
+        int,
+        Meta(ge=0),
+        Option(
+            "Connections from one address (IPv6: /64); 0 is no limit. In front of "
+            "this proxy there may be one that is everybody's address.",
+            "N",
+        ),
+    ] = 0
+    header_timeout_seconds: Annotated[
+        Seconds, Option("From a request's first byte to its blank line.", "S")
+    ] = 30.0
+    """Holds off slow senders."""
+    body_timeout_seconds: Annotated[
+        Seconds, Option("Between two reads of a request's body.", "S")
+    ] = 60.0
+    request_timeout_seconds: Annotated[
+        Seconds, Option("From a request's first byte to its last.", "S")
+    ] = 300.0
+    """Holds off those who drip."""
+    idle_timeout_seconds: Annotated[
+        Seconds, Option("Between two requests of a connection.", "S")
+    ] = 75.0
+    """As nginx."""
+    first_byte_timeout_seconds: Annotated[
+        float | None,
+        Meta(ge=0),
+        Option(
+            "Until the engine begins its reply; 0 is no limit.", "S", zero_is_none=True
+        ),
+    ] = 600.0
+    """A full queue may hold a request for minutes; for ever means a dead engine."""
+    read_timeout_seconds: Annotated[
+        float | None,
+        Meta(ge=0),
+        Option("Between two reads of a reply; 0 is no limit.", "S", zero_is_none=True),
+    ] = None
+    """Reasoning models pause as long as they like."""
+    write_timeout_seconds: Annotated[
+        float | None,
+        Meta(ge=0),
+        Option(
+            "Without one byte taken by a client; 0 is no limit.",
+            "S",
+            zero_is_none=True,
+        ),
+    ] = 60.0
+    """For a client that is behind; its engine is freed then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayOptions:
+    """How requests are labelled, routed and answered."""
+
+    default_model: Annotated[
+        str | None,
+        Option(
+            "Model of requests that name none, with several upstreams.",
+            "NAME",
+            heading="Requests",
+            default_is="the first upstream's first",
+        ),
+    ] = None
+    session_header: Annotated[
+        str,
+        Option("Requests with the same value of it go to the same replica.", "NAME"),
+    ] = "x-session-id"
+    """vLLM knows it too."""
+    tenant_header: Annotated[
+        str | None, Option("Request header that names the tenant.", "NAME")
+    ] = None
+    tenants: Annotated[
+        tuple[str, ...],
+        Option(
+            "Tenants shown by name; any other is `other`.",
+            "A,B",
+            parse=split_names,
+            default="",
+        ),
+    ] = ()
+    allow_unknown_routes: Annotated[
+        bool, Option("Pass routes on that are neither metered nor known.")
+    ] = False
+    """Off: engines have control routes (/pause, /abort_requests) without a guard."""
+    energy_in_response: Annotated[
+        bool,
+        Option(
+            "Tell clients the energy of each reply, in the reply; one asks or "
+            "declines with `x-servewatt-energy: 1` or 0."
+        ),
+    ] = False
+    energy_wait_seconds: Annotated[
+        float,
+        Meta(ge=0, le=60),
+        Option("Hold the end of such a reply for settled figures.", "S"),
+    ] = 0.0
+    """0: the figures of a reply are an estimate."""
+
+
+@dataclass(frozen=True)
+class RelayConfig(RelayOptions, RelayLimits):
+    """What the relay is told, once, at start."""
 
     upstream_url: str
     """The engine, `http://host:port[/prefix]`; never taken from a request."""
@@ -21,56 +148,18 @@ class RelayConfig:
     port: int = 0
     """0 takes any free port."""
     identity: Identity | None = None
-    """What clients meet TLS with; None: plain HTTP."""
+    """Shown to clients that speak TLS; None: plain HTTP."""
     upstream_tls: UpstreamTls = field(default_factory=UpstreamTls)
-    """Of an https upstream; by default the system's authorities are trusted."""
+    """For an https upstream; by default the system's authorities are trusted."""
     asks_for_usage: bool = True
     """Ask for the usage event where the client did not, and drop it again."""
-    energy_in_response: bool = False
-    """Tell each request its energy in its own reply, unless it declines."""
-    energy_wait_seconds: float = 0.0
-    """How long the end of such a reply may wait for settlement; 0: an estimate."""
-    allow_unknown_routes: bool = False
-    """Off: engines have control routes (/pause, /abort_requests) without a guard."""
-    tenant_header: str | None = None
-    tenants: frozenset[str] = frozenset()
-    """The values that become labels; any other is `other`, or a keyed hash."""
     tenant_hash_key: str | None = field(default=None, repr=False)
-    """Secret under which any other value is hashed."""
-    default_model: str | None = None
-    """Of a request that names none; None: the first upstream's first. With several
-    upstreams only, as is the next."""
-    session_header: str = "x-session-id"
-    """Requests with the same value go to the same replica; vLLM knows it too."""
-    max_body_bytes: int = 32 * 1024 * 1024
-    """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
-    max_head_bytes: int = 64 * 1024
-    max_target_bytes: int = 16 * 1024
-    """Of the path and query; no engine has a route of more than a few dozen."""
-    max_headers: int = 200
-    max_connections: int = 8192
-    """More than any one engine serves at once; beyond, a new one gets a 503."""
-    max_connections_per_client: int = 0
-    """0 is no limit: a proxy in front may be everybody's address."""
+    """Secret under which a tenant without a name of its own is hashed."""
     write_buffer_bytes: int = 256 * 1024
     """Unread bytes of one client before its upstream is paused: 1,000 events."""
     connect_timeout_seconds: float = 10.0
-    first_byte_timeout_seconds: float | None = 600.0
-    """A full queue may hold a request for minutes; for ever means a dead engine."""
-    read_timeout_seconds: float | None = None
-    """Between two reads of a reply; reasoning models pause as long as they like."""
-    write_timeout_seconds: float | None = 60.0
-    """Without one byte taken by a client that is behind; its engine is freed then."""
     upstream_idle_seconds: float = 4.0
     """uvicorn closes idle connections at 5 s; be gone before."""
-    header_timeout_seconds: float = 30.0
-    """From a request's first byte to its blank line: holds off slow senders."""
-    body_timeout_seconds: float = 60.0
-    """Between two reads of a request's body."""
-    request_timeout_seconds: float = 300.0
-    """From a request's first byte to its last: holds off those who drip."""
-    idle_timeout_seconds: float = 75.0
-    """Between two requests of a client, as nginx."""
     beat_seconds: float = 0.05
     """How long a stamped read may wait to be parsed for the meter."""
 
@@ -84,7 +173,7 @@ class UpstreamAddress:
     port: int
     is_tls: bool
     authority: bytes
-    """What the Host header says."""
+    """Value of the Host header."""
     prefix: bytes
     """Put before every path; empty or `/like/this`."""
 

@@ -52,7 +52,7 @@ class RelayServer:
             upstreams=tuple(upstreams),
             chooser=Chooser(config, upstreams),
             labels=LabelReader(
-                config.tenant_header, config.tenants, config.tenant_hash_key
+                config.tenant_header, frozenset(config.tenants), config.tenant_hash_key
             ),
             counters=self.counters,
             clock=clock,

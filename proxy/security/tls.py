@@ -9,38 +9,86 @@ from __future__ import annotations
 import logging
 import ssl
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from proxy.errors import ConfigError
+from proxy.process.options import Option
 
 log = logging.getLogger("servewatt.proxy")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """How upstreams prove who they are, and we to them; all are paths of PEM files."""
+    """How upstreams prove who they are, and we to them: paths of PEM files."""
 
-    ca: str | None = None
-    """Authorities to trust, in place of the system's."""
-    cert: str | None = None
-    """Of ours, where the upstream asks for one."""
-    key: str | None = None
+    upstream_ca: Annotated[
+        str | None,
+        Option(
+            "Authorities that an https upstream is checked against.",
+            "PATH",
+            heading="Upstream",
+            default_is="the system's",
+        ),
+    ] = None
+    upstream_cert: Annotated[
+        str | None,
+        Option("Certificate to show to an upstream that asks for one.", "PATH"),
+    ] = None
+    upstream_key: Annotated[
+        str | None, Option("Its key, where it is a file of its own.", "PATH")
+    ] = None
 
     def __bool__(self) -> bool:
-        return any((self.ca, self.cert, self.key))
+        return any((self.upstream_ca, self.upstream_cert, self.upstream_key))
 
     def context(self) -> ssl.SSLContext:
         """Checks chain, dates and name. Raises ConfigError for unusable files."""
+        ca, cert, key = self.upstream_ca, self.upstream_cert, self.upstream_key
         try:
-            context = ssl.create_default_context(cafile=self.ca)
+            context = ssl.create_default_context(cafile=ca)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"--upstream-ca {self.ca}: {_why(error)}") from None
+            raise ConfigError(f"--upstream-ca {ca}: {_why(error)}") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        if self.cert is not None:
-            _load(context, "--upstream-cert", self.cert, "--upstream-key", self.key)
-        elif self.key is not None:
+        if cert is not None:
+            _load(context, "--upstream-cert", cert, "--upstream-key", key)
+        elif key is not None:
             raise ConfigError("--upstream-key is for --upstream-cert; give both")
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How we prove who we are to clients: paths of PEM files."""
+
+    tls_cert: Annotated[
+        str | None,
+        Option(
+            "Certificate (and chain) to meet clients with; read again on SIGHUP.",
+            "PATH",
+            heading="Ports",
+        ),
+    ] = None
+    tls_key: Annotated[str | None, Option("Its key, without a passphrase.", "PATH")] = (
+        None
+    )
+    admin_tls: Annotated[bool, Option("The same certificate on the admin port.")] = (
+        False
+    )
+
+    def identity(self) -> Identity | None:
+        """Certificate and key, read; None where clients are met with plain HTTP.
+
+        Raises ConfigError for one without the other and for unusable files.
+        """
+        if self.tls_cert is None and self.tls_key is None:
+            if self.admin_tls:
+                raise ConfigError("--admin-tls needs --tls-cert and --tls-key")
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ConfigError("--tls-cert and --tls-key belong together; give both")
+        context = _server_context(self.tls_cert, self.tls_key)
+        return Identity(self.tls_cert, self.tls_key, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +110,8 @@ class Identity:
             log.info("certificate read again from %s", self.cert)
 
 
-def identity_of(cert: str | None, key: str | None) -> Identity | None:
-    """What `--tls-cert` and `--tls-key` say; None where neither does.
-
-    Raises ConfigError for one without the other and for unusable files.
-    """
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise ConfigError("--tls-cert and --tls-key belong together; give both")
-    return Identity(cert, key, _server_context(cert, key))
-
-
 def distrust_of(error: ssl.SSLError) -> str:
-    """What TLS objected to, in one line."""
+    """Why TLS refused the other side, in one line."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
     return f"no TLS with it: {(error.reason or str(error)).lower().replace('_', ' ')}"

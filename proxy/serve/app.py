@@ -7,9 +7,9 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import uvloop
@@ -18,7 +18,7 @@ from aiohttp import web
 from proxy import __version__
 from proxy.admin.auth import AdminAccess, admin_access
 from proxy.admin.routes import AdminSources, admin_app
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.samples import Snapshot
@@ -28,14 +28,10 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
-from proxy.security.tls import Identity, identity_of
-from proxy.serve.upstream import (
-    MeteredUpstream,
-    MeterOptions,
-    UpstreamConfig,
-    upstream_name,
-)
-from proxy.store.address import Retention, shown_url, store_url
+from proxy.security.tls import Identity
+from proxy.serve.config import ServeConfig, url_without_user
+from proxy.serve.upstream import MeteredUpstream
+from proxy.store.address import store_url
 from proxy.store.archive import Archive
 
 log = logging.getLogger("servewatt.proxy")
@@ -50,38 +46,8 @@ OTHER_FILES = 200
 DRAIN_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What `metering-proxy serve` was asked to do."""
-
-    upstreams: tuple[UpstreamConfig, ...]
-    """At least one."""
-    listen: tuple[str, int]
-    admin: tuple[str, int]
-    metering: MeterOptions
-    tenant_header: str | None
-    tenants: tuple[str, ...]
-    allow_unknown_routes: bool
-    tenant_hash_key_file: str | None = None
-    energy_in_response: bool = False
-    energy_wait_seconds: float = 0.0
-    store: str | None = None
-    """URL of the database of records; None: in memory only."""
-    default_model: str | None = None
-    session_header: str = "x-session-id"
-    retention: Retention = field(default_factory=Retention)
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    """Of what clients may take; fields of `RelayConfig`."""
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    admin_tls: bool = False
-    """The admin port shows the same certificate."""
-    admin_token_file: str | None = None
-    """Its path; the token itself is never part of what may be shown."""
-
-
 def run(
-    config: Config, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
+    config: ServeConfig, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
 ) -> None:
     """Serve until SIGINT, SIGTERM or, for a child, the end of standard input.
 
@@ -99,7 +65,7 @@ def run(
     uvloop.run(_App(config, upstreams, access, relay_config).serve(announce, until_eof))
 
 
-def relay_config_of(config: Config) -> RelayConfig:
+def relay_config_of(config: ServeConfig) -> RelayConfig:
     """What the relay is told; its secrets are read here and kept nowhere else.
 
     Raises ConfigError where a secret is missing, or would be shown.
@@ -107,23 +73,15 @@ def relay_config_of(config: Config) -> RelayConfig:
     hash_key: str | None = None
     if config.tenant_hash_key_file is not None:
         hash_key = read_secret("--tenant-hash-key-file", config.tenant_hash_key_file)
-    check_tenant_header(config.tenant_header, hash_key)
-    if config.admin_tls and config.tls_cert is None:
-        raise ConfigError("--admin-tls needs --tls-cert and --tls-key")
+    check_tenant_header(config.relay.tenant_header, hash_key)
     return RelayConfig(
         upstream_url=config.upstreams[0].url,
         host=config.listen[0],
         port=config.listen[1],
-        identity=identity_of(config.tls_cert, config.tls_key),
-        tenant_header=config.tenant_header,
-        tenants=frozenset(config.tenants),
+        identity=config.tls.identity(),
         tenant_hash_key=hash_key,
-        allow_unknown_routes=config.allow_unknown_routes,
-        energy_in_response=config.energy_in_response,
-        energy_wait_seconds=config.energy_wait_seconds,
-        default_model=config.default_model,
-        session_header=config.session_header,
-        **config.limits,
+        **asdict(config.relay),
+        **asdict(config.limits),
     )
 
 
@@ -132,7 +90,7 @@ class _App:
 
     def __init__(
         self,
-        config: Config,
+        config: ServeConfig,
         upstreams: Sequence[MeteredUpstream],
         access: AdminAccess,
         relay_config: RelayConfig,
@@ -141,12 +99,12 @@ class _App:
         self.access = access
         self.relay_config = relay_config
         self.identity = relay_config.identity
-        self.admin_identity = self.identity if config.admin_tls else None
+        self.admin_identity = self.identity if config.tls.admin_tls else None
         self.upstreams = upstreams
         self.records = Archive(
             None if config.store is None else store_url(config.store),
-            upstream=upstream_name(config.upstreams[0].url),
-            upstreams={u.name: upstream_name(u.url) for u in config.upstreams},
+            upstream=url_without_user(config.upstreams[0].url),
+            upstreams={u.name: url_without_user(u.url) for u in config.upstreams},
             retention=config.retention,
         )
         self.metrics = Metrics()
@@ -224,17 +182,11 @@ class _App:
         return runner
 
     def _admin_sources(self) -> AdminSources:
-        shown = asdict(self.config)
-        shown |= shown.pop("metering")
-        for upstream in shown["upstreams"]:
-            upstream["url"] = upstream_name(upstream["url"])
-        if self.config.store is not None:  # it may hold a password
-            shown["store"] = shown_url(store_url(self.config.store))
         return AdminSources(
             engines=[upstream.sources() for upstream in self.upstreams],
             records=self.records,
             version=__version__,
-            config=shown,
+            config=self.config.shown(),
             freshen=lambda: self.metrics.show(self._snapshot()),
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),

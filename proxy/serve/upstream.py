@@ -1,6 +1,6 @@
 """What there is once for each upstream: its meter, sensors, gauges and constants.
 
-Rule: an upstream has GPUs of its own and so a ledger of its own; nothing in a unit
+Rule: an upstream has GPUs of its own and so a ledger of its own; nothing of one
 is shared with another one.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from dataclasses import replace
 
 from proxy.admin.views import EngineSources
 from proxy.engines import DIALECTS
@@ -22,48 +21,10 @@ from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.upstream.upstream import Upstream, open_upstream
-from proxy.security.tls import UpstreamTls
+from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
 from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
 from proxy.store.fits import CalibrationFile
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamConfig:
-    """One upstream: where it is, what it speaks, and which sensors are its own."""
-
-    name: str
-    url: str
-    engine: str
-    power: tuple[str, ...]
-    """Sources, one per boundary; the first is the headline."""
-    gpus: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    """Those it serves; empty: as it lists them itself."""
-    engine_metrics: str = "auto"
-    """URL of the engine's own metrics, `auto` by the dialect, or `none`."""
-    idle_watts: float | None = None
-    bare_idle_watts: float | None = None
-    """With no weights loaded."""
-    calibration: str | None = None
-    """File of fitted constants; None: learnt anew in every run."""
-    upstream_ca: str | None = None
-    upstream_cert: str | None = None
-    upstream_key: str | None = None
-
-    @property
-    def tls(self) -> UpstreamTls:
-        """How it proves who it is."""
-        return UpstreamTls(self.upstream_ca, self.upstream_cert, self.upstream_key)
-
-
-@dataclass(frozen=True, slots=True)
-class MeterOptions:
-    """How every unit meters."""
-
-    policy: str
-    sample_interval_seconds: float
-    window_seconds: float
 
 
 class MeteredUpstream:
@@ -189,9 +150,3 @@ class MeteredUpstream:
         if stats is None:
             return Provenance()
         return Provenance(stats.boundary, stats.is_simulated)
-
-
-def upstream_name(url: str) -> str:
-    """Whose records these are, in a store that proxies share: no credentials."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

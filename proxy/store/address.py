@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from typing import TYPE_CHECKING
 
 from proxy.errors import ConfigError
 from proxy.security.secrets import without_user
+
+if TYPE_CHECKING:  # a help page needs none of it
+    from sqlalchemy import URL
 
 DRIVERS = {
     "sqlite": "sqlite",
@@ -27,6 +28,9 @@ _AGE_SECONDS = {"h": 3600.0, "d": DAY_SECONDS, "w": 7 * DAY_SECONDS}
 
 def store_url(text: str) -> URL:
     """The database a user named. Raises ConfigError for what can never work."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(text)
     except ArgumentError:

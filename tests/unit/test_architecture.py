@@ -31,7 +31,7 @@ API: it knows only the structs in `wire`, and a second one would drift from the 
 PURE = (
     "proxy/errors.py", "proxy/wire", "proxy/engines", "proxy/meter",
     "proxy/measure/figures.py", "proxy/measure/watch.py", "proxy/measure/report.py",
-    "proxy/measure/text.py",
+    "proxy/measure/config.py",
     "loadgen/errors.py", "loadgen/traces/trace.py", "loadgen/traces/readers",
     "loadgen/plan", "loadgen/results/results.py", "loadgen/results/measures.py",
     "loadgen/client/backends.py", "loadgen/client/abilities.py",

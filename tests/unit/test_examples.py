@@ -11,6 +11,7 @@ import pytest
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
+from proxy.process.command import given
 from proxy.serve.config_file import read_config
 from tests.support.examples import EXAMPLES, FILES, LINES, Line
 from tests.support.paths import ROOT
@@ -39,7 +40,9 @@ def test_our_commands_parse_and_their_files_exist(
         if isinstance(value, Path):
             assert value.exists(), value
     if context.params.get("config"):
-        upstreams, _ = read_config(context, context.params["config"])
+        upstreams, _ = read_config(
+            context.params["config"], given(context) - {"config"}
+        )
         assert len(upstreams) > 1
 
 

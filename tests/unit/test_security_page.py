@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from proxy.serve.limit_options import DEFAULTS, LIMITS, option_of
+from proxy.process.options import settings_of
+from proxy.relay.config import RelayLimits
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "SECURITY.md").read_text()
@@ -36,7 +37,8 @@ def test_every_promise_names_tests_that_exist() -> None:
 
 def test_every_limit_is_told_with_its_default() -> None:
     told = {cells[0].strip("`"): cells[1].split()[0] for cells in rows_of("Limits")}
-    defaults = {option_of(name): f"{DEFAULTS[name] or 0:g}" for name in LIMITS}
+    limits = settings_of(RelayLimits)
+    defaults = {f"--{limit.name}": f"{limit.default:g}" for limit in limits}
     assert {option: f"{float(value):g}" for option, value in told.items()} == defaults
 
 

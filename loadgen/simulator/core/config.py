@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from loadgen.errors import UsageError
 from loadgen.simulator.core.presets import GPUS, MODELS, Gpu, Model
+from proxy.process.options import Option
 
 BLOCK_TOKENS = 16
 """KV cache page, vLLM's default on CUDA."""
+
+
+def _gpu(name: str) -> Gpu:
+    if name not in GPUS:
+        raise UsageError(f"unknown GPU {name!r}; known: {', '.join(sorted(GPUS))}")
+    return GPUS[name]
+
+
+def _model(name: str) -> Model:
+    if name not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise UsageError(f"unknown model {name!r}; known: {known}")
+    return MODELS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +33,46 @@ class EngineConfig:
     Raises UsageError where the model does not fit or a limit is not positive.
     """
 
-    gpu: Gpu = GPUS["h100"]
-    model: Model = MODELS["llama-3.1-8b"]
-    n_gpus: int = 1
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    """Tokens computed per step: decode first, then prefill chunks."""
-    prefix_cache: bool = True
+    gpu: Annotated[
+        Gpu,
+        Option(
+            f"Simulated GPU: {', '.join(GPUS)}.",
+            "NAME",
+            heading="Engine",
+            parse=_gpu,
+            default="h100",
+        ),
+    ] = GPUS["h100"]
+    model: Annotated[
+        Model,
+        Option(
+            f"Simulated model: {', '.join(MODELS)}.",
+            "NAME",
+            parse=_model,
+            default="llama-3.1-8b",
+        ),
+    ] = MODELS["llama-3.1-8b"]
+    n_gpus: Annotated[int, Option("Tensor-parallel group of equal GPUs.", "N")] = 1
+    max_num_seqs: Annotated[int, Option("Requests in a batch.", "N")] = 256
+    max_num_batched_tokens: Annotated[
+        int,
+        Option("Tokens computed per step; long prompts are cut into chunks.", "N"),
+    ] = 2048
+    """Decode first, then prefill chunks."""
+    prefix_cache: Annotated[
+        bool,
+        Option("Reuse the KV cache of equal prompt prefixes.", has_opposite=True),
+    ] = True
     memory_fraction: float = 0.90
     """Part of GPU memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
     reserve_bytes: float = 2e9
     """Assumed: activations, CUDA graphs and context, per GPU."""
     kv_blocks: int | None = None
     """KV capacity in blocks of 16 tokens; None: what the memory holds."""
-    power_cap_watts: float | None = None
+    power_cap_watts: Annotated[
+        float | None,
+        Option("Watts per GPU.", "W", name="power-cap", default_is="its TDP"),
+    ] = None
     """Per GPU; None: the TDP. A step that would exceed it takes longer."""
     step_overhead_seconds: float = 0.0008
     """Assumed: scheduling, sampling and kernel launches of every step."""
@@ -40,7 +81,7 @@ class EngineConfig:
     track_truth: bool = True
     permutations: int = 16
     """Antithetic pairs count as two; used only where no closed form exists."""
-    seed: int = 0
+    seed: Annotated[int, Option("Seed of texts and lengths.", "N")] = 0
 
     def __post_init__(self) -> None:
         for name in ("n_gpus", "max_num_seqs", "max_num_batched_tokens"):

@@ -12,8 +12,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from math import floor
+from typing import Annotated
 
 from loadgen.errors import UsageError
+from proxy.process.options import Option
 
 
 class PowerCurve:
@@ -79,16 +81,37 @@ _MASK = (1 << 64) - 1
 class SensorConfig:
     """How one GPU's sensor behaves. Raises UsageError for impossible values."""
 
-    period_seconds: float = 0.1
-    """Between two updates of counter and power; readings in between repeat."""
-    jitter_fraction: float = 0.0
-    """Each update is late by up to this part of a period, below 1."""
-    averaging_seconds: float = 0.0
-    """Window of the power reading; 0 is the mean over the last period."""
-    lag_seconds: float = 0.0
-    """Age of the figures shown."""
-    dropped_fraction: float = 0.0
-    """Updates that do not happen; the next one catches up."""
+    period_seconds: Annotated[
+        float,
+        Option(
+            "Seconds between updates of the GPU's energy counter.",
+            "S",
+            heading="Sensor",
+            name="counter-period",
+        ),
+    ] = 0.1
+    """Power is updated then too; readings in between repeat."""
+    jitter_fraction: Annotated[
+        float,
+        Option(
+            "Updates late by up to this part of a period.", "X", name="counter-jitter"
+        ),
+    ] = 0.0
+    averaging_seconds: Annotated[
+        float,
+        Option(
+            "Seconds that the power reading averages over; 0 is one period.",
+            "S",
+            name="power-averaging",
+        ),
+    ] = 0.0
+    lag_seconds: Annotated[
+        float, Option("Seconds that readings are old.", "S", name="power-lag")
+    ] = 0.0
+    dropped_fraction: Annotated[
+        float, Option("Part of the updates left out.", "X", name="dropped-samples")
+    ] = 0.0
+    """The next update catches up."""
     initial_joules: float = 0.0
     """The counter at the curve's start: a driver has counted since it was loaded."""
     seed: int = 0

@@ -5,32 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 from proxy.errors import ConfigError
 from proxy.power.energy_source import EnergySource, SourceOptions
-from proxy.power.sources.amdsmi import open_amdsmi
-from proxy.power.sources.csv import open_csv
-from proxy.power.sources.dcgm import open_dcgm
-from proxy.power.sources.ipmi import open_ipmi
-from proxy.power.sources.none import open_none
-from proxy.power.sources.nvml import open_nvml
-from proxy.power.sources.prometheus import open_prometheus
-from proxy.power.sources.rapl import open_rapl
-from proxy.power.sources.redfish import open_redfish
-from proxy.power.sources.zeusd import open_zeusd
 
-SOURCES: dict[str, Callable[[SourceOptions], EnergySource]] = {
-    "nvml": open_nvml,
-    "amdsmi": open_amdsmi,
-    "dcgm": open_dcgm,
-    "zeusd": open_zeusd,
-    "rapl": open_rapl,
-    "redfish": open_redfish,
-    "ipmi": open_ipmi,
-    "prometheus": open_prometheus,
-    "csv": open_csv,
-    "none": open_none,
-}
+NAMES = (
+    "nvml", "amdsmi", "dcgm", "zeusd", "rapl", "redfish", "ipmi", "prometheus", "csv",
+    "none",
+)  # fmt: skip
+
+
+def _opener(name: str) -> Callable[[SourceOptions], EnergySource]:
+    """`open_NAME` of the module NAME, which brings its library in when it is opened."""
+
+    def open_source(options: SourceOptions) -> EnergySource:
+        module = import_module(f"proxy.power.sources.{name}")
+        source: EnergySource = getattr(module, f"open_{name}")(options)
+        return source
+
+    return open_source
+
+
+SOURCES = {name: _opener(name) for name in NAMES}
+"""A module in this folder each; in the order shown."""
 
 
 def split_sources(text: str) -> list[str]:

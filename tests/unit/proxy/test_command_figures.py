@@ -16,9 +16,9 @@ from proxy.measure.report import (
     CommandReport,
     SourceReport,
     as_json,
+    describe,
     runtime_times_power,
 )
-from proxy.measure.text import describe
 from proxy.measure.watch import Watch
 from proxy.wire.facts import Reading
 from tests.support.profiles import examples

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from proxy.cli import serve
 from proxy.errors import ConfigError
+from proxy.process.command import given
+from proxy.serve.config import UpstreamConfig
 from proxy.serve.config_file import read_config
-from proxy.serve.upstream import UpstreamConfig
 
 A = """
 [[upstream]]
@@ -34,9 +34,8 @@ def read(
 ) -> tuple[tuple[UpstreamConfig, ...], dict[str, Any]]:
     path = tmp_path / "upstreams.toml"
     path.write_text(text)
-    parsed = serve.make_context("serve", ["--config", str(path), *arguments])
-    with parsed:
-        return read_config(click.get_current_context(), str(path))
+    context = serve.make_context("serve", ["--config", str(path), *arguments])
+    return read_config(str(path), given(context))
 
 
 def test_tables_are_upstreams_and_keys_are_options(tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ def test_tables_are_upstreams_and_keys_are_options(tmp_path: Path) -> None:
         gpus=("2",), models=("x", "y"), idle_watts=105.0,
     )  # fmt: skip
     assert shared == {
-        "policy": "tokens", "store": None, "sample_interval_seconds": 0.05,
+        "policy": "tokens", "store": None, "sample_interval": 0.05,
     }  # fmt: skip
 
 

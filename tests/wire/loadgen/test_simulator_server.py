@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 
-from loadgen.simulator.app import ServerConfig, make_app, make_runner
+from loadgen.simulator.app import make_app, make_runner
+from loadgen.simulator.config import ServerConfig
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS
 from loadgen.simulator.core.sensor import SensorConfig
@@ -82,7 +83,7 @@ def talk(
     """Play a scene against a server of its own."""
     config = ServerConfig(
         EngineConfig(gpu=GPUS["h200"], **engine), SensorConfig(0.02), dialect,
-        "127.0.0.1", 0, queue_limit=queue_limit, fail_every=fail_every,
+        ("127.0.0.1", 0), queue_limit=queue_limit, fail_every=fail_every,
     )  # fmt: skip
 
     async def play() -> None:

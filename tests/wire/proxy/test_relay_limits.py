@@ -14,17 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cli import cli
+from proxy.process.options import configured, settings_of
 from proxy.relay.client.limits import MAX_BEING_REFUSED, Clients, address_of
-from proxy.relay.config import RelayConfig
+from proxy.relay.config import RelayConfig, RelayLimits
 from proxy.relay.counters import RelayCounters
 from proxy.serve.app import allow_connections
-from proxy.serve.limit_options import (
-    DEFAULTS,
-    LIMITS,
-    MAY_BE_NONE,
-    option_of,
-    take_limits,
-)
 from tests.support.relaying import LOOPS, Bench, relaying, run
 from tests.support.scripted import Message, Peer, chunk, reply_bytes, request_bytes
 
@@ -289,20 +283,24 @@ def test_a_request_that_drips_is_cut_however_often_it_drips(
 
 def test_every_limit_is_an_option_with_its_default_on_the_help_page() -> None:
     page = " ".join(CliRunner().invoke(cli, ["serve", "--help"]).output.split())
-    for name in LIMITS:
-        assert option_of(name) in page
-        default = DEFAULTS[name]
-        assert f"[default: {0 if default is None else default}" in page
+    limits = settings_of(RelayLimits)
+    for limit in limits:
+        assert f"--{limit.name}" in page
+        assert f"[default: {limit.default}" in page
     bounded = {f.name for f in fields(RelayConfig) if f.name.startswith("max_")}
     waited = {f.name for f in fields(RelayConfig) if f.name.endswith("timeout_seconds")}
     internal = {"connect_timeout_seconds"}
-    assert (bounded | waited) - internal == set(LIMITS)
+    assert (bounded | waited) - internal == {limit.field for limit in limits}
 
 
 def test_zero_is_no_limit_where_there_may_be_none() -> None:
-    taken = take_limits({name: 0 for name in LIMITS})
-    assert {name for name, value in taken.items() if value is None} == MAY_BE_NONE
-    assert RelayConfig("http://h", **take_limits({n: DEFAULTS[n] for n in LIMITS}))
+    limits = settings_of(RelayLimits)
+    may_be_none = {
+        "first_byte_timeout_seconds", "read_timeout_seconds", "write_timeout_seconds",
+    }  # fmt: skip
+    assert {limit.field for limit in limits if limit.value(0) is None} == may_be_none
+    written = {limit.variable: limit.value(limit.default) for limit in limits}
+    assert configured(RelayLimits, written) == RelayLimits()
 
 
 def test_open_files_are_allowed_as_far_as_they_may(

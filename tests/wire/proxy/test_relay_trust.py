@@ -17,7 +17,8 @@ from proxy.relay.routing.labels import (
     check_tenant_header,
     hashed_tenant,
 )
-from proxy.serve.upstream import MeteredUpstream, MeterOptions, UpstreamConfig
+from proxy.serve.config import MeterOptions, UpstreamConfig
+from proxy.serve.upstream import MeteredUpstream
 from proxy.wire.events import EngineObserved
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import end_to_end, frame_reply

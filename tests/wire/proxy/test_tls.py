@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from proxy.cli import cli
 from proxy.errors import ConfigError
 from proxy.relay.config import RelayConfig
-from proxy.security.tls import Identity, UpstreamTls, identity_of
-from proxy.serve.upstream import MeteredUpstream, MeterOptions, UpstreamConfig
+from proxy.security.tls import Identity, ServerTls, UpstreamTls
+from proxy.serve.config import MeterOptions, UpstreamConfig
+from proxy.serve.upstream import MeteredUpstream
 from tests.support.certificates import Authority, Leaf, authority
 from tests.support.children import PATIENCE_SECONDS, child
 from tests.support.paths import ROOT
@@ -139,11 +140,12 @@ def test_an_upstream_may_ask_for_our_certificate(
     loop: str, shows_one: bool, ours: Authority, leaf: Leaf
 ) -> None:
     mine = ours.leaf("proxy")
-    files = {"cert": str(mine.cert), "key": str(mine.key)} if shows_one else {}
+    files = {"upstream_cert": str(mine.cert), "upstream_key": str(mine.key)}
+    shown = files if shows_one else {}
 
     async def test() -> None:
         tls = leaf.server_context(asks_for=ours.cert)
-        async with relaying(streaming, tls=tls, **trusting(ours, **files)) as bench:
+        async with relaying(streaming, tls=tls, **trusting(ours, **shown)) as bench:
             reply = await asked(bench)
             assert reply.status == (200 if shows_one else 502)
             assert len(bench.upstream.requests) == shows_one
@@ -165,7 +167,7 @@ def test_health_is_asked_with_the_same_authority(
         async with ScriptedServer(healthy, tls=leaf.server_context()) as engine:
             upstream = MeteredUpstream(
                 UpstreamConfig(
-                    "vllm", engine.url, "vllm", ("none",), upstream_ca=str(ca.cert)
+                    "vllm", engine.url, "vllm", ("none",), tls=UpstreamTls(str(ca.cert))
                 ),
                 MeterOptions("phase", 0.02, 0.5),
             )
@@ -196,7 +198,7 @@ async def tls_client(bench: Bench, context: ssl.SSLContext) -> Peer:
 def test_clients_get_the_same_bytes_through_tls(
     loop: str, ours: Authority, leaf: Leaf
 ) -> None:
-    identity = identity_of(str(leaf.cert), str(leaf.key))
+    identity = ServerTls(str(leaf.cert), str(leaf.key)).identity()
 
     async def test() -> None:
         async with relaying(streaming, identity=identity) as bench:
@@ -215,7 +217,7 @@ def test_clients_get_the_same_bytes_through_tls(
 def test_an_event_passes_through_tls_before_the_next_one_is_there(
     loop: str, ours: Authority, leaf: Leaf
 ) -> None:
-    identity = identity_of(str(leaf.cert), str(leaf.key))
+    identity = ServerTls(str(leaf.cert), str(leaf.key)).identity()
     seen = asyncio.Event()
 
     async def one_by_one(peer: Peer) -> None:
@@ -242,7 +244,7 @@ def test_an_event_passes_through_tls_before_the_next_one_is_there(
 def test_a_client_that_leaves_tls_frees_its_engine(
     loop: str, ours: Authority, leaf: Leaf
 ) -> None:
-    identity = identity_of(str(leaf.cert), str(leaf.key))
+    identity = ServerTls(str(leaf.cert), str(leaf.key)).identity()
 
     async def endless(peer: Peer) -> None:
         await peer.request()
@@ -266,7 +268,7 @@ def test_a_client_that_leaves_tls_frees_its_engine(
 def test_what_is_no_good_tls_is_not_served(
     loop: str, case: str, ours: Authority, other: Authority, leaf: Leaf
 ) -> None:
-    identity = identity_of(str(leaf.cert), str(leaf.key))
+    identity = ServerTls(str(leaf.cert), str(leaf.key)).identity()
 
     async def test() -> None:
         async with relaying(streaming, identity=identity) as bench:
@@ -292,7 +294,7 @@ def test_what_is_no_good_tls_is_not_served(
 
 
 def test_both_directions_speak_tls_1_2_at_least(leaf: Leaf) -> None:
-    identity = identity_of(str(leaf.cert), str(leaf.key))
+    identity = ServerTls(str(leaf.cert), str(leaf.key)).identity()
     assert identity is not None
     for context in (identity.context, UpstreamTls().context()):
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2
@@ -341,13 +343,13 @@ def test_unusable_files_are_one_line(
     }  # fmt: skip
     cert, key = (paths.get(f, str(tmp_path / f) if f else None) for f in files)
     with pytest.raises(ConfigError, match=problem) as caught:
-        identity_of(cert, key)
+        ServerTls(cert, key).identity()
     assert "\n" not in str(caught.value)
 
 
 def test_files_for_a_plain_upstream_are_refused(ours: Authority) -> None:
     config = UpstreamConfig(
-        "vllm", "http://127.0.0.1:9", "vllm", ("none",), upstream_ca=str(ours.cert)
+        "vllm", "http://127.0.0.1:9", "vllm", ("none",), tls=UpstreamTls(str(ours.cert))
     )
     with pytest.raises(ConfigError, match="plain HTTP"):
         MeteredUpstream(config, MeterOptions("phase", 0.02, 0.5))
@@ -362,7 +364,7 @@ def test_a_new_certificate_is_taken_and_a_broken_one_is_not(
     cert, key = tmp_path / "cert", tmp_path / "key"
     shutil.copy(leaf.cert, cert)
     shutil.copy(leaf.key, key)
-    identity = identity_of(str(cert), str(key))
+    identity = ServerTls(str(cert), str(key)).identity()
     assert identity is not None
 
     def serial(identity: Identity) -> str:

@@ -1,0 +1,276 @@
+"""Configuration of `metering-proxy serve`: its fields are options and file keys."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from msgspec import Meta
+
+from proxy.engines import DIALECTS
+from proxy.power.sources import SOURCES, split_sources
+from proxy.process.options import Option, split_names
+from proxy.relay.config import RelayLimits, RelayOptions
+from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, without_user
+from proxy.security.tls import ServerTls, UpstreamTls
+from proxy.store.address import Retention, parse_retention, shown_url, sqlite_url
+from proxy.store.address import store_url as parse_store_url
+
+POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
+"""Of `proxy.meter.attribution.policies`, which is not loaded to show a help page."""
+
+
+def base_url(text: str) -> str:
+    """An http(s) URL without a slash at its end. Raises ValueError."""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(
+            f"{without_user(text)!r} is not a base URL, such as http://127.0.0.1:8000"
+        )
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"the URL of {parts.hostname} holds a user or password, which would show "
+            "in logs; give only host, port and path"
+        )
+    return text.rstrip("/")
+
+
+def _address(text: str) -> tuple[str, int]:
+    """`host:port`, `:port` or `port`; port 0 is any free one."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _engine_metrics(text: str) -> str:
+    return text if text in {"auto", "none"} else base_url(text)
+
+
+def _power(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Sources in order; commas separate them, and the option may be repeated."""
+    found = tuple(source for text in texts for source in split_sources(text))
+    if texts and not found:
+        raise ValueError("names no source; `none` meters no energy")
+    return found
+
+
+def _idle_watts(text: str) -> float | None:
+    """Watts, or None for `auto`: measured while nothing runs."""
+    if text == "auto":
+        return None
+    try:
+        watts = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither watts nor auto") from None
+    if watts < 0:
+        raise ValueError(f"{watts:g} is below 0")
+    return watts
+
+
+def _store(text: str) -> str | None:
+    """A database URL; by default a file in the user's state folder."""
+    if text == "none":
+        return None
+    if text == "default":
+        try:
+            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        except RuntimeError:  # a user without a home, as in some containers
+            raise ValueError("no home folder; name a database, or none") from None
+        folder = Path(state) / "servewatt"
+        with suppress(OSError):  # the store says what it cannot open, and goes on
+            folder.mkdir(parents=True, exist_ok=True)
+        return sqlite_url(folder / "records.sqlite")
+    parse_store_url(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """One upstream: where it is, its dialect, and the sensors that are its own."""
+
+    name: str
+    """Of the `[[upstream]]` table; alone it is called as its dialect."""
+    url: Annotated[
+        str,
+        Option(
+            "Base URL of the engine.",
+            "URL",
+            heading="Upstream",
+            name="upstream",
+            key="url",
+            parse=base_url,
+        ),
+    ]
+    engine: Annotated[
+        str, Option("Dialect of the upstream.", choices=sorted(DIALECTS))
+    ] = "vllm"
+    power: Annotated[
+        tuple[str, ...],
+        Option(
+            f"Sensors: {', '.join(SOURCES)}; `metering-proxy sources` shows which "
+            "this host has. One per boundary (gpu, host, node), the first is the "
+            "headline.",
+            "SOURCE[,SOURCE]",
+            heading="Energy",
+            parse=_power,
+            multiple=True,
+        ),
+    ] = ()
+    gpus: Annotated[
+        tuple[str, ...],
+        Option(
+            "The engine's GPUs: indices or UUIDs.",
+            "0,1",
+            parse=split_names,
+            default="",
+            default_is="all",
+        ),
+    ] = ()
+    models: tuple[str, ...] = ()
+    """Those it serves, by the `[[upstream]]` table; empty: as it lists them itself."""
+    engine_metrics: Annotated[
+        str,
+        Option(
+            "The engine's own gauges of running and waiting requests.",
+            "URL|auto|none",
+            parse=_engine_metrics,
+            default="auto",
+        ),
+    ] = "auto"
+    idle_watts: Annotated[
+        float | None,
+        Option(
+            "Loaded idle power; auto measures it while nothing runs.",
+            "W|auto",
+            parse=_idle_watts,
+            default="auto",
+        ),
+    ] = None
+    bare_idle_watts: Annotated[
+        float | None,
+        Meta(ge=0),
+        Option("Idle power with no weights loaded, shown beside loaded idle.", "W"),
+    ] = None
+    calibration: Annotated[
+        str | None, Option("Keep the fitted constants in this JSON file.", "PATH")
+    ] = None
+    tls: UpstreamTls = field(default_factory=UpstreamTls)
+
+
+@dataclass(frozen=True, slots=True)
+class MeterOptions:
+    """How every upstream is metered."""
+
+    policy: Annotated[
+        str,
+        Option(
+            "Headline attribution policy; all run side by side.",
+            heading="Energy",
+            choices=POLICY_NAMES,
+        ),
+    ] = "phase"
+    sample_interval_seconds: Annotated[
+        float,
+        Meta(ge=0.001, le=60),
+        Option("Seconds between two reads of a sensor.", "S"),
+    ] = 0.02
+    window_seconds: Annotated[
+        float,
+        Meta(ge=0.05, le=60),
+        Option("Reconcile the model with the counter over this long.", "S"),
+    ] = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One proxy: its upstreams, its ports, and everything that is set once."""
+
+    upstreams: tuple[UpstreamConfig, ...]
+    """At least one."""
+    metering: MeterOptions = field(default_factory=MeterOptions)
+    listen: Annotated[
+        tuple[str, int],
+        Option(
+            "Where clients connect.",
+            "HOST:PORT",
+            heading="Ports",
+            parse=_address,
+            default="127.0.0.1:8080",
+        ),
+    ] = ("127.0.0.1", 8080)
+    admin: Annotated[
+        tuple[str, int],
+        Option(
+            "Metrics, books and records.",
+            "HOST:PORT",
+            parse=_address,
+            default="127.0.0.1:9464",
+        ),
+    ] = ("127.0.0.1", 9464)
+    admin_token_file: Annotated[
+        str | None,
+        Option(
+            "Secret that the admin port asks for, needed beyond loopback; else from "
+            f"{ADMIN_TOKEN_VARIABLE}.",
+            "PATH",
+        ),
+    ] = None
+    """Its path; the token itself is never part of what may be shown."""
+    tls: ServerTls = field(default_factory=ServerTls)
+    relay: RelayOptions = field(default_factory=RelayOptions)
+    tenant_hash_key_file: Annotated[
+        str | None,
+        Option(
+            "Show any other tenant as a hash under this secret; then the header may "
+            "be a secret too, such as authorization.",
+            "PATH",
+            heading="Requests",
+        ),
+    ] = None
+    store: Annotated[
+        str | None,
+        Option(
+            "Database of finished requests: sqlite:///PATH, "
+            "postgresql://USER@HOST/NAME, or none.",
+            "URL|none",
+            heading="Records",
+            parse=_store,
+            default="default",
+            default_is="a SQLite file in ~/.local/state/servewatt",
+        ),
+    ] = None
+    """None: records are kept in memory only."""
+    retention: Annotated[
+        Retention,
+        Option(
+            "Keep records for 12h, 30d, 8w; at most so many; forever.",
+            "AGE,ROWS",
+            name="retain",
+            parse=parse_retention,
+            default="30d",
+        ),
+    ] = field(default_factory=Retention)
+    limits: RelayLimits = field(default_factory=RelayLimits)
+
+    def shown(self) -> dict[str, Any]:
+        """The whole of it for the admin API, without a password."""
+        shown = asdict(self)
+        for part in ("metering", "tls", "relay"):
+            shown |= shown.pop(part)
+        for upstream in shown["upstreams"]:
+            upstream |= upstream.pop("tls")
+            upstream["url"] = url_without_user(upstream["url"])
+        if self.store is not None:
+            shown["store"] = shown_url(parse_store_url(self.store))
+        return shown
+
+
+def url_without_user(url: str) -> str:
+    """An upstream's URL, as records name it in a store that proxies share."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
