@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from proxy.engines.dialect import Dialect
 from proxy.wire.facts import Update
 from proxy.wire.sse import SseDecoder
+from proxy.wire.token_count import TokenCount
 
 PIECES_PER_STEP = 16
 """About 0.1 ms of parsing between two looks at the sockets."""
@@ -44,7 +45,7 @@ class StreamReader:
 
     def __init__(self, dialect: Dialect, sequences: int = 1) -> None:
         self._dialect = dialect
-        self._sequences = sequences
+        self._count = TokenCount(sequences=sequences)
         # The whole reply is in memory already: nothing to bound.
         self._decoder = SseDecoder(max_event_bytes=sys.maxsize)
         self._stamps: list[float] = []
@@ -53,13 +54,6 @@ class StreamReader:
         self._first_visible_stamp: float | None = None
         self._finish_stamp: float | None = None
         self._is_ended = False
-        self._has_events = False
-        self._has_running_usage = False
-        self._are_exact = True
-        self._counted = 0
-        self._prompt_tokens: int | None = None
-        self._cached_tokens: int | None = None
-        self._output_tokens: int | None = None
         self._error: str | None = None
 
     def feed(self, stamp: float, data: bytes) -> None:
@@ -70,9 +64,8 @@ class StreamReader:
     def finish(self) -> Reply:
         """The reply, once nothing more will come."""
         stamps, weights = self._stamps, self._weights
-        total = self._output_tokens
-        if total is None and self._are_exact and weights:
-            total = sum(weights)
+        self._count.finish()
+        total = self._count.output_tokens
         if total and not weights and self._finish_stamp is not None:
             # All its tokens were hidden; they were there when it finished.
             stamps, weights = [self._finish_stamp], [1]
@@ -82,8 +75,8 @@ class StreamReader:
             chunk_stamps=[stamps[i] for i in bearing],
             chunk_tokens=[tokens[i] for i in bearing],
             first_visible_stamp=self._first_visible_stamp,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
+            prompt_tokens=self._count.prompt_tokens,
+            cached_tokens=self._count.cached_tokens,
             output_tokens=total,
             text="".join(self._text),
             error=self._error or self._why_incomplete(bool(bearing)),
@@ -94,15 +87,13 @@ class StreamReader:
             self._error = self._error or update.error
             return
         self._is_ended = self._is_ended or update.is_end
-        if update.usage is not None:
-            self._take_usage(update)
         if update.finish_reason is not None:
             self._finish_stamp = stamp
         if update.is_visible and self._first_visible_stamp is None:
             self._first_visible_stamp = stamp
         if update.text:
             self._text.append(update.text)
-        tokens = self._tokens_of(update)
+        tokens = self._count.count(update)
         if not tokens:
             return
         if self._stamps and self._stamps[-1] == stamp:
@@ -110,34 +101,6 @@ class StreamReader:
         else:
             self._stamps.append(stamp)
             self._weights.append(tokens)
-
-    def _take_usage(self, update: Update) -> None:
-        usage = update.usage
-        assert usage is not None
-        if usage.prompt_tokens is not None:
-            self._prompt_tokens = usage.prompt_tokens
-        if usage.cached_tokens is not None:
-            self._cached_tokens = usage.cached_tokens
-        if usage.output_tokens is not None:
-            self._output_tokens = usage.output_tokens
-
-    def _tokens_of(self, update: Update) -> int:
-        """Tokens of one event: counted by the engine, else one per event with any."""
-        if update.is_usage_only or (update.is_end and not update.carries_token):
-            return 0
-        counted = update.usage.output_tokens if update.usage is not None else None
-        if not self._has_events:
-            self._has_events = True
-            # Usage on the first event means usage on all. With several choices
-            # vLLM counts each by itself there, so the sum is known at the end.
-            self._has_running_usage = counted is not None and self._sequences == 1
-        if update.tokens is not None:
-            return update.tokens
-        if self._has_running_usage and counted is not None:
-            before, self._counted = self._counted, max(self._counted, counted)
-            return self._counted - before
-        self._are_exact = False
-        return int(update.carries_token)
 
     def _why_incomplete(self, has_tokens: bool) -> str | None:
         is_whole = self._is_ended or (

@@ -1,8 +1,7 @@
 """One request as the wire tells it: stamps, token counts, facts.
 
-Counting rule: a count the event itself carries wins; else cumulative usage
-where it comes with every event; else one token per token-bearing event, and
-`token_scale` corrects the count once the final usage is known.
+Tokens are counted by the rule of `proxy.wire.token_count`; `token_scale` corrects
+the count of the events once the engine's own is known.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from proxy.wire.facts import RequestFacts, Update, Usage
+from proxy.wire.facts import PhaseSeconds, RequestFacts, Update
+from proxy.wire.token_count import TokenCount
 
 
 class TokenLog:
@@ -48,7 +48,7 @@ UNUSUAL_GAPS = 3.0
 token, though others go on meanwhile (several engines behind one address)."""
 
 
-class RequestTimeline:
+class RequestTimeline(TokenCount):
     """Mutable record of one request in flight; instants in monotonic seconds.
 
     `waited_until_seconds` is when the engine's gauges last showed it in the queue;
@@ -60,29 +60,26 @@ class RequestTimeline:
     """
 
     __slots__ = (
-        "arrived_seconds", "cached_tokens", "closed_seconds", "counted_tokens",
+        "arrived_seconds", "closed_seconds",
         "decode_seconds", "estimated_prompt_tokens", "first_token_seconds",
-        "has_late_facts", "has_running_usage", "inference_seconds", "is_refused",
-        "is_scheduled_exact", "is_streamed", "last_token_seconds", "may_be_orphan",
-        "output_tokens", "pauses", "prefill_rows", "prefill_seconds", "prompt_tokens",
-        "ran_on_seconds", "scheduled_seconds", "sequences", "serial", "stalls",
-        "told_sequences", "waited_until_seconds",
+        "has_late_facts", "inference_seconds", "is_refused",
+        "is_scheduled_exact", "last_token_seconds", "may_be_orphan",
+        "pauses", "prefill_rows", "prefill_seconds",
+        "ran_on_seconds", "scheduled_seconds", "serial", "stalls",
+        "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, serial: int, at_seconds: float, facts: RequestFacts) -> None:
+        super().__init__(
+            sequences=facts.sequences,
+            is_streamed=facts.is_stream,
+            has_running_usage=facts.has_running_usage,
+        )
         self.serial = serial
         self.arrived_seconds = at_seconds
-        self.sequences = max(facts.sequences, 1)
-        self.is_streamed = facts.is_stream
-        self.has_running_usage = facts.has_running_usage and self.sequences == 1
-        self.counted_tokens = 0.0
-        self.prompt_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.output_tokens: int | None = None
         self.prefill_seconds: float | None = None
         self.decode_seconds: float | None = None
         self.inference_seconds: float | None = None
-        self.told_sequences = 0
         self.has_late_facts = False
         self.is_refused = False
         self.scheduled_seconds: float | None = None
@@ -102,18 +99,16 @@ class RequestTimeline:
         self, at_seconds: float, updates: Sequence[Update], log: TokenLog
     ) -> None:
         """Count the tokens of one read; a read without tokens leaves no stamp."""
-        tokens = 0.0
+        before, cached_tokens = self.counted_tokens, self.cached_tokens
         for update in updates:
-            if update.usage is not None or update.phases is not None:
-                tokens += self._read_facts(update, tokens)
-            elif update.tokens is not None:
-                tokens += update.tokens
-            elif update.carries_token:
-                tokens += 1.0
-        if tokens > 0.0 and self.is_streamed:
-            before = self.counted_tokens
+            if update.phases is not None:
+                self._read_phases(update.phases)
+            self.count(update)
+        if before and self.cached_tokens != cached_tokens:
+            self.has_late_facts = True
+        tokens = self.counted_tokens - before
+        if tokens > 0:
             log.add(at_seconds, self.serial, tokens, before)
-            self.counted_tokens = before + tokens
             last = self.last_token_seconds
             if last is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds
@@ -132,66 +127,20 @@ class RequestTimeline:
         if gap_seconds * (had - 1.0) >= UNUSUAL_GAPS * spent_seconds:
             self.pauses.append((last_seconds, at_seconds, had))
 
-    def _read_facts(self, update: Update, pending: float) -> float:
-        """Take usage and phase times; the tokens this event adds to its read."""
-        usage, phases = update.usage, update.phases
-        if phases is not None:
-            self.has_late_facts = self.is_streamed
-            if phases.prefill_seconds is not None:
-                self.prefill_seconds = phases.prefill_seconds
-            if phases.decode_seconds is not None:
-                self.decode_seconds = phases.decode_seconds
-            if phases.inference_seconds is not None:
-                self.inference_seconds = phases.inference_seconds
-        cumulative: int | None = None
-        if usage is not None and update.has_own_usage:
-            self._add_usage(usage)
-        elif usage is not None:
-            if usage.prompt_tokens is not None:
-                self.prompt_tokens = usage.prompt_tokens
-            if usage.cached_tokens is not None:
-                if usage.cached_tokens != self.cached_tokens and self.counted_tokens:
-                    self.has_late_facts = True
-                self.cached_tokens = usage.cached_tokens
-            cumulative = self._read_output(update, usage.output_tokens)
-        if update.tokens is not None:
-            return float(update.tokens)
-        if not update.carries_token:
-            return 0.0
-        if self.has_running_usage and cumulative is not None:
-            return max(cumulative - self.counted_tokens - pending, 0.0)
-        return 1.0
-
-    def _add_usage(self, usage: Usage) -> None:
-        """One of several sequences has ended, and told of itself alone."""
-        self.told_sequences += 1
-        if usage.prompt_tokens is not None:
-            self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
-        if usage.output_tokens is not None:
-            self.output_tokens = (self.output_tokens or 0) + usage.output_tokens
-
-    def _read_output(self, update: Update, output_tokens: int | None) -> int | None:
-        """The cumulative output count, where this event's usage is one.
-
-        With several sequences, usage on a token event counts that sequence
-        alone (vLLM), so only the final event, which sums them, is believed.
-        """
-        if output_tokens is None:
-            return None
-        is_token_event = update.carries_token and self.is_streamed
-        if self.sequences > 1 and is_token_event:
-            return None
-        if is_token_event and update.finish_reason is None:
-            self.has_running_usage = True  # the server was told to force it
-        self.output_tokens = output_tokens
-        return output_tokens
+    def _read_phases(self, phases: PhaseSeconds) -> None:
+        self.has_late_facts = self.is_streamed
+        if phases.prefill_seconds is not None:
+            self.prefill_seconds = phases.prefill_seconds
+        if phases.decode_seconds is not None:
+            self.decode_seconds = phases.decode_seconds
+        if phases.inference_seconds is not None:
+            self.inference_seconds = phases.inference_seconds
 
     def close(self, at_seconds: float, *, is_refused: bool = False) -> None:
         """No more bytes will come; a refused request was never computed."""
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
-        if 0 < self.told_sequences < self.sequences:  # the others never will
-            self.prompt_tokens = self.output_tokens = None
+        self.finish()
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
         """Put the tokens of a reply that came in one piece at these instants."""

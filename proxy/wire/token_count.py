@@ -1,0 +1,109 @@
+"""How many tokens an event or a reply carries: one rule for ledger and load. Pure.
+
+Events are not tokens: one may carry several, or none (the role, the finish, the
+usage). A count that the event itself has wins (TGI sends one event per token, vLLM
+`token_ids`); else the growth of the engine's cumulative usage where that comes with
+every event; else one for an event that carries any. The count of a whole reply is the
+engine's own, which the events are later scaled to; where it tells none, it is the sum
+of the events, if each of them was counted and not guessed.
+
+Usage is of the request, with two exceptions. With several sequences vLLM's usage on a
+token event is of that sequence alone, so only the event at the end, which sums them,
+is believed. TGI's completions tell of each prompt by itself at its end, so theirs are
+added up, and known once all have told.
+"""
+
+from __future__ import annotations
+
+from proxy.wire.facts import Update, Usage
+
+
+class TokenCount:
+    """Tokens of one request so far; `count` every update of its reply, in order."""
+
+    __slots__ = (
+        "are_counts_exact",
+        "cached_tokens",
+        "counted_tokens",
+        "has_running_usage",
+        "is_streamed",
+        "output_tokens",
+        "prompt_tokens",
+        "sequences",
+        "told_sequences",
+    )
+
+    def __init__(
+        self,
+        *,
+        sequences: int = 1,
+        is_streamed: bool = True,
+        has_running_usage: bool = False,
+    ) -> None:
+        self.sequences = max(sequences, 1)
+        self.is_streamed = is_streamed
+        self.has_running_usage = has_running_usage and self.sequences == 1
+        """Usage comes with every event, and is cumulative over the request."""
+        self.counted_tokens: float = 0
+        """Tokens of all events so far; 0 of a reply that is not a stream."""
+        self.are_counts_exact = True
+        """No event had to be taken for one token."""
+        self.prompt_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.output_tokens: int | None = None
+        """As the engine told; after `finish` also as it told event by event."""
+        self.told_sequences = 0
+        """Sequences that have told of themselves alone."""
+
+    def count(self, update: Update) -> int:
+        """The tokens that one event carries; its usage is noted."""
+        usage, tokens = update.usage, update.tokens
+        cumulative = None if usage is None else self._read_usage(update, usage)
+        if not self.is_streamed:
+            return 0
+        if tokens is None:
+            if update.carries_token:
+                tokens = 1
+            elif update.is_usage_only or update.is_end or update.error is not None:
+                return 0
+            else:
+                tokens = 0
+            if cumulative is not None and self.has_running_usage:
+                tokens = max(int(cumulative - self.counted_tokens), 0)
+            else:
+                self.are_counts_exact = False
+        self.counted_tokens += tokens
+        return tokens
+
+    def finish(self) -> None:
+        """No more will come: what the engine has not told by now it never will."""
+        if 0 < self.told_sequences < self.sequences:
+            self.prompt_tokens = self.output_tokens = None
+        elif (
+            self.output_tokens is None and self.are_counts_exact and self.counted_tokens
+        ):
+            self.output_tokens = int(self.counted_tokens)
+
+    def _read_usage(self, update: Update, usage: Usage) -> int | None:
+        """Note usage; the cumulative output count, where this event has one."""
+        if update.has_own_usage:
+            self.told_sequences += 1
+            if usage.prompt_tokens is not None:
+                self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
+            if usage.output_tokens is not None:
+                self.output_tokens = (self.output_tokens or 0) + usage.output_tokens
+            return None
+        if usage.prompt_tokens is not None:
+            self.prompt_tokens = usage.prompt_tokens
+        if usage.cached_tokens is not None:
+            self.cached_tokens = usage.cached_tokens
+        output_tokens = usage.output_tokens
+        if output_tokens is None:
+            return None
+        if self.is_streamed and not (update.is_usage_only or update.is_end):
+            if self.sequences > 1 and update.carries_token:
+                return None
+            if update.finish_reason is None:
+                self.has_running_usage = self.sequences == 1
+        self.output_tokens = output_tokens
+        return output_tokens

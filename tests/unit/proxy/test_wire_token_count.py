@@ -1,0 +1,148 @@
+"""One rule of counting tokens: what the ledger counts is what the load counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.client.replies import StreamReader
+from proxy.engines import DIALECTS
+from proxy.engines.dialect import Dialect
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.wire.facts import RequestFacts, Update, Usage
+from proxy.wire.sse import SseDecoder
+from proxy.wire.token_count import TokenCount
+from tests.support.captures import STREAMS, stream_body
+from tests.support.tgi_shapes import FAILED_STREAMS, TWO_PROMPTS, Stream
+from tests.support.tgi_shapes import STREAMS as TGI_STREAMS
+
+COUNTS = st.none() | st.integers(0, 12)
+UPDATES = st.builds(
+    Update,
+    carries_token=st.booleans(),
+    tokens=COUNTS,
+    usage=st.none() | st.builds(Usage, COUNTS, COUNTS, COUNTS),
+    finish_reason=st.none() | st.just("length"),
+    is_usage_only=st.booleans(),
+    is_end=st.booleans(),
+    has_own_usage=st.booleans(),
+)
+
+
+class Played:
+    """A dialect whose events are the numbers of updates made before."""
+
+    name = "played"
+    requires_end = False
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        self._updates = updates
+
+    def read_request(self, method: str, path: str, body: bytes) -> RequestFacts | None:
+        raise NotImplementedError
+
+    def with_usage(self, body: bytes) -> bytes:
+        raise NotImplementedError
+
+    def read_event(self, data: bytes) -> Update:
+        return self._updates[int(data)]
+
+    def read_reply(self, status: int, headers: object, body: bytes) -> Update:
+        raise NotImplementedError
+
+
+def both(
+    dialect: Dialect, reads: Sequence[bytes], sequences: int
+) -> tuple[RequestTimeline, TokenLog, StreamReader]:
+    """The same reads, one a second, to the ledger's side and to the load's."""
+    facts = RequestFacts("chat", is_stream=True, sequences=sequences)
+    timeline, log = RequestTimeline(0, 0.0, facts), TokenLog()
+    reader, decoder = StreamReader(dialect, sequences), SseDecoder()
+    for number, data in enumerate(reads):
+        updates = [dialect.read_event(event) for event in decoder.feed(data)]
+        timeline.receive(float(number), updates, log)
+        reader.feed(float(number), data)
+    return timeline, log, reader
+
+
+def agree(dialect: Dialect, reads: Sequence[bytes], sequences: int = 1) -> None:
+    timeline, log, reader = both(dialect, reads, sequences)
+    assert list(log.seconds) == reader._stamps
+    assert list(log.tokens) == reader._weights
+    timeline.close(float(len(reads)))
+    reply = reader.finish()
+    assert timeline.output_tokens == reply.output_tokens
+    assert timeline.prompt_tokens == reply.prompt_tokens
+    assert timeline.cached_tokens == reply.cached_tokens
+
+
+@given(updates=st.lists(UPDATES, max_size=12), sequences=st.integers(1, 3))
+def test_ledger_and_load_count_any_events_alike(
+    updates: list[Update], sequences: int
+) -> None:
+    reads = [b"data: %d\n\n" % number for number in range(len(updates))]
+    agree(Played(updates), reads, sequences)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", [path.stem for path in STREAMS])
+@given(size=st.integers(20, 2000), sequences=st.integers(1, 2))
+def test_ledger_and_load_count_every_capture_alike(
+    name: str, dialect: str, size: int, sequences: int
+) -> None:
+    body = stream_body(name)
+    reads = [body[at : at + size] for at in range(0, len(body), size)]
+    agree(DIALECTS[dialect], reads, sequences)
+
+
+TGI_SHAPES = {**TGI_STREAMS, **FAILED_STREAMS, "two prompts": TWO_PROMPTS}
+
+
+@pytest.mark.parametrize("shape", TGI_SHAPES.values(), ids=TGI_SHAPES)
+@given(size=st.integers(20, 500), sequences=st.integers(1, 2))
+def test_ledger_and_load_count_every_stream_of_tgi_alike(
+    shape: Stream, size: int, sequences: int
+) -> None:
+    body = shape.body
+    reads = [body[at : at + size] for at in range(0, len(body), size)]
+    agree(DIALECTS["tgi"], reads, sequences)
+
+
+def counted(*updates: Update, sequences: int = 1) -> tuple[list[int], int | None]:
+    count = TokenCount(sequences=sequences)
+    tokens = [count.count(update) for update in updates]
+    count.finish()
+    return tokens, count.output_tokens
+
+
+def test_usage_of_each_prompt_alone_is_added_up() -> None:
+    def ended(output_tokens: int) -> Update:
+        usage = Usage(10, output_tokens)
+        return Update(
+            True, tokens=1, usage=usage, finish_reason="stop", has_own_usage=True
+        )
+
+    token = Update(carries_token=True, tokens=1)
+    assert counted(token, ended(2), ended(1), sequences=2) == ([1, 1, 1], 3)
+    assert counted(token, ended(2), sequences=2) == ([1, 1], None)  # one told nothing
+
+
+def test_usage_of_one_of_several_sequences_is_not_the_requests() -> None:
+    running = [Update(True, usage=Usage(10, count)) for count in (1, 1, 2)]
+    assert counted(*running, sequences=2) == ([1, 1, 1], None)  # cut before the sum
+    total = Update(usage=Usage(10, 4), is_usage_only=True)
+    assert counted(*running, total, sequences=2) == ([1, 1, 1, 0], 4)
+
+
+def test_running_usage_counts_a_token_that_shows_nothing() -> None:
+    events = [Update(usage=Usage(10, 0)), Update(True, usage=Usage(10, 1)),
+              Update(usage=Usage(10, 3)), Update(True, usage=Usage(10, 4))]  # fmt: skip
+    assert counted(*events) == ([0, 1, 2, 1], 4)
+
+
+def test_events_that_count_themselves_need_no_usage() -> None:
+    assert counted(Update(True, tokens=2), Update(True, tokens=1)) == ([2, 1], 3)
+    assert counted(Update(True, tokens=2), Update(True)) == ([2, 1], None)
