@@ -17,6 +17,7 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import UsageError
+from proxy.wire.redaction import is_secret, without_secrets
 
 Body = dict[str, Any]
 Messages = list[dict[str, Any]]
@@ -25,7 +26,6 @@ _encode_json = msgspec.json.Encoder().encode
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_VALUES = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
 _VISIBLE_ASCII = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "%")
-_SECRET_HEADERS = ("authorization", "api-key", "token", "cookie", "secret")
 _OURS = ("host", "content-length", "transfer-encoding", "connection")
 
 
@@ -99,7 +99,7 @@ class Target:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not appear in anything recorded."""
+        """Texts that must not appear in anything recorded."""
         hidden = [
             value.split()[-1]
             for name, value in self.headers.items()
@@ -111,14 +111,12 @@ class Target:
 
     def redact(self, text: str) -> str:
         """`text` without the secrets: servers like to echo a refused key."""
-        for secret in self.secrets:
-            text = text.replace(secret, "[redacted]")
-        return re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+", r"\1 [redacted]", text)
+        return without_secrets(text, self.secrets)
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """What is given with --header may be one whatever its name, unless it is short."""
-    least = 1 if any(word in name.lower() for word in _SECRET_HEADERS) else 6
+    """Whether a --header is one: by its name, else by its length, whatever its name."""
+    least = 1 if is_secret(name) else 6
     return len(value.strip()) >= least
 
 

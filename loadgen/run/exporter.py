@@ -25,7 +25,7 @@ from loadgen.errors import UsageError
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
-from loadgen.traces.trace import KINDS
+from proxy.wire.facts import KINDS
 
 PREFIX = "servewatt_loadgen_"
 LOCAL = "127.0.0.1"

@@ -10,15 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = (
-    "conversation",
-    "code",
-    "reasoning",
-    "summarization",
-    "embedding",
-    "other",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:

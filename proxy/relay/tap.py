@@ -14,10 +14,10 @@ from proxy.engines.dialect import Dialect
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.relay.counters import RelayCounters
-from proxy.security.redaction import redacted
 from proxy.wire.events import Event, RequestClosed, TokensReceived
 from proxy.wire.facts import Update
 from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.wire.redaction import redacted
 from proxy.wire.sse import SseDecoder
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024

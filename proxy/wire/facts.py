@@ -68,6 +68,12 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     """`usage` is of one sequence of the request; the request's is their sum."""
 
 
+KINDS = (
+    "conversation", "code", "reasoning", "summarization", "embedding", "other",
+)  # fmt: skip
+"""Kinds of requests, as traces name them and `x-servewatt-kind` does."""
+
+
 class Labels(msgspec.Struct, frozen=True, gc=False):
     """Bounded labels of a request, for books by class and for metrics."""
 

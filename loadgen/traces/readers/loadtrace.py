@@ -13,7 +13,8 @@ from typing import Any
 
 from loadgen.traces.readers.line import Line, in_order, json_lines, warn_once
 from loadgen.traces.readers.mooncake import block_ids
-from loadgen.traces.trace import KINDS, Session, TraceInfo, Turn
+from loadgen.traces.trace import Session, TraceInfo, Turn
+from proxy.wire.facts import KINDS
 
 VERSION = "loadtrace/1"
 HISTORIES = ("total", "append")

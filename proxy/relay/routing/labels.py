@@ -6,13 +6,10 @@ import hashlib
 import hmac
 
 from proxy.errors import ConfigError
-from proxy.security.redaction import is_secret
-from proxy.wire.facts import Labels, RequestFacts
+from proxy.wire.facts import KINDS, Labels, RequestFacts
 from proxy.wire.headers import Headers, value_of
+from proxy.wire.redaction import is_secret
 
-KINDS = frozenset(
-    ["conversation", "code", "reasoning", "summarization", "embedding", "other"]
-)
 MAX_MODELS = 32
 MAX_MODEL_CHARACTERS = 100
 MAX_HASHED_TENANTS = 50

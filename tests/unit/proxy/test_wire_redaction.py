@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.security.redaction import is_secret, redacted
 from proxy.security.secrets import without_user
 from proxy.wire.headers import Headers
+from proxy.wire.redaction import is_secret, redacted
 
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=4)
 

@@ -6,6 +6,7 @@ Engines like to echo a refused key in their error, which is kept in the record.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from proxy.wire.headers import Headers
 
@@ -28,7 +29,12 @@ def is_secret(name: str) -> bool:
 
 def redacted(text: str, headers: Headers) -> str:
     """The text without anything that a secret header of this request said."""
-    for secret in sorted(_secrets(headers), key=len, reverse=True):
+    return without_secrets(text, _secrets(headers))
+
+
+def without_secrets(text: str, secrets: Iterable[str]) -> str:
+    """The text without these, and without whatever it calls a bearer's or a basic."""
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     return _BEARER.sub(rf"\1 {REDACTED}", text)
 
