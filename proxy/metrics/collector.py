@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import (
 from prometheus_client.registry import Collector
 
 from proxy.meter.ledger.accounts import RequestRecord
-from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.histograms import HISTOGRAMS, ClassBound
 from proxy.metrics.samples import Snapshot
 from proxy.metrics.table import METRICS
 
@@ -30,6 +30,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._snapshot: Snapshot | None = None
+        self._classes = ClassBound()
         self._histograms = {
             name: Histogram(
                 name, spec.help, CLASS_LABELS,
@@ -44,9 +45,8 @@ class Metrics(Collector):
     def observe(self, records: Iterable[RequestRecord]) -> None:
         """Count settled requests; each leaves its id as an exemplar."""
         for record in records:
-            labels = (
-                record.engine, record.model, record.kind, record.tenant, record.outcome,
-            )  # fmt: skip
+            own = (record.engine, record.model, record.kind, record.tenant)
+            labels = (*self._classes.bounded(own), record.outcome)
             exemplar = {"request_id": record.request_id[:100]}
             for name, spec in HISTOGRAMS.items():
                 value = spec.value(record)

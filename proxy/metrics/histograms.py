@@ -1,4 +1,9 @@
-"""Histograms over settled requests: figures and buckets."""
+"""Histograms over settled requests: figures, buckets, and the bound on their labels.
+
+A class is one combination of labels, and costs some eighty lines on the page: clients
+may multiply them, so there are `MAX_CLASSES` in all. Beyond, a request is observed
+under a coarser class (tenant `other`, then kind `other` too), never left out.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,40 @@ SECOND_BUCKETS = (
 )  # fmt: skip
 
 
+MAX_CLASSES = 64
+"""Distinct (engine, model, kind, tenant); with five outcomes, 25,000 lines at worst."""
+RESERVED = 32
+"""Of them, for classes with nothing but engine and model, which the operator chose."""
+
+Class = tuple[str, str, str, str]
+"""Engine, model, kind, tenant."""
+
+
+class ClassBound:
+    """Lets the first classes through and makes later ones coarser."""
+
+    def __init__(self, most: int = MAX_CLASSES, reserved: int = RESERVED) -> None:
+        self._fine_most = most - reserved
+        self._coarse_most = reserved
+        self._fine: set[Class] = set()
+        self._coarse: set[Class] = set()
+
+    def bounded(self, labels: Class) -> Class:
+        """The class itself if there is room for it, else the finest one there is."""
+        engine, model, kind, _ = labels
+        coarse = (engine, model, "other", "other")
+        for candidate in (labels, (engine, model, kind, "other")):
+            if candidate in self._fine:
+                return candidate
+            if candidate != coarse and len(self._fine) < self._fine_most:
+                self._fine.add(candidate)
+                return candidate
+        if coarse not in self._coarse and len(self._coarse) >= self._coarse_most:
+            return ("other", "other", "other", "other")
+        self._coarse.add(coarse)
+        return coarse
+
+
 @dataclass(frozen=True, slots=True)
 class HistogramSpec:
     """One histogram: observed once for every settled request that has the figure."""
@@ -29,6 +68,12 @@ class HistogramSpec:
     help: str
     buckets: tuple[float, ...]
     value: Callable[[RequestRecord], float | None]
+
+
+def _energy_joules(record: RequestRecord) -> float | None:
+    """None where nothing was computed: a refused request is no cheap request."""
+    joules = record.energy.energy_joules
+    return None if joules == 0 and not record.output_tokens else joules
 
 
 def _ttft_seconds(record: RequestRecord) -> float | None:
@@ -45,9 +90,9 @@ def _joules_per_output_token(record: RequestRecord) -> float | None:
 
 HISTOGRAMS: dict[str, HistogramSpec] = {
     "servewatt_request_energy_joules": HistogramSpec(
-        "Energy of one request, its share of idle included.",
+        "Energy of one request that consumed any, its share of idle included.",
         JOULE_BUCKETS,
-        lambda r: r.energy.energy_joules,
+        _energy_joules,
     ),
     "servewatt_output_token_energy_joules": HistogramSpec(
         "Energy of one request over its output tokens.",

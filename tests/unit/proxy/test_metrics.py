@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.meter.attribution.fit import FitRules
 from proxy.meter.config import MeterConfig
 from proxy.metrics.collector import Metrics
-from proxy.metrics.histograms import HISTOGRAMS
+from proxy.metrics.histograms import HISTOGRAMS, MAX_CLASSES, ClassBound
 from proxy.metrics.recent import render_recent
 from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
 from proxy.metrics.table import METRICS
@@ -227,3 +231,50 @@ def test_engines_are_told_apart_and_none_is_the_others() -> None:
         f"{histogram}{{engine=one,kind={kind},model=m,outcome=ok,tenant=none}}"
         for kind in ("code", "conversation")
     }
+
+
+@given(
+    classes=st.lists(
+        st.tuples(*[st.integers(0, 400).map(str)] * 4), min_size=1, max_size=300
+    )
+)
+def test_no_clients_labels_make_more_classes_than_there_is_room_for(
+    classes: list[tuple[str, str, str, str]],
+) -> None:
+    bound = ClassBound()
+    seen = {bound.bounded(labels) for labels in classes}
+    assert len(seen) <= MAX_CLASSES + 1
+    assert [bound.bounded(labels) for labels in classes] == [
+        bound.bounded(labels) for labels in classes
+    ]
+
+
+def test_a_flood_of_tenants_leaves_the_served_models_apart() -> None:
+    bound = ClassBound()
+    for number in range(2000):
+        bound.bounded(("vllm", "llama", "code", f"tenant-{number}"))
+    assert bound.bounded(("vllm", "llama", "chat", "mine")) == (
+        "vllm", "llama", "other", "other",
+    )  # fmt: skip
+    assert bound.bounded(("vllm", "qwen", "chat", "mine"))[1] == "qwen"
+
+
+def test_a_request_that_consumed_nothing_has_no_energy_to_observe() -> None:
+    _, records = metered()
+    refused = replace(
+        records[0],
+        status=404,
+        outcome="error",
+        output_tokens=None,
+        energy=replace(records[0].energy, energy_joules=0.0),
+    )
+    found = Metrics()
+    found.observe([refused])
+    counts = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(found.render(False).decode())
+        for sample in family.samples
+        if sample.name.endswith("_count")
+    }
+    assert "servewatt_request_energy_joules_count" not in counts
+    assert counts["servewatt_request_duration_seconds_count"] == 1
