@@ -265,6 +265,7 @@ class Exchange:
         """The reply's head, kept for the first bytes."""
         self._enter(State.REPLYING)
         self._request_bytes = b""  # never needed again
+        self._set_deadline(self._core.config.read_timeout_seconds)
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
