@@ -1,4 +1,4 @@
-"""What a kind of server can be asked for: refused before the run, or told.
+"""Abilities of each backend: options it has none for are refused before the run.
 
 Pure: a run that asks for what every request would be refused for, or would not
 get, ends before it begins.
@@ -11,7 +11,7 @@ from loadgen.errors import UsageError
 
 
 def length_rule(backend: str, options: RequestOptions) -> str:
-    """What an output length is to the server: `forced`, or a `cap` on what it likes.
+    """The meaning of an output length to the server: `forced`, or a `cap`.
 
     Raises UsageError when forcing was demanded of a backend that has no word for it.
     """

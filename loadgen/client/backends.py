@@ -1,4 +1,4 @@
-"""How a request is written for each kind of server: path, headers, JSON body.
+"""Requests as each kind of server takes them: path, headers, JSON body.
 
 Pure: `BACKENDS` maps `--backend` names to how their bodies are built. All ask
 for a stream and for the engine's own token counts; vLLM and `transformers serve`
@@ -31,7 +31,7 @@ _OURS = ("host", "content-length", "transfer-encoding", "connection")
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What every request of a run asks for, beside what its turn says."""
+    """Options of every request of a run, beside those of its turn."""
 
     output_tokens: int | None = None
     """Overrides the plan's output lengths; None keeps them."""

@@ -3,7 +3,7 @@
 A failing server is data in the response, never an exception. There are no
 cookies, redirects, proxies from the environment or compressed bodies: nothing
 may stand between the server and the stamps. Built on the event loop and
-httptools, since aiohttp costs more per token than the rest of the house
+httptools, since aiohttp costs more per token than the rest of the client
 (benchmarks/client_honesty.py measures it).
 """
 
@@ -30,7 +30,7 @@ IDLE_SECONDS = 4.0
 
 
 class Client(Protocol):
-    """What the replay needs to send requests; a fake one needs no socket."""
+    """A sender of requests, as the replay needs it; a fake one needs no socket."""
 
     async def reserve(self) -> None:
         """Have a connection ready for a request that is soon to be sent."""
@@ -43,7 +43,7 @@ class Client(Protocol):
 
     @property
     def counts(self) -> ConnectionCounts:
-        """How many connections it took."""
+        """Connections used so far."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class ConnectionCounts:
 
     opened: int = 0
     open: int = 0
-    """Of them, those not closed yet."""
+    """Those not closed yet."""
     failed: int = 0
     """Attempts to connect that failed."""
     reused: int = 0
@@ -69,8 +69,7 @@ class HttpClient:
         progress: Progress | None = None,
     ) -> None:
         parts = urlsplit(target.url)
-        assert parts.hostname is not None, "Target checks its url"
-        self._host = parts.hostname
+        self._host = parts.hostname or ""  # Target checks that there is one
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address: tuple[str, int] | None = None
@@ -84,7 +83,7 @@ class HttpClient:
 
     @property
     def counts(self) -> ConnectionCounts:
-        """How many connections it took."""
+        """Connections used so far."""
         return self._counts
 
     async def reserve(self) -> None:
@@ -119,7 +118,7 @@ class HttpClient:
         try:
             await connection.perform(request, response)
         except asyncio.CancelledError:
-            connection.close()  # the server must stop working for nobody
+            connection.close()  # the server must stop generating
             raise
         if connection.is_open:
             self._idle.append(connection)

@@ -21,7 +21,7 @@ _KEPT_ERROR_BYTES = 64 * 1024  # of a body that is no stream; its message is sho
 
 @dataclass(slots=True)
 class Response:
-    """What came back for one request so far, stamps on the monotonic clock.
+    """The reply to one request as far as it came, stamps on the monotonic clock.
 
     Filled in place, so that a request cut off by a timeout or by Ctrl-C still
     has all that came before.
@@ -40,7 +40,7 @@ class Response:
     finished_at: float | None = None
     """End of the body, or of the connection."""
     failure: str | None = None
-    """Why there is no whole reply, for a person; None if there is one."""
+    """Reason, as text, why the reply is not complete; None if it is."""
 
 
 class Connection(asyncio.Protocol):
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         """Stamp the read, take off the HTTP framing, keep what is left."""
         stamp = self._now()
         response, reply = self._response, self._reply
-        if response is None:  # nobody asked: an unannounced 408, or worse
+        if response is None:  # no request in progress: an unannounced 408, or worse
             self.close()
             return
         failure = reply.feed(data)

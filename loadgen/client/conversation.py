@@ -1,4 +1,4 @@
-"""What a turn says: its messages, with the history it carries.
+"""The messages of a turn, with the history it carries.
 
 Pure. A turn with `history` "append" sends the earlier turns and the replies
 they really got before its own text; one with "total" brings its whole prompt.
@@ -15,7 +15,7 @@ from loadgen.plan.prompts import DEFAULT_BLOCK_TOKENS, prompt_text
 def messages_of(
     turn: PlannedTurn, history: Messages, *, seed: int, options: RequestOptions
 ) -> Messages:
-    """The whole chat that `turn` sends; `history` is what was said before it.
+    """The chat that `turn` sends; `history` is the conversation before it.
 
     Raises PlanError for a turn with neither text nor length.
     """

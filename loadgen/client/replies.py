@@ -1,4 +1,4 @@
-"""What a reply says, read after its last byte: tokens with their stamps.
+"""A reply read after its last byte: tokens with their stamps.
 
 Pure: the reads of a `Response` go in, a `Reply` comes out. Events are not
 tokens: one read may carry several events, one event several tokens, and an
@@ -30,11 +30,11 @@ class Reply:
     chunk_tokens: list[int] = field(default_factory=list)
     """Tokens of those reads; they sum to `output_tokens` where it is known."""
     first_visible_stamp: float | None = None
-    """First read with text a person would see, not reasoning."""
+    """First read with visible text, not reasoning."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    """As the engine counted them; None where it did not say."""
+    """As the engine counted them; None where it did not."""
     text: str = ""
     error: str | None = None
     """Why this is not a whole, useful reply."""
@@ -46,7 +46,7 @@ class StreamReader:
     def __init__(self, dialect: Dialect, sequences: int = 1) -> None:
         self._dialect = dialect
         self._count = TokenCount(sequences=sequences)
-        # The whole reply is in memory already: nothing to bound.
+        # All of it is in memory already: nothing to bound.
         self._decoder = SseDecoder(max_event_bytes=sys.maxsize)
         self._stamps: list[float] = []
         self._weights: list[int] = []
@@ -143,13 +143,13 @@ def why_no_stream(
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if status == 200 and kind == "text/event-stream":
         return None
-    said = dialect.read_reply(status, headers, b"".join(pieces)).error
+    error = dialect.read_reply(status, headers, b"".join(pieces)).error
     if status == 200:
-        return said or f"asked for a stream, got {kind or 'no content type'}"
+        return error or f"asked for a stream, got {kind or 'no content type'}"
     if 300 <= status < 400:
         where = headers.get("location", "nowhere")
         return f"HTTP {status}: redirects to {where}, which is not followed"
-    return f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    return f"HTTP {status}: {error}" if error else f"HTTP {status}"
 
 
 def spread(total: int, weights: list[int]) -> list[int]:

@@ -66,7 +66,7 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class LoopLag:
-    """How late the event loop ran its own periodic callback: our self-check."""
+    """Delay of the event loop's own periodic callback: a self-check."""
 
     samples: int
     p50_seconds: float | None
@@ -98,7 +98,7 @@ class LoopMonitor:
             due = now + self._period_seconds
 
     def lag(self) -> LoopLag:
-        """What was seen so far; Nones when nothing was."""
+        """Delays so far; None where there were none."""
         lags = np.frombuffer(self._lags_seconds, dtype=np.float64)
         if not lags.size:
             return LoopLag(0, None, None, None)

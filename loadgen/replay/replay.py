@@ -33,7 +33,7 @@ PREPARED_SESSIONS = 512
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What a replay says about itself; seconds count from the run's zero."""
+    """Statistics of a replay; seconds count from the run's zero."""
 
     zero_unix_seconds: float
     zero_monotonic_seconds: float
@@ -63,7 +63,7 @@ async def replay(
     """Send a plan's sessions on time and record every request.
 
     `sessions` come in order of start and are read as they fall due. At most
-    `max_concurrency` requests are in flight; waiting for a place counts as
+    `max_concurrency` requests are in flight; waiting for a slot counts as
     schedule lag. Cancelling the call is how to stop it: requests in flight are
     recorded as aborted and the stats so far are returned. Raises LoadgenError
     when records cannot be written or the plan has a turn nobody can send.
@@ -82,7 +82,7 @@ async def replay(
             clock=clock,
             client=client,
             zero=zero,
-            places=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+            slots=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
             prepared=asyncio.Semaphore(PREPARED_SESSIONS),
             timeout_seconds=timeout_seconds,
             seed=seed,
@@ -111,7 +111,7 @@ def _stats(
 
 @contextmanager
 def _settled_heap() -> Iterator[None]:
-    """What was loaded so far lives to the end: no collector pass looks at it again.
+    """Keep the collector from what was loaded so far, which stays to the end.
 
     Each such look would be a pause of milliseconds.
     """
@@ -145,8 +145,8 @@ async def _run_all(
             watch.cancel()
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"
-        task.uncancel()
+        if task is not None:
+            task.uncancel()
         return True
     except BaseExceptionGroup as failures:
         raise _first(failures) from None

@@ -1,4 +1,4 @@
-"""One turn's life: prepared, awaited, sent, read, recorded.
+"""One turn: prepared, awaited, sent, read, recorded.
 
 Whatever happens to it, a turn that fell due leaves exactly one record: also when
 the server fails, when its time is up and when the run is stopped.
@@ -31,7 +31,7 @@ _DISTINCT_ERRORS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What all turns of a run share."""
+    """State that all turns of a run share."""
 
     target: Target
     options: RequestOptions
@@ -41,8 +41,8 @@ class Run:
     client: Client
     zero: float
     """The run's zero on the clock; records count from it."""
-    places: asyncio.Semaphore | None
-    """How many may be in flight; None for no limit."""
+    slots: asyncio.Semaphore | None
+    """Limit of requests in flight; None for none."""
     prepared: asyncio.Semaphore
     """Sessions that may be ready and waiting for their first send."""
     timeout_seconds: float
@@ -52,7 +52,7 @@ class Run:
 async def run_session(run: Run, session: PlannedSession) -> None:
     """Send the turns of one session, each after the reply to the one before."""
     history: Messages = []
-    said_tokens: int | None = 0
+    history_tokens: int | None = 0
     planned_seconds = session.start_seconds
     is_broken = False
     for number, turn in enumerate(session.turns):
@@ -60,12 +60,12 @@ async def run_session(run: Run, session: PlannedSession) -> None:
             planned_seconds = max(
                 turn.at_seconds or 0.0, planned_seconds + turn.think_seconds
             )
-        sending = _Turn(run, session, number, planned_seconds, said_tokens)
+        sending = _Turn(run, session, number, planned_seconds, history_tokens)
         if is_broken:
             sending.drop("the previous turn failed")
             continue
-        result, history = await sending.live(history)
-        said_tokens = sending.conversation_tokens
+        result, history = await sending.perform(history)
+        history_tokens = sending.conversation_tokens
         is_broken = result.outcome != "ok"
         planned_seconds = result.finished_seconds
 
@@ -79,7 +79,7 @@ class _Turn:
         session: PlannedSession,
         number: int,
         planned_seconds: float,
-        said_tokens: int | None,
+        history_tokens: int | None,
     ) -> None:
         self._run = run
         self._session_id = session.session_id
@@ -91,7 +91,7 @@ class _Turn:
         self._planned_seconds = planned_seconds
         self._due = run.zero + planned_seconds
         self._response = Response()
-        self._prompt_tokens = prompt_tokens_of(self._turn, said_tokens)
+        self._prompt_tokens = prompt_tokens_of(self._turn, history_tokens)
         self._asked = run.options.output_tokens or self._turn.output_tokens
 
     @property
@@ -100,7 +100,7 @@ class _Turn:
         prompt, reply = self._prompt_tokens, self._asked
         return None if prompt is None or reply is None else prompt + reply
 
-    async def live(self, history: Messages) -> tuple[Result, Messages]:
+    async def perform(self, history: Messages) -> tuple[Result, Messages]:
         """Its record, and the history for the next turn."""
         run = self._run
         await run.clock.sleep_until(self._due - AHEAD_SECONDS)
@@ -146,13 +146,13 @@ class _Turn:
         run = self._run
         left_seconds = self._due - run.clock.now()
         # With a limit, connections are handed on from one request to the next.
-        if run.places is None and left_seconds > 0:
+        if run.slots is None and left_seconds > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_seconds):
                     await run.client.reserve()
         await run.clock.sleep_until(self._due)
-        if run.places is not None:
-            await run.places.acquire()
+        if run.slots is not None:
+            await run.slots.acquire()
 
     async def _send(self, request: bytes) -> tuple[str, str | None]:
         """Send and receive; the outcome as far as the clock can tell."""
@@ -170,8 +170,8 @@ class _Turn:
             run.progress.in_flight -= 1
             if self._response.sent_at is None:  # there was nobody to send it to
                 run.progress.sent -= 1
-            if run.places is not None:
-                run.places.release()
+            if run.slots is not None:
+                run.slots.release()
         return "ok", None
 
     def _steps(self) -> Generator[None, None, Reply]:

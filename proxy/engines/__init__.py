@@ -1,4 +1,4 @@
-"""The wire dialects: `ENGINES` maps `--engine` names to them."""
+"""The wire dialects: `DIALECTS` maps `--engine` names to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine dialect answers.
+"""The interface of a wire dialect.
 
 A dialect is pure: bytes in, facts out. It decides what is metered, how many
 tokens an event carries, and whether a reply that says 200 is an error. The
@@ -35,9 +35,9 @@ class Dialect(Protocol):
         """The same request, asking for usage at the end of the stream."""
 
     def read_event(self, data: bytes) -> Update:
-        """What one SSE event's data says; never raises on strange JSON."""
+        """The facts in one SSE event's data; never raises on strange JSON."""
 
     def read_reply(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> Update:
-        """What a whole (non-stream) reply says; `headers` has lower-case keys."""
+        """The facts in an unstreamed reply; `headers` has lower-case keys."""

@@ -33,7 +33,7 @@ DONE = Update(is_end=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flavour:
-    """How one OpenAI-style server departs from the others on the wire."""
+    """Differences of one OpenAI-style server from the others on the wire."""
 
     name: str
     empty_text_is_token: bool = False
@@ -75,7 +75,7 @@ class OpenAIDialect:
 
     @property
     def requires_end(self) -> bool:
-        """True for servers known to always say when they are done."""
+        """True for servers whose streams always have an end event."""
         return self._flavour.requires_end
 
     def read_request(self, method: str, path: str, body: bytes) -> RequestFacts | None:
@@ -97,7 +97,7 @@ class OpenAIDialect:
         return with_true(body, "stream_options", "include_usage")
 
     def read_event(self, data: bytes) -> Update:
-        """What one event's data says; strange JSON says nothing."""
+        """The facts in one event's data; strange JSON has none."""
         if data == b"[DONE]":
             return DONE
         try:
@@ -109,7 +109,7 @@ class OpenAIDialect:
     def read_reply(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> Update:
-        """What a whole reply says: usage, text and phases, or the error."""
+        """The facts in an unstreamed reply: usage, text and phases, or the error."""
         return read_openai_reply(status, body)
 
 
@@ -144,7 +144,7 @@ def read_openai_request(
 
 
 def update_of_event(event: Body, flavour: Flavour) -> Update:
-    """What a stream event says in this flavour."""
+    """The facts in a stream event of this flavour."""
     if event.error is not None:
         return Update(error=error_text(event.error))
     usage = None if event.usage is None else event.usage.read()
@@ -198,7 +198,7 @@ def has_token(choices: list[Choice], usage: Usage | None, flavour: Flavour) -> b
 
 
 def read_openai_reply(status: int, body: bytes) -> Update:
-    """What a whole reply says; a status other than 2xx is always an error."""
+    """The facts in an unstreamed reply; a status other than 2xx is always an error."""
     if not 200 <= status < 300:
         text = " ".join(body[:ERROR_CHARACTERS].decode(errors="replace").split())
         return Update(error=error_in(body) or text or f"status {status}", is_end=True)
@@ -224,6 +224,6 @@ def read_openai_reply(status: int, body: bytes) -> Update:
 
 
 def reply_text(choice: Choice) -> str:
-    """The text a person would see in a whole reply."""
+    """The visible text of an unstreamed reply."""
     message = choice.message
     return (choice.text if message is None else message.content) or ""

@@ -62,7 +62,7 @@ class Event(Body, gc=False):
 
 
 class NativeReply(msgspec.Struct, gc=False):
-    """A whole reply of `/generate`, or the element of the list that `/` sends."""
+    """An unstreamed reply of `/generate`, or the element of the list that `/` sends."""
 
     generated_text: str | None = None
     details: Details | None = None
@@ -114,7 +114,7 @@ class TgiDialect:
         return with_true(body, "stream_options", "include_usage")
 
     def read_event(self, data: bytes) -> Update:
-        """What one event's data says; strange JSON says nothing."""
+        """The facts in one event's data; strange JSON has none."""
         if data == b"[DONE]":
             return DONE
         try:
@@ -123,12 +123,12 @@ class TgiDialect:
             return Update(error=error_in(data))
         if event.token is None:
             return update_of_event(event, TGI_OPENAI)
-        return update_of_native_event(event)
+        return update_of_native_event(event, event.token)
 
     def read_reply(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> Update:
-        """What a whole reply says; counts and times come from the headers."""
+        """The facts in an unstreamed reply; counts and times come from the headers."""
         update = read_openai_reply(status, body)
         if update.error is not None:
             return update
@@ -178,13 +178,12 @@ def read_native_request(path: str, body: bytes) -> RequestFacts:
     )
 
 
-def update_of_native_event(event: Event) -> Update:
+def update_of_native_event(event: Event, token: Token) -> Update:
     """One token, and at the end the counts."""
-    assert event.token is not None
     if event.error is not None:
         return Update(error=error_text(event.error))
     details = event.details
-    text = "" if event.token.special else event.token.text
+    text = "" if token.special else token.text
     return Update(
         carries_token=True,
         is_visible=bool(text),

@@ -17,7 +17,7 @@ ERROR_CHARACTERS = 300
 """An engine may echo a whole prompt in its message; a record needs its gist."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding strange bytes may raise: not JSON, not UTF-8, nested too deep."""
+"""Errors of decoding strange bytes: not JSON, not UTF-8, nested too deep."""
 
 MAX_COUNT = 2**53 - 1
 """A count is exact in every type that holds it later: floats, int64, JSON, SQL."""
@@ -39,7 +39,7 @@ class UsageBody(msgspec.Struct, gc=False):
     prompt_tokens_details: PromptDetails | None = None
 
     def read(self) -> Usage:
-        """The same counts in the dialect's words."""
+        """The same counts as `Usage`."""
         details = self.prompt_tokens_details
         return Usage(
             self.prompt_tokens,
@@ -66,7 +66,7 @@ class MetricsBody(msgspec.Struct, gc=False):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """What one chat event adds, also the `message` of a whole reply."""
+    """The part that a chat event adds, also the `message` of an unstreamed reply."""
 
     role: str | None = None
     content: str | None = None
@@ -99,7 +99,7 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Body(msgspec.Struct, gc=False):
-    """A stream event or a whole reply."""
+    """A stream event or an unstreamed reply."""
 
     choices: list[Choice] | None = None
     usage: UsageBody | None = None
@@ -133,7 +133,7 @@ def as_count(value: object) -> int | None:
 
 
 def count_prompts(prompt: msgspec.Raw) -> int:
-    """How many prompts a completions request has: text, token ids, or lists of them."""
+    """Number of prompts in a completions request: text, token ids, or lists of them."""
     if bytes(memoryview(prompt)[:1]) != b"[":
         return 1
     try:
@@ -150,7 +150,7 @@ def with_true(body: bytes, section: str, field: str) -> bytes:
     Every other value keeps its very bytes: numbers are not read and rewritten.
     """
     try:
-        body.decode()  # values are kept unread, so nobody else would notice
+        body.decode()  # values are kept unread: only this finds what is not UTF-8
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         old = fields.get(section)
         if old is None or bytes(old) == b"null":

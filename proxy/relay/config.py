@@ -1,4 +1,4 @@
-"""What the relay is told, once, at start; and where it sends requests."""
+"""Options and limits of the relay, and the address of its upstream."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class RelayOptions:
 
 @dataclass(frozen=True)
 class RelayConfig(RelayOptions, RelayLimits):
-    """What the relay is told, once, at start."""
+    """Configuration of one relay, fixed at its start."""
 
     upstream_url: str
     """The engine, `http://host:port[/prefix]`; never taken from a request."""

@@ -1,4 +1,4 @@
-"""What the relay counts; the metrics edge reads it, nobody else writes it."""
+"""Counters of the relay, read by the metrics."""
 
 from __future__ import annotations
 
@@ -36,16 +36,8 @@ class RelayCounters:
     """Reads of metered replies; each had one stamp."""
     events: int = 0
     reply_bytes: int = 0
-    """Of metered replies, as the engine sent them."""
+    """Bytes of metered replies, as the engine sent them."""
     meter_errors: int = 0
     """Calls into the meter that failed; the requests went on."""
     unreadable_replies: int = 0
     """Replies that could not be metered: not SSE, too large or compressed."""
-
-    @property
-    def refused(self) -> Counter[int]:
-        """Refusals by status."""
-        by_status: Counter[int] = Counter()
-        for (status, _), count in self.refusals.items():
-            by_status[status] += count
-        return by_status

@@ -25,7 +25,7 @@ REQUEST_HEADER = b"x-servewatt-energy"
 """`1` asks for the energy of this one request, `0` declines it."""
 
 LOOK_SECONDS = 0.02
-"""How often a reply that waits asks whether it is settled; the meter's beat is
+"""Interval at which a waiting reply asks whether it is settled; the meter's beat is
 no faster."""
 JOULES_PER_KWH = 3.6e6
 END_MARK = b"[DONE]"
@@ -52,7 +52,7 @@ class EnergyNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Which joules these are: what is inside them, and whether anybody burnt them."""
+    """The boundary of these joules, and whether they are simulated."""
 
     boundary: str | None = None
     is_simulated: bool = False
@@ -212,7 +212,7 @@ class EnergyCompletion:
             self._hold_completion(self._search, data)
 
     def cancel(self) -> None:
-        """The exchange is over: nobody waits any more."""
+        """The exchange is over: wait no more."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,7 +1,7 @@
 """Finds one event in a stream while everything before it passes on. Pure.
 
 Whole events pass at once; only the tail of an unfinished one waits for its end,
-since no client can use it before, and nobody can tell yet whether it is the one.
+since no client can use it before, and it may be the one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from proxy.engines.dialect import Dialect
 
 MAX_HELD_BYTES = 64 * 1024
-"""What the relay looks for has some hundred bytes; what is longer is not it."""
+"""The events looked for have some hundred bytes; a longer one is not it."""
 
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 """A carriage return that ends a read may be half of a CRLF: it waits for the next."""
@@ -60,7 +60,7 @@ class EventSearch:
         return self._whole_events(data)
 
     def flush(self) -> bytes:
-        """What is still held when the stream ends in the middle of an event."""
+        """The bytes still held when the stream ends in the middle of an event."""
         held, self.held = self.held, b""
         return held
 
@@ -100,7 +100,7 @@ class UsageFilter:
         return out if search.found is None else out + search.found[1]
 
     def flush(self) -> bytes:
-        """What is still held when the stream ends in the middle of an event."""
+        """The bytes still held when the stream ends in the middle of an event."""
         return self._search.flush()
 
     def _is_usage_only(self, block: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""One request's way through: to the engine, its reply back, a copy to the tap.
+"""One request in progress: sent to the engine, its reply back, a copy to the tap.
 
 The reply's bytes leave in the same turn of the loop in which they came; nothing
 is parsed in between, but for a stream whose usage event the relay asked for
@@ -33,7 +33,7 @@ class State(Enum):
     """Where an exchange is."""
 
     ARRIVED = auto()
-    """Nobody has been chosen yet."""
+    """No upstream has been chosen yet."""
     TRYING = auto()
     """Connecting to a candidate; if it cannot be reached, another one gets it."""
     CONNECTING = auto()
@@ -65,7 +65,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 """Where an exchange may go from each state; `Exchange._enter` lets nothing else."""
 
 STALE_SECONDS = 1.0
-"""A kept connection that the engine had closed says so within a round trip."""
+"""A kept connection that the engine had closed is lost within a round trip."""
 
 MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
@@ -75,7 +75,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Core:
-    """What all exchanges of one relay share."""
+    """State that all exchanges of one relay share."""
 
     config: RelayConfig
     upstreams: tuple[Upstream, ...]
@@ -234,7 +234,7 @@ class Exchange:
         upstream = self._candidate.upstream
         try:
             connection = await upstream.pool.connect()
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host name nobody has
+        except (OSError, UnicodeError) as error:  # UnicodeError: no valid host name
             reason = getattr(error, "strerror", None) or str(error)
             upstream.mark_down(f"cannot be reached: {reason}")
             if self.state is State.CONNECTING:
@@ -265,6 +265,7 @@ class Exchange:
         """The reply's head, kept for the first bytes."""
         self._enter(State.REPLYING)
         self._request_bytes = b""  # never needed again
+        self._set_deadline(self._core.config.read_timeout_seconds)
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
@@ -274,7 +275,7 @@ class Exchange:
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
         """One read of the reply: sent on, then copied.
 
-        A reply that tells its energy is copied first, and ends when that is told.
+        A reply with its energy in it is copied first, and ends when that is written.
         """
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
@@ -302,7 +303,7 @@ class Exchange:
                 tap.drain()
 
     def _complete(self, at_seconds: float) -> None:
-        """The engine is done; its reply may wait for what the meter says now."""
+        """The engine is done; its reply may wait for the meter."""
         self._enter(State.COMPLETING)
         self.deadline_seconds = None
         self._give_back()
@@ -338,7 +339,7 @@ class Exchange:
     # the client and the clock
 
     def client_gone(self) -> None:
-        """Close the engine's connection at once: nobody reads, so no more joules."""
+        """Close the engine's connection at once, so that it stops generating."""
         if self.state is not State.ENDED:
             log.info("request %s: the client left", self._request.request_id.decode())
             self._finish("aborted", "the client left", keeps_alive=False)

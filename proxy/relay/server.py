@@ -29,7 +29,7 @@ BACKLOG = 4096
 
 
 TLS_SHUTDOWN_SECONDS = 2.0
-"""For a client to say goodbye; the reply is out already."""
+"""For a client's closing of TLS; the reply is out already."""
 
 
 class RelayServer:
@@ -168,7 +168,7 @@ async def start_relay(
 ) -> RelayServer:
     """A relay that listens; `await drain(timeout)` and `await close()` end it.
 
-    `provenance` says whose joules the meter counts, for replies that tell them.
+    `provenance` is the boundary of the meter's joules, for replies with energy in them.
     Raises ConfigError for a bad upstream URL, ProxyError for a port in use.
     """
     upstream = open_upstream(

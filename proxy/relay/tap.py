@@ -1,4 +1,4 @@
-"""What the meter learns of one request: a copy of the reply, stamped, parsed later.
+"""A copy of one request's reply for the meter: stamped, parsed later.
 
 The relay appends `(stamp, bytes)` and goes on; `drain` parses on the beat and feeds
 the meter one event per read. The meter may fail: `MeterGuard` is the one place where
@@ -33,7 +33,7 @@ class RequestMeter(Protocol):
         """Something was seen."""
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
-        """What a request has consumed so far; never a wait."""
+        """Energy of a request so far; never a wait."""
 
 
 class MeterGuard:
@@ -57,7 +57,7 @@ class MeterGuard:
             self._failed()
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
-        """What a request has consumed so far; None where the meter fails."""
+        """Energy of a request so far; None where the meter fails."""
         try:
             return self._meter.estimate(key, at_seconds)
         except Exception:  # the meter fails open
@@ -71,7 +71,7 @@ class MeterGuard:
 
 
 class Tap:
-    """One metered request's copy of its reply, and what it says so far."""
+    """One metered request's copy of its reply, and the facts in it so far."""
 
     __slots__ = (
         "_at_seconds",
@@ -150,7 +150,7 @@ class Tap:
     def close(self, at_seconds: float, outcome: str, error: str | None) -> str:
         """No more will come. `outcome` is `ok` if HTTP says so; returns the real one.
 
-        Whether the reply was an error is decided by what it says: a 200 may hold
+        Whether the reply was an error is decided by its content: a 200 may hold
         one, and `[DONE]` does not mean success. A client that left once it had
         read the end, or the error, left nothing behind.
         """
@@ -170,7 +170,7 @@ class Tap:
         return outcome
 
     def energy(self, at_seconds: float) -> EnergySoFar | None:
-        """What the request has consumed by what was read so far."""
+        """Energy of the request by what was read so far."""
         self.drain()
         return self._guard.estimate(self._key, at_seconds)
 

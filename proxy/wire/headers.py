@@ -76,7 +76,7 @@ def request_head(
     body_size: int,
     is_metered: bool,
 ) -> bytes:
-    """What goes to the engine before the body.
+    """The head of the request to the engine.
 
     A metered reply must be readable, so compression is not offered for it.
     """
@@ -93,7 +93,7 @@ def request_head(
 
 @dataclass(frozen=True, slots=True)
 class ReplyFraming:
-    """How a reply goes to this client: its head, and how the body shows its end."""
+    """The head of a reply to this client, and how its body ends."""
 
     head: bytes
     is_chunked: bool

@@ -52,10 +52,7 @@ class ReplyParser:
         self.begin([])
 
     def begin(self, pieces: list[bytes], *, is_head_request: bool = False) -> None:
-        """Expect a reply, whose body goes to `pieces`.
-
-        To HEAD it has no body, whatever its length says.
-        """
+        """Expect a reply, whose body goes to `pieces`; to HEAD it has none."""
         self._is_head_request = is_head_request
         self._headers: Headers = []
         self._reason = b""
@@ -65,7 +62,7 @@ class ReplyParser:
         # Called by the parser for each piece: the list's own method, no frame.
         self.on_body = pieces.append
         self.head: ReplyHead | None = None
-        """Of the reply itself, once it is whole."""
+        """The head of the reply itself, once it is complete."""
         self.is_complete = False
         self.keeps_alive = False
         """Whether another reply may follow this one; once it is complete."""
@@ -77,10 +74,10 @@ class ReplyParser:
         return self.head is not None or self._head_bytes > 0
 
     def feed(self, data: bytes) -> str | None:
-        """Take one read; what the reply is if it is not a fit one, for a person.
+        """Take one read; the reason, as text, why the reply cannot be used.
 
-        Bytes beyond the end of the reply are dropped and no failure: nobody asked for
-        them, and `keeps_alive` is false. A complete reply is fed no more.
+        Bytes beyond the end of the reply are dropped and no failure, but
+        `keeps_alive` is false. A complete reply is fed no more.
         """
         failure: str | None = None
         try:
@@ -111,7 +108,7 @@ class ReplyParser:
     # httptools calls these
 
     def on_message_begin(self) -> None:
-        """A reply after the whole one: nobody asked, and it is dropped."""
+        """A second reply, which is dropped."""
         if self.is_complete and self._extra_from is None:
             self.keeps_alive = False
             self._extra_from = len(self._pieces)

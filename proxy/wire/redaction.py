@@ -14,7 +14,7 @@ SECRET_WORDS = (
     "authorization", "cookie", "api-key", "apikey", "subscription-key", "token",
     "secret", "password", "credential",
 )  # fmt: skip
-"""In the name of a header: its value is nobody else's to see."""
+"""In the name of a header: its value is a secret."""
 MIN_CHARACTERS = 4
 """Shorter words are no secrets, and would be found everywhere."""
 REDACTED = "[redacted]"
@@ -28,7 +28,7 @@ def is_secret(name: str) -> bool:
 
 
 def redacted(text: str, headers: Headers) -> str:
-    """The text without anything that a secret header of this request said."""
+    """The text without the values of this request's secret headers."""
     return without_secrets(text, _secrets(headers))
 
 

@@ -1,16 +1,16 @@
-"""How many tokens an event or a reply carries: one rule for ledger and load. Pure.
+"""Tokens in an event or a reply: one rule for ledger and load. Pure.
 
 Events are not tokens: one may carry several, or none (the role, the finish, the
 usage). A count that the event itself has wins (TGI sends one event per token, vLLM
 `token_ids`); else the growth of the engine's cumulative usage where that comes with
-every event; else one for an event that carries any. The count of a whole reply is the
-engine's own, which the events are later scaled to; where it tells none, it is the sum
+every event; else one for an event that carries any. The count of a reply is the
+engine's own, which the events are later scaled to; where there is none, it is the sum
 of the events, if each of them was counted and not guessed.
 
 Usage is of the request, with two exceptions. With several sequences vLLM's usage on a
 token event is of that sequence alone, so only the event at the end, which sums them,
-is believed. TGI's completions tell of each prompt by itself at its end, so theirs are
-added up, and known once all have told.
+is believed. TGI's completions have usage of each prompt at its end, for it alone:
+it is added up, and known once every prompt has ended.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class TokenCount:
         self.prompt_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
-        """As the engine told; after `finish` also as it told event by event."""
+        """From usage; after `finish` also from events that have counts of their own."""
         self.told_sequences = 0
-        """Sequences that have told of themselves alone."""
+        """Sequences with usage of their own so far."""
 
     def count(self, update: Update) -> int:
         """The tokens that one event carries; its usage is noted."""
@@ -76,7 +76,7 @@ class TokenCount:
         return tokens
 
     def finish(self) -> None:
-        """No more will come: what the engine has not told by now it never will."""
+        """No more will come: fix the counts."""
         if 0 < self.told_sequences < self.sequences:
             self.prompt_tokens = self.output_tokens = None
         elif (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from proxy.engines import DIALECTS
 from proxy.meter.estimate import EnergySoFar
 from proxy.meter.ledger.accounts import RequestEnergy
 from proxy.relay.config import RelayConfig
+from proxy.relay.counters import RelayCounters
 from proxy.relay.server import RelayServer, start_relay
 from proxy.relay.tap import RequestMeter
 from proxy.wire.events import Event, RequestClosed, RequestOpened, TokensReceived
@@ -49,6 +51,14 @@ def run(loop: str, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(bounded())
+
+
+def refusals_by_status(counters: RelayCounters) -> Counter[int]:
+    """Refusals by status."""
+    by_status: Counter[int] = Counter()
+    for (status, _), count in counters.refusals.items():
+        by_status[status] += count
+    return by_status
 
 
 # --- engines ------------------------------------------------------------------

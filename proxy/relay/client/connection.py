@@ -28,7 +28,7 @@ MAX_WAITING_REQUESTS = 8
 """Pipelined requests read ahead; beyond, the client's socket is left alone."""
 
 MAX_OVERHEAD_BYTES = 1024 * 1024
-"""Of a body in chunks: more framing than eight times the body is no body."""
+"""Framing allowed beside a body in chunks, with eight times the body."""
 
 LINGER_SECONDS = 2.0
 """After a refusal: let the client read it before a reset could destroy it."""
@@ -166,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def _awaited(self) -> str:
-        """What a client that is silent now owes."""
+        """The next thing expected of a client that is silent now."""
         if self._is_discarding or self._is_closing:
             return "closing"
         if self._target and not self._is_in_head:

@@ -1,7 +1,7 @@
 """The clients that are connected: how many in all, and how many from one address.
 
-A connection beyond a limit is told so and closed. While it reads that, it counts
-for nobody; when too many are being told, further ones are closed without a word.
+A connection beyond a limit gets a refusal and is closed. While it reads that, it
+counts for no client; when too many are being refused, further ones are closed at once.
 """
 
 from __future__ import annotations
@@ -74,24 +74,24 @@ class Clients:
 
     @property
     def are_flooding(self) -> bool:
-        """Whether there is no room even for those who are only told to go."""
+        """Whether there is no room even for connections that are being refused."""
         return len(self._refused) > MAX_BEING_REFUSED
 
     def _refusal(self, address: str) -> Refusal | None:
-        most = self._config.max_connections
-        if len(self._admitted) >= most:
-            message = f"this proxy holds {most} connections already; try again later"
+        limit = self._config.max_connections
+        if len(self._admitted) >= limit:
+            message = f"this proxy holds {limit} connections already; try again later"
             return Refusal(503, "too_many_connections", message)
-        most = self._config.max_connections_per_client
-        if most and self._of_address[address] >= most:
-            message = f"more than {most} connections from your address"
+        limit = self._config.max_connections_per_client
+        if limit and self._of_address[address] >= limit:
+            message = f"more than {limit} connections from your address"
             code = "too_many_connections_of_client"
             return Refusal(429, code, message)
         return None
 
 
 def address_of(peer_name: object) -> str:
-    """Whom a connection counts for: an IPv4 address, or an IPv6 network of 64 bits."""
+    """The client of a connection: an IPv4 address, or an IPv6 network of 64 bits."""
     if not isinstance(peer_name, tuple) or not peer_name:
         return ""
     text = str(peer_name[0])

@@ -1,4 +1,4 @@
-"""What a client gets: the engine's reply, or the relay's own in its place.
+"""The client's side of a reply: the engine's, or the relay's own in its place.
 
 `Outgoing.write` is called once per read of the engine; the head leaves with the
 first bytes. The relay's own errors have the shape of the OpenAI API.
@@ -27,7 +27,7 @@ class Refusal:
     code: str
     """For programs: stable, snake case."""
     message: str
-    """For people: one line."""
+    """For readers: one line."""
     retry_after_seconds: int | None = None
     """When asking again may help."""
 

@@ -13,7 +13,7 @@ from proxy.wire.redaction import is_secret
 MAX_MODELS = 32
 MAX_MODEL_CHARACTERS = 100
 MAX_HASHED_TENANTS = 50
-"""Of tenants known by their hash only; the ledger keeps 200 classes in all."""
+"""Limit of tenants known by their hash only; the ledger keeps 200 classes in all."""
 HASH_CHARACTERS = 16
 """64 bits: among a million tenants two share one in one case of 40 million."""
 
@@ -35,14 +35,14 @@ def check_tenant_header(header: str | None, hash_key: str | None) -> None:
 class FirstFew:
     """Lets the first values through and calls every later one `other`."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._known: set[str] = set()
 
     def bounded(self, value: str) -> str:
         """The value, if it is among the first."""
         if value not in self._known:
-            if len(self._known) >= self._most:
+            if len(self._known) >= self._limit:
                 return "other"
             self._known.add(value)
         return value
@@ -80,7 +80,7 @@ class LabelReader:
         return self._models.bounded(model[:MAX_MODEL_CHARACTERS])
 
     def _tenant(self, headers: Headers) -> tuple[str, str | None]:
-        """The label, and what the record says where that is something else."""
+        """The label, and the record's own name where that is another."""
         if self._tenant_header is None:
             return "none", None
         value = value_of(headers, self._tenant_header)

@@ -27,7 +27,7 @@ from proxy.wire.headers import request_head, value_of
 
 MAX_SESSION_BYTES = 512
 RETRY_SECONDS = 2
-"""What clients are told to wait: two probes of an upstream that is down."""
+"""Value of `Retry-After`: two probes of an upstream that is down."""
 MAX_MODELS = 1000
 """Models whose turns are remembered; engines with adapters may serve hundreds."""
 SHOWN_MODELS = 20
@@ -37,7 +37,7 @@ READABLE = frozenset(
         "/v1/models",
     ]
 )  # fmt: skip
-"""GET, HEAD and OPTIONS: what engines tell about themselves."""
+"""GET, HEAD and OPTIONS: pages on which engines describe themselves."""
 CALLABLE = frozenset(["/tokenize", "/detokenize", "/chat_tokenize"])
 """POST: work for the CPU, no joules of the GPU."""
 READABLE_BELOW = "/v1/models/"
@@ -162,7 +162,7 @@ class Router(Generic[P]):
         return ready[turn:] + ready[:turn]
 
     def first(self) -> list[P] | Refusal:
-        """For a request that is nobody's in particular: as they were configured."""
+        """For a request that names no model: in the order of the configuration."""
         ready = [p for p in self._replicas if p.is_up and not p.is_draining]
         return ready or unavailable(self._replicas, None)
 
@@ -214,7 +214,7 @@ def unavailable(replicas: Sequence[Replica], model: str | None) -> Refusal:
 
 
 def weight(session: bytes, name: str) -> bytes:
-    """How much a session prefers a replica: the same in every process."""
+    """Preference of a session for a replica: the same in every process."""
     return hashlib.blake2b(session, digest_size=8, key=name.encode()[:64]).digest()
 
 
@@ -317,7 +317,7 @@ class Chooser:
         return self._router.first()
 
     def _session(self, request: ClientRequest) -> bytes | None:
-        """What ties requests together: a header, else OpenAI's own hint for it."""
+        """Key that ties requests together: a header, else OpenAI's own hint for it."""
         value = value_of(request.headers, self._session_header)
         if not value and b'"prompt_cache_key"' in request.body:
             value = (_read(request.body).prompt_cache_key or "").encode()

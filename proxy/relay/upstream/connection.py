@@ -1,6 +1,6 @@
 """Connections to one engine: bytes in, heads and pieces of body out.
 
-A connection knows HTTP framing and nothing about requests; its receiver is told once
+A connection knows HTTP framing and nothing about requests; it calls its receiver once
 per read. Connections are kept while warm and made without limit: no request ever
 waits for the connection of another. Queueing is the engine's, and a queue here would
 hide in its time to first token.
@@ -20,7 +20,7 @@ from proxy.wire.http1 import ReplyHead, ReplyParser
 
 
 class Receiver(Protocol):
-    """Who gets the reply of the request in progress."""
+    """The exchange that gets the reply of the request in progress."""
 
     is_head_request: bool
     """The reply to HEAD has no body, whatever its length says."""
@@ -83,7 +83,7 @@ class UpstreamConnection(asyncio.Protocol):
         )
 
     def release(self) -> None:
-        """The exchange is over; nobody gets what may still come."""
+        """The exchange is over; bytes that still come are dropped."""
         self._receiver = None
         self.was_used = True
 

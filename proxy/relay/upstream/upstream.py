@@ -1,4 +1,4 @@
-"""The way to one upstream: where it is, what it speaks, who meters it, how it does."""
+"""One upstream: its address, dialect, meter, connections and state."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Upstream:
     counters: RelayCounters
     pool: UpstreamPool
     provenance: Callable[[], Provenance]
-    """Which joules its meter counts, now."""
+    """The boundary of the joules that its meter counts, now."""
     clock: Callable[[], float]
     models: tuple[str, ...] | None = None
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
-    """What it says of its models itself, by their names."""
+    """The engine's own descriptions of its models, by name."""
     in_flight: int = 0
     is_draining: bool = False
     is_up: bool = True

@@ -290,6 +290,26 @@ def test_what_is_over_takes_no_more_of_a_reply() -> None:
     asyncio.run(play())
 
 
+def test_the_time_between_two_reads_is_bounded_whatever_the_first_may_take() -> None:
+    async def play() -> None:
+        scene = Scene(first_byte_timeout_seconds=None, read_timeout_seconds=5.0)
+        await scene.start(State.CONNECTING)
+        await scene.connected()
+        await scene.then(State.REPLYING, lambda: scene.exchange.begin(HEAD))
+        for _ in range(3):
+            scene.exchange.deliver(scene.clock(), b"{", False)
+            scene.clock.now_seconds += 4.0
+            scene.exchange.check_deadline(scene.clock())
+        assert not scene.done
+        scene.clock.now_seconds += 2.0
+        await scene.then(
+            State.ENDED, lambda: scene.exchange.check_deadline(scene.clock())
+        )
+        assert scene.done == [False]
+
+    asyncio.run(play())
+
+
 def test_a_connection_and_a_pool_have_what_an_exchange_uses() -> None:
     for fake, real in ((Connection, UpstreamConnection), (Pool, UpstreamPool)):
         assert {n for n in vars(fake) if n[0] != "_"} <= {n for n in vars(real)}

@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from tests.support.relaying import Bench, answering, cutting, relaying, run
+from tests.support.relaying import (
+    Bench,
+    answering,
+    cutting,
+    refusals_by_status,
+    relaying,
+    run,
+)
 from tests.support.scripted import (
     DONE,
     LAST_CHUNK,
@@ -39,7 +46,7 @@ async def refusal(bench: Bench, raw: bytes) -> Message:
     assert reply.one("x-request-id")
     await client.gone.wait()
     assert bench.upstream.requests == []
-    assert bench.relay.counters.refused[reply.status] == 1
+    assert refusals_by_status(bench.relay.counters)[reply.status] == 1
     return reply
 
 
