@@ -18,7 +18,7 @@ from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
 from proxy.measure.cli import meter
 from proxy.process.command import (
-    Group,
+    CommandGroup,
     HeadedOption,
     given,
     with_options,
@@ -54,10 +54,10 @@ Examples:
 """
 
 
-@click.group(cls=Group, epilog=EXAMPLES)
+@click.group(cls=CommandGroup, epilog=EXAMPLES)
 @click.version_option(__version__, prog_name="metering-proxy")
 def cli() -> None:
-    """Stand in front of an LLM server and say what each request cost in joules."""
+    """Stand in front of an LLM server and measure the joules of each request."""
 
 
 def main() -> NoReturn:

@@ -10,7 +10,7 @@ import click
 
 from loadgen import __version__
 from loadgen.errors import LoadgenError
-from proxy.process.command import Group
+from proxy.process.command import CommandGroup
 
 EXAMPLES = """\b
 Examples:
@@ -24,7 +24,7 @@ COMMANDS = ("replay", "report", "simulate", "traces")
 process that simulates needs nothing of the reports, and starts in half the time."""
 
 
-class CommandPerFile(Group):
+class CommandPerFile(CommandGroup):
     """Finds its commands by the name of their file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,7 +44,7 @@ class CommandPerFile(Group):
 @click.group(cls=CommandPerFile, epilog=EXAMPLES)
 @click.version_option(__version__, prog_name="loadgen")
 def cli() -> None:
-    """Replay traces against LLM servers on time, and say what each request cost."""
+    """Replay traces against LLM servers on time and report each request's cost."""
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""How `loadgen traces` shows what it found: tables and lines, no arithmetic."""
+"""Tables and lines of `loadgen traces`: rendering only."""
 
 from __future__ import annotations
 

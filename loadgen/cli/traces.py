@@ -13,7 +13,7 @@ from loadgen.traces.catalogue import CATALOGUE, Original
 from loadgen.traces.readers import READERS
 from loadgen.traces.trace import TraceInfo
 from loadgen.traces.writers import WRITERS
-from proxy.process.command import Group
+from proxy.process.command import CommandGroup
 
 EXAMPLES = """\b
 Examples:
@@ -32,7 +32,7 @@ _OUT = click.option(
 )
 
 
-@click.group(cls=Group, epilog=EXAMPLES)
+@click.group(cls=CommandGroup, epilog=EXAMPLES)
 def traces() -> None:
     """Look at traces, convert them, make new ones, fetch the originals."""
 
@@ -184,7 +184,7 @@ def synth(
 def fetch(
     ctx: click.Context, name: str | None, is_list: bool, out: Path | None
 ) -> None:
-    """Download a public original by NAME, check its sha256, say how to cite it.
+    """Download a public original by NAME, check its sha256, show how to cite it.
 
     \b
     Example:

@@ -67,7 +67,7 @@ class Stack:
     def start(self, name: str, module: str, arguments: Sequence[str]) -> Child:
         """Run `python -m module arguments --announce` and wait until it listens.
 
-        Raises StackError with the child's last words when it does not.
+        Raises StackError with the last line of its log when it does not.
         """
         log_path = self._log_folder / f"{name}.log"
         with log_path.open("wb") as log:
@@ -93,12 +93,12 @@ class Stack:
             _end(self._children.pop().process)
 
     def gone(self) -> str | None:
-        """Which child has ended although nobody asked it to, and its last words."""
+        """Which child ended unasked, and the last line of its log; None: none did."""
         for child in self._children:
             code = child.process.poll()
             if code is not None:
-                words = _last_words(child.log_path)
-                return f"{child.name} ended with code {code}: {words}"
+                line = _last_line(child.log_path)
+                return f"{child.name} ended with code {code}: {line}"
         return None
 
 
@@ -172,7 +172,7 @@ def _announcement(
     line = process.stdout.readline()
     if not line:
         process.wait(STOP_SECONDS)
-        raise StackError(f"{name} did not start: {_last_words(log_path)}")
+        raise StackError(f"{name} did not start: {_last_line(log_path)}")
     try:
         announced = json.loads(line)
     except ValueError:
@@ -182,7 +182,7 @@ def _announcement(
     return announced
 
 
-def _last_words(log_path: Path) -> str:
+def _last_line(log_path: Path) -> str:
     lines = log_path.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"nothing in {log_path}"
 

@@ -35,11 +35,11 @@ Examples:
 @asks_for(MeasureConfig)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def meter(config: MeasureConfig) -> None:
-    """Run a command and say what energy it took.
+    """Run a command and report the energy it took.
 
     Energy of training, batch inference or anything else, for each device, with
-    its error, beside what running time alone would have said. It is that of the
-    devices while the command ran: whatever else used them is in it.
+    its error, beside the figure that running time alone would give. It is that of
+    the devices while the command ran: whatever else used them is in it.
 
     The command keeps its input, output, signals and exit code (128 + n for signal
     n, 127 not found, 126 not executable); the figures go to standard error. A

@@ -57,7 +57,7 @@ class Energy:
 
     device: str
     joules: float | None
-    """None where it cannot be told; `unknown_because` says why."""
+    """None where it is not known; `unknown_because` has the reason."""
     at_least_joules: float
     at_most_joules: float | None
     """None where nothing bounds it."""
@@ -100,7 +100,7 @@ def joules_at(curve: DeviceCurve, at_seconds: float) -> float | None:
 
 
 def mean_watts(curve: DeviceCurve) -> float | None:
-    """From the first point, or the last gap, to the newest; None for fewer than two."""
+    """Mean from the first point, or the last gap, on; None for fewer than two."""
     gaps = np.flatnonzero(np.array(curve.reasons))
     first = int(gaps[-1]) if len(gaps) else 0
     if len(curve.seconds) - first < 2:
@@ -185,7 +185,7 @@ def _unmeasured(
 
 
 def _seconds_after(curve: DeviceCurve, start: float, end: float) -> float:
-    """Of the command, behind the last point."""
+    """Part of the command that lies behind the last point."""
     last = last_point(curve)
     return end - start if last is None else max(0.0, end - max(start, last.seconds))
 

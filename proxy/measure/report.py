@@ -23,7 +23,7 @@ GAP_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a figure made from running time alone would have said."""
+    """The figure that running time alone would give, and its error."""
 
     watts: float
     """Rated power of all devices of the source."""
@@ -199,8 +199,8 @@ def _above(energy: Energy) -> str:
 def _remarks(source: SourceReport, duration_seconds: float) -> Iterator[str]:
     if not source.devices:
         yield f"energy unknown: {source.failure or 'no reading came'}"
-    told = {(each.unknown_because, *each.gap_seconds) for each in source.devices}
-    is_same_for_all = len(told) == 1 and len(source.devices) > 1
+    reasons = {(each.unknown_because, *each.gap_seconds) for each in source.devices}
+    is_same_for_all = len(reasons) == 1 and len(source.devices) > 1
     for energy in (source.total,) if is_same_for_all else source.devices:
         if energy.joules is None:
             yield f"{energy.device} unknown: {_why_unknown(energy)}; {_limits(energy)}"
@@ -220,14 +220,14 @@ def _remarks(source: SourceReport, duration_seconds: float) -> Iterator[str]:
         )
     runtime = source.runtime
     if runtime is not None:
-        said = (
+        text = (
             f"{duration_seconds:.3f} s x {runtime.watts:,.0f} W ({runtime.origin}) "
             f"would say {joules_text(runtime.joules)}"
         )
         error = runtime.error_percent
         if error is not None:
-            said += f": {abs(error):.0f} % too {'much' if error >= 0 else 'little'}"
-        yield said
+            text += f": {abs(error):.0f} % too {'much' if error >= 0 else 'little'}"
+        yield text
 
 
 def _why_unknown(energy: Energy) -> str:

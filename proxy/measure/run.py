@@ -26,7 +26,7 @@ LAST_POINT_SECONDS = 3.0
 """And after the end for its next tick; a fast one takes a tenth of that."""
 
 
-class _Sensor:
+class _WatchedSource:
     """One source with its thread, and what it has shown."""
 
     def __init__(self, text: str, config: MeasureConfig, lock: threading.Condition):
@@ -39,7 +39,7 @@ class _Sensor:
         self._try(opener)
 
     def _try(self, opener: Callable[[], EnergySource]) -> None:
-        """Read it once: what can never work is said before the command runs."""
+        """Read it once: what can never work fails before the command runs."""
         try:
             source = opener()
             try:
@@ -65,7 +65,7 @@ class _Sensor:
             self._lock.notify_all()
 
     def report(self, config: MeasureConfig, duration_seconds: float) -> SourceReport:
-        """Of everything that was read; the sampler has stopped."""
+        """Report of everything that was read; the sampler has stopped."""
         stats = self.sampler.stats
         boundary = stats.boundary
         if boundary == "unknown":  # never read: what it would have measured
@@ -97,7 +97,7 @@ class _Sensor:
 
 
 def meter_command(config: MeasureConfig) -> CommandReport:
-    """Run the command to its end and say what it took.
+    """Run the command to its end and report its energy.
 
     A sensor that fails makes joules unknown, no more. Raises CommandError when
     the command cannot be started, ConfigError for options that can never work.
@@ -106,7 +106,7 @@ def meter_command(config: MeasureConfig) -> CommandReport:
     # The reason is in the report; a line between the command's own would be noise.
     logging.getLogger("servewatt.sampler").setLevel(logging.ERROR)
     lock = threading.Condition()
-    sensors = [_Sensor(text, config, lock) for text in config.sources]
+    sensors = [_WatchedSource(text, config, lock) for text in config.sources]
     for sensor in sensors:
         sensor.sampler.start()
     try:
@@ -136,7 +136,7 @@ def meter_command(config: MeasureConfig) -> CommandReport:
 
 
 def _stamp(
-    moments: list[float], sensors: list[_Sensor], lock: threading.Condition
+    moments: list[float], sensors: list[_WatchedSource], lock: threading.Condition
 ) -> None:
     """The start at the first call, the end at the second; between two readings."""
     with lock:
@@ -147,7 +147,7 @@ def _stamp(
 
 
 def _wait_for_baseline(
-    sensors: list[_Sensor], lock: threading.Condition, baseline_seconds: float
+    sensors: list[_WatchedSource], lock: threading.Condition, baseline_seconds: float
 ) -> None:
     """Until the baseline is measured and every device has a point to count from."""
 
@@ -162,7 +162,7 @@ def _wait_for_baseline(
 
 
 def _wait_for_last_points(
-    sensors: list[_Sensor], lock: threading.Condition, baseline_seconds: float
+    sensors: list[_WatchedSource], lock: threading.Condition, baseline_seconds: float
 ) -> None:
     """Until every counter has ticked once more; slow ones had to be asked for."""
 

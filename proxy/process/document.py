@@ -61,8 +61,10 @@ def _value(
         raise ConfigError(f"{told}{_complaint(setting, str(error))}") from None
     if isinstance(value, list):
         value = ",".join(map(str, value))
-    if setting.kind is str:
-        value = (str(value),) if setting.option.multiple else str(value)
+    if setting.kind in (str, Path):
+        value = setting.kind(value)
+    if setting.option.multiple:
+        value = (value,)
     try:
         return setting.value(value)
     except (ValueError, ProxyError) as error:

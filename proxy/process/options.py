@@ -42,7 +42,7 @@ class Option:
     metavar: str | None = None
     _: KW_ONLY
     heading: str | None = None
-    """Of the help page, for this option and for those after it."""
+    """Heading on the help page, of this option and of those after it."""
     name: str | None = None
     """Without dashes; None: the field's, less `_seconds`."""
     alias: str | None = None
@@ -74,7 +74,7 @@ class Setting:
     field: str
     option: Option
     kind: type
-    """Of what is written: bool, int, float, Path, or str where it is parsed."""
+    """Type of what is written: bool, int, float, Path, or str where it is parsed."""
     bounds: Meta | None
     default: Any
     """As it is written; None: there is none."""

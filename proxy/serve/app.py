@@ -66,7 +66,7 @@ def run(
 
 
 def relay_config_of(config: ServeConfig) -> RelayConfig:
-    """What the relay is told; its secrets are read here and kept nowhere else.
+    """The relay's config; its secrets are read here and kept nowhere else.
 
     Raises ConfigError where a secret is missing, or would be shown.
     """
@@ -247,7 +247,7 @@ class _App:
 
 
 def allow_connections(max_connections: int) -> None:
-    """Raise the limit of open files, and say where it is too low."""
+    """Raise the limit of open files, and warn where it is too low."""
     needed = 2 * max_connections + OTHER_FILES
     allowed = raise_open_files()
     if allowed is not None and allowed < needed:

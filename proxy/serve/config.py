@@ -21,7 +21,7 @@ from proxy.store.address import Retention, parse_retention, shown_url, sqlite_ur
 from proxy.store.address import store_url as parse_store_url
 
 POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
-"""Of `proxy.meter.attribution.policies`, which is not loaded to show a help page."""
+"""Keys of `POLICIES`, whose module a help page does not load."""
 
 
 def base_url(text: str) -> str:
@@ -82,7 +82,7 @@ def _store(text: str) -> str | None:
         except RuntimeError:  # a user without a home, as in some containers
             raise ValueError("no home folder; name a database, or none") from None
         folder = Path(state) / "servewatt"
-        with suppress(OSError):  # the store says what it cannot open, and goes on
+        with suppress(OSError):  # the store reports what it cannot open, and goes on
             folder.mkdir(parents=True, exist_ok=True)
         return sqlite_url(folder / "records.sqlite")
     parse_store_url(text)
@@ -94,7 +94,7 @@ class UpstreamConfig:
     """One upstream: where it is, its dialect, and the sensors that are its own."""
 
     name: str
-    """Of the `[[upstream]]` table; alone it is called as its dialect."""
+    """As in its `[[upstream]]` table; a single upstream has the name of its dialect."""
     url: Annotated[
         str,
         Option(

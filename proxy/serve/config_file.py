@@ -20,7 +20,7 @@ from proxy.serve.config import ServeConfig, UpstreamConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """It is a label of metrics and a part of admin paths."""
 SETTINGS = settings_of(UpstreamConfig)
-"""Of a `[[upstream]]` table, beside its name and models."""
+"""Keys of a `[[upstream]]` table, beside its name and models."""
 
 
 def read_config(

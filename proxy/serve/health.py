@@ -1,4 +1,4 @@
-"""Whether an upstream lives, and what it serves: asked seldom while it does.
+"""Health of an upstream and the models it serves: asked seldom while it is up.
 
 Rule: a request that cannot reach it finds out at once; this task finds out while
 there are none, and is what brings an upstream back. It reads beside the requests.
@@ -19,7 +19,7 @@ from proxy.relay.upstream.upstream import Upstream
 log = logging.getLogger("servewatt.proxy")
 
 HEALTH_PATHS = {"openai": "/v1/models"}
-"""Where an engine says that it is up; `/health` for all the others."""
+"""Health path by dialect; `/health` for all the others."""
 STEADY_PATHS = {"tgi": "/info"}
 """Where to ask one that was up: TGI's `/health` allocates on the device."""
 TIMEOUT_SECONDS = 2.0
@@ -43,7 +43,7 @@ _decode_card = msgspec.json.Decoder(_Card).decode
 
 
 class HealthWatch:
-    """Asks one upstream how it is; its lane knows the answer."""
+    """Asks one upstream for its health, and records the answer in it."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class HealthWatch:
         asks_models: bool,
         has_fixed_models: bool,
     ) -> None:
-        """With `has_fixed_models` only the cards of `lane.models` are read."""
+        """`has_fixed_models`: `upstream.models` is given, only their cards are read."""
         self._upstream = upstream
         self._tls = tls
         self._asks_models = asks_models
@@ -108,7 +108,7 @@ class HealthWatch:
         return reason
 
     async def _learn_models(self, client: httpx.AsyncClient) -> None:
-        """What it serves, in its own words; kept as it was where it does not say."""
+        """Read the models that it lists; they stay as they were where it lists none."""
         upstream = self._upstream
         try:
             reply = await client.get(f"{upstream.address.url}/v1/models")

@@ -1,4 +1,4 @@
-"""What there is once for each upstream: its meter, sensors, gauges and constants.
+"""Everything that exists once for each upstream: meter, sensors, gauges, constants.
 
 Rule: an upstream has GPUs of its own and so a ledger of its own; nothing of one
 is shared with another one.
@@ -145,7 +145,7 @@ class MeteredUpstream:
         )
 
     def _provenance(self) -> Provenance:
-        """What replies say about the joules that they tell."""
+        """Origin of the joules in replies."""
         stats = self.sensors.stats_of(self.meter.headline)
         if stats is None:
             return Provenance()
