@@ -76,9 +76,10 @@ from types import CodeType, FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-# --- What this program knows of the inside: follows when files move -----------
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+
+# --- What this program knows of the inside: follows when files move -----------
+from proxy.meter.meter import Meter
 from proxy.wire.events import (
     PowerSampled,
     RequestClosed,
@@ -87,16 +88,19 @@ from proxy.wire.events import (
 )
 from proxy.wire.facts import Labels, Reading, RequestFacts, Update, Usage
 
-TAKES_READING = Boundaries._sample.__code__
-SETTLES = Boundaries.settle.__code__
+TAKES_READING = Meter._sample.__code__
+SETTLES = Meter.settle.__code__
 
 
 class Fed:
     """A meter of several boundaries, as the relay, the sensors and the beat feed it."""
 
     def __init__(self, boundaries: Sequence[str], output_tokens: int) -> None:
-        config = MeterConfig(idle_watts=80.0, window_seconds=0.5)
-        self.meter = Boundaries(dict.fromkeys(boundaries, config))
+        self.meter = Meter(
+            MeterConfig(
+                boundaries=tuple(boundaries), idle_watts=80.0, window_seconds=0.5
+            )
+        )
         self._facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
         self._labels = Labels()
         self._updates = [

@@ -33,7 +33,7 @@ PAGE = 5000
 
 def made(number: int) -> RequestRecord:
     return RequestRecord(
-        sequence=number, request_id=f"{number:032x}", route="/v1/chat/completions",
+        request_id=f"{number:032x}", route="/v1/chat/completions",
         model="meta-llama/Llama-3.1-8B-Instruct", kind="conversation", tenant="none",
         outcome="ok", error=None, status=200, arrived_seconds=number / 100,
         scheduled_seconds=number / 100 + 0.01, first_token_seconds=number / 100 + 0.1,

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.accounts import Boundaries
 from proxy.meter.ledger.accounts import Books
+from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
@@ -38,7 +38,7 @@ class EngineSources:
     """Sources of everything that the admin API shows of one engine."""
 
     name: str
-    boundaries: Boundaries
+    boundaries: Meter
     measured: Callable[[], Sequence[Measured]]
     """Every boundary now, the headline first."""
     upstream_state: Callable[[], Awaitable[str | None]]
@@ -78,7 +78,7 @@ def engine_books(
 
 
 def _boundary_books(
-    boundaries: Boundaries,
+    boundaries: Meter,
     measured: Measured,
     at_seconds: float | None,
     *,

@@ -17,8 +17,10 @@ class MeterConfig:
     policy: str = "phase"
     """The headline; all of `policies` run side by side."""
     policies: Mapping[str, Policy] = field(default_factory=lambda: dict(POLICIES))
+    boundaries: tuple[str, ...] = ("gpu",)
+    """What is metered, one sensor each; the first is the headline."""
     idle_watts: float | None = None
-    """Loaded idle of the whole group; None: measured whenever nothing runs."""
+    """Loaded idle of the headline; None: measured whenever nothing runs."""
     has_sensor: bool = True
     """False: no energy will ever be known, and records do not wait for it."""
     window_seconds: float = 0.5
@@ -29,7 +31,7 @@ class MeterConfig:
     fit_rules: FitRules = field(default_factory=FitRules)
     """When the constants of `calibrated` are trusted."""
     calibrations: Mapping[str, Sums] = field(default_factory=dict)
-    """What earlier runs of this engine saw, by model."""
+    """What earlier runs of this engine saw at the headline, by model."""
     engine: str = ""
     """Whose meter it is, as records say."""
 

@@ -8,6 +8,7 @@ one rough `Activity` of the whole stretch instead of step by step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,15 +17,14 @@ import numpy as np
 from proxy.meter.activity.columns import Population, population_of, shared_seconds
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
+from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.unstreamed import STEP_SECONDS
 from proxy.meter.activity.work import Activity
 from proxy.meter.attribution.divide import split_idle
-from proxy.meter.attribution.policies import Policy, attribute, by_running_time
+from proxy.meter.attribution.policies import attribute, by_running_time
+from proxy.meter.boundary import Boundary
 from proxy.meter.curve.device import STALE_PERIODS, STALE_SECONDS
-from proxy.meter.curve.group import GroupCurve
-from proxy.meter.ledger.accounts import Ledger, RequestEnergy
-from proxy.meter.ledger.records import Request
-from proxy.meter.settle import Settlement
+from proxy.meter.ledger.accounts import RequestEnergy
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +36,30 @@ class EnergySoFar:
     """No later answer will differ; then None is for good."""
 
 
-def unknown_energy(policy: str) -> RequestEnergy:
-    """Nothing was measured, or not all of the request's time."""
-    return RequestEnergy(None, None, None, None, policy, "unknown")
-
-
 def estimated_energy(
-    request: Request,
-    everyone: Sequence[Request],
+    own: RequestTimeline,
+    timeline: EngineTimeline,
+    boundary: Boundary,
     *,
-    settlement: Settlement,
-    ledger: Ledger,
-    log: TokenLog,
-    policy: Policy,
     at_seconds: float,
 ) -> RequestEnergy:
-    """Settled joules of `request`, and its rough part of what is not settled yet.
+    """Settled joules of a request, and its rough part of what is not settled yet.
 
-    `everyone` are all without a record, `request` among them, in order of serials.
     Unknown where the sensor has a gap, or the request began before its first edge.
     """
-    own, settled = request.entry.timeline, settlement.settled_seconds
-    measured = measured_until(settlement.curve, settled, at_seconds)
-    began = settlement.measured_from_seconds
-    if measured is None or began is None or own.arrived_seconds < began:
-        return unknown_energy(ledger.headline)
-    if request.entry.has_gap:
-        return unknown_energy(ledger.headline)
-    among = [other.entry.timeline for other in everyone]
-    among = [timeline for timeline in among if timeline.end_seconds > measured[0][0]]
-    by_policy, idle_share = ledger.entry(request.entry.slot)
+    ledger = boundary.ledger
+    measured = measured_until(boundary, at_seconds)
+    if (
+        measured is None
+        or own.arrived_seconds < boundary.measured_from_seconds
+        or boundary.has_gap(own.key)
+    ):
+        return boundary.unknown_energy()
+    among = [each for each in timeline.requests() if each.end_seconds > measured[0][0]]
+    by_policy, idle_share = ledger.entry(own.key)
     parts = np.array([*by_policy[ledger.policies.index(ledger.headline)], idle_share])
     if own in among:
-        bound = settlement.calibration.bound(policy)
-        shares = unsettled_shares(*measured, among, settlement, log, bound)
+        shares = unsettled_shares(*measured, among, timeline, boundary)
         parts += shares[among.index(own)]
     prefill, decode, idle_share = parts.tolist()
     return RequestEnergy(
@@ -86,32 +76,33 @@ def unsettled_shares(
     edges: FloatArray,
     joules: FloatArray,
     among: Sequence[RequestTimeline],
-    settlement: Settlement,
-    log: TokenLog,
-    policy: Policy,
+    timeline: EngineTimeline,
+    boundary: Boundary,
 ) -> FloatArray:
     """Prefill, decode and idle share joules of each, shape (requests, 3)."""
-    token_seconds = settlement.prompt_token_seconds
+    token_seconds = timeline.prompt_token_seconds
     population = population_until(float(edges[-1]), among, token_seconds)
-    tokens = tokens_since(float(edges[0]), population, settlement.steps, log)
+    tokens = tokens_since(float(edges[0]), population, timeline.steps, timeline.log)
     activity = rough_activity(edges, population, tokens, among, token_seconds)
     _, shared, caused = split_idle(
-        edges, np.diff(joules), population, settlement.idle.watts
+        edges, np.diff(joules), population, boundary.idle.watts
     )
+    policy = boundary.bound(boundary.config.policies[boundary.config.policy])
     idle_shares = attribute(shared, activity, by_running_time).sum(axis=1)
     return np.column_stack((attribute(caused, activity, policy), idle_shares))
 
 
 def measured_until(
-    curve: GroupCurve, settled_seconds: float | None, at_seconds: float
+    boundary: Boundary, at_seconds: float
 ) -> tuple[FloatArray, FloatArray] | None:
     """Edges since the last closed window and cumulative joules there.
 
     The last edge is made up: it lies at `at_seconds`, the newest watts before it.
     None where part of it is a gap, or the sensor has been silent for too long.
     """
+    curve, settled_seconds = boundary.curve, boundary.settled_seconds
     newest = curve.end_seconds
-    if settled_seconds is None or newest is None:
+    if settled_seconds == -math.inf or newest is None:
         return None
     silent = max(at_seconds - newest, 0.0)
     limit = max(STALE_SECONDS, STALE_PERIODS * (curve.period_seconds or 0.0))
@@ -160,13 +151,13 @@ def tokens_since(
     """Tokens that each of `people` received since an instant, as counted."""
     steps = book.steps
     seconds = np.concatenate((steps.seconds, np.array(log.seconds)))
-    serials = np.concatenate((steps.serials, np.array(log.serials, np.int64)))
+    keys = np.concatenate((steps.keys, np.array(log.keys, np.int64)))
     tokens = np.concatenate((steps.tokens, np.array(log.tokens)))
-    position = np.searchsorted(population.serials, serials)
-    position = np.minimum(position, len(population.serials) - 1)
-    is_theirs = (population.serials[position] == serials) & (seconds > settled_seconds)
+    position = np.searchsorted(population.keys, keys)
+    position = np.minimum(position, len(population.keys) - 1)
+    is_theirs = (population.keys[position] == keys) & (seconds > settled_seconds)
     sums = np.bincount(
-        position[is_theirs], tokens[is_theirs], minlength=len(population.serials)
+        position[is_theirs], tokens[is_theirs], minlength=len(population.keys)
     )
     return np.asarray(sums, dtype=np.float64)
 

@@ -1,25 +1,28 @@
-"""Joins timeline, energy, attribution and ledger: events in, settled records out.
+"""The meter of one engine: events in, settled records out.
+
+Several sensors may be around one engine, each with its boundary: `gpu`, `host`,
+`node`. They overlap, so joules of one are never added to another's. Who ran when is
+kept once, in the engine's timeline; each boundary divides its own joules over it. The
+first boundary, the headline, makes the records; what the others measured is put beside
+it.
 
 Pure: time enters by argument. The relay, the sensors and the scrape of the engine's
-gauges `feed` it events; a beat calls `settle`. All calls come from one thread (the
-event loop's); instants are monotonic seconds.
+gauges `feed` it; a beat calls `settle`. All calls come from one thread (the event
+loop's); instants are monotonic seconds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from proxy.meter.activity.orphans import LEFT
-from proxy.meter.activity.request import RequestTimeline, TokenLog
-from proxy.meter.attribution.fit import Calibration
+from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.boundary import Boundary
 from proxy.meter.config import MeterConfig
-from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
-from proxy.meter.deadlines import Deadlines
-from proxy.meter.entry import Entry
-from proxy.meter.estimate import EnergySoFar, estimated_energy, unknown_energy
-from proxy.meter.ledger.accounts import Books, Ledger, RequestEnergy, RequestRecord
-from proxy.meter.ledger.records import Request, first_model, is_settled, record_of
-from proxy.meter.settle import Settlement
+from proxy.meter.estimate import EnergySoFar, estimated_energy
+from proxy.meter.ledger.accounts import Books, RequestEnergy, RequestRecord
 from proxy.meter.state import MeterState
 from proxy.wire.events import (
     Event,
@@ -28,255 +31,305 @@ from proxy.wire.events import (
     RequestOpened,
     TokensReceived,
 )
-from proxy.wire.facts import Labels
 
-__all__ = ["Meter", "MeterConfig", "MeterState"]
-
-NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
-"""Before the first edge."""
-
-REFUSALS = frozenset(range(400, 500)) | {503}
-"""The engine turned the request away: it never computed anything for it."""
+IDLE_ACCELERATORS = "idle_accelerators"
+"""GPUs that the source sees and the engine does not use: inside the node's joules,
+outside the engine's."""
+WHOLE = "node"
+"""The boundary that contains all the others; those are beside each other."""
 
 FINAL_ENERGIES = 4096
 """Of the newest records: a reply that waits for its energy asks for it afterwards."""
 
 
+@dataclass(slots=True)
+class Ratio:
+    """Joules of one boundary over those of one around it, over the same time."""
+
+    inner: str
+    outer: str
+    inner_joules: float = 0.0
+    outer_joules: float = 0.0
+    seconds: float = 0.0
+    """How long both were measured."""
+    until_seconds: float = -math.inf
+    """Compared up to here."""
+
+    @property
+    def ratio(self) -> float | None:
+        """None until both have measured something."""
+        return self.inner_joules / self.outer_joules if self.outer_joules > 0 else None
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A request that some boundary has yet to settle."""
+
+    opened: RequestOpened
+    timeline: RequestTimeline
+    closed: RequestClosed | None = None
+    energies: dict[str, RequestEnergy] = field(default_factory=dict)
+    """By boundary, as they are settled or given up."""
+    settled_at_seconds: float = math.inf
+    """When the headline's was: the record waits for the others since."""
+    is_handed_out: bool = False
+
+
 class Meter:
-    """The meter of one engine and one boundary."""
+    """The boundaries of one engine; what is asked without naming one is the first's."""
 
     def __init__(self, config: MeterConfig | None = None) -> None:
-        self.config = config or MeterConfig()
-        self._ledger = Ledger(list(self.config.policies), self.config.policy)
-        self._settlement = Settlement(
-            self._ledger,
-            self.config.policies,
-            idle_watts=self.config.idle_watts,
-            window_seconds=self.config.window_seconds,
-            wait_seconds=self.config.wait_seconds,
-            calibration=Calibration(self.config.fit_rules, self.config.calibrations),
-        )
-        self._log = TokenLog()
-        self._open: dict[int, RequestTimeline] = {}
-        self._requests: dict[int, Request] = {}
-        self._by_key: dict[int, Request] = {}
+        self.config = config = config or MeterConfig()
+        self._timeline = EngineTimeline(has_sensor=config.has_sensor)
+        # idle watts are given, and fits were saved, for the headline
+        beside = replace(config, idle_watts=None, calibrations={})
+        self.headline, *others = config.boundaries
+        self._head = Boundary(config, self._timeline)
+        self._others = {name: Boundary(beside, self._timeline) for name in others}
+        self._boundaries = {self.headline: self._head, **self._others}
+        self._outside: dict[str, Boundary] = {}
+        self._nobody = EngineTimeline()
+        """Who runs on the devices outside: not this engine's business."""
+        self._requests: dict[int, _Request] = {}
+        self._ended: dict[int, _Request] = {}
+        """Those of them that are closed."""
         self._final: dict[int, RequestEnergy] = {}
-        self._serials = 0
-        self._sequence = 0
-        self._samples_total = 0
-        self._gaps_total = 0
-        self._late_reads_total = 0
-        self._settled_seconds = float("-inf")
-        self._newest_seconds: float | None = None
-        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+        self._unrecorded = 0
+        self._ratios: dict[str, Ratio] = {}
+        self.unjoined_total = dict.fromkeys(others, 0)
+        """Records handed out without the joules of this boundary."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The boundaries, the headline first."""
+        return tuple(self._boundaries)
 
     def feed(self, event: Event) -> None:
-        """One of the five messages; those of a request nobody knows are ignored."""
+        """Something was seen; what is said of a request that is not open is ignored.
+
+        Raises KeyError for a reading of a boundary that is not metered, ValueError
+        for a request whose key is in use.
+        """
         if isinstance(event, TokensReceived):
-            self._receive(event)
+            self._timeline.receive(event)
         elif isinstance(event, PowerSampled):
             self._sample(event)
         elif isinstance(event, RequestOpened):
-            self._open_request(event)
+            self._open(event)
         elif isinstance(event, RequestClosed):
-            self._close_request(event)
+            self._close(event)
         elif self.config.has_sensor:
-            entries = [request.entry for request in self._requests.values()]
-            self._settlement.gauged(event.at_seconds, event.gauges, entries, self._log)
-
-    def _receive(self, event: TokensReceived) -> None:
-        timeline = self._open.get(event.key)
-        if timeline is None:
-            return
-        at_seconds = event.at_seconds
-        if at_seconds <= self._settled_seconds:
-            self._late_reads_total += 1
-            at_seconds = math.nextafter(self._settled_seconds, math.inf)
-        timeline.receive(at_seconds, event.updates, self._log)
-
-    def _open_request(self, event: RequestOpened) -> None:
-        self._serials += 1
-        key, labels = event.key, event.labels
-        timeline = RequestTimeline(self._serials, event.at_seconds, event.facts)
-        slot = self._ledger.open((labels.model, labels.kind, labels.tenant))
-        entry = Entry(timeline, slot)
-        self._requests[timeline.serial] = self._by_key[key] = Request(
-            entry, event.request_id, event.facts.route, labels, key=key
-        )
-        self._open[key] = timeline
-
-    def _close_request(self, event: RequestClosed) -> None:
-        timeline = self._open.pop(event.key, None)
-        if timeline is None:
-            return
-        request = self._requests[timeline.serial]
-        request.outcome, request.error = event.outcome, event.error
-        request.status = event.status
-        is_refused = event.status in REFUSALS
-        timeline.close(event.at_seconds, is_refused=is_refused)
-        if not timeline.is_streamed and self.config.has_sensor:
-            self._settlement.spread(timeline, self._log)
-        if event.outcome in LEFT and not is_refused:
-            self._settlement.client_left(timeline, event.at_seconds)
-        if timeline.has_late_facts:
-            self._settlement.engine_tells_late = True
-
-    def _sample(self, event: PowerSampled) -> None:
-        reason = event.gap_reason
-        if reason is not None:
-            self._gaps_total += 1
-            self._settlement.is_up = False
-            known = reason if reason in GAP_REASONS else SENSOR_GAP
-            self._settlement.curve.interrupt(known)
-            return
-        self._samples_total += 1
-        self._settlement.is_up = True
-        self._newest_seconds = event.at_seconds
-        self._settlement.curve.observe(
-            event.at_seconds,
-            [(one.device, one.joules, one.watts) for one in event.readings],
-        )
+            self._timeline.observe(event)
 
     def settle(self, now_seconds: float) -> list[RequestRecord]:
-        """Close every interval whose facts are known; the records now final."""
-        settlement = self._settlement
-        if self.config.has_sensor:
-            entries = (request.entry for request in self._requests.values())
-            if self._requests:
-                settlement.calibration.serve(first_model(self._requests.values()))
-            settlement.advance(entries, self._log, now_seconds)
-            if settlement.settled_seconds is not None:
-                self._settled_seconds = settlement.settled_seconds
-        else:
-            self._log.clear()
-        done = [
-            request
-            for request in self._requests.values()
-            if self._is_done(request, now_seconds)
-        ]
-        done.sort(key=lambda request: request.entry.timeline.closed_seconds or 0.0)
-        return [self._finish(request) for request in done]
+        """Close every window whose facts are known; the records now final.
 
-    def stop(self, now_seconds: float) -> None:
-        """No request will come any more: settle what there is as soon as it can be."""
-        self._settlement.stop(now_seconds)
+        A record waits for the joules of the other boundaries, each for so long as its
+        sensor needs and within bounds; a sensor that is down is not waited for. What
+        has not come by then is unknown in the record.
+        """
+        timeline, boundaries = self._timeline, self._boundaries.values()
+        for each in (timeline, self._nobody):
+            each.advance(now_seconds, self._head.straggler_seconds)
+        for boundary in (*boundaries, *self._outside.values()):
+            boundary.settle(now_seconds)
+        timeline.forget(
+            min(boundary.settled_seconds for boundary in boundaries),
+            now_seconds - max(boundary.forget_seconds for boundary in boundaries),
+        )
+        self._compare()
+        return self._records(now_seconds)
 
-    def join_seconds(self, now_seconds: float) -> float:
-        """How long another boundary's record may wait for this one's joules."""
-        settlement = self._settlement
-        if not settlement.is_up or settlement.is_stop_over(now_seconds):
-            return 0.0
-        return settlement.deadlines.join_seconds
-
-    @property
-    def deadlines(self) -> Deadlines:
-        """Every wait, for the sensor as it is known now."""
-        return self._settlement.deadlines
+    def stop(self, now_seconds: float) -> float:
+        """No request will come any more; how long the last record takes at most."""
+        return max(boundary.stop(now_seconds) for boundary in self._boundaries.values())
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         """What a request has consumed so far; no side effects, and never a wait."""
-        request = self._by_key.get(key)
+        request = self._requests.get(key)
+        if request is not None and self.headline in request.energies:
+            return EnergySoFar(request.energies[self.headline], is_settled=True)
         if request is None or not self.config.has_sensor:
-            unknown = unknown_energy(self.config.policy)
+            unknown = self._head.unknown_energy()
             return EnergySoFar(self._final.get(key, unknown), is_settled=True)
         energy = estimated_energy(
-            request,
-            list(self._requests.values()),
-            settlement=self._settlement,
-            ledger=self._ledger,
-            log=self._log,
-            policy=self._settlement.calibration.bound(
-                self.config.policies[self.config.policy]
-            ),
-            at_seconds=at_seconds,
+            request.timeline, self._timeline, self._head, at_seconds=at_seconds
         )
         return EnergySoFar(energy, is_settled=False)
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
-        return self._ledger.books_at(at_seconds) or NO_BOOKS
+        return self._head.books_at(at_seconds)
 
     def state(self) -> MeterState:
-        """One consistent picture; no side effects."""
-        curve = self._settlement.curve
-        devices = curve.devices
-        newest = self._newest_seconds
-        lag = 0.0
-        if newest is not None and self._settled_seconds > float("-inf"):
-            lag = max(newest - float(self._settled_seconds), 0.0)
-        return MeterState(
-            books=self.books_at(),
-            idle_watts=self._settlement.idle.watts,
-            idle_source=self._settlement.idle.source,
-            open_requests=len(self._open),
-            unsettled_seconds=lag,
-            device_joules={name: d.total_joules for name, d in devices.items()},
-            device_watts={
-                name: d.watts for name, d in devices.items() if d.watts is not None
-            },
-            counter_period_seconds=curve.period_seconds,
-            counter_power_ratio=curve.counter_power_ratio,
-            samples_total=self._samples_total,
-            gaps_total=self._gaps_total + curve.resets,
-            policy=self.config.policy,
-            class_joules={
-                Labels(*labels): joules
-                for labels, joules in self._ledger.class_joules.items()
-            },
-            class_tokens={
-                Labels(*labels): tokens
-                for labels, tokens in self._ledger.class_tokens.items()
-            },
-            policy_joules=self._ledger.policy_joules,
-            window_seconds=self._settlement.deadlines.window_seconds,
-            quality_requests=dict(self._quality_requests),
-            unsettled_requests=len(self._requests),
-            late_reads_total=self._late_reads_total,
-            counter_resets_total=curve.resets,
-            external_requests=None
-            if newest is None
-            else self._settlement.gauges.external_at(newest),
-            calibration=self._settlement.calibration.state,
-        )
+        """One consistent picture; a record that waits for the others is unsettled."""
+        return replace(self._head.state(), unsettled_requests=self._unrecorded)
 
-    def _is_done(self, request: Request, now_seconds: float) -> bool:
-        """Settled, or it can not be: nobody waits for energy that never comes."""
-        timeline = request.entry.timeline
-        closed_seconds = timeline.closed_seconds
-        if closed_seconds is None:
-            return False
-        if not self.config.has_sensor:
-            return True
-        if is_settled(request, self._settlement.settled_seconds):
-            # the next scrape may tell of a preemption: then it was not exact
-            return not timeline.is_scheduled_exact or self._settlement.gauges.covers(
-                timeline.end_seconds, now_seconds
-            )
-        return self._settlement.is_given_up(closed_seconds, now_seconds)
+    def books_of(self, boundary: str, at_seconds: float | None = None) -> Books:
+        """The accounts of one boundary. Raises KeyError for another name."""
+        return self._boundaries[boundary].books_at(at_seconds)
 
-    def _finish(self, request: Request) -> RequestRecord:
-        """Write the record and let the request go."""
-        self._sequence += 1
-        settlement = self._settlement
-        record = record_of(
-            request,
-            self._sequence,
-            self._ledger,
-            measured_from_seconds=settlement.measured_from_seconds,
-            settled_seconds=settlement.settled_seconds,
-            engine=self.config.engine,
-        )
-        timeline = request.entry.timeline
-        settlement.left(timeline)
-        self._ledger.count_tokens(
-            request.entry.slot,
-            (record.prompt_tokens, record.cached_tokens, record.output_tokens),
-        )
-        self._ledger.release(request.entry.slot)
-        del self._requests[timeline.serial]
-        self._by_key.pop(request.key, None)
-        self._final[request.key] = record.energy
+    def state_of(self, boundary: str) -> MeterState:
+        """The picture of one boundary. Raises KeyError for another name."""
+        return self._boundaries[boundary].state()
+
+    def outside_books(
+        self, boundary: str, at_seconds: float | None = None
+    ) -> Books | None:
+        """What the source's other devices used; None where it showed none."""
+        outside = self._outside.get(boundary)
+        return None if outside is None else outside.books_at(at_seconds)
+
+    def outside_state(self, boundary: str) -> MeterState | None:
+        """The picture of the source's other devices; None where it showed none."""
+        outside = self._outside.get(boundary)
+        return None if outside is None else outside.state()
+
+    def ratios(self) -> Sequence[Ratio]:
+        """Each boundary inside the node's, over the node's."""
+        return tuple(replace(ratio) for ratio in self._ratios.values())
+
+    # what is seen
+
+    def _open(self, event: RequestOpened) -> None:
+        timeline = self._timeline.open(event)
+        self._requests[event.key] = _Request(event, timeline)
+        self._unrecorded += 1
+        for boundary in self._boundaries.values():
+            boundary.open(event.key, event.labels)
+
+    def _close(self, event: RequestClosed) -> None:
+        request = self._requests.get(event.key)
+        if request is None or request.closed is not None:
+            return
+        request.closed = event
+        self._ended[event.key] = request
+        self._timeline.close(event)
+
+    def _sample(self, event: PowerSampled) -> None:
+        """The devices of the engine and those outside it are metered apart."""
+        name, reason = event.boundary, event.gap_reason
+        outside = tuple(r for r in event.readings if r.is_outside)
+        if not outside:
+            self._boundaries[name].sample(event)
+            if reason is not None and name in self._outside:
+                self._outside[name].sample(event)
+            return
+        if name not in self._outside:
+            self._outside[name] = Boundary(MeterConfig(), self._nobody)
+        at_seconds = event.at_seconds
+        self._outside[name].sample(PowerSampled(name, at_seconds, outside))
+        inside = tuple(r for r in event.readings if not r.is_outside)
+        if inside:
+            self._boundaries[name].sample(PowerSampled(name, at_seconds, inside))
+
+    # what is final
+
+    def _records(self, now_seconds: float) -> list[RequestRecord]:
+        """Records that need not wait any more, in order of settlement."""
+        if not self._ended:
+            return []
+        waits = {n: b.join_seconds(now_seconds) for n, b in self._others.items()}
+        records: list[tuple[float, float, RequestRecord]] = []
+        for key, request in list(self._ended.items()):
+            self._finish(request, now_seconds)
+            energies, since = request.energies, request.settled_at_seconds
+            if not request.is_handed_out and all(
+                name in energies or now_seconds >= since + wait
+                for name, wait in waits.items()
+            ):
+                record = self._record_of(request)
+                if record is not None:
+                    request.is_handed_out = True
+                    records.append((since, record.finished_seconds, record))
+            if request.is_handed_out and len(energies) == len(self._boundaries):
+                self._timeline.leave(request.timeline)
+                del self._ended[key], self._requests[key]
+        records.sort(key=lambda each: each[:2])
+        return [record for *_, record in records]
+
+    def _finish(self, request: _Request, now_seconds: float) -> None:
+        """Ask each boundary that has not told it yet for the request's energy."""
+        timeline, energies = request.timeline, request.energies
+        for name, boundary in self._boundaries.items():
+            if name not in energies and boundary.is_done(timeline, now_seconds):
+                energies[name] = boundary.finish(timeline)
+                if boundary is self._head:
+                    request.settled_at_seconds = now_seconds
+
+    def _record_of(self, request: _Request) -> RequestRecord | None:
+        """The record of a request that the headline has settled, or given up."""
+        energy, closed = request.energies.get(self.headline), request.closed
+        if energy is None or closed is None:
+            return None
+        self._unrecorded -= 1
+        self._final[closed.key] = energy
         if len(self._final) > FINAL_ENERGIES:
             del self._final[next(iter(self._final))]
-        self._quality_requests[record.energy.quality] += 1
-        return record
+        if self._others:
+            energy = replace(energy, boundaries=self._beside(request))
+        opened, timeline = request.opened, request.timeline
+        labels = opened.labels
+        return RequestRecord(
+            request_id=opened.request_id,
+            route=opened.facts.route,
+            model=labels.model,
+            kind=labels.kind,
+            tenant=labels.tenant,
+            stored_tenant=labels.stored_tenant,
+            outcome=closed.outcome,
+            error=closed.error,
+            status=closed.status,
+            arrived_seconds=timeline.arrived_seconds,
+            scheduled_seconds=timeline.scheduled_seconds,
+            first_token_seconds=timeline.first_token_seconds,
+            last_token_seconds=timeline.last_token_seconds,
+            finished_seconds=closed.at_seconds,
+            prompt_tokens=timeline.prompt_tokens,
+            cached_tokens=timeline.cached_tokens,
+            output_tokens=timeline.output_tokens,
+            energy=energy,
+            engine=self.config.engine,
+        )
+
+    def _beside(self, request: _Request) -> dict[str, RequestEnergy]:
+        """What the other boundaries measured; unknown where it has not come."""
+        beside: dict[str, RequestEnergy] = {}
+        for name in self._others:
+            beside[name] = request.energies.get(name) or self._head.unknown_energy()
+            if beside[name].energy_joules is None:
+                self.unjoined_total[name] += 1
+        return beside
+
+    def _compare(self) -> None:
+        """Add what inner and outer boundaries measured since they were compared."""
+        if WHOLE not in self._boundaries:
+            return
+        inner = {name: b for name, b in self._boundaries.items() if name != WHOLE}
+        for outside in self._outside.values():
+            inner[IDLE_ACCELERATORS] = outside
+        for name, boundary in inner.items():
+            ratio = self._ratios.setdefault(name, Ratio(name, WHOLE))
+            _advance(ratio, boundary, self._boundaries[WHOLE])
+
+
+def _advance(ratio: Ratio, inner: Boundary, outer: Boundary) -> None:
+    """Count what both measured, up to where both are settled.
+
+    A gap of either is left out: what one sensor missed must not look like a share.
+    """
+    both = (inner, outer)
+    end = min(boundary.settled_seconds for boundary in both)
+    if end == -math.inf:
+        return
+    if ratio.until_seconds == -math.inf:  # where the later of the two begins
+        ratio.until_seconds = max(boundary.measured_from_seconds for boundary in both)
+    if end <= ratio.until_seconds:
+        return
+    starts = [boundary.books_at(ratio.until_seconds) for boundary in both]
+    ends = [boundary.books_at(end) for boundary in both]
+    if all(a.gap_seconds == b.gap_seconds for a, b in zip(starts, ends, strict=True)):
+        ratio.inner_joules += ends[0].measured_joules - starts[0].measured_joules
+        ratio.outer_joules += ends[1].measured_joules - starts[1].measured_joules
+        ratio.seconds += end - ratio.until_seconds
+    ratio.until_seconds = end

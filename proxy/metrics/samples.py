@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.meter.accounts import Ratio
 from proxy.meter.attribution.fit import CONSTANTS
+from proxy.meter.meter import Ratio
 from proxy.meter.state import MeterState
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats

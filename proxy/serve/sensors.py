@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from proxy.errors import ConfigError, SensorError
-from proxy.meter.accounts import Boundaries
+from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
 from proxy.power.argument import BOUNDARIES
 from proxy.power.energy_source import EnergySource
@@ -86,7 +86,7 @@ class Sensors:
         self,
         sensors: Sequence[Sensor],
         interval_seconds: float,
-        boundaries: Boundaries,
+        boundaries: Meter,
         bare_idle_watts: float | None = None,
     ) -> None:
         """`bare_idle_watts` are the headline's."""

@@ -14,8 +14,8 @@ from dataclasses import replace
 from proxy.admin.views import EngineSources
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.relay.config import RelayConfig
@@ -48,19 +48,17 @@ class MeteredUpstream:
         self.config = config
         self.is_alone = is_alone
         self.calibration = CalibrationFile(config.calibration, config.name)
-        common = MeterConfig(
+        boundaries = tuple(sensor.boundary for sensor in planned) or ("none",)
+        meter_config = MeterConfig(
+            boundaries=boundaries,
             policy=metering.policy,
             window_seconds=metering.window_seconds,
             has_sensor=bool(planned),
             engine=config.name,
-        )
-        headline = replace(
-            common,
             idle_watts=config.idle_watts,
             calibrations=self.calibration.by_model,
         )
-        names = [sensor.boundary for sensor in planned] or ["none"]
-        self.meter = Boundaries({n: common for n in names} | {names[0]: headline})
+        self.meter = Meter(meter_config)
         self.sensors = Sensors(
             planned,
             metering.sample_interval_seconds,

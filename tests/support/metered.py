@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from proxy.meter.accounts import Boundaries
+from dataclasses import replace
+
 from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, Reading, RequestFacts, Update, Usage
 
@@ -15,14 +17,14 @@ OTHER_WATTS = 25.0
 
 def metered(
     config: MeterConfig | None = None, *, has_node: bool = False
-) -> tuple[Boundaries, list[RequestRecord]]:
+) -> tuple[Meter, list[RequestRecord]]:
     """The meter at second 8, and what it settled: requests ran from 2.0 to 4.0.
 
     The node, where it has a sensor, draws twice what the GPU draws, and has a GPU
     that the engine does not use.
     """
     names = ("gpu", "node") if has_node else ("gpu",)
-    meter = Boundaries(dict.fromkeys(names, config or MeterConfig()))
+    meter = Meter(replace(config or MeterConfig(), boundaries=names))
     facts = RequestFacts(route="chat", model="m", is_stream=True)
     records: list[RequestRecord] = []
     opened = closed = False

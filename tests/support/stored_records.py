@@ -9,7 +9,7 @@ from proxy.store.stored_record import StoredRecord
 def record(sequence: int, request_id: str | None = None) -> RequestRecord:
     """A finished request; the sequence is also its count of tokens."""
     return RequestRecord(
-        sequence=sequence, request_id=request_id or f"r{sequence}", route="chat",
+        request_id=request_id or f"r{sequence}", route="chat",
         model="m", kind="code", tenant="none", outcome="ok", error=None, status=200,
         arrived_seconds=1.25, scheduled_seconds=1.5, first_token_seconds=2.0,
         last_token_seconds=3.0, finished_seconds=3.125, prompt_tokens=1000,

@@ -6,7 +6,7 @@ the engine had set it aside; a moment is divided by the number then running.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,9 @@ from proxy.meter.activity.steps import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The requests of an accounting period as columns, sorted by serial."""
+    """The requests of an accounting period as columns, sorted by key."""
 
-    serials: IntArray
+    keys: IntArray
     arrived_seconds: FloatArray
     scheduled_seconds: FloatArray
     """inf where it never ran, or is not known to."""
@@ -46,8 +46,13 @@ class Population:
 INFINITY = float("inf")
 
 
-def population_of(requests: Sequence[RequestTimeline]) -> Population:
-    """Columns of requests that come in order of their serials."""
+def population_of(
+    requests: Sequence[RequestTimeline], let_in: Collection[int] = ()
+) -> Population:
+    """Columns of requests that come in order of their keys.
+
+    Those `let_in` have no place yet and count as running since they arrived.
+    """
     rows = [
         (position, start, end, tokens)
         for position, request in enumerate(requests)
@@ -66,7 +71,9 @@ def population_of(requests: Sequence[RequestTimeline]) -> Population:
         [
             (
                 request.arrived_seconds,
-                _or_inf(request.scheduled_seconds),
+                request.arrived_seconds
+                if request.key in let_in
+                else _or_inf(request.scheduled_seconds),
                 _or_inf(request.first_token_seconds),
                 request.end_seconds,
                 request.estimated_prompt_tokens,
@@ -79,7 +86,7 @@ def population_of(requests: Sequence[RequestTimeline]) -> Population:
         np.float64,
     ).reshape(len(requests), 8)
     return Population(
-        np.array([request.serial for request in requests], np.int64),
+        np.array([request.key for request in requests], np.int64),
         arrived_seconds=columns[:, 0],
         scheduled_seconds=columns[:, 1],
         first_token_seconds=columns[:, 2],

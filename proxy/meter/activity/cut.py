@@ -26,7 +26,7 @@ def too_late_to_cut(
     busy_until_seconds = -float("inf")
     late: list[tuple[float, float]] = []
     for timeline in timelines:
-        began, ended = _began(timeline), timeline.end_seconds
+        began, ended = timeline.arrived_seconds, timeline.end_seconds
         if timeline.is_refused or began >= end_seconds:
             continue
         if began > since_seconds:
@@ -38,8 +38,3 @@ def too_late_to_cut(
             return began
         busy_until_seconds = max(busy_until_seconds, ended)
     return None
-
-
-def _began(timeline: RequestTimeline) -> float:
-    scheduled = timeline.scheduled_seconds
-    return timeline.arrived_seconds if scheduled is None else scheduled

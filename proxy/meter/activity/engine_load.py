@@ -24,8 +24,8 @@ ALIVE_SECONDS = 2.5
 
 MAX_EXTERNAL = 1024
 EXTERNAL = RequestFacts("external")
-EXTERNAL_SERIAL = 1 << 62
-"""Beyond any serial of a request."""
+EXTERNAL_KEY = 1 << 62
+"""Beyond any key of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class GaugeLog:
 
 
 def _external(number: int, began: float, ended: float) -> RequestTimeline:
-    timeline = RequestTimeline(EXTERNAL_SERIAL + number, began, EXTERNAL)
+    timeline = RequestTimeline(EXTERNAL_KEY + number, began, EXTERNAL)
     timeline.scheduled_seconds = timeline.first_token_seconds = began
     timeline.last_token_seconds = ended
     timeline.close(ended)

@@ -36,7 +36,7 @@ class RunOns:
     def suspect(self, timeline: RequestTimeline) -> None:
         """Its client has left just now."""
         timeline.may_be_orphan = True
-        self._suspects[timeline.serial] = _Suspect(
+        self._suspects[timeline.key] = _Suspect(
             timeline, timeline.closed_seconds or 0.0
         )
 
@@ -75,6 +75,6 @@ class RunOns:
 
     def _release(self, timeline: RequestTimeline) -> None:
         timeline.may_be_orphan = False
-        del self._suspects[timeline.serial]
+        del self._suspects[timeline.key]
         if timeline.ran_on_seconds is not None:
             self._ended.append(timeline)

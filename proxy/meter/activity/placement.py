@@ -9,10 +9,11 @@ and never before it arrived, nor into a step already under way on arrival.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Seen:
     settled_seconds: float
     """Nothing is placed before this."""
     end_seconds: float
-    """Pauses that begin later are not looked at yet."""
+    """Pauses that end later are not looked at yet."""
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
@@ -71,11 +72,16 @@ class PromptPlacement:
         self._used: dict[float, float] = {}
         self._released_seconds = -np.inf
 
-    def place(self, requests: Sequence[RequestTimeline], seen: Seen) -> None:
+    def place(
+        self,
+        requests: Sequence[RequestTimeline],
+        seen: Seen,
+        paused: Sequence[RequestTimeline] = (),
+    ) -> None:
         """Give each request its `prefill_rows`, `stalls` and `scheduled_seconds`.
 
-        Those already placed get rows for what was computed again since: a request
-        that the engine set aside for others lost its cache.
+        Those `paused` have them already, and get rows for what was computed again
+        since: a request that the engine set aside for others lost its cache.
         """
         jobs: list[_Prefill] = []
         for request in requests:
@@ -83,7 +89,7 @@ class PromptPlacement:
             if request.scheduled_seconds is None:
                 at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Prefill(at, arrived, request, None))
-        jobs += _set_aside(requests, seen)
+        jobs += _set_aside([*requests, *paused], seen)
         for _, tied in groupby(sorted(jobs, key=_when), key=_when):
             self._place_tied(list(tied), seen)
 
@@ -231,8 +237,8 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
     off, as with long steps every token is a pause."""
     pauses: list[tuple[RequestTimeline, Pause]] = []
     for request in requests:
-        # in order of time: those that begin later are not touched
-        due = bisect_left(request.pauses, (seen.end_seconds,))
+        # in order of time: those that end later are not touched
+        due = bisect_right(request.pauses, seen.end_seconds, key=itemgetter(1))
         if due:
             pauses += [(request, pause) for pause in request.pauses[:due]]
             del request.pauses[:due]
@@ -303,20 +309,20 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     return min(lowest, last)
 
 
-def step_starts(steps: Steps, serials: IntArray, arrived: FloatArray) -> FloatArray:
+def step_starts(steps: Steps, keys: IntArray, arrived: FloatArray) -> FloatArray:
     """Start of each step, shape (steps,): the previous end, or the first arrival.
 
     A step that follows a pause began when the first of those in it arrived.
-    `serials` is sorted, `arrived` belongs to it; a request that is not among them
+    `keys` is sorted, `arrived` belongs to it; a request that is not among them
     was there before.
     """
     if not len(steps.end_seconds):
         return np.empty(0)
-    at = np.full(len(steps.serials), -np.inf)
-    if len(serials):
-        position = np.searchsorted(serials, steps.serials)
-        position = np.minimum(position, len(serials) - 1)
-        at = np.where(serials[position] == steps.serials, arrived[position], at)
+    at = np.full(len(steps.keys), -np.inf)
+    if len(keys):
+        position = np.searchsorted(keys, steps.keys)
+        position = np.minimum(position, len(keys) - 1)
+        at = np.where(keys[position] == steps.keys, arrived[position], at)
     earliest = np.minimum.reduceat(at, steps.first_row[:-1])
     starts = np.minimum(np.maximum(steps.floor_seconds, earliest), steps.end_seconds)
     return np.asarray(

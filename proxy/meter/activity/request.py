@@ -20,24 +20,24 @@ class TokenLog:
     Rows arrive in any order; `take` hands them over and forgets them.
     """
 
-    __slots__ = ("before", "seconds", "serials", "tokens")
+    __slots__ = ("before", "keys", "seconds", "tokens")
 
     def __init__(self) -> None:
         self.seconds = array("d")
-        self.serials = array("q")
+        self.keys = array("q")
         self.tokens = array("d")
         self.before = array("d")
 
-    def add(self, seconds: float, serial: int, tokens: float, before: float) -> None:
+    def add(self, seconds: float, key: int, tokens: float, before: float) -> None:
         """One read of one request."""
         self.seconds.append(seconds)
-        self.serials.append(serial)
+        self.keys.append(key)
         self.tokens.append(tokens)
         self.before.append(before)
 
     def clear(self) -> None:
         """Forget all rows."""
-        for column in (self.seconds, self.serials, self.tokens, self.before):
+        for column in (self.seconds, self.keys, self.tokens, self.before):
             del column[:]
 
 
@@ -53,35 +53,38 @@ class RequestTimeline(TokenCount):
 
     `waited_until_seconds` is when the engine's gauges last showed it in the queue;
     `ran_on_seconds` until when they showed it running after its client had left,
-    while `may_run_on` says that this is not decided yet. `prefill_rows` (start,
+    while `may_be_orphan` says that this is not decided yet. A window was closed before
+    all of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
+    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start,
     end, tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled
     in by `PromptPlacement`; `pauses` (last token, next one, tokens before it) is
     what it has yet to look at.
     """
 
     __slots__ = (
-        "arrived_seconds", "closed_seconds",
-        "decode_seconds", "estimated_prompt_tokens", "first_token_seconds",
-        "has_late_facts", "inference_seconds", "is_refused",
-        "is_scheduled_exact", "last_token_seconds", "may_be_orphan",
-        "pauses", "prefill_rows", "prefill_seconds",
-        "ran_on_seconds", "scheduled_seconds", "serial", "stalls",
-        "waited_until_seconds",
+        "arrived_seconds", "closed_seconds", "decode_seconds",
+        "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
+        "has_preemption", "inference_seconds", "is_forced", "is_refused",
+        "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
+        "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
+        "stalls", "waited_until_seconds",
     )  # fmt: skip
 
-    def __init__(self, serial: int, at_seconds: float, facts: RequestFacts) -> None:
+    def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
         super().__init__(
             sequences=facts.sequences,
             is_streamed=facts.is_stream,
             has_running_usage=facts.has_running_usage,
         )
-        self.serial = serial
+        self.key = key
         self.arrived_seconds = at_seconds
         self.prefill_seconds: float | None = None
         self.decode_seconds: float | None = None
         self.inference_seconds: float | None = None
         self.has_late_facts = False
         self.is_refused = False
+        self.is_forced = False
+        self.has_preemption = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
         self.prefill_rows: list[tuple[float, float, float]] = []
@@ -108,7 +111,7 @@ class RequestTimeline(TokenCount):
             self.has_late_facts = True
         tokens = self.counted_tokens - before
         if tokens > 0:
-            log.add(at_seconds, self.serial, tokens, before)
+            log.add(at_seconds, self.key, tokens, before)
             last = self.last_token_seconds
             if last is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds
@@ -148,7 +151,7 @@ class RequestTimeline(TokenCount):
             return
         tokens = self.output_tokens / len(stamps_seconds)
         for at_seconds in stamps_seconds:
-            log.add(at_seconds, self.serial, tokens, self.counted_tokens)
+            log.add(at_seconds, self.key, tokens, self.counted_tokens)
             self.counted_tokens += tokens
         self.first_token_seconds = stamps_seconds[0]
         self.last_token_seconds = stamps_seconds[-1]

@@ -45,7 +45,7 @@ class Steps:
     """Shape (steps + 1,): reads of step k are rows first_row[k]:first_row[k + 1]."""
     seconds: FloatArray
     """Shape (rows,), as are the columns below: stamp of the read."""
-    serials: IntArray
+    keys: IntArray
     tokens: FloatArray
     before: FloatArray
     """Tokens the request had received before this read; 0 marks its first."""
@@ -75,11 +75,14 @@ class StepBook:
         """All steps that end after the last `forget`."""
         return self._steps
 
-    def absorb(self, log: TokenLog, until_seconds: float) -> None:
-        """Move reads stamped up to `until_seconds` from the log into steps."""
+    def absorb(self, log: TokenLog, until_seconds: float) -> bool:
+        """Move reads stamped up to `until_seconds` from the log into steps.
+
+        Whether there were any.
+        """
         rows = _sorted_rows(log, until_seconds)
         if not len(rows[0]):
-            return
+            return False
         old = self._steps
         overlapping = len(old.end_seconds) and (
             rows[0][0] <= old.end_seconds[-1] + STEP_GAP_SECONDS
@@ -93,6 +96,7 @@ class StepBook:
         floor = kept.end_seconds[-1] if len(kept.end_seconds) else self._floor_seconds
         fresh = cluster(rows, floor_seconds=floor)
         self._steps = _join(kept, fresh)
+        return True
 
     def snap(self, stamps: FloatArray, *, not_before: float) -> FloatArray:
         """Made-up stamps moved back onto steps seen shortly before them.
@@ -132,13 +136,13 @@ def cluster(rows: Rows, *, floor_seconds: float) -> Steps:
     `floor_seconds` is the end of the step before; if that is within the gap, the
     first cluster goes on from one that was cut.
     """
-    seconds, serials, tokens, before = rows
+    seconds, keys, tokens, before = rows
     is_new = np.diff(seconds) > STEP_GAP_SECONDS
     is_new |= _cuts(seconds, is_new, seconds[0] - floor_seconds <= STEP_GAP_SECONDS)
     first_row = np.concatenate(([0], np.flatnonzero(is_new) + 1, [len(seconds)]))
     end = seconds[first_row[1:] - 1]
     floor = np.concatenate(([floor_seconds], end[:-1]))
-    return Steps(floor, end, first_row, seconds, serials, tokens, before)
+    return Steps(floor, end, first_row, seconds, keys, tokens, before)
 
 
 def _cuts(seconds: FloatArray, is_new: BoolArray, goes_on: bool) -> BoolArray:
@@ -155,32 +159,32 @@ def _cuts(seconds: FloatArray, is_new: BoolArray, goes_on: bool) -> BoolArray:
 def _sorted_rows(log: TokenLog, until_seconds: float) -> Rows:
     """Take the log's rows up to an instant, by stamp, then request, then count."""
     seconds = np.array(log.seconds, np.float64)
-    serials = np.array(log.serials, np.int64)
+    keys = np.array(log.keys, np.int64)
     tokens = np.array(log.tokens, np.float64)
     before = np.array(log.before, np.float64)
     is_due = seconds <= until_seconds
     later = np.flatnonzero(~is_due)
     for column, values in (
         ("seconds", seconds),
-        ("serials", serials),
+        ("keys", keys),
         ("tokens", tokens),
         ("before", before),
     ):
         rest = getattr(log, column)
         del rest[:]
         rest.extend(values[later].tolist())
-    order = np.lexsort((before, serials, seconds))
+    order = np.lexsort((before, keys, seconds))
     order = order[is_due[order]]
-    return seconds[order], serials[order], tokens[order], before[order]
+    return seconds[order], keys[order], tokens[order], before[order]
 
 
 def _merge(left: Rows, right: Rows) -> Rows:
     seconds = np.concatenate((left[0], right[0]))
-    serials = np.concatenate((left[1], right[1]))
+    keys = np.concatenate((left[1], right[1]))
     tokens = np.concatenate((left[2], right[2]))
     before = np.concatenate((left[3], right[3]))
-    order = np.lexsort((before, serials, seconds))
-    return seconds[order], serials[order], tokens[order], before[order]
+    order = np.lexsort((before, keys, seconds))
+    return seconds[order], keys[order], tokens[order], before[order]
 
 
 def _cut(steps: Steps, at: int) -> tuple[Steps, Rows]:
@@ -191,13 +195,13 @@ def _cut(steps: Steps, at: int) -> tuple[Steps, Rows]:
         steps.end_seconds[:at],
         steps.first_row[: at + 1],
         steps.seconds[:row],
-        steps.serials[:row],
+        steps.keys[:row],
         steps.tokens[:row],
         steps.before[:row],
     )
     rest = (
         steps.seconds[row:],
-        steps.serials[row:],
+        steps.keys[row:],
         steps.tokens[row:],
         steps.before[row:],
     )
@@ -211,7 +215,7 @@ def _drop(steps: Steps, count: int) -> Steps:
         steps.end_seconds[count:],
         steps.first_row[count:] - row,
         steps.seconds[row:],
-        steps.serials[row:],
+        steps.keys[row:],
         steps.tokens[row:],
         steps.before[row:],
     )
@@ -224,7 +228,7 @@ def _join(left: Steps, right: Steps) -> Steps:
         np.concatenate((left.end_seconds, right.end_seconds)),
         np.concatenate((left.first_row, right.first_row[1:] + rows)),
         np.concatenate((left.seconds, right.seconds)),
-        np.concatenate((left.serials, right.serials)),
+        np.concatenate((left.keys, right.keys)),
         np.concatenate((left.tokens, right.tokens)),
         np.concatenate((left.before, right.before)),
     )

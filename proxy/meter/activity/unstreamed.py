@@ -20,7 +20,7 @@ def spread_unstreamed(
     log: TokenLog,
     *,
     prompt_token_seconds: float,
-    settled_seconds: float | None,
+    settled_seconds: float,
 ) -> None:
     """Put the tokens of a reply that came in one piece where they may have been.
 
@@ -44,11 +44,8 @@ def spread_unstreamed(
             timeline.prefill_seconds = together - decode
     first = max(closed - decode, arrived)
     reads = min(max(output // timeline.sequences, 1), MAX_READS)
-    steps.absorb(log, closed)
     stamps = steps.snap(np.linspace(first, closed, reads), not_before=first)
-    floor = np.nextafter(
-        -np.inf if settled_seconds is None else settled_seconds, np.inf
-    )
+    floor = np.nextafter(settled_seconds, np.inf)
     timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
 
 
@@ -67,5 +64,5 @@ def spread_orphan(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> 
     )
     before = timeline.counted_tokens
     for stamp in np.unique(stamps).tolist():
-        log.add(stamp, timeline.serial, float(timeline.sequences), before)
+        log.add(stamp, timeline.key, float(timeline.sequences), before)
         before += timeline.sequences

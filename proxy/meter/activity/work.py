@@ -54,7 +54,7 @@ def activity_between(
     prefill_seconds, decode_seconds = shared_seconds(
         start_seconds, end_seconds, population
     )
-    count = len(population.serials)
+    count = len(population.keys)
     first, stop = np.searchsorted(
         steps.end_seconds, (start_seconds, end_seconds), side="right"
     )
@@ -137,12 +137,12 @@ class _Reads:
 
 def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Reads:
     low, high = steps.first_row[first], steps.first_row[stop]
-    serials = steps.serials[low:high]
-    request = np.searchsorted(population.serials, serials)
-    request = np.minimum(request, max(len(population.serials) - 1, 0))
-    is_known = np.zeros(len(serials), np.bool_)
-    if len(population.serials):
-        is_known = population.serials[request] == serials
+    keys = steps.keys[low:high]
+    request = np.searchsorted(population.keys, keys)
+    request = np.minimum(request, max(len(population.keys) - 1, 0))
+    is_known = np.zeros(len(keys), np.bool_)
+    if len(population.keys):
+        is_known = population.keys[request] == keys
     request = request[is_known]
     step = np.repeat(
         np.arange(stop - first), np.diff(steps.first_row[first : stop + 1])

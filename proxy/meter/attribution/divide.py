@@ -102,14 +102,14 @@ def divide(
     """
     edges = window.edges_seconds
     spans = np.clip(np.diff(window.joules), 0.0, None)
-    if not len(population.serials):
+    if not len(population.keys):
         return _all_idle(spans, len(policies), 0)
     idle, shared, caused = split_idle(edges, spans, population, idle_watts)
     activity = activity_between(
         window.start_seconds, window.end_seconds, population, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(population.serials) - external)
+        return _all_idle(spans, len(policies), len(population.keys) - external)
     shares = attribute(shared, activity, by_running_time).sum(axis=1)
     own = len(shares) - external
     seconds = by_running_time(activity).sum(axis=1)

@@ -43,8 +43,6 @@ class RequestRecord:
     Instants are on the proxy's monotonic clock; None is "did not happen".
     """
 
-    sequence: int
-    """Order of settlement in this run, from 1; the store numbers across runs."""
     request_id: str
     route: str
     model: str
@@ -63,8 +61,6 @@ class RequestRecord:
     cached_tokens: int | None
     output_tokens: int | None
     energy: RequestEnergy
-    serial: int = 0
-    """Order of arrival in this run, from 1: the same in every boundary's meter."""
     stored_tenant: str | None = None
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
@@ -112,8 +108,8 @@ class Closing:
     unattributed_reason: str = "sensor_gap"
     gap_seconds: float = 0.0
     """Of the window, not measured."""
-    slots: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-    """Entries of the requests, each at most once, shape (requests,)."""
+    keys: Sequence[int] = ()
+    """Of the requests, each at most once."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
     policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
     """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""
@@ -130,6 +126,8 @@ class Ledger:
         self._idle_shares = np.zeros(64)
         self._classes = np.zeros(64, np.int64)
         self._free = list(range(63, -1, -1))
+        self._slots: dict[int, int] = {}
+        """Row of every open entry."""
         self._class_ids: dict[tuple[str, ...], int] = {}
         self._class_joules = np.zeros((CLASSES, 3))
         self._class_tokens = np.zeros((CLASSES, 3), np.int64)
@@ -138,30 +136,32 @@ class Ledger:
         self._opening_joules = 0.0
         self._history = [array("d") for _ in range(2 + _ACCOUNTS)]
 
-    def open(self, labels: tuple[str, ...]) -> int:
+    def open(self, key: int, labels: tuple[str, ...]) -> None:
         """A new entry, all zero; `labels` is the class it is summed under."""
         if not self._free:
             self._grow()
-        slot = self._free.pop()
+        slot = self._slots[key] = self._free.pop()
         self._entries[slot] = 0.0
         self._idle_shares[slot] = 0.0
         known = len(self._class_ids)
         if known >= CLASSES - 1 and labels not in self._class_ids:
             labels = ("other",) * len(labels)
         self._classes[slot] = self._class_ids.setdefault(labels, known)
-        return slot
 
-    def entry(self, slot: int) -> tuple[FloatArray, float]:
+    def entry(self, key: int) -> tuple[FloatArray, float]:
         """Joules so far, shape (policies, 2), and the idle share."""
+        slot = self._slots[key]
         return self._entries[slot].copy(), float(self._idle_shares[slot])
 
-    def count_tokens(self, slot: int, tokens: Sequence[int | None]) -> None:
+    def count_tokens(self, key: int, tokens: Sequence[int | None]) -> None:
         """Prompt, cached and output tokens of a finished request; None adds none."""
-        self._class_tokens[self._classes[slot]] += [count or 0 for count in tokens]
+        self._class_tokens[self._classes[self._slots[key]]] += [
+            count or 0 for count in tokens
+        ]
 
-    def release(self, slot: int) -> None:
-        """The entry's record is written; its slot may be used again."""
-        self._free.append(slot)
+    def release(self, key: int) -> None:
+        """The entry's record is written."""
+        self._free.append(self._slots.pop(key))
 
     def begin(self, at_seconds: float, measured_joules: float = 0.0) -> None:
         """The books open here, all accounts at zero.
@@ -179,8 +179,8 @@ class Ledger:
         Totals are summed from what was posted to the entries, and the measured
         total comes from the sensor, so a joule lost in between shows as residual.
         """
-        slots = closing.slots
-        if len(slots):
+        if closing.keys:
+            slots = [self._slots[key] for key in closing.keys]
             self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
             self._idle_shares[slots] += closing.idle_share_joules
             head = closing.policy_joules[self._head]

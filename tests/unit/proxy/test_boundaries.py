@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import MAX_JOIN_SECONDS
 from proxy.meter.ledger.accounts import Books, RequestRecord
@@ -21,7 +20,6 @@ from tests.support.meter_scenes import (
     counter_of,
     events_of,
     in_order,
-    play,
 )
 from tests.support.profiles import examples
 
@@ -45,7 +43,7 @@ def polled(
 
 
 def replayed(
-    boundaries: Boundaries,
+    boundaries: Meter,
     requests: Sequence[Asked],
     sensors: Sequence[PowerSampled],
     *,
@@ -75,8 +73,8 @@ def closes(books: Books) -> bool:
     return abs(books.measured_joules - accounts) <= MILLIJOULE
 
 
-def three() -> Boundaries:
-    return Boundaries({name: MeterConfig() for name in ("gpu", "host", "node")})
+def three() -> Meter:
+    return Meter(MeterConfig(boundaries=("gpu", "host", "node")))
 
 
 SENSORS = [
@@ -118,7 +116,7 @@ def test_the_ratio_is_of_joules_over_the_same_time() -> None:
 
 
 def test_what_one_sensor_missed_does_not_look_like_a_share() -> None:
-    boundaries = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
+    boundaries = Meter(MeterConfig(boundaries=("gpu", "node")))
     # without a counter the joules of a gap are not known
     shown = (Reading("psu", None, 750.0),)
     sensors = [
@@ -144,7 +142,7 @@ def test_a_slow_sensor_gets_windows_of_five_periods() -> None:
 
 
 def test_a_record_waits_for_a_slow_sensor_within_bounds() -> None:
-    lone = Boundaries({"gpu": MeterConfig()})
+    lone = Meter(MeterConfig(boundaries=("gpu",)))
     alone = dict.fromkeys(["r0", "r1"], 0.0) | {
         record.request_id: at
         for at, record in replayed(
@@ -187,7 +185,7 @@ def test_a_proxy_that_ends_hands_out_every_record() -> None:
 
 
 def test_accelerators_the_engine_does_not_use_have_an_account_of_their_own() -> None:
-    boundaries = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
+    boundaries = Meter(MeterConfig(boundaries=("gpu", "node")))
     sensors = [
         PowerSampled(
             "gpu",
@@ -209,7 +207,7 @@ def test_accelerators_the_engine_does_not_use_have_an_account_of_their_own() -> 
     inside = boundaries.books_of("gpu")
     assert set(boundaries.state().device_watts) == {"gpu0"}
     assert inside.measured_joules == pytest.approx(300 * 39.9, rel=0.02)
-    alone = Boundaries({"gpu": MeterConfig()})
+    alone = Meter(MeterConfig(boundaries=("gpu",)))
     plain = replayed(
         alone,
         REQUESTS,
@@ -246,18 +244,30 @@ powers = st.lists(st.floats(1.0, 900.0), min_size=80, max_size=80)
     gpu=powers,
     node=powers,
     gap=st.one_of(st.none(), st.floats(0.0, 8.0)),
+    late=st.sampled_from([0.0, 0.013, 0.05, 0.087]),
+    slower=st.sampled_from([1, 3, 10]),
 )
 def test_each_boundary_gives_what_it_would_give_alone(
-    asked: list[Asked], gpu: list[float], node: list[float], gap: float | None
+    asked: list[Asked],
+    gpu: list[float],
+    node: list[float],
+    gap: float | None,
+    late: float,
+    slower: int,
 ) -> None:
-    of_gpu, of_node = counter_of(gpu), counter_of(node, boundary="node")
+    """Wherever the windows of the others end: who ran when is one answer."""
+    of_gpu = counter_of(gpu)
+    of_node = [
+        PowerSampled("node", slower * event.at_seconds + late, event.readings)
+        for event in counter_of(node)
+    ]
     if gap is not None:
         of_node.append(PowerSampled("node", gap, gap_reason="away"))
         of_node.sort(key=lambda sensor: sensor.at_seconds)
-    both = Boundaries({"gpu": MeterConfig(), "node": MeterConfig()})
+    both = Meter(MeterConfig(boundaries=("gpu", "node")))
     joined = {r.request_id: r for _, r in replayed(both, asked, of_gpu + of_node)}
-    lone_gpu = Boundaries({"gpu": MeterConfig()})
-    lone_node = Boundaries({"node": MeterConfig()})
+    lone_gpu = Meter(MeterConfig(boundaries=("gpu",)))
+    lone_node = Meter(MeterConfig(boundaries=("node",)))
     head = {r.request_id: r for _, r in replayed(lone_gpu, asked, of_gpu)}
     beside = {r.request_id: r for _, r in replayed(lone_node, asked, of_node)}
     assert joined.keys() == head.keys() == beside.keys()
@@ -271,19 +281,3 @@ def test_each_boundary_gives_what_it_would_give_alone(
         assert both.books_of(name) == lone.books_at()
         assert closes(both.books_of(name))
     assert both.books_at() == both.books_of("gpu")
-
-
-@quickly
-@given(asked=st.lists(requests(), min_size=1, max_size=5), gpu=powers)
-def test_one_boundary_is_a_meter(asked: list[Asked], gpu: list[float]) -> None:
-    one = Boundaries({"gpu": MeterConfig()})
-    meter = Meter()
-    events = in_order(events_of(asked), counter_of(gpu))
-    for each in (one, meter):
-        play(each, events)
-    now = events[-1].at_seconds + 100.0
-    assert one.settle(now) == meter.settle(now)
-    # arrays have no truth of their equality; the fit is tested by itself
-    states = [replace(each.state(), calibration=None) for each in (one, meter)]
-    assert states[0] == states[1]
-    assert one.books_at(2.0) == meter.books_at(2.0)

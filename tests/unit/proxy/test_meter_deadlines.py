@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import Deadlines
 from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.meter import Meter
 from proxy.wire.events import Event, PowerSampled
 from proxy.wire.facts import Reading
 from tests.support.meter_scenes import Asked, events_of, in_order
@@ -62,7 +62,7 @@ def stopped_after(
 ) -> tuple[list[RequestRecord], float, float]:
     """Its records, from a meter that stops when its reply ends; also how long that
     took, and how long it may have."""
-    meter = Boundaries(dict.fromkeys(sensors, MeterConfig(idle_watts=80.0)))
+    meter = Meter(MeterConfig(boundaries=tuple(sensors), idle_watts=80.0))
     events: list[Event] = in_order(events_of([asked]), *sensors.values())
     stop_seconds = asked.closed_seconds + 0.001
     records: list[RequestRecord] = []

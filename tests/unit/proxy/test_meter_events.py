@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
 from proxy.meter.ledger.accounts import Books, RequestRecord
+from proxy.meter.meter import Meter
 from proxy.wire.events import EngineObserved, Event, PowerSampled
 from proxy.wire.facts import EngineGauges, Labels
 from tests.support.meter_scenes import Asked, counter_of, events_of, in_order
@@ -37,7 +37,7 @@ def outcome(
     events: Sequence[Event], beats: Sequence[float]
 ) -> tuple[list[RequestRecord], list[Books]]:
     """Records and books of a fresh meter that is settled at these instants."""
-    meter = Boundaries(dict.fromkeys(BOUNDARIES, MeterConfig()))
+    meter = Meter(MeterConfig(boundaries=BOUNDARIES))
     records: list[RequestRecord] = []
     due = list(beats)
     for event in events:

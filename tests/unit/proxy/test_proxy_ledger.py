@@ -6,14 +6,14 @@ import pytest
 from proxy.meter.ledger.accounts import CLASSES, Closing, Ledger
 
 
-def closing(end: float, measured: float, slots: list[int], each: float) -> Closing:
+def closing(end: float, measured: float, keys: list[int], each: float) -> Closing:
     """Every request gets `each` joules of prefill, as much decode and idle share."""
-    count = len(slots)
+    count = len(keys)
     return Closing(
         end,
         measured,
         idle_joules=2.0,
-        slots=np.array(slots, np.int64),
+        keys=keys,
         idle_share_joules=np.full(count, each),
         policy_joules=np.full((2, count, 2), each),
     )
@@ -27,21 +27,23 @@ def ledger() -> Ledger:
 
 def test_what_is_posted_to_entries_is_what_the_books_show() -> None:
     books_of = ledger()
-    slots = [books_of.open(("m", "code", "a")), books_of.open(("m", "chat", "a"))]
-    books_of.close(closing(11.0, 8.0, slots, 1.0))
+    books_of.open(1, ("m", "code", "a"))
+    books_of.open(2, ("m", "chat", "a"))
+    books_of.close(closing(11.0, 8.0, [1, 2], 1.0))
     books = books_of.books_at()
     assert books is not None
     assert (books.prefill_joules, books.decode_joules) == (2.0, 2.0)
     assert (books.idle_share_joules, books.idle_joules) == (2.0, 2.0)
     assert books.residual_joules == 0.0
-    by_policy, share = books_of.entry(slots[0])
+    by_policy, share = books_of.entry(1)
     assert by_policy.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     assert share == 1.0
 
 
 def test_a_joule_lost_on_the_way_shows_as_residual() -> None:
     books_of = ledger()
-    books_of.close(closing(11.0, 9.5, [books_of.open(("m", "code", "a"))], 1.0))
+    books_of.open(1, ("m", "code", "a"))
+    books_of.close(closing(11.0, 9.5, [1], 1.0))
     books = books_of.books_at()
     assert books is not None
     assert books.residual_joules == pytest.approx(4.5)
@@ -49,9 +51,9 @@ def test_a_joule_lost_on_the_way_shows_as_residual() -> None:
 
 def test_books_between_two_windows_are_in_proportion_to_time() -> None:
     books_of = ledger()
-    slot = books_of.open(("m", "code", "a"))
-    books_of.close(closing(11.0, 5.0, [slot], 1.0))
-    books_of.close(closing(13.0, 10.0, [slot], 1.0))
+    books_of.open(1, ("m", "code", "a"))
+    books_of.close(closing(11.0, 5.0, [1], 1.0))
+    books_of.close(closing(13.0, 10.0, [1], 1.0))
     books = books_of.books_at(12.5)
     assert books is not None
     assert books.settled_seconds == 12.5
@@ -81,23 +83,24 @@ def test_before_the_first_edge_there_are_no_books() -> None:
     assert Ledger(["phase"], "phase").books_at() is None
 
 
-def test_a_released_slot_starts_again_from_zero() -> None:
+def test_a_released_entry_starts_again_from_zero() -> None:
     books_of = ledger()
-    slot = books_of.open(("m", "code", "a"))
-    books_of.close(closing(11.0, 5.0, [slot], 1.0))
-    books_of.release(slot)
-    again = books_of.open(("m", "chat", "b"))
-    assert again == slot
-    assert books_of.entry(again)[0].sum() == 0.0
+    for key in range(3):
+        books_of.open(key, ("m", "code", "a"))
+    books_of.close(closing(11.0, 5.0, [1], 1.0))
+    books_of.release(1)
+    books_of.open(7, ("m", "chat", "b"))
+    assert books_of.entry(7)[0].sum() == 0.0
     assert books_of.class_joules[("m", "code", "a")] == (1.0, 1.0, 1.0)
     assert books_of.class_joules[("m", "chat", "b")] == (0.0, 0.0, 0.0)
 
 
 def test_many_entries_fit() -> None:
     books_of = ledger()
-    slots = [books_of.open(("m", "code", "a")) for _ in range(1000)]
-    assert len(set(slots)) == 1000
-    books_of.close(closing(11.0, 3002.0, slots, 1.0))
+    for key in range(1000):
+        books_of.open(key, ("m", "code", "a"))
+    books_of.close(closing(11.0, 3002.0, list(range(1000)), 1.0))
+    assert all(books_of.entry(key)[1] == 1.0 for key in range(1000))
     books = books_of.books_at()
     assert books is not None
     assert books.residual_joules == pytest.approx(0.0)
@@ -106,8 +109,8 @@ def test_many_entries_fit() -> None:
 def test_classes_beyond_the_bound_share_one() -> None:
     books_of = ledger()
     for number in range(CLASSES + 50):
-        slot = books_of.open(("m", "code", f"tenant{number}"))
-        books_of.count_tokens(slot, (1, None, 2))
+        books_of.open(number, ("m", "code", f"tenant{number}"))
+        books_of.count_tokens(number, (1, None, 2))
     assert len(books_of.class_tokens) == CLASSES
     assert books_of.class_tokens[("other", "other", "other")] == (51, 0, 102)
 

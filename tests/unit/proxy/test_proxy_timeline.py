@@ -16,7 +16,7 @@ from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
 
 
 def streamed(
-    serial: int = 1, at: float = 0.0, *, running_usage: bool = True, sequences: int = 1
+    key: int = 1, at: float = 0.0, *, running_usage: bool = True, sequences: int = 1
 ) -> RequestTimeline:
     facts = RequestFacts(
         "chat",
@@ -24,7 +24,7 @@ def streamed(
         has_running_usage=running_usage,
         sequences=sequences,
     )
-    return RequestTimeline(serial, at, facts)
+    return RequestTimeline(key, at, facts)
 
 
 def token(count: int | None = None, prompt: int = 10) -> Update:
@@ -103,8 +103,8 @@ def test_phase_times_and_cached_tokens_are_kept() -> None:
 
 def log_of(rows: list[tuple[float, int]]) -> TokenLog:
     log = TokenLog()
-    for at, serial in rows:
-        log.add(at, serial, 1.0, 1.0)
+    for at, key in rows:
+        log.add(at, key, 1.0, 1.0)
     return log
 
 
@@ -122,7 +122,7 @@ def test_stamps_close_together_are_one_step() -> None:
 def test_steps_do_not_depend_on_how_the_reads_came_in(
     stamps: list[float], cuts: list[int]
 ) -> None:
-    rows = [(at, serial) for serial, at in enumerate(stamps)]
+    rows = [(at, key) for key, at in enumerate(stamps)]
     whole, parts = StepBook(), StepBook()
     whole.absorb(log_of(rows), 9.0)
     bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
@@ -182,8 +182,8 @@ def scene(
     """(arrived, prompt tokens, token stamps) of each, all finished and placed."""
     log = TokenLog()
     timelines = []
-    for serial, (arrived, prompt, stamps) in enumerate(requests, start=1):
-        request = streamed(serial, arrived)
+    for key, (arrived, prompt, stamps) in enumerate(requests, start=1):
+        request = streamed(key, arrived)
         for count, at in enumerate(stamps, start=1):
             request.receive(at, [token(count, prompt)], log)
         request.close(stamps[-1] if stamps else arrived + 1.0)
@@ -192,7 +192,7 @@ def scene(
     book.absorb(log, 1e9)
     starts = step_starts(
         book.steps,
-        np.array([request.serial for request in timelines], np.int64),
+        np.array([request.key for request in timelines], np.int64),
         np.array([request.arrived_seconds for request in timelines]),
     )
     seen = Seen(book.steps, starts, -np.inf, np.inf)
@@ -204,7 +204,7 @@ def work(
     timelines: list[RequestTimeline], book: StepBook, start: float, end: float
 ) -> Activity:
     population = population_of(timelines)
-    starts = step_starts(book.steps, population.serials, population.arrived_seconds)
+    starts = step_starts(book.steps, population.keys, population.arrived_seconds)
     return activity_between(start, end, population, book.steps, starts)
 
 

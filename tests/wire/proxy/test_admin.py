@@ -19,8 +19,8 @@ from sqlalchemy import make_url
 
 from proxy.admin.routes import AdminSources, admin_app
 from proxy.admin.views import EngineSources, engine_books, fleet_books
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
 from proxy.power.sampler import SamplerStats
 from proxy.store.address import sqlite_url
@@ -31,7 +31,7 @@ from tests.support.metered import metered
 def ask(
     visit: Callable[[httpx.AsyncClient], Awaitable[None]],
     *,
-    boundaries: Boundaries | None = None,
+    boundaries: Meter | None = None,
     has_sensor: bool = True,
     stats: SamplerStats | None = None,
     upstream: str | None = None,
@@ -207,7 +207,7 @@ def test_without_a_sensor_joules_are_null() -> None:
         assert books["attributed_joules"] is None
         assert (await client.get("/readyz")).status_code == 200
 
-    none = Boundaries({"none": MeterConfig(has_sensor=False)})
+    none = Meter(MeterConfig(boundaries=("none",), has_sensor=False))
     ask(visit, boundaries=none, has_sensor=False)
 
 
@@ -294,12 +294,12 @@ def test_every_boundary_has_its_books_and_a_share_of_the_whole() -> None:
 def test_the_books_of_several_engines_are_a_sum_or_unknown() -> None:
     known, _ = metered()
     other, _ = metered()
-    none = Boundaries({"none": MeterConfig(has_sensor=False)})
+    none = Meter(MeterConfig(boundaries=("none",), has_sensor=False))
 
     async def answers() -> None:
         return None
 
-    def source(name: str, boundaries: Boundaries, *, is_up: bool) -> EngineSources:
+    def source(name: str, boundaries: Meter, *, is_up: bool) -> EngineSources:
         boundary, stats = boundaries.headline, SamplerStats(is_up=is_up)
 
         def measured() -> list[Measured]:

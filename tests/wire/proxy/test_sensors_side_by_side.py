@@ -6,8 +6,8 @@ import queue
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.meter.accounts import Boundaries
 from proxy.meter.config import MeterConfig
+from proxy.meter.meter import Meter
 from proxy.serve.sensors import Sensors, plan_sensors
 from tests.support.power_benches import serving
 
@@ -34,7 +34,7 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
             "redfish=http://127.0.0.1:9",
         ]
         planned = plan_sensors(powers, ())
-        boundaries = Boundaries({s.boundary: MeterConfig() for s in planned})
+        boundaries = Meter(MeterConfig(boundaries=tuple(s.boundary for s in planned)))
         sensors = Sensors(planned, 0.005, boundaries)
         sensors.start(calls.put)
         (zone / "energy_uj").unlink()

@@ -1,0 +1,339 @@
+"""The requests of one engine over time: who ran when, once for all its boundaries.
+
+Rule: there is one answer, and it is final up to `settled_seconds`, the latest instant
+that any boundary has settled. Boundaries settle at instants of their own; the first
+one to close a window that ends later moves that instant on, and before it does so all
+prompts are placed that may have run by then. What comes to be known afterwards (a read
+that was late, a prompt that a window could not wait for) is put behind it, for every
+boundary alike: a slower one, whose windows there are still open, then divides over the
+same answer as the faster one did. So no boundary sees work before an instant at which
+another one has already charged for that time, and none is charged twice or not at all.
+
+Prompts are placed in order of their completion, whatever windows ask for them, so
+where they are does not depend on which boundaries there are, nor on when they settle.
+Only a window that was closed before its facts were known makes a difference, and its
+requests are marked (`is_forced`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter, itemgetter
+
+import numpy as np
+
+from proxy.meter.activity.engine_load import ALIVE_SECONDS, GaugeLog
+from proxy.meter.activity.orphans import LEFT
+from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.steps import (
+    STEP_GAP_SECONDS,
+    FloatArray,
+    StepBook,
+    Steps,
+)
+from proxy.meter.activity.unstreamed import spread_orphan, spread_unstreamed
+from proxy.wire.events import (
+    EngineObserved,
+    RequestClosed,
+    RequestOpened,
+    TokensReceived,
+)
+
+REFUSALS = frozenset(range(400, 500)) | {503}
+"""The engine turned the request away: it never computed anything for it."""
+
+ABSORB_SECONDS = 1.0
+"""While no window closes; reads that wait longer would only grow the log."""
+
+GAUGES_SECONDS = 30.0
+"""Scrapes are kept so long: prompts wait in queues, idle windows for a scrape."""
+
+
+class EngineTimeline:
+    """All requests of an engine that some boundary has yet to settle."""
+
+    def __init__(self, *, has_sensor: bool = True) -> None:
+        """Without a sensor nobody asks who ran when, and tokens are only counted."""
+        self._has_sensor = has_sensor
+        self.settled_seconds = -math.inf
+        """Who ran when is final up to here."""
+        self.until_seconds = -math.inf
+        """Reads stamped up to here have come."""
+        self.late_reads_total = 0
+        """Reads with tokens that came for time already settled; counted as later."""
+        self.open_requests = 0
+        self.gauges = GaugeLog()
+        self.log = TokenLog()
+        self._book = StepBook()
+        self._starts: FloatArray = np.empty(0)
+        self._placement = PromptPlacement()
+        self._requests: dict[int, RequestTimeline] = {}
+        self._engine_tells_late = False
+        """The engine gives phase times or cached tokens with the last event, so
+        a prefill is worth waiting for until its request is closed."""
+        self._absorbed_seconds = -math.inf
+        self._busy_until_seconds = -math.inf
+
+    # what is seen
+
+    def open(self, event: RequestOpened) -> RequestTimeline:
+        """A request was forwarded. Raises ValueError for a key that is in use."""
+        if event.key in self._requests:
+            raise ValueError(f"request {event.key} is open already")
+        timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
+        self._requests[event.key] = timeline
+        self.open_requests += 1
+        return timeline
+
+    def receive(self, event: TokensReceived) -> None:
+        """Tokens came; for a request that is not open they are nobody's."""
+        timeline = self._requests.get(event.key)
+        if timeline is None or timeline.closed_seconds is not None:
+            return
+        at_seconds = event.at_seconds
+        if at_seconds <= self.settled_seconds:
+            self.late_reads_total += 1
+            at_seconds = math.nextafter(self.settled_seconds, math.inf)
+        timeline.receive(at_seconds, event.updates, self.log)
+
+    def close(self, event: RequestClosed) -> None:
+        """A reply ended; an unstreamed one is spread over its time."""
+        timeline = self._requests[event.key]
+        self.open_requests -= 1
+        is_refused = event.status in REFUSALS
+        timeline.close(event.at_seconds, is_refused=is_refused)
+        if not timeline.is_streamed and self._has_sensor:
+            self._absorb_until(event.at_seconds)
+            spread_unstreamed(
+                timeline,
+                self._book,
+                self.log,
+                prompt_token_seconds=self.prompt_token_seconds,
+                settled_seconds=self.settled_seconds,
+            )
+        has_left = event.outcome in LEFT and not is_refused
+        # the engine may not notice: its gauges, where there are any, will tell
+        if has_left and self.gauges.is_alive(event.at_seconds):
+            self.gauges.orphans.suspect(timeline)
+        if timeline.has_late_facts:
+            self._engine_tells_late = True
+
+    def observe(self, event: EngineObserved) -> None:
+        """What the engine says of itself."""
+        requests = list(self._requests.values())
+        seen = self.gauges.add(event.at_seconds, event.gauges, requests)
+        for timeline in self.gauges.orphans.take_ended():
+            spread_orphan(timeline, self._book, self.log)
+        if seen.has_preempted:
+            for timeline in requests:
+                was_there = timeline.arrived_seconds < event.at_seconds
+                timeline.has_preemption |= (
+                    was_there and timeline.end_seconds > seen.since_seconds
+                )
+
+    # what is made of it
+
+    def advance(self, now_seconds: float, straggler_seconds: float) -> None:
+        """A beat: reads up to `straggler_seconds` ago have come."""
+        if not self._has_sensor:
+            self.log.clear()
+            return
+        self.until_seconds = now_seconds - straggler_seconds
+        if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
+            self._absorb(now_seconds)
+        self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
+
+    def among(self, start_seconds: float, end_seconds: float) -> list[RequestTimeline]:
+        """Who was there in between, in order of keys."""
+        return [
+            timeline
+            for timeline in self.requests()
+            if timeline.arrived_seconds < end_seconds
+            and timeline.end_seconds > start_seconds
+        ]
+
+    def requests(self) -> list[RequestTimeline]:
+        """All that have not left, in order of keys."""
+        return sorted(self._requests.values(), key=attrgetter("key"))
+
+    def is_known(
+        self, timeline: RequestTimeline, start_seconds: float, end_seconds: float
+    ) -> bool:
+        """Whether all that the request did in between is known by now."""
+        if end_seconds <= self.settled_seconds:
+            return True  # nothing that comes changes it
+        until_seconds = self.until_seconds
+        first, last = timeline.first_token_seconds, timeline.last_token_seconds
+        for stop, go, _ in reversed(timeline.pauses):  # in order of time
+            if go <= until_seconds:
+                break
+            if stop < end_seconds:
+                return False
+        closed = timeline.closed_seconds
+        if closed is not None:
+            if timeline.may_be_orphan and closed < end_seconds:
+                return False
+            return (closed if first is None else first) <= until_seconds
+        if first is None or last is None or not timeline.is_exact_so_far:
+            return False
+        if self._engine_tells_late and start_seconds < first:
+            return False
+        return first <= until_seconds and last >= end_seconds
+
+    def is_cut_seen(
+        self, end_seconds: float, among: Iterable[RequestTimeline], now_seconds: float
+    ) -> bool:
+        """Whether all of the step that an instant lies in has been seen."""
+        if end_seconds <= self.settled_seconds:
+            return True
+        self._absorb(now_seconds)
+        ends = self._book.steps.end_seconds
+        step = int(np.searchsorted(ends, end_seconds))
+        if step < len(ends) and ends[step] < self.until_seconds - STEP_GAP_SECONDS:
+            return True
+        return not any(
+            timeline.last_token_seconds is not None
+            and timeline.last_token_seconds > self.until_seconds
+            for timeline in among
+        )
+
+    def settle_until(
+        self, end_seconds: float, among: Sequence[RequestTimeline]
+    ) -> tuple[Steps, FloatArray]:
+        """Make who ran when final up to an instant; the steps and their starts.
+
+        `among` are those who were there before it and are not settled.
+        """
+        if end_seconds > self.settled_seconds:
+            self._place(end_seconds, among)
+            self.settled_seconds = end_seconds
+            self._placement.forget(end_seconds)
+        return self._book.steps, self._starts
+
+    def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
+        """Whether nobody was there in between."""
+        return self._busy_until_seconds <= start_seconds and not any(
+            timeline.arrived_seconds < end_seconds
+            and (left is None or left > start_seconds)
+            for timeline in self._requests.values()
+            for left in (timeline.left_seconds,)
+        )
+
+    def leave(self, timeline: RequestTimeline) -> None:
+        """Every boundary has settled the request, or has given it up."""
+        del self._requests[timeline.key]
+        if timeline.left_seconds is not None:
+            self._busy_until_seconds = max(
+                self._busy_until_seconds, timeline.left_seconds
+            )
+
+    def forget(self, settled_seconds: float, unmeasured_seconds: float) -> None:
+        """Drop what all boundaries have settled, and what no window came for.
+
+        Before the first window closes nobody has a place yet: all steps are kept.
+        """
+        steps = len(self._starts)
+        settled_seconds = min(settled_seconds, self.settled_seconds)
+        self._book.forget(max(settled_seconds, unmeasured_seconds))
+        self._starts = self._starts[steps - len(self._book.steps.end_seconds) :]
+        self.gauges.forget(settled_seconds - GAUGES_SECONDS)
+
+    @property
+    def steps(self) -> StepBook:
+        """The steps that some boundary has yet to settle."""
+        return self._book
+
+    @property
+    def prompt_token_seconds(self) -> float:
+        """How long the engine takes for a prompt token, as observed."""
+        return self._placement.speed.token_seconds
+
+    # parts
+
+    def _absorb(self, now_seconds: float) -> None:
+        """Make steps of all reads so far: once a window, not once a beat."""
+        if now_seconds != self._absorbed_seconds:
+            self._absorbed_seconds = now_seconds
+            self._absorb_until(self.until_seconds)
+
+    def _absorb_until(self, at_seconds: float) -> None:
+        if self._book.absorb(self.log, at_seconds):
+            present = self.requests()
+            self._starts = step_starts(
+                self._book.steps,
+                np.array([timeline.key for timeline in present], np.int64),
+                np.array([timeline.arrived_seconds for timeline in present]),
+            )
+
+    def _place(self, end_seconds: float, among: Sequence[RequestTimeline]) -> None:
+        """Place who may have run before an instant, and who was done before them.
+
+        In order of completion, up to the first that still waits for facts: it, and
+        those after it, are only placed if they were there, as then they must be.
+        """
+        until_seconds = max(self._needed(end_seconds, among), default=-math.inf)
+        if until_seconds == -math.inf:
+            return
+        present = {timeline.key for timeline in among}
+        due: list[RequestTimeline] = []
+        is_in_order = True
+        for _, timeline in self._completed(until_seconds):
+            is_in_order = is_in_order and self._has_facts(timeline)
+            if is_in_order or timeline.key in present:
+                self._hold_back(timeline)
+                due.append(timeline)
+        paused = [
+            timeline
+            for timeline in self.requests()
+            if timeline.pauses and timeline.scheduled_seconds is not None
+        ]
+        steps = self._book.steps
+        seen = Seen(steps, self._starts, self.settled_seconds, until_seconds)
+        self._placement.place(due, seen, paused)
+
+    def _needed(
+        self, end_seconds: float, among: Iterable[RequestTimeline]
+    ) -> Iterator[float]:
+        """When the prompts were done that may have run before an instant."""
+        for timeline in among:
+            for stop, go, _ in timeline.pauses:
+                if stop < end_seconds and go <= self.until_seconds:
+                    yield go
+            if timeline.scheduled_seconds is None:
+                completed = self._completed_seconds(timeline)
+                if completed is not None:
+                    yield completed
+
+    def _completed(self, until_seconds: float) -> list[tuple[float, RequestTimeline]]:
+        """Those without a place whose prompts were done by an instant, in order."""
+        found = [
+            (completed, timeline)
+            for timeline in self.requests()
+            if timeline.scheduled_seconds is None
+            and (completed := self._completed_seconds(timeline)) is not None
+            and completed <= until_seconds
+        ]
+        return sorted(found, key=itemgetter(0))
+
+    def _completed_seconds(self, timeline: RequestTimeline) -> float | None:
+        """When its prompt was done, or it ended without; None: that is not known."""
+        first = timeline.first_token_seconds
+        if first is None:
+            return timeline.left_seconds
+        return first if first <= self.until_seconds else None
+
+    def _has_facts(self, timeline: RequestTimeline) -> bool:
+        """Whether all is known of its prompt that ever will be."""
+        if timeline.closed_seconds is not None:
+            return not timeline.may_be_orphan
+        return timeline.is_exact_so_far and not self._engine_tells_late
+
+    def _hold_back(self, timeline: RequestTimeline) -> None:
+        """It was not scheduled while the engine's gauges say that it waited."""
+        before = timeline.first_token_seconds or timeline.left_seconds
+        if timeline.scheduled_seconds is None and before is not None:
+            waited = self.gauges.waiting_until(timeline.arrived_seconds, before)
+            if waited is not None:
+                timeline.waited_until_seconds = waited

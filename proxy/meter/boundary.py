@@ -1,0 +1,454 @@
+"""One boundary of an engine: a sensor's curve, cut into windows, and their ledger.
+
+A window is final once the facts of every request that overlapped it are known, or
+after a bounded wait, and then those requests are marked (`is_forced`). Windows are
+closed strictly in order, once, with all their joules, and never opened again; what is
+learnt from one (idle watts, constants) serves the next. Who ran when is the engine's
+timeline's to say, to all boundaries the same: here joules are divided over it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from proxy.meter.activity.columns import population_of
+from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
+from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.attribution.divide import Division, IdleWatts, divide
+from proxy.meter.attribution.fit import Calibration
+from proxy.meter.attribution.policies import Policy
+from proxy.meter.config import MeterConfig
+from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
+from proxy.meter.curve.group import GroupCurve, Window
+from proxy.meter.deadlines import Deadlines
+from proxy.meter.ledger.accounts import Books, Closing, Ledger, RequestEnergy
+from proxy.meter.state import MeterState
+from proxy.wire.events import PowerSampled
+from proxy.wire.facts import Labels
+
+AFTERGLOW_SECONDS = 1.0
+"""Clocks and averages take so long to settle after load; not loaded idle yet."""
+
+NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+"""Before the first edge."""
+
+
+class Boundary:
+    """Closes windows of one group of devices into one ledger."""
+
+    def __init__(self, config: MeterConfig, timeline: EngineTimeline) -> None:
+        """`config` has the idle watts and the saved fits that are this boundary's."""
+        self.config = config
+        self.curve = GroupCurve()
+        self.ledger = Ledger(list(config.policies), config.policy)
+        self.idle = IdleWatts(config.idle_watts)
+        self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.settled_seconds = -math.inf
+        """End of the last closed window; -inf before the first edge."""
+        self.measured_from_seconds = math.inf
+        """The first edge; inf before it."""
+        self.is_up = False
+        """The sensor answered when it was last read."""
+        self._timeline = timeline
+        self._asked = self._deadlines = Deadlines(
+            min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
+        )
+        """As of the last beat."""
+        self._stopped_seconds = math.inf
+        self._blocked: tuple[RequestTimeline, Window] | None = None
+        self._maybe_idle: deque[tuple[float, float, float]] = deque()
+        self._with_gap: set[int] = set()
+        """Requests of whose time a part was not measured."""
+        self._without_idle: set[int] = set()
+        """Requests in a window that was divided while idle watts were not known."""
+        self._newest_seconds: float | None = None
+        self._samples_total = 0
+        self._gaps_total = 0
+        self._open: set[int] = set()
+        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+
+    # what is seen
+
+    def sample(self, event: PowerSampled) -> None:
+        """All devices read at one moment, or the reason why they were not."""
+        reason = event.gap_reason
+        self.is_up = reason is None
+        if reason is not None:
+            self._gaps_total += 1
+            self.curve.interrupt(reason if reason in GAP_REASONS else SENSOR_GAP)
+            return
+        self._samples_total += 1
+        self._newest_seconds = event.at_seconds
+        self.curve.observe(
+            event.at_seconds,
+            [(one.device, one.joules, one.watts) for one in event.readings],
+        )
+
+    def open(self, key: int, labels: Labels) -> None:
+        """A request was forwarded: from here on it may be charged."""
+        self._open.add(key)
+        self.ledger.open(key, (labels.model, labels.kind, labels.tenant))
+        self.calibration.serve(labels.model)
+
+    # deadlines
+
+    def deadlines(self) -> Deadlines:
+        """Every wait, for the sensor as it is known now."""
+        return replace(self._asked, period_seconds=self.curve.likely_period_seconds)
+
+    def stop(self, now_seconds: float) -> float:
+        """No request will come any more; how long the last may take at most."""
+        self._stopped_seconds = now_seconds
+        return self.deadlines().stop_seconds
+
+    def join_seconds(self, now_seconds: float) -> float:
+        """How long a record of another boundary may wait for this one's joules."""
+        if not self.is_up or self._is_stop_over(now_seconds):
+            return 0.0
+        return self._deadlines.join_seconds
+
+    def _is_stop_over(self, now_seconds: float) -> bool:
+        """Whether nothing is waited for any more; a sensor that is down is not long."""
+        if now_seconds <= self._stopped_seconds:
+            return False
+        at_stop = self._deadlines.at_stop
+        seconds = at_stop.give_up_seconds if self.is_up else at_stop.down_seconds
+        return now_seconds > self._stopped_seconds + seconds
+
+    # settlement
+
+    def settle(self, now_seconds: float) -> None:
+        """Close every final window. The timeline has advanced to the same instant."""
+        if not self.config.has_sensor:
+            return
+        self._deadlines = self.deadlines()
+        if self.settled_seconds == -math.inf:
+            self._begin()
+        if self.settled_seconds == -math.inf:
+            return
+        if not self._is_still_blocked(now_seconds):
+            while (final := self._next_final(now_seconds)) is not None:
+                self._close(*final)
+                self._learn_idle(now_seconds)
+        self._learn_idle(now_seconds)
+        self.curve.forget(self.settled_seconds)
+
+    @property
+    def straggler_seconds(self) -> float:
+        """How long reads may still be on their way when their time is settled."""
+        return self._asked.straggler_seconds
+
+    @property
+    def forget_seconds(self) -> float:
+        """For how long steps are kept that no window came for."""
+        return self._deadlines.forget_seconds
+
+    def is_done(self, timeline: RequestTimeline, now_seconds: float) -> bool:
+        """Settled, or it can not be: nobody waits for energy that never comes."""
+        closed_seconds = timeline.closed_seconds
+        if closed_seconds is None:
+            return False
+        if not self.config.has_sensor:
+            return True
+        if self._is_settled(timeline):
+            # the next scrape may tell of a preemption: then it was not exact
+            return not timeline.is_scheduled_exact or self._timeline.gauges.covers(
+                timeline.end_seconds, now_seconds
+            )
+        give_up_seconds = closed_seconds + self._deadlines.give_up_seconds
+        return now_seconds > give_up_seconds or self._is_stop_over(now_seconds)
+
+    def finish(self, timeline: RequestTimeline) -> RequestEnergy:
+        """What a request that is done has cost; its entry is closed."""
+        key = timeline.key
+        energy = self._energy(timeline)
+        self._quality_requests[energy.quality] += 1
+        self.ledger.count_tokens(
+            key,
+            (timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens),
+        )
+        self.ledger.release(key)
+        for keys in (self._open, self._with_gap, self._without_idle):
+            keys.discard(key)
+        return energy
+
+    def has_gap(self, key: int) -> bool:
+        """Whether a part of a request's time was not measured."""
+        return key in self._with_gap
+
+    def unknown_energy(self) -> RequestEnergy:
+        """Nothing was measured, or not all of the request's time."""
+        return RequestEnergy(None, None, None, None, self.config.policy, "unknown")
+
+    def books_at(self, at_seconds: float | None = None) -> Books:
+        """Accounts up to an instant (None: all that is settled); no side effects."""
+        return self.ledger.books_at(at_seconds) or NO_BOOKS
+
+    def state(self) -> MeterState:
+        """One consistent picture; no side effects."""
+        curve, ledger = self.curve, self.ledger
+        devices = curve.devices
+        newest = self._newest_seconds
+        lag = 0.0
+        if newest is not None and self.settled_seconds > -math.inf:
+            lag = max(newest - self.settled_seconds, 0.0)
+        timeline = self._timeline
+        return MeterState(
+            books=self.books_at(),
+            idle_watts=self.idle.watts,
+            idle_source=self.idle.source,
+            open_requests=timeline.open_requests,
+            unsettled_seconds=lag,
+            device_joules={name: d.total_joules for name, d in devices.items()},
+            device_watts={
+                name: d.watts for name, d in devices.items() if d.watts is not None
+            },
+            counter_period_seconds=curve.period_seconds,
+            counter_power_ratio=curve.counter_power_ratio,
+            samples_total=self._samples_total,
+            gaps_total=self._gaps_total + curve.resets,
+            policy=self.config.policy,
+            class_joules={Labels(*k): v for k, v in ledger.class_joules.items()},
+            class_tokens={Labels(*k): v for k, v in ledger.class_tokens.items()},
+            policy_joules=ledger.policy_joules,
+            window_seconds=self.deadlines().window_seconds,
+            quality_requests=dict(self._quality_requests),
+            unsettled_requests=len(self._open),
+            late_reads_total=timeline.late_reads_total,
+            counter_resets_total=curve.resets,
+            external_requests=None
+            if newest is None
+            else timeline.gauges.external_at(newest),
+            calibration=self.calibration.state,
+        )
+
+    # which window is final
+
+    def _begin(self) -> None:
+        """Open the books where the last device of the group was first measured."""
+        start, end = self.curve.start_seconds, self.curve.end_seconds
+        # before every device has an edge there, what they drew until then is unknown
+        if start is not None and end is not None and end >= start:
+            self.settled_seconds = self.measured_from_seconds = start
+            before = self.curve.joules_at(np.array([start]))
+            self.ledger.begin(start, float(before[0]))
+
+    def _next_final(
+        self, now_seconds: float
+    ) -> tuple[Window, list[RequestTimeline]] | None:
+        """The next window to close and who was there; None: not yet."""
+        timeline = self._timeline
+        found = self._next_window(self._width_seconds())
+        if found is None:
+            return None
+        window, among = found
+        start, end = window.start_seconds, window.end_seconds
+        if timeline.gauges.awaits(end, now_seconds):
+            return None
+        unknown = [each for each in among if not timeline.is_known(each, start, end)]
+        if unknown and now_seconds < end + self._asked.wait_seconds:
+            self._blocked = unknown[0], window
+            return None
+        if not timeline.is_cut_seen(end, among, now_seconds):
+            return None
+        for each in unknown:
+            each.is_forced = True
+        return window, among
+
+    def _is_still_blocked(self, now_seconds: float) -> bool:
+        """Whether the request that the next window waited for is still unknown.
+
+        It then holds back a wider window as well, so nobody else needs a look.
+        """
+        if self._blocked is None:
+            return False
+        timeline, window = self._blocked
+        end_seconds = window.end_seconds
+        is_in_time = now_seconds < end_seconds + self._asked.wait_seconds
+        if is_in_time and not self._timeline.is_known(
+            timeline, window.start_seconds, end_seconds
+        ):
+            return True
+        self._blocked = None
+        return False
+
+    def _width_seconds(self) -> float:
+        """How wide the next window is to be; a last one may be as narrow as it is."""
+        width_seconds = self._deadlines.window_seconds
+        newest = self.curve.end_seconds
+        if self._stopped_seconds == math.inf or newest is None:
+            return width_seconds
+        ends = (timeline.end_seconds for timeline in self._timeline.requests())
+        if newest < max(ends, default=-math.inf):
+            return width_seconds
+        return min(width_seconds, newest - self.settled_seconds)
+
+    def _next_window(
+        self, width_seconds: float
+    ) -> tuple[Window, list[RequestTimeline]] | None:
+        """The next window, wider where its end would cut badly, and who was there.
+
+        None while it is not measured, or stragglers may still come.
+        """
+        start_seconds = self.settled_seconds
+        window = self.curve.next_window(start_seconds, width_seconds)
+        if window is None or window.end_seconds > self._timeline.until_seconds:
+            return None
+        among = self._timeline.among(start_seconds, window.end_seconds)
+        began_seconds = too_late_to_cut(window.end_seconds, among)
+        if began_seconds is None:
+            return window, among
+        wider_seconds = began_seconds + EDGE_SECONDS - start_seconds
+        is_gap_ahead = wider_seconds <= width_seconds
+        if is_gap_ahead or wider_seconds > self._deadlines.widest_seconds:
+            return window, among
+        return self._next_window(wider_seconds)
+
+    # what closing a window takes
+
+    def _close(self, window: Window, among: Sequence[RequestTimeline]) -> None:
+        """Divide the window among those who ran in it, post it to the ledger."""
+        start, end = window.start_seconds, window.end_seconds
+        measured = float(window.joules[-1])
+        joules = float(window.joules[-1] - window.joules[0])
+        steps, starts = self._timeline.settle_until(end, among)
+        let_in = _let_in(among)
+        ran = [
+            timeline
+            for timeline in among
+            if timeline.key in let_in
+            or (
+                timeline.scheduled_seconds is not None
+                and timeline.scheduled_seconds < end
+            )
+        ]
+        if window.gap_reason is not None:
+            self._with_gap.update(timeline.key for timeline in ran)
+            closing = Closing(
+                end,
+                measured,
+                unattributed_joules=joules,
+                unattributed_reason=window.gap_reason,
+                gap_seconds=end - start,
+            )
+        else:
+            external = self._timeline.gauges.external(start, end)
+            policies = self.config.policies.values()
+            division = divide(
+                window,
+                population_of([*ran, *external], let_in=let_in),
+                steps,
+                starts,
+                idle_watts=self.idle.watts,
+                policies=[self.bound(policy) for policy in policies],
+                external=len(external),
+            )
+            is_whole = not external and all(
+                timeline.scheduled_seconds is not None for timeline in among
+            )
+            closing = self._divided(window, measured, ran, division, is_whole=is_whole)
+            if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
+                self._maybe_idle.append((start, end, joules))
+        self.ledger.close(closing)
+        self.settled_seconds = end
+
+    def _divided(
+        self,
+        window: Window,
+        measured: float,
+        ran: Sequence[RequestTimeline],
+        division: Division,
+        *,
+        is_whole: bool,
+    ) -> Closing:
+        """What a measured window posts; `is_whole`: its work is known."""
+        keys = [timeline.key for timeline in ran]
+        if self.idle.watts is None:
+            self._without_idle.update(keys)
+        elif is_whole:  # work and joules are both known
+            self.calibration.learn(
+                division.work,
+                division.caused_joules,
+                window.end_seconds - window.start_seconds,
+            )
+        return Closing(
+            window.end_seconds,
+            measured,
+            idle_joules=division.idle_joules,
+            unattributed_joules=division.external_joules,
+            unattributed_reason="external",
+            keys=keys,
+            idle_share_joules=division.idle_share_joules,
+            policy_joules=division.policy_joules,
+        )
+
+    def bound(self, policy: Policy) -> Policy:
+        """The policy as it ranks now, with the constants in use."""
+        return self.calibration.bound(policy)
+
+    def _learn_idle(self, now_seconds: float) -> None:
+        """Quiet windows are loaded idle unless the engine's gauges object."""
+        waiting, gauges = self._maybe_idle, self._timeline.gauges
+        while waiting and gauges.covers(waiting[0][1], now_seconds):
+            start_seconds, end_seconds, joules = waiting.popleft()
+            if gauges.is_quiet(start_seconds - AFTERGLOW_SECONDS, end_seconds):
+                self.idle.learn(joules, end_seconds - start_seconds)
+
+    # what a request has cost
+
+    def _is_settled(self, timeline: RequestTimeline) -> bool:
+        """Whether every window that the request ran in is closed."""
+        return (
+            timeline.scheduled_seconds is not None
+            and timeline.end_seconds <= self.settled_seconds
+        )
+
+    def _energy(self, timeline: RequestTimeline) -> RequestEnergy:
+        """Unknown where not all of the time it ran was measured, never a part of it."""
+        key, ledger = timeline.key, self.ledger
+        scheduled = timeline.scheduled_seconds
+        if (
+            scheduled is None
+            or not self._is_settled(timeline)
+            or scheduled < self.measured_from_seconds
+            or key in self._with_gap
+        ):
+            return self.unknown_energy()
+        by_policy, idle_share = ledger.entry(key)
+        active = dict(zip(ledger.policies, by_policy.sum(axis=1).tolist(), strict=True))
+        prefill, decode = by_policy[ledger.policies.index(ledger.headline)].tolist()
+        is_exact = (
+            timeline.is_scheduled_exact
+            and timeline.is_count_exact
+            and not timeline.is_forced
+            and not timeline.has_preemption
+            and key not in self._without_idle
+        )
+        return RequestEnergy(
+            prefill_joules=prefill,
+            decode_joules=decode,
+            idle_share_joules=idle_share,
+            energy_joules=prefill + decode + idle_share,
+            policy=ledger.headline,
+            quality="exact" if is_exact else "estimated",
+            policy_joules=active,
+        )
+
+
+def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
+    """Of those whose place is not known, who pays for this window all the same.
+
+    An unstreamed reply may have run all the time since it arrived. Where everybody
+    still waits, the first does: nobody else can have used the energy.
+    """
+    waiting = [each for each in among if each.scheduled_seconds is None]
+    unstreamed = [each.key for each in waiting if not each.is_streamed]
+    if waiting and not unstreamed and len(waiting) == len(among):
+        return frozenset((waiting[0].key,))
+    return frozenset(unstreamed)
