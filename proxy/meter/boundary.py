@@ -93,7 +93,15 @@ class Boundary:
     def open(self, key: int, labels: Labels) -> None:
         """A request was forwarded: from here on it may be charged."""
         self._open.add(key)
-        self.ledger.open(key, (labels.model, labels.kind, labels.tenant))
+        if labels.is_provisional:
+            self.ledger.open(key, None)
+        else:
+            self.ledger.open(key, (labels.model, labels.kind, labels.tenant))
+            self.calibration.serve(labels.model)
+
+    def classify(self, key: int, labels: Labels) -> None:
+        """The labels of a request that was opened with provisional ones."""
+        self.ledger.classify(key, (labels.model, labels.kind, labels.tenant))
         self.calibration.serve(labels.model)
 
     # deadlines
@@ -214,8 +222,8 @@ class Boundary:
             samples_total=self._samples_total,
             gaps_total=self._gaps_total + curve.resets,
             policy=self.config.policy,
-            class_joules={Labels(*k): v for k, v in ledger.class_joules.items()},
-            class_tokens={Labels(*k): v for k, v in ledger.class_tokens.items()},
+            class_joules={_labels_of(k): v for k, v in ledger.class_joules.items()},
+            class_tokens={_labels_of(k): v for k, v in ledger.class_tokens.items()},
             policy_joules=ledger.policy_joules,
             window_seconds=self.deadlines().window_seconds,
             quality_requests=dict(self._quality_requests),
@@ -452,3 +460,8 @@ def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
     if waiting and not unstreamed and len(waiting) == len(among):
         return frozenset((waiting[0].key,))
     return frozenset(unstreamed)
+
+
+def _labels_of(key: tuple[str, ...]) -> Labels:
+    model, kind, tenant = key
+    return Labels(model, kind, tenant)

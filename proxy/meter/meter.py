@@ -31,6 +31,7 @@ from proxy.wire.events import (
     RequestOpened,
     TokensReceived,
 )
+from proxy.wire.facts import Labels
 
 IDLE_ACCELERATORS = "idle_accelerators"
 """GPUs that the source sees and the engine does not use: inside the node's joules,
@@ -73,6 +74,12 @@ class _Request:
     settled_at_seconds: float = math.inf
     """When the headline's was: the record waits for the others since."""
     is_handed_out: bool = False
+
+    @property
+    def labels(self) -> Labels:
+        """Final once the request is closed."""
+        final = None if self.closed is None else self.closed.labels
+        return final or self.opened.labels
 
 
 class Meter:
@@ -203,6 +210,9 @@ class Meter:
         if request is None or request.closed is not None:
             return
         request.closed = event
+        if request.opened.labels.is_provisional:
+            for boundary in self._boundaries.values():
+                boundary.classify(event.key, request.labels)
         self._ended[event.key] = request
         self._timeline.close(event)
 
@@ -269,13 +279,14 @@ class Meter:
         if self._others:
             energy = replace(energy, boundaries=self._beside(request))
         opened, timeline = request.opened, request.timeline
-        labels = opened.labels
+        labels = request.labels
         return RequestRecord(
             request_id=opened.request_id,
             route=opened.facts.route,
             model=labels.model,
             kind=labels.kind,
             tenant=labels.tenant,
+            stored_model=labels.stored_model,
             stored_tenant=labels.stored_tenant,
             outcome=closed.outcome,
             error=closed.error,

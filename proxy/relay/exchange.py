@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Outgoing, Refusal
@@ -208,7 +209,7 @@ class Exchange:
             return
         key, at_seconds = upstream.guard.new_key(), request.arrived_seconds
         request_id, facts = request.request_id.decode("ascii"), admission.facts
-        labels = core.labels.read(facts, request.headers)
+        labels = core.labels.read(facts, request.headers, upstream.models or ())
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(
             upstream.guard,
@@ -217,6 +218,9 @@ class Exchange:
             key,
             at_seconds,
             request.headers,
+            partial(core.labels.settled, labels, facts.model)
+            if labels.is_provisional
+            else None,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(

@@ -8,6 +8,7 @@ that is caught and counted.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.engines.dialect import Dialect
@@ -15,7 +16,7 @@ from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.relay.counters import RelayCounters
 from proxy.wire.events import Event, RequestClosed, TokensReceived
-from proxy.wire.facts import Update
+from proxy.wire.facts import Labels, Update
 from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
 from proxy.wire.redaction import redacted
 from proxy.wire.sse import SseDecoder
@@ -87,6 +88,7 @@ class Tap:
         "_json_bytes",
         "_key",
         "_request_headers",
+        "_settled_labels",
         "_status",
         "reads",
     )
@@ -99,12 +101,15 @@ class Tap:
         key: int,
         at_seconds: float,
         request_headers: Headers,
+        settled_labels: Callable[[bool], Labels] | None = None,
     ) -> None:
+        """`settled_labels` gives the final labels by whether the request succeeded."""
         self._guard = guard
         self._dialect = dialect
         self._counters = counters
         self._key = key
         self._request_headers = request_headers
+        self._settled_labels = settled_labels
         self._at_seconds = at_seconds
         self._status: int | None = None
         self._headers: Headers = []
@@ -163,8 +168,10 @@ class Tap:
             error = self._error or self._early_end()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
+        settled = self._settled_labels
+        labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
-            RequestClosed(self._key, at_seconds, outcome, self._status, error)
+            RequestClosed(self._key, at_seconds, outcome, self._status, error, labels)
         )
         self._counters.requests[outcome] += 1
         return outcome

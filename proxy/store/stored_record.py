@@ -83,8 +83,10 @@ def reply_of(stored: StoredRecord) -> RequestReply:
     for name, stamp in INSTANTS.items():
         seconds = getattr(record, stamp)
         found[name] = None if seconds is None else seconds + stored.unix_offset_seconds
-    if record.stored_tenant is not None:
-        found["tenant"] = record.stored_tenant
+    for name in ("model", "tenant"):
+        whole = getattr(record, f"stored_{name}")
+        if whole is not None:
+            found[name] = _storable(whole)
     energy = msgspec.convert(record.energy, EnergyReply, from_attributes=True)
     return RequestReply(cursor=stored.cursor, **found, energy=energy)
 

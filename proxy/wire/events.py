@@ -42,6 +42,8 @@ class RequestClosed(msgspec.Struct, frozen=True, tag=True, gc=False):
     """`ok`, `error`, `upstream_error`, `aborted` (client left) or `timeout`."""
     status: int | None = None
     error: str | None = None
+    labels: Labels | None = None
+    """Those of the request, where they were provisional when it was opened."""
 
 
 class PowerSampled(msgspec.Struct, frozen=True, tag=True, gc=False):

@@ -81,7 +81,12 @@ class Labels(msgspec.Struct, frozen=True, gc=False):
     kind: str = "other"
     tenant: str = "none"
     stored_tenant: str | None = None
-    """What the record says, where it may say more than a label."""
+    """Tenant of the record, where it may say more than a label."""
+    stored_model: str | None = None
+    """Model of the record, where it may say more than a label."""
+    is_provisional: bool = False
+    """The model is one that nobody has vouched for: its label is known when the
+    request has ended, see `RequestClosed.labels`."""
 
 
 class EngineGauges(msgspec.Struct, frozen=True, gc=False):

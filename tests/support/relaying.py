@@ -184,6 +184,7 @@ class RecordingMeter:
         assert request.outcome is None, "closed twice"
         request.outcome, request.status = event.outcome, event.status
         request.error, request.closed_seconds = event.error, event.at_seconds
+        request.labels = event.labels or request.labels
         self._closings += 1
         for count, future in self._waiters:
             if count <= self._closings and not future.done():

@@ -61,6 +61,8 @@ class RequestRecord:
     cached_tokens: int | None
     output_tokens: int | None
     energy: RequestEnergy
+    stored_model: str | None = None
+    """The model as asked for, where that is not bounded as the label is."""
     stored_tenant: str | None = None
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
@@ -129,24 +131,34 @@ class Ledger:
         self._slots: dict[int, int] = {}
         """Row of every open entry."""
         self._class_ids: dict[tuple[str, ...], int] = {}
-        self._class_joules = np.zeros((CLASSES, 3))
+        self._class_joules = np.zeros((CLASSES + 1, 3))
+        """The last row is of entries that have no class yet."""
         self._class_tokens = np.zeros((CLASSES, 3), np.int64)
         self._policy_totals = np.zeros((len(self.policies), 2))
         self._totals = np.zeros(_ACCOUNTS + 1)
         self._opening_joules = 0.0
         self._history = [array("d") for _ in range(2 + _ACCOUNTS)]
 
-    def open(self, key: int, labels: tuple[str, ...]) -> None:
-        """A new entry, all zero; `labels` is the class it is summed under."""
+    def open(self, key: int, labels: tuple[str, ...] | None) -> None:
+        """A new entry, all zero; `labels` is the class it is summed under.
+
+        None where that is not known yet: `classify` must follow, or the entry is in
+        the accounts and in no class.
+        """
         if not self._free:
             self._grow()
         slot = self._slots[key] = self._free.pop()
         self._entries[slot] = 0.0
         self._idle_shares[slot] = 0.0
-        known = len(self._class_ids)
-        if known >= CLASSES - 1 and labels not in self._class_ids:
-            labels = ("other",) * len(labels)
-        self._classes[slot] = self._class_ids.setdefault(labels, known)
+        self._classes[slot] = CLASSES if labels is None else self._class_id(labels)
+
+    def classify(self, key: int, labels: tuple[str, ...]) -> None:
+        """Sum the entry under this class from now on, with all it has so far."""
+        slot = self._slots[key]
+        posted = np.append(self._entries[slot, self._head], self._idle_shares[slot])
+        self._class_joules[self._classes[slot]] -= posted
+        self._classes[slot] = self._class_id(labels)
+        self._class_joules[self._classes[slot]] += posted
 
     def entry(self, key: int) -> tuple[FloatArray, float]:
         """Joules so far, shape (policies, 2), and the idle share."""
@@ -238,6 +250,12 @@ class Ledger:
             name: (float(row[0]), float(row[1]))
             for name, row in zip(self.policies, self._policy_totals, strict=True)
         }
+
+    def _class_id(self, labels: tuple[str, ...]) -> int:
+        known = len(self._class_ids)
+        if known >= CLASSES - 1 and labels not in self._class_ids:
+            labels = ("other",) * len(labels)
+        return self._class_ids.setdefault(labels, known)
 
     def _grow(self) -> None:
         size = len(self._entries)

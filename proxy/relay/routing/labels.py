@@ -1,17 +1,27 @@
-"""Bounded labels of a request: no client can make a new time series at will."""
+"""Bounded labels of a request: no client can make a new time series at will.
+
+A model has its own label if the engine lists it, or once a request for it succeeded;
+any other is `other`. The record keeps the name that was asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Collection
+
+import msgspec
 
 from proxy.errors import ConfigError
 from proxy.wire.facts import KINDS, Labels, RequestFacts
 from proxy.wire.headers import Headers, value_of
 from proxy.wire.redaction import is_secret
 
-MAX_MODELS = 32
+MAX_LEARNED_MODELS = 16
+"""Models that the engine does not list and that were asked for with success: an
+engine may answer to any name."""
 MAX_MODEL_CHARACTERS = 100
+MAX_STORED_CHARACTERS = 256
 MAX_HASHED_TENANTS = 50
 """Limit of tenants known by their hash only; the ledger keeps 200 classes in all."""
 HASH_CHARACTERS = 16
@@ -60,24 +70,36 @@ class LabelReader:
         self._tenant_header = (tenant_header or "").lower().encode() or None
         self._tenants = tenants
         self._hash_key = None if tenant_hash_key is None else tenant_hash_key.encode()
-        self._models = FirstFew(MAX_MODELS)
+        self._learned: set[str] = set()
         self._hashes = FirstFew(MAX_HASHED_TENANTS)
 
-    def read(self, facts: RequestFacts, headers: Headers) -> Labels:
-        """The labels of one request; unknown values become `other`."""
+    def read(
+        self, facts: RequestFacts, headers: Headers, listed: Collection[str] = ()
+    ) -> Labels:
+        """The labels of one request; unknown values become `other`.
+
+        `listed` are the models that its engine says it serves.
+        """
         kind = (value_of(headers, b"x-servewatt-kind") or b"").decode("latin-1")
         tenant, stored_tenant = self._tenant(headers)
+        model = facts.model
+        is_known = model is None or model in listed or model in self._learned
         return Labels(
-            model=self._model(facts.model),
+            model=_label_of(model) if is_known else "other",
             kind=kind if kind in KINDS else "other",
             tenant=tenant,
             stored_tenant=stored_tenant,
+            stored_model=None if model is None else model[:MAX_STORED_CHARACTERS],
+            is_provisional=not is_known,
         )
 
-    def _model(self, model: str | None) -> str:
-        if model is None:
-            return "unknown"
-        return self._models.bounded(model[:MAX_MODEL_CHARACTERS])
+    def settled(self, labels: Labels, model: str | None, is_ok: bool) -> Labels:
+        """The final labels of a request whose labels were provisional."""
+        has_room = len(self._learned) < MAX_LEARNED_MODELS
+        if model is not None and is_ok and has_room:
+            self._learned.add(model)
+        name = _label_of(model) if model in self._learned else "other"
+        return msgspec.structs.replace(labels, model=name, is_provisional=False)
 
     def _tenant(self, headers: Headers) -> tuple[str, str | None]:
         """The label, and the record's own name where that is another."""
@@ -93,6 +115,10 @@ class LabelReader:
             return "other", None
         hashed = hashed_tenant(self._hash_key, value)
         return self._hashes.bounded(hashed), hashed
+
+
+def _label_of(model: str | None) -> str:
+    return "unknown" if model is None else model[:MAX_MODEL_CHARACTERS]
 
 
 def hashed_tenant(key: bytes, value: bytes) -> str:

@@ -123,3 +123,15 @@ def test_unattributed_joules_keep_their_reason() -> None:
     assert books is not None
     assert books.unattributed_joules == {"sensor_gap": 7.0}
     assert books.residual_joules == 0.0
+
+
+def test_an_entry_without_a_class_joins_one_with_all_it_has() -> None:
+    ledger = Ledger(["phase", "equal"], "phase")
+    ledger.begin(0.0)
+    ledger.open(1, None)
+    ledger.close(closing(1.0, 17.0, [1], 5.0))
+    assert ledger.class_joules == {}
+    ledger.classify(1, ("m", "chat", "a"))
+    assert ledger.class_joules == {("m", "chat", "a"): (5.0, 5.0, 5.0)}
+    ledger.close(closing(2.0, 22.0, [1], 1.0))
+    assert ledger.class_joules == {("m", "chat", "a"): (6.0, 6.0, 6.0)}

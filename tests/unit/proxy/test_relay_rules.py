@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.engines import DIALECTS
 from proxy.relay.config import parse_upstream
 from proxy.relay.event_search import MAX_HELD_BYTES, UsageFilter
-from proxy.relay.routing.labels import MAX_MODELS, LabelReader
+from proxy.relay.routing.labels import MAX_LEARNED_MODELS, LabelReader
 from proxy.relay.routing.routing import passes_unmetered
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import HOP_BY_HOP, Headers, end_to_end, request_id_of
@@ -67,14 +67,30 @@ def test_routes_pass_by_list_only(method: str, path: str, passes: bool) -> None:
     assert passes_unmetered(method, path) == passes
 
 
-def test_models_beyond_the_bound_share_one_label() -> None:
+def test_a_model_that_nobody_vouches_for_has_no_label() -> None:
+    reader = LabelReader(None, frozenset())
+    for number in range(1000):
+        junk = RequestFacts("chat", model=f"junk-{number}")
+        labels = reader.read(junk, [], listed=("llama",))
+        assert (labels.model, labels.stored_model) == ("other", f"junk-{number}")
+        assert labels.is_provisional
+        assert reader.settled(labels, junk.model, False).model == "other"
+    served = reader.read(RequestFacts("chat", model="llama"), [], listed=("llama",))
+    assert (served.model, served.is_provisional) == ("llama", False)
+    assert reader.read(RequestFacts("chat"), []).model == "unknown"
+
+
+def test_models_that_answered_are_learned_up_to_a_bound() -> None:
     reader = LabelReader(None, frozenset())
     facts = [RequestFacts("chat", model=f"m{number}") for number in range(100)]
-    labels = [reader.read(fact, []).model for fact in facts]
-    assert labels[:MAX_MODELS] == [f"m{number}" for number in range(MAX_MODELS)]
-    assert set(labels[MAX_MODELS:]) == {"other"}
+    settled = [
+        reader.settled(reader.read(fact, []), fact.model, True).model for fact in facts
+    ]
+    most = MAX_LEARNED_MODELS
+    assert settled[:most] == [f"m{number}" for number in range(most)]
+    assert set(settled[most:]) == {"other"}
     assert reader.read(facts[0], []).model == "m0"
-    assert reader.read(RequestFacts("chat"), []).model == "unknown"
+    assert not reader.read(facts[0], []).is_provisional
 
 
 @pytest.mark.parametrize(
