@@ -51,7 +51,7 @@ class RedfishSource:
         self._url = url
         self._http = HttpSensor(
             self.name, basic_auth=basic_auth, is_verified=is_verified,
-            timeout_seconds=ANSWER_SECONDS,
+            total_seconds=ANSWER_SECONDS,
             expected="a Redfish service that accepts this user",
         )  # fmt: skip
         self._paced = Paced(self._ask, min_seconds)
