@@ -6,7 +6,7 @@ sampler stamps, `proxy.meter.curve` integrates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +53,14 @@ class RemoteSource(Protocol):
     @property
     def clock_offset_seconds(self) -> float | None:
         """Remote minus local clock, already taken out of `at_seconds`."""
+
+
+@runtime_checkable
+class BoundedSource(Protocol):
+    """A source that knows what no reading of a device can exceed."""
+
+    def max_watts(self) -> Mapping[str, float]:
+        """The highest power limit by device, as far as it is told."""
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import httpx
 
 from proxy.engines.gauges import METRICS_PATHS, read_gauges
+from proxy.process.http_get import GetError, get
 from proxy.wire.events import EngineObserved
 
 log = logging.getLogger("servewatt.gauges")
@@ -77,12 +78,12 @@ async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str 
     """One scrape; None when it went well, else why not."""
     asked_seconds = time.monotonic()
     try:
-        reply = await client.get(url)
-    except httpx.HTTPError as error:
-        return str(error) or type(error).__name__
+        reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+    except GetError as error:
+        return str(error)
     answered_seconds = time.monotonic()
-    if reply.status_code != 200:
-        return f"status {reply.status_code}"
+    if reply.status != 200:
+        return f"status {reply.status}"
     gauges = read_gauges(reply.text)
     if gauges is None:
         return "no gauge of vLLM or TGI on this page"

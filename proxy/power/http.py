@@ -6,19 +6,20 @@ import json
 import math
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
 from prometheus_client.samples import Sample
 
 from proxy.errors import SensorError
+from proxy.process.http_get import GetError, Getter
 from proxy.wire.exposition import samples_named
 
-READ_TIMEOUT_SECONDS = 2.0
+TOTAL_SECONDS = 2.0
 """A slower answer is a gap: the curve does not integrate over longer holes."""
 
 
@@ -40,7 +41,7 @@ class SensorReply:
 
 
 class HttpSensor:
-    """A connection to one sensor, kept open between reads."""
+    """A connection to one sensor, kept open between reads, each of them bounded."""
 
     def __init__(
         self,
@@ -50,33 +51,31 @@ class HttpSensor:
         basic_auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         is_verified: bool = True,
-        timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        total_seconds: float = TOTAL_SECONDS,
         expected: str = "",
     ) -> None:
         self._source = source
         self._expected = f", expected {expected}" if expected else ""
-        transport = httpx.HTTPTransport(uds=unix_socket) if unix_socket else None
-        self._client = httpx.Client(
-            timeout=timeout_seconds, trust_env=False, transport=transport,
-            auth=basic_auth, headers=headers,
-            # the system's authorities, or SSL_CERT_FILE
-            verify=ssl.create_default_context() if is_verified else False,
+        # the system's authorities, or SSL_CERT_FILE
+        tls = ssl.create_default_context()
+        if not is_verified:
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+        self._getter = Getter(
+            unix_socket=unix_socket, tls=tls, total_seconds=total_seconds,
+            headers={**_authorization(basic_auth), **(headers or {})},
         )  # fmt: skip
 
     def get(self, url: str) -> SensorReply:
         """The text at `url`. Raises SensorError naming address and fault."""
         begin = time.monotonic()
         try:
-            reply = self._client.get(url)
-            reply.raise_for_status()
-        except httpx.HTTPStatusError as error:
+            reply = self._getter.get(url)
+        except GetError as error:
+            raise SensorError(f"{self._source} at {url}: {error}") from None
+        if not 200 <= reply.status < 300:
             raise SensorError(
-                f"{self._source} at {url} answered "
-                f"{error.response.status_code}{self._expected}"
-            ) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise SensorError(f"{self._source} at {url}: {reason}") from None
+                f"{self._source} at {url} answered {reply.status}{self._expected}"
+            )
         date = _unix_seconds(reply.headers.get("date"))
         return SensorReply(url, reply.text, begin, time.monotonic(), date)
 
@@ -85,7 +84,7 @@ class HttpSensor:
         reply = self.get(url)
         try:
             found = json.loads(reply.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise SensorError(
@@ -96,7 +95,14 @@ class HttpSensor:
 
     def close(self) -> None:
         """Close the connection; a second call does nothing."""
-        self._client.close()
+        self._getter.close()
+
+
+def _authorization(basic_auth: tuple[str, str] | None) -> dict[str, str]:
+    if basic_auth is None:
+        return {}
+    encoded = b64encode(":".join(basic_auth).encode()).decode("ascii")
+    return {"authorization": f"Basic {encoded}"}
 
 
 def _unix_seconds(date: str | None) -> float | None:

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from proxy.engines.wire import UNREADABLE
+from proxy.process.http_get import GetError, get
 from proxy.relay.upstream.upstream import Upstream
 
 log = logging.getLogger("servewatt.proxy")
@@ -82,13 +83,12 @@ class HealthWatch:
             trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
         ) as client:
             try:
-                reply = await client.get(url)
-            except httpx.HTTPError as error:
-                is_away = isinstance(error, httpx.ConnectError)
-                reason = f"upstream {url}: {str(error) or type(error).__name__}"
-                return self._failed(reason, is_sure=is_away)
-            if reply.status_code >= 500:
-                reason = f"upstream {url} answered {reply.status_code}"
+                reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+            except GetError as error:
+                reason = f"upstream {url}: {error}"
+                return self._failed(reason, is_sure=error.is_unreachable)
+            if reply.status >= 500:
+                reason = f"upstream {url} answered {reply.status}"
                 return self._failed(reason, is_sure=False)
             if self._asks_models:
                 await self._learn_models(client)
@@ -111,10 +111,11 @@ class HealthWatch:
         """Read the models that it lists; they stay as they were where it lists none."""
         upstream = self._upstream
         try:
-            reply = await client.get(f"{upstream.address.url}/v1/models")
-            listed = _decode_models(reply.content).data
+            url = f"{upstream.address.url}/v1/models"
+            reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+            listed = _decode_models(reply.body).data
             cards = {_decode_card(card).id: card.copy() for card in listed}
-        except (httpx.HTTPError, *UNREADABLE) as error:
+        except (GetError, *UNREADABLE) as error:
             if upstream.models is None:
                 log.warning(
                     "upstream %s does not list its models (%s): name them with "

@@ -124,6 +124,14 @@ nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int
     return 0;
 }
 
+nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(
+    nvmlDevice_t device, unsigned int *least, unsigned int *most) {
+    if (getenv("SERVEWATT_NVML_OLD") || device != &boards[0]) return 3;
+    *least = 100000u;
+    *most = 750000u;
+    return 0;
+}
+
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int n, field_value *values) {
     if (lost[(int *)device - boards]) return lost[(int *)device - boards];
     for (int i = 0; i < n; i++) {

@@ -363,6 +363,8 @@ for line in sys.stdin:
         elif command == "read":
             said = {"readings": [[r.device, r.joules, r.watts, None, r.is_outside]
                                  for r in source.read()]}
+        elif command == "max_watts":
+            said = dict(source.max_watts())
         else:
             source.close()
     except ProxyError as error:
@@ -385,6 +387,9 @@ class ChildSource:
 
     def read(self) -> Sequence[Reading]:
         return [Reading(*row) for row in self._ask("read")["readings"]]
+
+    def max_watts(self) -> dict[str, float]:
+        return self._ask("max_watts")
 
     def close(self) -> None:
         self._ask("close")

@@ -227,3 +227,14 @@ def test_without_a_driver_it_says_what_is_missing() -> None:
         pytest.skip("this host has an NVIDIA driver, so its absence cannot be shown")
     with child() as process, pytest.raises(SensorError, match="nvml cannot start"):
         ChildSource(process, "nvml")
+
+
+def test_a_board_tells_the_highest_limit_it_can_be_set_to(library: Path) -> None:
+    more = {"SERVEWATT_NVML_BOARDS": "2"}
+    with child(**environment(library, [1000]) | more) as process:
+        assert ChildSource(process, "nvml").max_watts() == {"gpu0": 750, "gpu1": 500}
+
+
+def test_all_ones_are_no_figure(library: Path) -> None:
+    reads = read_nvml(library, [4294967295], SERVEWATT_NVML_MILLIWATTS="-1")
+    assert reads[0] == [("gpu0", None, None)]

@@ -13,11 +13,12 @@ import io
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import visible_gpus
+from proxy.power.blanks import AMD, figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.wire.facts import Reading
 
@@ -32,8 +33,8 @@ narrow enough for a frozen accumulator or a wrong unit."""
 POWER_KEYS = ("current_socket_power", "socket_power", "average_socket_power")
 """Newer boards fill the first, older ones the last; the rest holds "N/A" or 0."""
 
-MAX_WATTS = 0xFFFE
-"""Fields that a board does not fill are all ones, in 16 bits or more."""
+MICROWATTS_ABOVE = 100_000
+"""A power cap above this many is in microwatts: releases differ in the unit."""
 
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -75,6 +76,18 @@ class AmdSmiSource:
                     f"amdsmi: {reading.device} shows neither energy nor power"
                 )
         return readings
+
+    def max_watts(self) -> dict[str, float]:
+        """The highest cap that each board can be set to, where it tells."""
+        found = {}
+        for device, handle in self._devices.items():
+            with suppress(SensorError, AttributeError, TypeError):  # older releases
+                caps = self._call("amdsmi_get_power_cap_info", device, handle)
+                cap = _number(caps.get("max_power_cap")) or 0.0
+                watts = cap / 1e6 if cap > MICROWATTS_ABOVE else cap
+                if watts > 0:
+                    found[device] = watts
+        return found
 
     def close(self) -> None:
         """Shut AMD SMI down; a second call does nothing."""
@@ -155,7 +168,7 @@ class AmdSmiSource:
         found = self._call("amdsmi_get_power_info", device, handle)
         figures = [_number(found.get(key)) for key in POWER_KEYS]
         known = [watts for watts in figures if watts is not None]
-        filled = [watts for watts in known if 0 < watts <= MAX_WATTS]
+        filled = [watts for watts in known if watts > 0]
         return filled[0] if filled else 0.0 if 0.0 in known else None
 
     def _call(self, function: str, device: str, handle: Any) -> dict[str, Any]:
@@ -195,7 +208,7 @@ def _visible() -> list[str] | None:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return figure(value, AMD)
 
 
 def _line(error: Exception) -> str:

@@ -7,16 +7,28 @@ text and adds `servewatt_simulated 1`, which marks everything after it.
 
 from __future__ import annotations
 
+import logging
+import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client.samples import Sample
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, read_samples
 from proxy.wire.facts import Reading
 
+log = logging.getLogger("servewatt.power")
+
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 POWER = "DCGM_FI_DEV_POWER_USAGE"
+LIMITS = ("DCGM_FI_DEV_POWER_MGMT_LIMIT_MAX", "DCGM_FI_DEV_POWER_MGMT_LIMIT")
+"""Not in the exporter's default list."""
+MIG_LABELS = ("GPU_I_ID", "GPU_I_PROFILE")
 EXAMPLE = "dcgm=http://host:9400/metrics"
 
 
@@ -36,50 +48,156 @@ class DcgmSource:
             self.name,
             expected="the text of a dcgm-exporter (usually port 9400, /metrics)",
         )
+        self._limits: dict[str, float] = {}
+        self._said: frozenset[str] = frozenset()
         self.is_simulated = False
 
     def read(self) -> Sequence[Reading]:
-        """One scrape. Raises SensorError with the address and what was wrong."""
+        """One scrape. Raises SensorError with the address and what was wrong.
+
+        Raises ConfigError for a page whose boards cannot be told apart, or metered.
+        """
         reply = self._http.get(self._url)
-        readings, self.is_simulated = parse_dcgm(reply.text, self._gpus)
-        if all(reading.is_outside for reading in readings):
+        try:
+            page = parse_dcgm(reply.text, self._gpus)
+        except ConfigError as error:
+            raise ConfigError(f"dcgm at {self._url}: {error}") from None
+        self.is_simulated, self._limits = page.is_simulated, page.limits
+        for name in sorted(page.repeated - self._said):
+            log.warning(
+                "dcgm at %s shows %s more than once: counted once", self._url, name
+            )
+        self._said |= page.repeated
+        if all(reading.is_outside for reading in page.readings):
             wanted = f" for GPU {', '.join(sorted(self._gpus))}" if self._gpus else ""
             raise SensorError(
                 f"dcgm at {self._url} shows neither {POWER} nor {ENERGY}{wanted}"
             )
         if self._shows_outside:
-            return readings
-        return [reading for reading in readings if not reading.is_outside]
+            return page.readings
+        return [reading for reading in page.readings if not reading.is_outside]
+
+    def max_watts(self) -> dict[str, float]:
+        """The highest limit of each board, where the exporter shows it."""
+        return self._limits
 
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
 
 
-def parse_dcgm(text: str, gpus: frozenset[str]) -> tuple[list[Reading], bool]:
-    """Readings by device, and whether a simulator made them.
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one scrape says."""
 
-    `gpus` are indices or UUIDs, all others are outside; empty means all.
-    Raises SensorError on text that is not in Prometheus' format.
+    readings: list[Reading]
+    limits: dict[str, float]
+    """Watts that a board can be limited to at most, by device."""
+    repeated: frozenset[str]
+    """Boards with more than one row for one figure: several exporters, or pods."""
+    is_simulated: bool
+
+
+@dataclass(slots=True)
+class _Board:
+    """One board, whatever rows it has."""
+
+    index: str
+    uuid: str
+    hosts: set[str] = field(default_factory=set)
+    is_mig: bool = False
+    figures: dict[str, float | None] = field(default_factory=dict)
+    is_repeated: bool = False
+
+    def see(self, sample: Sample) -> None:
+        """One row; of several the newest counter and the first power are taken."""
+        self.hosts.add(sample.labels.get("Hostname", ""))
+        self.is_mig |= any(sample.labels.get(label) for label in MIG_LABELS)
+        value, before = figure(sample.value), self.figures.get(sample.name)
+        self.is_repeated |= sample.name in self.figures
+        if before is not None:
+            is_newer = value is not None and value > before
+            if sample.name != ENERGY or not is_newer:
+                return
+        self.figures[sample.name] = value
+
+    def thousandth(self, name: str) -> float | None:
+        """A figure that DCGM counts in thousandths."""
+        value = self.figures.get(name)
+        return None if value is None else value / 1000
+
+
+def parse_dcgm(text: str, gpus: frozenset[str]) -> Page:
+    """Readings by board; `gpus` are indices or UUIDs, all others are outside.
+
+    A board is its UUID, else its host and index: however many rows, hosts or
+    exporters show it, it counts once. Raises SensorError on text that is not in
+    Prometheus' format; ConfigError for a MIG board, whose joules its instances
+    share, and where an index (or no choice) would mix the boards of two hosts.
     """
-    samples, is_simulated = read_samples(text, (ENERGY, POWER))
-    joules: dict[str, float] = {}
-    watts: dict[str, float] = {}
-    outside: set[str] = set()
+    samples, is_simulated = read_samples(text, (ENERGY, POWER, *LIMITS))
+    boards: dict[tuple[str, ...], _Board] = {}
     for sample in samples:
-        index = sample.labels.get("gpu", "?")
-        if gpus and not gpus & {index, sample.labels.get("UUID", "")}:
-            outside.add(f"gpu{index}")
-        if sample.name == ENERGY:
-            joules[f"gpu{index}"] = sample.value / 1000  # DCGM counts millijoules
-        else:
-            watts[f"gpu{index}"] = sample.value
-    devices = sorted(joules.keys() | watts.keys())
-    readings = [
-        Reading(device, joules.get(device), watts.get(device), None, device in outside)
-        for device in devices
-    ]
-    return readings, is_simulated
+        uuid, index = sample.labels.get("UUID", ""), sample.labels.get("gpu", "?")
+        host = sample.labels.get("Hostname", "")
+        key = (uuid,) if uuid else (host, index)
+        boards.setdefault(key, _Board(index, uuid)).see(sample)
+    shown = [b for b in boards.values() if b.figures.keys() & {ENERGY, POWER}]
+    chosen = [b for b in shown if not gpus or gpus & {b.index, b.uuid}]
+    _check_apart(chosen, gpus)
+    for board in chosen:
+        if board.is_mig:
+            raise ConfigError(
+                f"GPU {board.index} shows MIG instances: energy is only known for the "
+                "whole board, which its instances share; switch MIG off "
+                "(nvidia-smi -mig 0) to meter it, or choose other boards with --gpus"
+            )
+    indices = Counter(board.index for board in shown)
+    readings: list[Reading] = []
+    limits: dict[str, float] = {}
+    for board in shown:
+        is_alone = indices[board.index] == 1
+        device = f"gpu{board.index}" if is_alone else board.uuid or _place(board)
+        readings.append(
+            Reading(
+                device, board.thousandth(ENERGY), board.figures.get(POWER), None,
+                all(board is not one for one in chosen),
+            )
+        )  # fmt: skip
+        known = [board.figures.get(name) for name in LIMITS]
+        limits[device] = max((watts for watts in known if watts), default=0.0)
+    return Page(
+        sorted(readings, key=lambda reading: reading.device),
+        {device: watts for device, watts in limits.items() if 0 < watts < math.inf},
+        frozenset(
+            f"GPU {board.uuid or board.index}" for board in chosen if board.is_repeated
+        ),
+        is_simulated,
+    )
+
+
+def _check_apart(chosen: Sequence[_Board], gpus: frozenset[str]) -> None:
+    """Raises ConfigError where the boards of several hosts would be mixed unasked."""
+    by_index = [board for board in chosen if board.uuid not in gpus]
+    hosts = {host for board in by_index for host in board.hosts if host}
+    # a board that two hosts show is one board; boards of different hosts are not
+    is_mixed = len(hosts) > 1 and not set.intersection(*(b.hosts for b in by_index))
+    repeated = [i for i, n in Counter(b.index for b in by_index).items() if n > 1]
+    if is_mixed or repeated:
+        said = (
+            f"boards of {len(hosts)} hosts ({', '.join(sorted(hosts))})"
+            if is_mixed
+            else f"several boards as GPU {', '.join(repeated)}"
+        )
+        there = ", ".join(board.uuid or _place(board) for board in by_index[:8])
+        raise ConfigError(
+            f"the page shows {said}; choose the engine's by UUID, --gpus GPU-...: "
+            f"it has {there}"
+        )
+
+
+def _place(board: _Board) -> str:
+    return f"{'/'.join(sorted(board.hosts))}/gpu{board.index}".lstrip("/")
 
 
 def open_dcgm(options: SourceOptions) -> EnergySource:

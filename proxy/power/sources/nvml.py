@@ -21,6 +21,7 @@ import pynvml
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import visible_gpus
+from proxy.power.blanks import NVML, figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.wire.facts import Reading
 
@@ -78,6 +79,19 @@ class NvmlSource:
         except pynvml.NVMLError:  # laptops and virtual GPUs have none
             return None
         return float(sum(milliwatts)) / 1000
+
+    def max_watts(self) -> dict[str, float]:
+        """The highest limit that each board can be set to, or has, where it tells."""
+        found = {}
+        for name, handle in [*self._devices, *self._others]:
+            with suppress(pynvml.NVMLError):  # laptops and virtual GPUs have none
+                limit = _thousandth(pynvml.nvmlDeviceGetPowerManagementLimit(handle))
+                with suppress(pynvml.NVMLError):
+                    ends = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+                    limit = max(limit or 0.0, _thousandth(ends[1]) or 0.0)
+                if limit:
+                    found[name] = limit
+        return found
 
     def _read_others(self) -> list[Reading]:
         """Boards of the host that the engine does not use, at their own interval."""
@@ -213,7 +227,7 @@ def _joules(name: str, handle: Any) -> float | None:
         if error.value in UNSUPPORTED:  # boards before Volta
             return None
         raise SensorError(f"nvml energy of {name}: {error}") from None
-    return float(millijoules) / 1000  # NVML counts millijoules
+    return _thousandth(millijoules)  # NVML counts millijoules
 
 
 def _watts(name: str, handle: Any) -> float | None:
@@ -223,12 +237,17 @@ def _watts(name: str, handle: Any) -> float | None:
                 handle, [pynvml.NVML_FI_DEV_POWER_INSTANT]
             )
             if value.nvmlReturn == pynvml.NVML_SUCCESS:
-                return float(value.value.uiVal) / 1000  # NVML gives milliwatts
-        return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000
+                return _thousandth(value.value.uiVal)  # NVML gives milliwatts
+        return _thousandth(pynvml.nvmlDeviceGetPowerUsage(handle))
     except pynvml.NVMLError as error:
         if error.value in UNSUPPORTED:
             return None
         raise SensorError(f"nvml power of {name}: {error}") from None
+
+
+def _thousandth(value: object) -> float | None:
+    number = figure(value, NVML)
+    return None if number is None else number / 1000
 
 
 def open_nvml(options: SourceOptions) -> EnergySource:

@@ -9,6 +9,7 @@ that tells devices apart. Stamps in the text are honoured, on the remote clock.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from prometheus_client.samples import Sample
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, base_url, parse_argument
+from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, RemoteClock, read_samples
 from proxy.wire.facts import Reading
@@ -27,6 +29,10 @@ OPTIONS = ("joules", "watts", "joules-scale", "watts-scale", "device", "boundary
 
 DEVICE_LABELS = ("gpu", "device", "index", "instance")
 """Without a `device` option: the first of these that the series carry."""
+
+MIG_LABELS = ("GPU_I_ID", "GPU_I_PROFILE", "mig_instance", "mig_profile")
+UUID_LABELS = ("UUID", "uuid", "gpu_uuid", "GPU_UUID")
+"""What makes a board the same under two names."""
 
 SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?")
 MATCHER = re.compile(r'\s*([a-zA-Z_]\w*)\s*(=~?)\s*"([^"]*)"\s*(?:,|$)')
@@ -102,31 +108,61 @@ def parse_page(text: str, query: Query) -> tuple[list[Reading], float | None, bo
     """Readings by device, the newest stamp (Unix seconds) if any, simulated or not.
 
     Raises SensorError on other text, and where two series name one device: to
-    take either would be a guess, to add them perhaps a double count.
+    take either would be a guess, to add them perhaps a double count. Raises
+    ConfigError for parts of a board, and for one board under two names.
     """
     selectors = [s for s in (query.joules, query.watts) if s is not None]
     samples, is_simulated = read_samples(text, [s.metric for s in selectors])
-    figures: dict[Selector, dict[str, float]] = {s: {} for s in selectors}
+    figures: dict[Selector, dict[str, float | None]] = {s: {} for s in selectors}
+    boards: dict[Selector, dict[str, str]] = {s: {} for s in selectors}
     stamps: list[float] = []
     for sample in samples:
         for selector in selectors:
             if not selector.matches(sample):
                 continue
             device = _device(sample, query.device_label)
+            _check_board(sample, selector, device, boards[selector])
             if device in figures[selector]:
                 raise SensorError(
                     f"prometheus: two series of {selector.metric} are device "
                     f"{device!r}; name the label that tells them apart with "
                     'device=LABEL, or select one with {label="value"}'
                 )
-            figures[selector][device] = sample.value * selector.scale
-            if sample.timestamp is not None:
+            value = figure(sample.value)
+            figures[selector][device] = (
+                None if value is None else value * selector.scale
+            )
+            if sample.timestamp is not None and math.isfinite(sample.timestamp):
                 stamps.append(float(sample.timestamp))
     joules = figures[query.joules] if query.joules else {}
     watts = figures[query.watts] if query.watts else {}
     devices = sorted(joules.keys() | watts.keys())
     readings = [Reading(d, joules.get(d), watts.get(d)) for d in devices]
     return readings, max(stamps, default=None), is_simulated
+
+
+def _check_board(
+    sample: Sample, selector: Selector, device: str, boards: dict[str, str]
+) -> None:
+    """Raises ConfigError for a part of a board, or one board under two names."""
+    for label in MIG_LABELS:
+        if sample.labels.get(label):
+            raise ConfigError(
+                f"prometheus: {selector.metric} of {device!r} is of a MIG instance "
+                f"({label}={sample.labels[label]!r}): energy is only known for the "
+                "whole board, which its instances share; switch MIG off "
+                "(nvidia-smi -mig 0) to meter it"
+            )
+    uuid = next(
+        (sample.labels[name] for name in UUID_LABELS if name in sample.labels), ""
+    )
+    other = boards.setdefault(uuid, device) if uuid else device
+    if other != device:
+        raise ConfigError(
+            f"prometheus: {selector.metric} shows board {uuid} as {other!r} and as "
+            f"{device!r}: its joules would count double, select one of them with "
+            '{label="value"}'
+        )
 
 
 def _device(sample: Sample, label: str | None) -> str:

@@ -4,11 +4,13 @@ Linux shows them under /sys/class/powercap, for AMD under the same `intel-rapl`
 names. Package zones contain their core and uncore subzones, so only packages
 and `dram` (outside the package) are read. `psys`, the platform as its maker
 wired it, overlaps both by an unknown amount and is left out; so are the
-`intel-rapl-mmio` zones, which show a package a second time.
+`intel-rapl-mmio` zones, which show a package a second time. A name that appears
+twice (a mirror, a link) is one zone, counted once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import parse_argument
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.wire.facts import Reading
+
+log = logging.getLogger("servewatt.power")
+
+MAX_DIGITS = 20
+"""64 bits."""
 
 SYSFS = Path("/sys/class/powercap")
 
@@ -62,8 +69,8 @@ class RaplSource:
 
 
 def _find_zones(sysfs: Path) -> list[_Zone]:
-    zones: list[_Zone] = []
-    for path in sorted(sysfs.glob("intel-rapl:*")):
+    zones: dict[str, _Zone] = {}
+    for path in sorted(sysfs.glob("intel-rapl:*"), key=_order):
         name = _text(path / "name")
         if not name.startswith(("package", "dram")):
             continue
@@ -71,13 +78,24 @@ def _find_zones(sysfs: Path) -> list[_Zone]:
             # `intel-rapl:0:1` is the memory of `intel-rapl:0`
             parent = path.with_name(path.name.rpartition(":")[0])
             name = f"{_text(parent / 'name')}-dram"
-        zones.append(_Zone(name, path, _number(path / "max_energy_range_uj")))
+        if name in zones:
+            log.warning(
+                "rapl: %s shows %s a second time, after %s: counted once",
+                path, name, zones[name].path,
+            )  # fmt: skip
+            continue
+        zones[name] = _Zone(name, path, _number(path / "max_energy_range_uj"))
     if not zones:
         raise SensorError(
             f"rapl: no package zone under {sysfs}; load the kernel module "
             "intel_rapl_msr (virtual machines and many containers have none)"
         )
-    return zones
+    return list(zones.values())
+
+
+def _order(path: Path) -> list[int | str]:
+    """Packages by number, each before its parts: 10 comes after 2."""
+    return [int(p) if p.isdigit() else p for p in path.name.split(":")]
 
 
 def _text(path: Path) -> str:
@@ -94,7 +112,7 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> int:
     text = _text(path)
-    if not text.isdigit():
+    if not text.isdigit() or len(text) > MAX_DIGITS:
         raise SensorError(f"rapl: {path} holds {text[:20]!r}, expected microjoules")
     return int(text)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor
 from proxy.power.paced import Paced
@@ -51,7 +52,7 @@ class RedfishSource:
         self._url = url
         self._http = HttpSensor(
             self.name, basic_auth=basic_auth, is_verified=is_verified,
-            timeout_seconds=ANSWER_SECONDS,
+            total_seconds=ANSWER_SECONDS,
             expected="a Redfish service that accepts this user",
         )  # fmt: skip
         self._paced = Paced(self._ask, min_seconds)
@@ -150,7 +151,7 @@ def _reading(page: Mapping[str, Any], name: str) -> object:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return figure(value)
 
 
 def open_redfish(options: SourceOptions) -> EnergySource:

@@ -8,12 +8,14 @@ Wire: https://ml.energy/zeus/zeusd/ (`/gpu/get_cumulative_energy`,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
+from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.http import HttpSensor, RemoteClock
 from proxy.wire.facts import Reading
@@ -95,9 +97,10 @@ class ZeusdSource:
         query = self._query if path.startswith("/gpu/") else ""
         found, reply = self._http.get_json(f"{self._url}{path}{query}")
         stamp = found.get("timestamp_ms")
-        if not isinstance(stamp, int | float):
+        milliseconds = figure(stamp)
+        if milliseconds is None or not math.isfinite(milliseconds):
             return found, reply.at_seconds
-        unix_seconds = stamp / 1000
+        unix_seconds = milliseconds / 1000
         self._clock.observe(
             reply.begin_seconds, reply.end_seconds, unix_seconds, STAMP_SECONDS
         )
@@ -109,13 +112,14 @@ class ZeusdSource:
             raise SensorError(f"zeusd at {self._url} answered without figures by GPU")
         figures: dict[str, float] = {}
         for index, value in found.items():
-            number = value.get(key) if key and isinstance(value, dict) else value
-            if not isinstance(number, int | float):
+            given = value.get(key) if key and isinstance(value, dict) else value
+            if isinstance(given, bool) or not isinstance(given, int | float):
                 raise SensorError(
                     f"zeusd at {self._url}: GPU {index} has {value!r}, "
                     "expected a number of millijoules or milliwatts"
                 )
-            figures[f"gpu{index}"] = number / 1000
+            if (number := figure(given)) is not None:
+                figures[f"gpu{index}"] = number / 1000
         return figures
 
 

@@ -7,7 +7,8 @@ import pytest
 from proxy.errors import ConfigError, SensorError
 from proxy.power.energy_source import SourceOptions
 from proxy.power.sources import SOURCES, source_opener, split_sources
-from proxy.power.sources.dcgm import parse_dcgm
+from proxy.power.sources.dcgm import ENERGY, POWER, parse_dcgm
+from proxy.power.sources.prometheus import Query, parse_page, parse_selector
 from proxy.wire.facts import Reading
 
 DCGM_TEXT = """\
@@ -23,19 +24,21 @@ DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a"} 44
 
 
 def test_dcgm_text_becomes_joules_and_watts_per_gpu() -> None:
-    readings, simulated = parse_dcgm(DCGM_TEXT, frozenset())
-    assert readings == [Reading("gpu0", 5000.5, 301.5), Reading("gpu1", 1.0, 60.25)]
-    assert not simulated
+    page = parse_dcgm(DCGM_TEXT, frozenset())
+    assert page.readings == [
+        Reading("gpu0", 5000.5, 301.5), Reading("gpu1", 1.0, 60.25),
+    ]  # fmt: skip
+    assert not page.is_simulated
 
 
 def test_a_missing_counter_is_unknown_and_not_zero() -> None:
-    readings, _ = parse_dcgm('DCGM_FI_DEV_POWER_USAGE{gpu="0"} 70\n', frozenset())
-    assert readings == [Reading("gpu0", joules=None, watts=70.0)]
+    page = parse_dcgm('DCGM_FI_DEV_POWER_USAGE{gpu="0"} 70\n', frozenset())
+    assert page.readings == [Reading("gpu0", joules=None, watts=70.0)]
 
 
 def test_a_simulator_says_so() -> None:
-    _, simulated = parse_dcgm(DCGM_TEXT + "servewatt_simulated 1\n", frozenset())
-    assert simulated
+    page = parse_dcgm(DCGM_TEXT + "servewatt_simulated 1\n", frozenset())
+    assert page.is_simulated
 
 
 def test_text_of_something_else_is_refused() -> None:
@@ -100,3 +103,120 @@ def test_sources_are_separated_by_commas_that_are_not_in_an_address() -> None:
     page = 'prometheus=http://h/m#joules=x{gpu="0",host="csv"}&boundary=gpu'
     assert split_sources(f"{page},ipmi") == [page, "ipmi"]
     assert split_sources("nvml,wattmeter") == ["nvml,wattmeter"]
+
+
+# --- boards on a page
+
+
+def rows(*boards: tuple[str, str, str, float], more: str = "") -> str:
+    """(gpu, UUID, host, joules) of each, 100 W; an empty label is left out."""
+    lines = []
+    for index, uuid, host, joules in boards:
+        labels = f'gpu="{index}"'
+        labels += f',UUID="{uuid}"' if uuid else ""
+        labels += f',Hostname="{host}"' if host else ""
+        lines.append(f"{ENERGY}{{{labels}{more}}} {joules * 1000}\n")
+        lines.append(f"{POWER}{{{labels}{more}}} 100\n")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("blank", [9223372036854775792, 140737488355329, 2147483634])
+def test_a_blank_is_no_figure(blank: int) -> None:
+    text = f'{ENERGY}{{gpu="0"}} {blank}\n{POWER}{{gpu="0"}} 70\n'
+    assert parse_dcgm(text, frozenset()).readings == [Reading("gpu0", None, 70.0)]
+
+
+def test_one_board_shown_by_two_hosts_counts_once_and_is_said() -> None:
+    text = rows(("0", "GPU-a", "left", 5.0), ("3", "GPU-a", "right", 6.0))
+    page = parse_dcgm(text, frozenset())
+    assert page.readings == [Reading("gpu0", 6.0, 100.0)]
+    assert page.repeated == {"GPU GPU-a"}
+
+
+def test_one_board_in_several_pods_counts_once() -> None:
+    text = rows(("0", "GPU-a", "h", 5.0)) + rows(
+        ("0", "GPU-a", "h", 5.0), more=',pod="b"'
+    )
+    assert parse_dcgm(text, frozenset()).readings == [Reading("gpu0", 5.0, 100.0)]
+
+
+@pytest.mark.parametrize(
+    ("boards", "gpus"),
+    [
+        ([("0", "GPU-a", "left", 5.0), ("0", "GPU-b", "right", 9.0)], []),
+        ([("0", "GPU-a", "left", 5.0), ("0", "GPU-b", "right", 9.0)], ["0"]),
+        ([("0", "GPU-a", "left", 5.0), ("1", "GPU-b", "right", 9.0)], []),
+        ([("0", "GPU-a", "", 5.0), ("0", "GPU-b", "", 9.0)], ["0"]),
+        ([("0", "", "left", 5.0), ("0", "", "right", 9.0)], []),
+    ],
+)
+def test_boards_of_two_hosts_are_never_mixed_unasked(
+    boards: list[tuple[str, str, str, float]], gpus: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="choose the engine's by UUID"):
+        parse_dcgm(rows(*boards), frozenset(gpus))
+
+
+def test_boards_of_two_hosts_are_chosen_by_uuid() -> None:
+    text = rows(
+        ("0", "GPU-a", "left", 5.0), ("0", "GPU-b", "right", 9.0),
+        ("1", "GPU-c", "right", 7.0),
+    )  # fmt: skip
+    page = parse_dcgm(text, frozenset({"GPU-b", "GPU-c"}))
+    assert page.readings == [
+        Reading("GPU-a", 5.0, 100.0, is_outside=True),
+        Reading("GPU-b", 9.0, 100.0),
+        Reading("gpu1", 7.0, 100.0),
+    ]
+
+
+MIG = ',GPU_I_PROFILE="1g.10gb",GPU_I_ID="7"'
+
+
+@pytest.mark.parametrize("more", [MIG, ',GPU_I_ID="0"', ',GPU_I_PROFILE="1g.10gb"'])
+def test_a_mig_board_is_refused_with_the_way_out(more: str) -> None:
+    with pytest.raises(ConfigError, match=r"MIG.*nvidia-smi -mig 0"):
+        parse_dcgm(rows(("0", "GPU-a", "", 5.0), more=more), frozenset())
+
+
+def test_a_mig_board_that_is_not_the_engines_counts_once_outside() -> None:
+    text = rows(("0", "GPU-a", "", 5.0), more=MIG)
+    text += rows(("0", "GPU-a", "", 5.0), more=MIG.replace("7", "8"))
+    page = parse_dcgm(text + rows(("1", "GPU-b", "", 9.0)), frozenset({"1"}))
+    assert page.readings == [
+        Reading("gpu0", 5.0, 100.0, is_outside=True), Reading("gpu1", 9.0, 100.0),
+    ]  # fmt: skip
+
+
+def test_a_board_is_held_to_the_highest_limit_that_the_page_shows() -> None:
+    limit = "DCGM_FI_DEV_POWER_MGMT_LIMIT"
+    text = rows(("0", "", "", 5.0), ("1", "", "", 5.0), ("2", "", "", 5.0))
+    text += f'{limit}{{gpu="0"}} 400\n{limit}_MAX{{gpu="0"}} 700\n'
+    text += f'{limit}{{gpu="1"}} 350\n{limit}{{gpu="2"}} 140737488355328\n'
+    assert parse_dcgm(text, frozenset()).limits == {"gpu0": 700.0, "gpu1": 350.0}
+
+
+def test_a_page_of_more_rows_than_any_host_has_is_refused() -> None:
+    text = rows(*((str(n), "", "", 1.0) for n in range(3000)))
+    with pytest.raises(SensorError, match="6000 lines"):
+        parse_dcgm(text, frozenset())
+
+
+def watts_of(text: str) -> list[Reading]:
+    query = Query(None, parse_selector("watts", 1000.0), "gpu")
+    return parse_page(text, query)[0]
+
+
+def test_a_blank_in_any_page_is_no_figure_whatever_its_unit() -> None:
+    assert watts_of('watts{gpu="0"} 140737488355328\n') == [Reading("gpu0")]
+    assert watts_of('watts{gpu="0"} 0.3\n') == [Reading("gpu0", watts=300.0)]
+
+
+def test_a_mig_instance_in_any_page_is_refused() -> None:
+    with pytest.raises(ConfigError, match="MIG instance"):
+        watts_of('watts{gpu="0",GPU_I_ID="3"} 1\n')
+
+
+def test_one_board_under_two_names_in_any_page_is_refused() -> None:
+    with pytest.raises(ConfigError, match="joules would count double"):
+        watts_of('watts{gpu="0",UUID="GPU-a"} 1\nwatts{gpu="1",UUID="GPU-a"} 1\n')

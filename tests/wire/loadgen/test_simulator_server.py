@@ -294,10 +294,10 @@ def test_the_gpus_readings_are_dcgms_and_marked_as_simulated() -> None:
     async def scene(server: Server) -> None:
         async with server.session.get("/dcgm/metrics") as response:
             text = await response.text()
-        readings, simulated = parse_dcgm(text, frozenset())
-        assert simulated
-        assert [reading.device for reading in readings] == ["gpu0", "gpu1"]
-        assert all(reading.watts == pytest.approx(120) for reading in readings)
+        page = parse_dcgm(text, frozenset())
+        assert page.is_simulated
+        assert [reading.device for reading in page.readings] == ["gpu0", "gpu1"]
+        assert all(reading.watts == pytest.approx(120) for reading in page.readings)
         assert 'modelName="SIMULATED NVIDIA H200"' in text
 
     talk(scene, n_gpus=2)
@@ -310,7 +310,7 @@ def test_the_counter_covers_what_the_steps_cost() -> None:
         shown = 0.0
         while shown < busy_joules:  # the counter lags by one period
             async with server.session.get("/dcgm/metrics") as response:
-                readings, _ = parse_dcgm(await response.text(), frozenset())
+                readings = parse_dcgm(await response.text(), frozenset()).readings
             shown = readings[0].joules or 0.0
             assert shown <= (await server.state())["total_joules"]
 

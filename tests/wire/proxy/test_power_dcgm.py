@@ -26,8 +26,8 @@ DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a"} 44
 
 @pytest.mark.parametrize("chosen", ["1", "GPU-b"])
 def test_dcgm_gpus_are_chosen_by_index_or_uuid(chosen: str) -> None:
-    readings, _ = parse_dcgm(DCGM_TEXT, frozenset({chosen}))
-    shown = [(reading.device, reading.is_outside) for reading in readings]
+    page = parse_dcgm(DCGM_TEXT, frozenset({chosen}))
+    shown = [(reading.device, reading.is_outside) for reading in page.readings]
     assert shown == [("gpu0", True), ("gpu1", False)]
     with serving({"/metrics": lambda: (200, DCGM_TEXT, {})}) as url:
         for shows_outside, devices in (False, ["gpu1"]), (True, ["gpu0", "gpu1"]):

@@ -53,6 +53,19 @@ def test_rapl_reads_packages_and_memory_and_counts_nothing_twice(
     ]
 
 
+def test_rapl_counts_a_mirrored_package_once_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
+    zone(tmp_path, "intel-rapl:0:0", "dram", 700_000)
+    zone(tmp_path, "intel-rapl:1", "package-0", 5_000_000)
+    zone(tmp_path, "intel-rapl:1:0", "dram", 700_000)
+    (tmp_path / "intel-rapl:2").symlink_to(tmp_path / "intel-rapl:0")
+    found = {r.device: r.joules for r in RaplSource(tmp_path).read()}
+    assert found == {"package-0": 5.0, "package-0-dram": 0.7}
+    assert sum("a second time" in r.getMessage() for r in caplog.records) == 3
+
+
 def test_rapl_of_an_amd_processor_has_packages_by_die(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0-die-0", 1_000_000)
     zone(tmp_path, "intel-rapl:0:0", "core", 1_000_000)
