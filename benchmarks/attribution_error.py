@@ -42,7 +42,7 @@ from proxy.meter.attribution.policies import (
     by_phase,
 )
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, PhaseSeconds, Reading, RequestFacts, Update, Usage

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
+from proxy.meter.ledger import RequestEnergy, RequestRecord
 from proxy.store.address import Retention, sqlite_url, store_url
 from proxy.store.archive import Archive
 from proxy.store.database import Database

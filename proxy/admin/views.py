@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger.accounts import Books
+from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
 from proxy.relay.upstream.upstream import Upstream

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from proxy.meter.curve.device import COUNTER_RESET, GAP_REASONS, SENSOR_GAP, DeviceCurve
+from proxy.meter.curve import COUNTER_RESET, GAP_REASONS, SENSOR_GAP, DeviceCurve
 
 TOO_SHORT = "too_short"
 NOT_READ_BEFORE = "not_read_before"

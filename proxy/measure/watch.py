@@ -18,8 +18,7 @@ from proxy.measure.figures import (
     mean_watts,
     total_energy,
 )
-from proxy.meter.curve.device import SENSOR_GAP, DeviceCurve
-from proxy.meter.curve.group import GroupCurve
+from proxy.meter.curve import SENSOR_GAP, DeviceCurve, GroupCurve
 from proxy.wire.facts import Reading
 
 PEAK_SECONDS = 0.1

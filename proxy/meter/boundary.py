@@ -5,32 +5,79 @@ after a bounded wait, and then those requests are marked (`is_forced`). Windows 
 closed strictly in order, once, with all their joules, and never opened again; what is
 learnt from one (idle watts, constants) serves the next. Who ran when is the engine's
 timeline's to say, to all boundaries the same: here joules are divided over it.
+
+No window ends right after somebody began on an idle engine. An edge of the counter is
+off by half a polling interval and by what the sensor is late; work that lies within
+that of the window's end may have its energy behind it, and a prefill of a few
+milliseconds would then be charged nothing, or twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from proxy.meter.activity.columns import population_of
-from proxy.meter.activity.cut import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
-from proxy.meter.attribution.fit import Calibration
+from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.policies import Policy
 from proxy.meter.config import MeterConfig
-from proxy.meter.curve.device import GAP_REASONS, SENSOR_GAP
-from proxy.meter.curve.group import GroupCurve, Window
+from proxy.meter.curve import GAP_REASONS, SENSOR_GAP, GroupCurve, Window
 from proxy.meter.deadlines import Deadlines
-from proxy.meter.ledger.accounts import Books, Closing, Ledger, RequestEnergy
-from proxy.meter.state import MeterState
+from proxy.meter.ledger import Books, Closing, Ledger, RequestEnergy
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class MeterState:
+    """Everything the metrics and the admin API show, taken at one moment."""
+
+    books: Books
+    idle_watts: float | None
+    idle_source: str
+    """`given`, `measured` or `unknown`."""
+    open_requests: int
+    unsettled_seconds: float
+    """How far settlement lags behind the newest reading."""
+    device_joules: Mapping[str, float]
+    """Measured since start, by device."""
+    device_watts: Mapping[str, float]
+    """Mean power over the last interval, by device."""
+    counter_period_seconds: float | None
+    counter_power_ratio: float | None
+    samples_total: int
+    gaps_total: int
+    policy: str
+    class_joules: Mapping[Labels, tuple[float, float, float]] = field(
+        default_factory=dict
+    )
+    """Settled prefill, decode and idle share joules, headline policy, by class."""
+    class_tokens: Mapping[Labels, tuple[int, int, int]] = field(default_factory=dict)
+    """Prompt, cached and output tokens of settled requests, by class."""
+    policy_joules: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Settled prefill and decode joules of all requests, under every policy."""
+    window_seconds: float = 0.5
+    """How wide windows are made; wider than asked for where the sensor is slow."""
+    quality_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by quality."""
+    unsettled_requests: int = 0
+    """In flight, or finished without a record yet."""
+    late_reads_total: int = 0
+    """Reads with tokens that came for time already settled; counted as later."""
+    counter_resets_total: int = 0
+    external_requests: int | None = None
+    """Running in the engine, by its last scrape, and not the proxy's; None: no scrape
+    that is new enough."""
+    calibration: CalibrationState | None = None
+    """The constants of the policy `calibrated`, and whether they are in use."""
+
 
 AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
@@ -465,3 +512,32 @@ def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
 def _labels_of(key: tuple[str, ...]) -> Labels:
     model, kind, tenant = key
     return Labels(model, kind, tenant)
+
+
+EDGE_SECONDS = 0.05
+"""A 20 ms poll is off by 10 ms, reading a remote sensor may take some more."""
+
+
+def too_late_to_cut(
+    end_seconds: float, timelines: Iterable[RequestTimeline]
+) -> float | None:
+    """When the engine went to work so shortly before an end that it has to move.
+
+    None where the end is a good one. `timelines` are those that ran before it.
+    """
+    since_seconds = end_seconds - EDGE_SECONDS
+    busy_until_seconds = -float("inf")
+    late: list[tuple[float, float]] = []
+    for timeline in timelines:
+        began, ended = timeline.arrived_seconds, timeline.end_seconds
+        if timeline.is_refused or began >= end_seconds:
+            continue
+        if began > since_seconds:
+            late.append((began, ended))
+        else:
+            busy_until_seconds = max(busy_until_seconds, ended)
+    for began, ended in sorted(late):
+        if began > busy_until_seconds:
+            return began
+        busy_until_seconds = max(busy_until_seconds, ended)
+    return None

@@ -14,17 +14,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from proxy.meter.activity.columns import Population, population_of, shared_seconds
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
-from proxy.meter.activity.timeline import EngineTimeline
-from proxy.meter.activity.unstreamed import STEP_SECONDS
-from proxy.meter.activity.work import Activity
+from proxy.meter.activity.timeline import STEP_SECONDS, EngineTimeline
+from proxy.meter.activity.work import (
+    Activity,
+    Population,
+    population_of,
+    shared_seconds,
+)
 from proxy.meter.attribution.divide import split_idle
 from proxy.meter.attribution.policies import attribute, by_running_time
 from proxy.meter.boundary import Boundary
-from proxy.meter.curve.device import STALE_PERIODS, STALE_SECONDS
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
+from proxy.meter.ledger import RequestEnergy
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,7 @@ def population_until(
 def tokens_since(
     settled_seconds: float, population: Population, book: StepBook, log: TokenLog
 ) -> FloatArray:
-    """Tokens that each of `people` received since an instant, as counted."""
+    """Tokens that each of a population received since an instant, as counted."""
     steps = book.steps
     seconds = np.concatenate((steps.seconds, np.array(log.seconds)))
     keys = np.concatenate((steps.keys, np.array(log.keys, np.int64)))

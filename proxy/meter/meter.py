@@ -19,11 +19,10 @@ from dataclasses import dataclass, field, replace
 
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
-from proxy.meter.boundary import Boundary
+from proxy.meter.boundary import Boundary, MeterState
 from proxy.meter.config import MeterConfig
 from proxy.meter.estimate import EnergySoFar, estimated_energy
-from proxy.meter.ledger.accounts import Books, RequestEnergy, RequestRecord
-from proxy.meter.state import MeterState
+from proxy.meter.ledger import Books, RequestEnergy, RequestRecord
 from proxy.wire.events import (
     Event,
     PowerSampled,

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.exposition import (
 )
 from prometheus_client.registry import Collector
 
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.metrics.histograms import HISTOGRAMS, ClassBound
 from proxy.metrics.samples import Snapshot
 from proxy.metrics.table import METRICS

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 
 JOULE_BUCKETS = (
     0.01, 0.025, 0.06, 0.15, 0.4, 1, 2.5, 6, 15, 40, 100, 250, 600, 1_500, 4_000,

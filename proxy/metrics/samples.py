@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.meter.attribution.fit import CONSTANTS
+from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
-from proxy.meter.state import MeterState
 from proxy.power.engine_load import GaugeStats
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters

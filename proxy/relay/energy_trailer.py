@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.engines.wire import UNREADABLE
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.ledger import RequestEnergy
 from proxy.relay.client.response import Outgoing, with_length
 from proxy.relay.event_search import EventSearch, data_of
 from proxy.relay.tap import MAX_REPLY_BYTES, Tap

@@ -128,7 +128,7 @@ class _App:
         self.records.start()
         runner = await self._open_admin()
         for upstream in self.upstreams:
-            upstream.sensors.start(loop.call_soon_threadsafe)
+            upstream.start_sensors(loop)
         beat = asyncio.create_task(self._beat_until_stopped())
         watches = [asyncio.create_task(upstream.watch()) for upstream in self.upstreams]
         announce(

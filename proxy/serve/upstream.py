@@ -16,14 +16,14 @@ from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
-from proxy.metrics.samples import EngineSnapshot
+from proxy.metrics.samples import EngineSnapshot, Measured
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
+from proxy.power.sensors import Sensors, plan_sensors, try_sensors
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
-from proxy.serve.sensors import Sensors, plan_sensors, try_sensors
 from proxy.store.fits import CalibrationFile
 
 
@@ -59,12 +59,7 @@ class MeteredUpstream:
             calibrations=self.calibration.by_model,
         )
         self.meter = Meter(meter_config)
-        self.sensors = Sensors(
-            planned,
-            metering.sample_interval_seconds,
-            self.meter,
-            config.bare_idle_watts,
-        )
+        self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
 
     def open_upstream(
@@ -106,12 +101,32 @@ class MeteredUpstream:
         """How many records of it are still to come."""
         return self.meter.state().unsettled_requests
 
+    def start_sensors(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read them on threads of their own, and feed the meter on the loop's."""
+        meter = self.meter
+        self.sensors.start(lambda event: loop.call_soon_threadsafe(meter.feed, event))
+
+    def measured(self) -> tuple[Measured, ...]:
+        """Every boundary now, the headline first; on the meter's thread only."""
+        meter, sensors = self.meter, self.sensors
+        return tuple(
+            Measured(
+                name,
+                sensors.sources.get(name, "none"),
+                meter.state_of(name),
+                sensors.stats_of(name),
+                meter.outside_state(name),
+                self.config.bare_idle_watts if name == meter.headline else None,
+            )
+            for name in meter.names
+        )
+
     def sources(self) -> EngineSources:
         """Where the admin API looks for it."""
         return EngineSources(
             self.config.name,
             self.meter,
-            self.sensors.measured,
+            self.measured,
             self.health.ask,
             self.upstream,
         )
@@ -131,7 +146,7 @@ class MeteredUpstream:
         upstream = self.upstream
         return EngineSnapshot(
             engine=self.config.name,
-            measured=self.sensors.measured(),
+            measured=self.measured(),
             relay=upstream.counters,
             in_flight=upstream.in_flight,
             is_up=upstream.is_up,

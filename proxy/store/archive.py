@@ -22,7 +22,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.errors import ConfigError, StoreError
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
 from proxy.store.stored_record import (

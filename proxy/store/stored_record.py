@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.wire.api import EnergyReply, RequestReply
 
 MICROSECONDS = 1_000_000

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Protocol
 
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import (
     Event,

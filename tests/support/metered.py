@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, Reading, RequestFacts, Update, Usage

@@ -15,7 +15,7 @@ import uvloop
 
 from proxy.engines import DIALECTS
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.ledger import RequestEnergy
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.server import RelayServer, start_relay

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.meter.ledger.accounts import RequestEnergy, RequestRecord
+from proxy.meter.ledger import RequestEnergy, RequestRecord
 from proxy.store.stored_record import StoredRecord
 
 

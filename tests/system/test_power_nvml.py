@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import ConfigError, ProxyError, SensorError
-from proxy.meter.curve.device import DeviceCurve
+from proxy.meter.curve import DeviceCurve
 from proxy.power.energy_source import EnergySource
 from proxy.power.sampler import Sampler
 from proxy.wire.events import PowerSampled

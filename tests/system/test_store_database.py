@@ -10,7 +10,7 @@ from msgspec import to_builtins
 from sqlalchemy import URL, make_url, select, text
 
 from proxy.errors import ConfigError
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.ledger import RequestEnergy
 from proxy.store.archive import Archive
 from proxy.store.database import META, SCHEMA_VERSION, Database
 from proxy.store.stored_record import StoredRecord, reply_from, row_of

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 from sqlalchemy import URL
 
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.ledger import RequestEnergy
 from proxy.store.database import Database
 from proxy.store.stored_record import (
     StoredRecord,

@@ -52,7 +52,7 @@ ARROWS = [arrow for diagram in diagrams() for arrow in arrows_of(diagram)]
 
 def test_three_walks_are_drawn() -> None:
     starts = {diagram[0].split()[0] for diagram in diagrams()}
-    assert starts >= {"proxy.cli", "proxy.serve.sensors", "loadgen.cli.replay"}
+    assert starts >= {"proxy.cli", "proxy.power.sensors", "loadgen.cli.replay"}
 
 
 @pytest.mark.parametrize("arrow", ARROWS, ids=lambda a: f"{a.caller}->{a.callee}")

@@ -2,7 +2,9 @@
 
 Rule: a gauge is a hint, the wire is the fact. Requests in the engine count as
 somebody else's only beyond all that may still be the proxy's own, in two scrapes
-running, while the engine made progress.
+running, while the engine made progress. A request whose client has left and that the
+engine may still be computing (an orphan) runs on for as long as two scrapes and more
+show it, for a bounded time; otherwise it ended with its last byte.
 """
 
 from __future__ import annotations
@@ -11,9 +13,77 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.meter.activity.orphans import RunOns
 from proxy.meter.activity.request import RequestTimeline
 from proxy.wire.facts import EngineGauges, RequestFacts
+
+ORPHAN_SECONDS = 6.0
+"""Less than a window waits. What an engine does that has not noticed by then that
+its client left is nobody's who could be asked."""
+
+LEFT = frozenset({"aborted", "timeout"})
+"""Outcomes after which the engine may not know that nobody listens."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    timeline: RequestTimeline
+    heard_seconds: float
+    sightings: int = 0
+
+
+class Orphans:
+    """Those suspected, until a scrape without them or the end of their time."""
+
+    def __init__(self) -> None:
+        self._suspects: dict[int, _Suspect] = {}
+        self._ended: list[RequestTimeline] = []
+
+    def suspect(self, timeline: RequestTimeline) -> None:
+        """Its client has left just now."""
+        timeline.may_be_orphan = True
+        self._suspects[timeline.key] = _Suspect(
+            timeline, timeline.closed_seconds or 0.0
+        )
+
+    def claim(self, at_seconds: float, outside: int, *, not_before: float) -> int:
+        """How many of the sequences that nobody sent are those of suspects.
+
+        A suspect whose close is less than `not_before` seconds old is left alone.
+        """
+        claimed = 0
+        for suspect in list(self._suspects.values()):
+            timeline = suspect.timeline
+            closed = timeline.closed_seconds or 0.0
+            if at_seconds <= closed + not_before:
+                continue
+            is_there = claimed + timeline.sequences <= outside
+            if not is_there or at_seconds > closed + ORPHAN_SECONDS:
+                self._release(timeline)
+                continue
+            claimed += timeline.sequences
+            suspect.sightings += 1
+            suspect.heard_seconds = at_seconds
+            if suspect.sightings > 1:
+                timeline.ran_on_seconds = at_seconds
+        return claimed
+
+    def give_up(self, before_seconds: float) -> None:
+        """No scrape came: those not heard of since an instant ended with it."""
+        for suspect in list(self._suspects.values()):
+            if suspect.heard_seconds < before_seconds:
+                self._release(suspect.timeline)
+
+    def take_ended(self) -> list[RequestTimeline]:
+        """Those that ran on and have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _release(self, timeline: RequestTimeline) -> None:
+        timeline.may_be_orphan = False
+        del self._suspects[timeline.key]
+        if timeline.ran_on_seconds is not None:
+            self._ended.append(timeline)
+
 
 FLIGHT_SECONDS = 0.25
 """So long after its last byte a request may still be in the gauges: they follow
@@ -51,7 +121,7 @@ class GaugeLog:
     """Scrapes that are not settled yet, oldest first."""
 
     def __init__(self) -> None:
-        self.orphans = RunOns()
+        self.orphans = Orphans()
         self._seen: deque[Comparison] = deque()
         self._last: EngineGauges | None = None
 
@@ -99,7 +169,7 @@ class GaugeLog:
         return not self.is_alive(now_seconds) or self._seen[-1].at_seconds >= at_seconds
 
     def awaits(self, end_seconds: float, now_seconds: float) -> bool:
-        """Strangers were there, and the next scrape says whether they stayed."""
+        """External requests were there; the next scrape says whether they stayed."""
         return not self.covers(end_seconds, now_seconds) and self._seen[-1].external > 0
 
     def waiting_until(

@@ -14,9 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from proxy.meter.activity.columns import Population, busy_seconds_until
 from proxy.meter.activity.steps import Steps
-from proxy.meter.activity.work import Activity, activity_between
+from proxy.meter.activity.work import (
+    Activity,
+    Population,
+    activity_between,
+    busy_seconds_until,
+)
 from proxy.meter.attribution.fit import CONSTANTS, work_of
 from proxy.meter.attribution.policies import (
     FloatArray,
@@ -24,7 +28,7 @@ from proxy.meter.attribution.policies import (
     attribute,
     by_running_time,
 )
-from proxy.meter.curve.group import Window
+from proxy.meter.curve import Window
 
 IDLE_MEMORY_SECONDS = 300.0
 """Idle watts are the mean of the last so many idle seconds: rooms warm up."""
@@ -94,9 +98,9 @@ def divide(
     policies: Sequence[Policy],
     external: int = 0,
 ) -> Division:
-    """Divide a window among `people`, all of whom ran in it.
+    """Divide a window among a population, all of whom ran in it.
 
-    The last `strangers` of them are not the proxy's: of those only the time they
+    The last `external` of them are not the proxy's: of those only the time they
     ran is known, so by that they get their part, under every policy the same.
     Unknown idle watts count as 0: then what requests caused includes their idle.
     """

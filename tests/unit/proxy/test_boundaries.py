@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import MAX_JOIN_SECONDS
-from proxy.meter.ledger.accounts import Books, RequestRecord
+from proxy.meter.ledger import Books, RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import Deadlines
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import Event, PowerSampled
 from proxy.wire.facts import Reading

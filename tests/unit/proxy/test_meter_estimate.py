@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.meter.config import MeterConfig
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, RequestFacts, Update, Usage

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import Books, RequestRecord
+from proxy.meter.ledger import Books, RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import EngineObserved, Event, PowerSampled
 from proxy.wire.facts import EngineGauges, Labels

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.meter.attribution.policies import POLICIES
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import EngineObserved
 from proxy.wire.facts import EngineGauges

@@ -8,7 +8,7 @@ import pytest
 from proxy.meter.activity.work import Activity
 from proxy.meter.attribution.policies import FloatArray, by_tokens
 from proxy.meter.config import MeterConfig
-from proxy.meter.ledger.accounts import RequestRecord
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import Labels, PhaseSeconds, RequestFacts, Update, Usage

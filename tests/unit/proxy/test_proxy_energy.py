@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.curve.device import DeviceCurve
-from proxy.meter.curve.group import GroupCurve
+from proxy.meter.curve import DeviceCurve, GroupCurve
 
 
 def polled(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxy.meter.ledger.accounts import CLASSES, Closing, Ledger
+from proxy.meter.ledger import CLASSES, Closing, Ledger
 
 
 def closing(end: float, measured: float, keys: list[int], each: float) -> Closing:

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.activity.columns import busy_seconds_until, population_of
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
-from proxy.meter.activity.work import Activity, activity_between
+from proxy.meter.activity.work import (
+    Activity,
+    activity_between,
+    busy_seconds_until,
+    population_of,
+)
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
 
 

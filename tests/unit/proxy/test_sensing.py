@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.serve.sensors import plan_sensors, try_sensors
+from proxy.power.sensors import plan_sensors, try_sensors
 
 HOST = "prometheus=http://127.0.0.1:9/m#watts=x&boundary=host"
 

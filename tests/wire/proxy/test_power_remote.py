@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError, SensorError
-from proxy.meter.curve.device import DeviceCurve
+from proxy.meter.curve import DeviceCurve
 from proxy.power.energy_source import EnergySource, RemoteSource
 from proxy.power.http import RemoteClock
 from proxy.power.paced import Paced

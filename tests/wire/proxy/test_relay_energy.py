@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger.accounts import RequestEnergy
+from proxy.meter.ledger import RequestEnergy
 from proxy.relay.energy_trailer import Provenance, note_of, wants_energy, with_energy
 from proxy.wire.sse import SseDecoder
 from tests.support.captures import (

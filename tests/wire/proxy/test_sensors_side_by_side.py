@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
 from pathlib import Path
 
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
-from proxy.serve.sensors import Sensors, plan_sensors
+from proxy.power.sensors import Sensors, plan_sensors
+from proxy.wire.events import PowerSampled
 from tests.support.power_benches import serving
 
 PATIENCE_SECONDS = 20
@@ -26,7 +26,7 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     def page() -> tuple[int, str, dict[str, str]]:
         return 200, f'DCGM_FI_DEV_POWER_USAGE{{gpu="0"}} {next(watts)}\n', {}
 
-    calls: queue.Queue[Callable[[], None]] = queue.Queue()
+    events: queue.Queue[PowerSampled] = queue.Queue()
     with serving({"/metrics": page}) as url:
         powers = [
             f"dcgm={url}/metrics",
@@ -35,8 +35,8 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
         ]
         planned = plan_sensors(powers, ())
         boundaries = Meter(MeterConfig(boundaries=tuple(s.boundary for s in planned)))
-        sensors = Sensors(planned, 0.005, boundaries)
-        sensors.start(calls.put)
+        sensors = Sensors(planned, 0.005)
+        sensors.start(events.put)
         (zone / "energy_uj").unlink()
 
         def seen(boundary: str) -> int:
@@ -45,7 +45,7 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
         while seen("gpu") < 20 or not all(
             boundaries.state_of(b).gaps_total for b in ("host", "node")
         ):
-            calls.get(timeout=PATIENCE_SECONDS)()
+            boundaries.feed(events.get(timeout=PATIENCE_SECONDS))
         sensors.stop()
     gpu, host, node = (sensors.stats_of(b) for b in ("gpu", "host", "node"))
     assert gpu is not None

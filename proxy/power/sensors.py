@@ -1,7 +1,7 @@
 """Which sensor measures which boundary, and the threads that read them.
 
 Rule: one source per boundary and one thread per source, so a sensor that hangs or
-fails takes nothing from the others.
+fails takes nothing from the others. What they read is handed on as events.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from proxy.errors import ConfigError, SensorError
-from proxy.meter.meter import Meter
-from proxy.metrics.samples import Measured
 from proxy.power.argument import BOUNDARIES
 from proxy.power.energy_source import EnergySource
 from proxy.power.probe import MEASURES, gpus_for
@@ -80,29 +77,22 @@ def try_sensors(sensors: Sequence[Sensor]) -> None:
 
 
 class Sensors:
-    """The threads of all sensors; what they read goes to the meter of its boundary."""
+    """The threads of all sensors of one upstream."""
 
-    def __init__(
-        self,
-        sensors: Sequence[Sensor],
-        interval_seconds: float,
-        boundaries: Meter,
-        bare_idle_watts: float | None = None,
-    ) -> None:
-        """`bare_idle_watts` are the headline's."""
-        self._bare_idle_watts = bare_idle_watts
-        self._sources = {sensor.boundary: sensor.source for sensor in sensors}
-        self._boundaries = boundaries
-        self._call_soon: Callable[[Callable[[], None]], object] | None = None
-        self._samplers: dict[str, Sampler] = {}
-        for sensor in sensors:
-            self._samplers[sensor.boundary] = Sampler(
-                sensor.open, interval_seconds, self._deliver, sensor.boundary
+    def __init__(self, sensors: Sequence[Sensor], interval_seconds: float) -> None:
+        self.sources = {sensor.boundary: sensor.source for sensor in sensors}
+        """Names of the sources, by boundary."""
+        self._deliver: Callable[[PowerSampled], object] | None = None
+        self._samplers = {
+            sensor.boundary: Sampler(
+                sensor.open, interval_seconds, self._hand_on, sensor.boundary
             )
+            for sensor in sensors
+        }
 
-    def start(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        """Begin to read; `call_soon` runs a call on the meters' thread, in order."""
-        self._call_soon = call_soon
+    def start(self, deliver: Callable[[PowerSampled], object]) -> None:
+        """Begin to read; `deliver` is called on the sensors' threads."""
+        self._deliver = deliver
         for sampler in self._samplers.values():
             sampler.start()
 
@@ -116,25 +106,10 @@ class Sensors:
         sampler = self._samplers.get(boundary)
         return None if sampler is None else sampler.stats
 
-    def measured(self) -> tuple[Measured, ...]:
-        """Every boundary now, the headline first; from the meters' thread only."""
-        boundaries = self._boundaries
-        return tuple(
-            Measured(
-                name,
-                self._sources.get(name, "none"),
-                boundaries.state_of(name),
-                self.stats_of(name),
-                boundaries.outside_state(name),
-                self._bare_idle_watts if name == boundaries.headline else None,
-            )
-            for name in boundaries.names
-        )
-
-    def _deliver(self, event: PowerSampled) -> None:
-        assert self._call_soon is not None
-        with suppress(RuntimeError):  # the loop has just been closed
-            self._call_soon(partial(self._boundaries.feed, event))
+    def _hand_on(self, event: PowerSampled) -> None:
+        if self._deliver is not None:
+            with suppress(RuntimeError):  # the event loop has just been closed
+                self._deliver(event)
 
 
 def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:

@@ -1,1 +1,0 @@
-"""Readings to cumulative joules: device curves, their edges, and windows."""

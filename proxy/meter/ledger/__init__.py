@@ -1,1 +1,0 @@
-"""The accounts: where every joule went, and the record of each request."""
