@@ -221,6 +221,7 @@ class Exchange:
             partial(core.labels.settled, labels, facts.model)
             if labels.is_provisional
             else None,
+            wants_stream=facts.is_stream,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(

@@ -115,8 +115,9 @@ class Outgoing:
 
     def begin(self, head: ReplyHead) -> None:
         """Decide the framing; again, with another head, while nothing has left."""
-        if not is_event_stream(head.headers) or is_compressed(head.headers):
-            self._filter = None
+        may_be_stream = is_event_stream(head.headers) or not head.has_length
+        if not may_be_stream or is_compressed(head.headers):
+            self._filter = None  # else a stream, whatever its type is called
         framing = frame_reply(
             head.status,
             head.reason,
