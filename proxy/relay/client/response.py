@@ -109,8 +109,11 @@ class Outgoing:
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
 
-    def drop_usage(self, usage_filter: UsageFilter) -> None:
-        """The relay asked for usage itself: take the event out of a stream again."""
+    def drop_usage(self, usage_filter: UsageFilter | None) -> None:
+        """The relay asked for usage itself: take the event out of a stream again.
+
+        None: it was refused that, and asks no more.
+        """
         self._filter = usage_filter
 
     def begin(self, head: ReplyHead) -> None:
