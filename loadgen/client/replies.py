@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 
 from proxy.engines.dialect import Dialect
 from proxy.wire.facts import Update
-from proxy.wire.sse import SseDecoder
+from proxy.wire.reply_end import ReplyEnd
+from proxy.wire.sse import SseDecoder, begins_stream
 from proxy.wire.token_count import TokenCount
 
+NO_TOKENS = "the reply has no tokens"
+"""A whole reply, but one that cannot be measured."""
+SNIFFED_BYTES = 64
+"""What a body begins with; more than a byte order mark, blank lines and a field."""
 PIECES_PER_STEP = 16
 """About 0.1 ms of parsing between two looks at the sockets."""
 
@@ -53,8 +58,7 @@ class StreamReader:
         self._text: list[str] = []
         self._first_visible_stamp: float | None = None
         self._finish_stamp: float | None = None
-        self._is_ended = False
-        self._error: str | None = None
+        self._end = ReplyEnd(requires_end=dialect.requires_end)
 
     def feed(self, stamp: float, data: bytes) -> None:
         """Take in one read."""
@@ -79,14 +83,11 @@ class StreamReader:
             cached_tokens=self._count.cached_tokens,
             output_tokens=total,
             text="".join(self._text),
-            error=self._error or self._why_incomplete(bool(bearing)),
+            error=self._end.failure() or (None if bearing else NO_TOKENS),
         )
 
     def _take(self, stamp: float, update: Update) -> None:
-        if update.error is not None:
-            self._error = self._error or update.error
-            return
-        self._is_ended = self._is_ended or update.is_end
+        self._end.note(update)
         if update.finish_reason is not None:
             self._finish_stamp = stamp
         if update.is_visible and self._first_visible_stamp is None:
@@ -101,14 +102,6 @@ class StreamReader:
         else:
             self._stamps.append(stamp)
             self._weights.append(tokens)
-
-    def _why_incomplete(self, has_tokens: bool) -> str | None:
-        is_whole = self._is_ended or (
-            self._finish_stamp is not None and not self._dialect.requires_end
-        )
-        if not is_whole:
-            return "the stream ended before its end marker"
-        return None if has_tokens else "the reply has no tokens"
 
 
 def read_in_steps(
@@ -141,15 +134,22 @@ def why_no_stream(
 ) -> str | None:
     """Why a reply is not the stream asked for; None if it is one."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if status == 200 and kind == "text/event-stream":
+    body = b"".join(pieces)
+    if status == 200 and is_stream(kind, body):
         return None
-    error = dialect.read_reply(status, headers, b"".join(pieces)).error
+    error = dialect.read_reply(status, headers, body).error
     if status == 200:
         return error or f"asked for a stream, got {kind or 'no content type'}"
     if 300 <= status < 400:
         where = headers.get("location", "nowhere")
         return f"HTTP {status}: redirects to {where}, which is not followed"
     return f"HTTP {status}: {error}" if error else f"HTTP {status}"
+
+
+def is_stream(kind: str, body: bytes) -> bool:
+    """Whether a body is a stream of events: as its type says, or as it begins."""
+    is_json = body[:SNIFFED_BYTES].lstrip()[:1] in (b"{", b"[")
+    return not is_json and (kind == "text/event-stream" or begins_stream(body) is True)
 
 
 def spread(total: int, weights: list[int]) -> list[int]:

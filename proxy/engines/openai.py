@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import msgspec
 
+from proxy.engines.lenient import decode_leniently
 from proxy.engines.wire import (
     ERROR_CHARACTERS,
     MAX_COUNT,
     UNREADABLE,
     Body,
     Choice,
+    Delta,
     RequestBody,
     as_count,
     count_prompts,
@@ -29,6 +31,10 @@ from proxy.wire.facts import RequestFacts, Update, Usage
 ROUTES = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
 DONE = Update(is_end=True)
+MAX_DONE_BYTES = 32
+FAILED = frozenset(["abort", "aborted", "cancelled", "error"])
+"""Finish reasons of replies that did not succeed."""
+NO_DELTA = Delta()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,14 +103,16 @@ class OpenAIDialect:
         return with_true(body, "stream_options", "include_usage")
 
     def read_event(self, data: bytes) -> Update:
-        """The facts in one event's data; strange JSON has none."""
-        if data == b"[DONE]":
+        """The facts in one event's data; of strange JSON, what can be read."""
+        if is_done(data):
             return DONE
         try:
-            event = _decode_body(data)
+            event: Body | None = _decode_body(data)
         except UNREADABLE:
+            event = decode_leniently(data, Body)
+        if event is None:
             return Update(error=error_in(data))
-        return update_of_event(event, self._flavour)
+        return update_of_event(event, self._flavour, data)
 
     def read_reply(
         self, status: int, headers: Mapping[str, str], body: bytes
@@ -143,23 +151,30 @@ def read_openai_request(
     )
 
 
-def update_of_event(event: Body, flavour: Flavour) -> Update:
-    """The facts in a stream event of this flavour."""
-    if event.error is not None:
-        return Update(error=error_text(event.error))
+def is_done(data: bytes) -> bool:
+    """Whether an event's data is OpenAI's end of a stream, blanks around it or not."""
+    return len(data) < MAX_DONE_BYTES and data.strip() == b"[DONE]"
+
+
+def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
+    """The facts in a stream event of this flavour; `data` are its bytes."""
     usage = None if event.usage is None else event.usage.read()
     phases = None if event.metrics is None else event.metrics.read()
-    if not event.choices:
-        is_usage_only = usage is not None and event.choices is not None
-        return Update(usage=usage, phases=phases, is_usage_only=is_usage_only)
+    error = error_of(event, data)
+    choices = event.choices or []
+    if not choices or (event.usage is not None and all(map(is_bare, choices))):
+        is_usage_only = event.usage is not None and error is None
+        return Update(
+            usage=usage, phases=phases, error=error, is_usage_only=is_usage_only
+        )
     text = ""
     is_visible = False
     tokens: int | None = None
     finish_reason: str | None = None
-    for choice in event.choices:
-        delta = choice.delta
+    for choice in choices:
+        delta = choice.message if choice.delta is None else choice.delta
         part = choice.text if delta is None else delta.content
-        if part:
+        if part and not (flavour.text_event_is_token and is_end_of_text(choice)):
             is_visible = True
             text += part if choice.index == 0 else ""
         if choice.token_ids is not None:
@@ -168,9 +183,11 @@ def update_of_event(event: Body, flavour: Flavour) -> Update:
             tokens = (tokens or 0) + 1
         finish_reason = choice.finish_reason or finish_reason
     if tokens is None:
-        carries_token = is_visible or has_token(event.choices, usage, flavour)
+        carries_token = is_visible or has_token(choices, usage, flavour)
     else:
         carries_token = tokens > 0
+    if finish_reason in FAILED:
+        error = error or failure_by(finish_reason)
     is_last = finish_reason is not None and usage is not None
     return Update(
         carries_token,
@@ -179,10 +196,42 @@ def update_of_event(event: Body, flavour: Flavour) -> Update:
         usage,
         phases,
         finish_reason,
+        error,
         is_end=is_last and not flavour.sends_done,
         text=text,
         has_own_usage=usage is not None and flavour.text_event_is_token,
     )
+
+
+def is_bare(choice: Choice) -> bool:
+    """A choice that says nothing: some servers put one beside the usage."""
+    delta = choice.delta
+    return (
+        (delta is None or delta == NO_DELTA)
+        and choice.finish_reason is None
+        and choice.text is None
+        and choice.message is None
+        and choice.token_ids is None
+    )
+
+
+def is_end_of_text(choice: Choice) -> bool:
+    """TGI's completions end with the text of the special token that ended them."""
+    return choice.delta is None and choice.finish_reason == "eos_token"
+
+
+def error_of(body: Body, data: bytes) -> str | None:
+    """The error of an event or a reply, in whichever form it comes."""
+    if body.error:
+        return error_text(body.error)
+    if body.choices is None and body.usage is None:
+        return error_in(data)
+    return None
+
+
+def failure_by(finish_reason: str) -> str:
+    """The error of a reply that the engine gave up, as its reason says."""
+    return f"the engine gave the reply up: finish_reason {finish_reason!r}"
 
 
 def has_token(choices: list[Choice], usage: Usage | None, flavour: Flavour) -> bool:
@@ -203,21 +252,24 @@ def read_openai_reply(status: int, body: bytes) -> Update:
         text = " ".join(body[:ERROR_CHARACTERS].decode(errors="replace").split())
         return Update(error=error_in(body) or text or f"status {status}", is_end=True)
     try:
-        reply = _decode_body(body)
+        reply: Body | None = _decode_body(body)
     except UNREADABLE:
+        reply = decode_leniently(body, Body)
+    if reply is None:
         return Update(error=error_in(body), is_end=True)
-    if reply.error is not None:
-        return Update(error=error_text(reply.error), is_end=True)
     usage = None if reply.usage is None else reply.usage.read()
     choices = reply.choices or []
     # A conversation goes on with choice 0; so does the text of stream events.
     text = "".join(reply_text(part) for part in choices if part.index == 0)
+    has_hidden = any(part.message and part.message.has_hidden() for part in choices)
+    failed = next((c.finish_reason for c in choices if c.finish_reason in FAILED), None)
     return Update(
-        carries_token=bool(text or (usage is not None and usage.output_tokens)),
+        carries_token=bool(text or has_hidden or (usage and usage.output_tokens)),
         is_visible=bool(text),
         usage=usage,
         phases=None if reply.metrics is None else reply.metrics.read(),
         finish_reason=choices[0].finish_reason if choices else None,
+        error=error_of(reply, body) or (failure_by(failed) if failed else None),
         is_end=True,
         text=text,
     )

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.engines.lenient import decode_leniently
 from proxy.engines.openai import (
     DONE,
     ROUTES,
     Flavour,
+    is_done,
     read_openai_reply,
     read_openai_request,
     update_of_event,
@@ -24,6 +26,7 @@ from proxy.engines.wire import (
     MAX_COUNT,
     UNREADABLE,
     Body,
+    Choice,
     Count,
     as_count,
     error_in,
@@ -45,12 +48,27 @@ class Token(msgspec.Struct, gc=False):
     special: bool = False
 
 
+class BestOf(msgspec.Struct, gc=False):
+    """A reply that was made and not chosen."""
+
+    generated_tokens: Count | None = None
+
+
 class Details(msgspec.Struct, gc=False):
     """Counts at the end of a stream or in a reply, if asked for."""
 
     finish_reason: str | None = None
     generated_tokens: Count | None = None
     input_length: Count | None = None
+    best_of_sequences: list[BestOf] | None = None
+    """The replies that `best_of` made and did not choose."""
+
+    def all_tokens(self) -> int | None:
+        """Tokens of every reply made for the request; None where they are not told."""
+        others = [one.generated_tokens for one in self.best_of_sequences or []]
+        if self.generated_tokens is None or None in others:
+            return None
+        return self.generated_tokens + sum(filter(None, others))
 
 
 class Event(Body, gc=False):
@@ -66,6 +84,8 @@ class NativeReply(msgspec.Struct, gc=False):
 
     generated_text: str | None = None
     details: Details | None = None
+    choices: list[Choice] | None = None
+    """Of the OpenAI routes."""
 
 
 class NativeRequest(msgspec.Struct, gc=False):
@@ -110,45 +130,62 @@ class TgiDialect:
         except UNREADABLE:
             return body
         if "inputs" in fields:
-            return with_true(body, "parameters", "details")
-        return with_true(body, "stream_options", "include_usage")
+            # Without parameters TGI samples; with them only if they say so.
+            return with_true(
+                body, "parameters", "details", takes_null=False, absent=("do_sample",)
+            )
+        return with_true(body, "stream_options", "include_usage", takes_null=False)
 
     def read_event(self, data: bytes) -> Update:
-        """The facts in one event's data; strange JSON has none."""
-        if data == b"[DONE]":
+        """The facts in one event's data; of strange JSON, what can be read."""
+        if is_done(data):
             return DONE
         try:
-            event = _decode_event(data)
+            event: Event | None = _decode_event(data)
         except UNREADABLE:
+            event = decode_leniently(data, Event)
+        if event is None:
             return Update(error=error_in(data))
         if event.token is None:
-            return update_of_event(event, TGI_OPENAI)
+            return update_of_event(event, TGI_OPENAI, data)
         return update_of_native_event(event, event.token)
 
     def read_reply(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> Update:
-        """The facts in an unstreamed reply; counts and times come from the headers."""
+        """The facts in an unstreamed reply; counts and times come from the headers.
+
+        Times are taken where they are of this one generation: the headers add up
+        those of several prompts, which ran side by side, and where no tool fitted
+        they are of the second generation only.
+        """
         update = read_openai_reply(status, body)
-        if update.error is not None:
-            return update
-        native = read_native_reply(body)
-        details = native.details or Details()
+        if not 200 <= status < 300:
+            return msgspec.structs.replace(
+                update, was_computed=comes_late(status, body)
+            )
+        reply = read_native_reply(body)
+        details = reply.details or Details()
         usage = update.usage or Usage()
+        told = _count(headers, "x-generated-tokens")
         prompt_tokens = _first(usage.prompt_tokens, _count(headers, "x-prompt-tokens"))
-        output_tokens = _first(
-            usage.output_tokens,
-            details.generated_tokens,
-            _count(headers, "x-generated-tokens"),
-        )
+        output_tokens = _first(usage.output_tokens, details.all_tokens(), told)
+        phases = phases_in(headers)
+        choices = reply.choices or []
+        if len(choices) > 1:
+            phases = None
+        elif wrote_twice(choices, usage.output_tokens, told):
+            output_tokens = (usage.output_tokens or 0) + (told or 0)
+            phases = None
         has_counts = prompt_tokens is not None or output_tokens is not None
-        text = update.text or native.generated_text or ""
+        text = update.text or reply.generated_text or ""
         return Update(
-            carries_token=bool(text or output_tokens),
+            carries_token=bool(text or output_tokens or update.carries_token),
             is_visible=bool(text),
             usage=Usage(prompt_tokens, output_tokens) if has_counts else None,
-            phases=phases_in(headers),
+            phases=phases,
             finish_reason=update.finish_reason or details.finish_reason,
+            error=update.error,
             is_end=True,
             text=text,
         )
@@ -156,6 +193,7 @@ class TgiDialect:
 
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_native_request = msgspec.json.Decoder(NativeRequest).decode
+_decode_native_reply = msgspec.json.Decoder(NativeReply).decode
 _decode_native_replies = msgspec.json.Decoder(list[NativeReply]).decode
 
 
@@ -180,8 +218,6 @@ def read_native_request(path: str, body: bytes) -> RequestFacts:
 
 def update_of_native_event(event: Event, token: Token) -> Update:
     """One token, and at the end the counts."""
-    if event.error is not None:
-        return Update(error=error_text(event.error))
     details = event.details
     text = "" if token.special else token.text
     return Update(
@@ -190,8 +226,9 @@ def update_of_native_event(event: Event, token: Token) -> Update:
         tokens=1,
         usage=None
         if details is None
-        else Usage(details.input_length, details.generated_tokens),
+        else Usage(details.input_length, details.all_tokens()),
         finish_reason=None if details is None else details.finish_reason,
+        error=error_text(event.error) if event.error else None,
         is_end=event.generated_text is not None,
         text=text,
     )
@@ -200,10 +237,29 @@ def update_of_native_event(event: Event, token: Token) -> Update:
 def read_native_reply(body: bytes) -> NativeReply:
     """The first reply of a body, empty for any other JSON."""
     try:
-        replies = _decode_native_replies(body if body[:1] == b"[" else b"[%s]" % body)
+        if body[:1] != b"[":
+            return _decode_native_reply(body)
+        replies = _decode_native_replies(body)
+        return replies[0] if replies else NativeReply()
     except UNREADABLE:
-        return NativeReply()
-    return replies[0] if replies else NativeReply()
+        if body[:1] == b"[":
+            body = body.strip()[1:-1]
+        return decode_leniently(body, NativeReply) or NativeReply()
+
+
+def wrote_twice(choices: list[Choice], counted: int | None, told: int | None) -> bool:
+    """Whether no tool fitted a chat: usage is of the first generation then, and the
+    headers are of the second, which wrote the text."""
+    is_chat = bool(choices) and choices[0].message is not None
+    return is_chat and bool(counted and told) and counted != told
+
+
+def comes_late(status: int, body: bytes) -> bool:
+    """Whether an error by status comes after work: a generation or a tool that failed.
+
+    424 is sent once a generation has begun, and 422 `tool_error` after all of it.
+    """
+    return status == 424 or (status == 422 and b'"tool_error"' in body)
 
 
 def phases_in(headers: Mapping[str, str]) -> PhaseSeconds | None:

@@ -7,20 +7,25 @@ Nothing here can be part of a cycle, so the collector need not look (`gc=False`)
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import msgspec
 
-from proxy.wire.facts import PhaseSeconds, Usage
+from proxy.wire.facts import PhaseSeconds, Usage, well_formed
 
+MAX_DIGITS = 400
+"""Longer numbers are no counts, and turning them into integers is slow."""
+MAX_ERROR_DEPTH = 8
+"""An error's message may be an object that has one in turn."""
 ERROR_CHARACTERS = 300
 """An engine may echo a whole prompt in its message; a record needs its gist."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Errors of decoding strange bytes: not JSON, not UTF-8, nested too deep."""
 
-MAX_COUNT = 2**53 - 1
-"""A count is exact in every type that holds it later: floats, int64, JSON, SQL."""
+MAX_COUNT = 2**31 - 1
+"""A larger count is a mistake, not a length: no context comes near it."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
@@ -32,20 +37,27 @@ class PromptDetails(msgspec.Struct, gc=False):
 
 
 class UsageBody(msgspec.Struct, gc=False):
-    """`usage`, cumulative over all choices."""
+    """`usage`, cumulative over all choices, in OpenAI's older and newer spelling."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     prompt_tokens_details: PromptDetails | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    input_tokens_details: PromptDetails | None = None
 
-    def read(self) -> Usage:
-        """The same counts as `Usage`."""
-        details = self.prompt_tokens_details
-        return Usage(
-            self.prompt_tokens,
-            self.completion_tokens,
-            None if details is None else details.cached_tokens,
-        )
+    def read(self) -> Usage | None:
+        """The same counts as `Usage`; None where it counts nothing."""
+        prompt_tokens, output_tokens = self.prompt_tokens, self.completion_tokens
+        if prompt_tokens is None:
+            prompt_tokens = self.input_tokens
+        if output_tokens is None:
+            output_tokens = self.output_tokens
+        details = self.prompt_tokens_details or self.input_tokens_details
+        cached_tokens = None if details is None else details.cached_tokens
+        if not (prompt_tokens or output_tokens):
+            return None  # a placeholder: no request has neither
+        return Usage(prompt_tokens, output_tokens, cached_tokens)
 
 
 class MetricsBody(msgspec.Struct, gc=False):
@@ -72,6 +84,7 @@ class Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: Any = None
     reasoning_content: Any = None
+    thinking: Any = None
     tool_calls: Any = None
     function_call: Any = None
     refusal: Any = None
@@ -81,6 +94,7 @@ class Delta(msgspec.Struct, gc=False):
         return bool(
             self.reasoning
             or self.reasoning_content
+            or self.thinking
             or self.tool_calls
             or self.function_call
             or self.refusal
@@ -144,36 +158,58 @@ def count_prompts(prompt: msgspec.Raw) -> int:
     return 1 if is_token_ids else max(1, len(prompts))
 
 
-def with_true(body: bytes, section: str, field: str) -> bytes:
+def with_true(
+    body: bytes,
+    section: str,
+    field: str,
+    *,
+    takes_null: bool = True,
+    absent: tuple[str, ...] = (),
+) -> bytes:
     """`body` with `section.field` set to true, or as it is where that has no place.
 
-    Every other value keeps its very bytes: numbers are not read and rewritten.
+    Every other value keeps its very bytes: numbers are not read and rewritten. A null
+    in the section's place stays where the server would refuse it (`takes_null`).
+    `absent` are fields that are true while there is no section.
     """
     try:
         body.decode()  # values are kept unread: only this finds what is not UTF-8
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         old = fields.get(section)
-        if old is None or bytes(old) == b"null":
-            inner: dict[str, msgspec.Raw] = {}
+        if old is None:
+            inner = dict.fromkeys(absent, _TRUE)
+        elif bytes(old) == b"null":
+            if not takes_null:
+                return body
+            inner = {}
         else:
             inner = msgspec.json.decode(old, type=dict[str, msgspec.Raw])
     except UNREADABLE:
         return body
-    inner[field] = msgspec.Raw(b"true")
+    inner[field] = _TRUE
     fields[section] = msgspec.Raw(msgspec.json.encode(inner))
     return msgspec.json.encode(fields)
 
 
+_TRUE = msgspec.Raw(b"true")
+
+
 def error_in(body: bytes) -> str | None:
-    """The text of the `error` (or `detail`) of any JSON object, None without one."""
+    """The text of the error that a JSON object is or holds, None without one."""
     try:
         fields = msgspec.json.decode(body)
     except UNREADABLE:
-        return _broken_error_in(body)
+        fields = json_of(body)
+        if not isinstance(fields, dict):
+            return _broken_error_in(body)
     if not isinstance(fields, dict):
         return None
-    found = fields.get("error")
-    return error_text(fields.get("detail") if found is None else found)
+    for name in ("error", "detail", "errors"):
+        if fields.get(name) is not None:
+            return error_text(fields[name])
+    if "error" in (fields.get("object"), fields.get("type")):
+        return error_text(fields.get("message") or fields)
+    return None
 
 
 def _broken_error_in(body: bytes) -> str | None:
@@ -192,12 +228,34 @@ def error_text(found: object) -> str | None:
     """One line of at most 300 characters from an error of whatever shape."""
     if found is None or found is False:
         return None
-    if isinstance(found, dict):
-        for name in ("message", "msg", "type", "code"):
-            if found.get(name):
-                found = found[name]
-                break
-    elif isinstance(found, list) and found:
-        return error_text(found[0])
-    text = found if isinstance(found, str) else msgspec.json.encode(found).decode()
-    return " ".join(text.split())[:ERROR_CHARACTERS] or "error without a message"
+    for _ in range(MAX_ERROR_DEPTH):
+        if isinstance(found, dict):
+            names = ("message", "msg", "error", "detail", "type", "code")
+            inner = next((found[name] for name in names if found.get(name)), None)
+        elif isinstance(found, list):
+            inner = found[0] if found else None
+        else:
+            break
+        if inner is None:
+            break
+        found = inner
+    text = found if isinstance(found, str) else json.dumps(found)
+    shown = " ".join(well_formed(text).split())[:ERROR_CHARACTERS]
+    return shown or "error without a message"
+
+
+def json_of(data: bytes) -> Any:
+    """JSON read with every allowance, None where it is none."""
+    try:
+        return json.loads(
+            data.decode("utf-8-sig", errors="replace"),
+            strict=False,
+            parse_int=_integer,
+            parse_constant=lambda _: None,
+        )
+    except (ValueError, RecursionError):
+        return None
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= MAX_DIGITS else None

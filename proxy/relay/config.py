@@ -169,6 +169,7 @@ class UpstreamAddress:
     """Where requests go, taken apart once."""
 
     url: str
+    """Without a `/v1` at its end, and without a slash."""
     host: str
     port: int
     is_tls: bool
@@ -196,11 +197,13 @@ def parse_upstream(url: str) -> UpstreamAddress:
             "give only host and path"
         )
     is_tls = parts.scheme == "https"
+    # The base URL of an OpenAI client ends in /v1; the routes asked for begin with it.
+    prefix = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return UpstreamAddress(
-        url=url.rstrip("/"),
+        url=f"{parts.scheme}://{parts.netloc}{prefix}",
         host=parts.hostname,
         port=port or (443 if is_tls else 80),
         is_tls=is_tls,
         authority=parts.netloc.encode("ascii", "replace"),
-        prefix=parts.path.rstrip("/").encode(),
+        prefix=prefix.encode(),
     )

@@ -16,7 +16,6 @@ MAX_HELD_BYTES = 64 * 1024
 
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 """A carriage return that ends a read may be half of a CRLF: it waits for the next."""
-_USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -89,7 +88,7 @@ class UsageFilter:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._search = EventSearch(b"[]", self._is_usage_only)
+        self._search = EventSearch(b'_tokens"', self._is_usage_only)
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on now, possibly none."""
@@ -104,6 +103,6 @@ class UsageFilter:
         return self._search.flush()
 
     def _is_usage_only(self, block: bytes) -> bool:
-        if not _USAGE_ONLY.search(block):
+        if b'"usage"' not in block:
             return False
         return self._dialect.read_event(data_of(block)).is_usage_only

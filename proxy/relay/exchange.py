@@ -57,7 +57,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
         [State.TRYING, State.CONNECTING, State.AWAITING, State.ENDED]
     ),
     State.CONNECTING: frozenset([State.AWAITING, State.ENDED]),
-    # back: a kept connection turned out to be closed
+    # back: a kept connection turned out to be closed, or usage was refused
     State.AWAITING: frozenset([State.CONNECTING, State.REPLYING, State.ENDED]),
     State.REPLYING: frozenset([State.COMPLETING, State.ENDED]),
     State.COMPLETING: frozenset([State.ENDED]),
@@ -65,8 +65,14 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 """Where an exchange may go from each state; `Exchange._enter` lets nothing else."""
 
+REPEATABLE = frozenset([b"GET", b"HEAD", b"OPTIONS"])
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed is lost within a round trip."""
+
+REFUSES_FIELDS = frozenset([400, 422])
+"""How a server refuses a body that has a field it does not know."""
+MAX_REFUSAL_BYTES = 256 * 1024
+"""A refusal may echo the request; a longer one passes as it is."""
 
 MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
@@ -104,11 +110,14 @@ class Exchange:
         "_on_done",
         "_others",
         "_outgoing",
+        "_refusal",
+        "_refusal_body",
         "_request",
         "_request_bytes",
         "_sent_seconds",
         "_tap",
         "_transport",
+        "_was_refused_usage",
         "deadline_seconds",
         "is_head_request",
         "state",
@@ -137,6 +146,11 @@ class Exchange:
         self._tap: Tap | None = None
         self._completion: EnergyCompletion | None = None
         self._request_bytes = b""
+        self._refusal: ReplyHead | None = None
+        """Kept with its body while it may be about what the relay added."""
+        self._refusal_body = b""
+        self._was_refused_usage = False
+        """The engine did not take what the relay had added; sent again without."""
         self._is_paused = False
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
@@ -221,6 +235,7 @@ class Exchange:
             partial(core.labels.settled, labels, facts.model)
             if labels.is_provisional
             else None,
+            wants_stream=facts.is_stream,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(
@@ -267,7 +282,16 @@ class Exchange:
 
     def begin(self, head: ReplyHead) -> None:
         """The reply's head, kept for the first bytes."""
+        may_be_ours = self._candidate.admission.has_usage_added
+        if may_be_ours and head.status in REFUSES_FIELDS:
+            self._refusal = head
+        else:
+            self._begin(head)
+
+    def _begin(self, head: ReplyHead) -> None:
         self._enter(State.REPLYING)
+        if self._was_refused_usage and head.status < 400:  # so that was why
+            self._candidate.upstream.refuse_stream_options()
         self._request_bytes = b""  # never needed again
         self._set_deadline(self._core.config.read_timeout_seconds)
         self._outgoing.begin(head)
@@ -281,6 +305,16 @@ class Exchange:
 
         A reply with its energy in it is copied first, and ends when that is written.
         """
+        if self._refusal is not None:
+            self._refusal_body += data
+            if not is_last and len(self._refusal_body) <= MAX_REFUSAL_BYTES:
+                return
+            head, data = self._refusal, self._refusal_body
+            self._refusal, self._refusal_body = None, b""
+            if is_last and b"stream_options" in data:
+                self._send_as_written()
+                return
+            self._begin(head)
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
             self._copy(at_seconds, data)
@@ -296,6 +330,22 @@ class Exchange:
                 return
         if self.deadline_seconds is not None:
             self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def _send_as_written(self) -> None:
+        """The engine refuses what was added, as it seems: the same without."""
+        self._give_back()
+        self._was_refused_usage = True
+        self._candidate = self._candidate.without_usage(self._request)
+        self._request_bytes = self._candidate.bytes_for(self._request)
+        self._outgoing.drop_usage(None)
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        """Send the request once more, over a fresh connection."""
+        self._enter(State.CONNECTING)
+        self.deadline_seconds = None
+        self._candidate.upstream.counters.upstream_retries += 1
+        self._connecting = self._core.loop.create_task(self._connect())
 
     def _copy(self, at_seconds: float, data: bytes) -> None:
         tap = self._tap
@@ -321,9 +371,9 @@ class Exchange:
     def upstream_lost(self, reason: str) -> None:
         """The engine left. Once, a kept connection may turn out to have been closed.
 
-        Then nothing of the request was read: the engine closed an idle connection
-        while the request was on its way (its keep-alive timeout). Sent again only
-        if not one byte of a reply came and the loss followed the sending closely.
+        Its keep-alive ended while the request was on its way: then it is sent again,
+        if nothing of it can have been read. What may have been read is sent again only
+        where that changes nothing (GET): a POST twice is work twice.
         """
         connection, self._connection = self._connection, None
         is_stale = (
@@ -331,12 +381,10 @@ class Exchange:
             and connection.was_used
             and not connection.has_answered
             and self._core.clock() - self._sent_seconds < STALE_SECONDS
+            and (connection.was_unread or self._request.method in REPEATABLE)
         )
         if is_stale:
-            self._enter(State.CONNECTING)
-            self.deadline_seconds = None
-            self._candidate.upstream.counters.upstream_retries += 1
-            self._connecting = self._core.loop.create_task(self._connect())
+            self._reconnect()
         else:
             self._fail(502, "upstream_closed", reason)
 

@@ -19,7 +19,8 @@ from proxy.wire.events import Event, RequestClosed, TokensReceived
 from proxy.wire.facts import Labels, Update
 from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
 from proxy.wire.redaction import redacted
-from proxy.wire.sse import SseDecoder
+from proxy.wire.reply_end import ReplyEnd
+from proxy.wire.sse import SseDecoder, begins_stream
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """An unstreamed JSON reply beyond this is passed on but not read for its usage."""
@@ -79,17 +80,18 @@ class Tap:
         "_counters",
         "_decoder",
         "_dialect",
-        "_error",
+        "_end",
         "_guard",
-        "_has_end",
         "_headers",
         "_is_json",
+        "_is_kind_open",
         "_json",
         "_json_bytes",
         "_key",
         "_request_headers",
         "_settled_labels",
         "_status",
+        "_wants_stream",
         "reads",
     )
 
@@ -102,6 +104,8 @@ class Tap:
         at_seconds: float,
         request_headers: Headers,
         settled_labels: Callable[[bool], Labels] | None = None,
+        *,
+        wants_stream: bool = False,
     ) -> None:
         """`settled_labels` gives the final labels by whether the request succeeded."""
         self._guard = guard
@@ -117,8 +121,10 @@ class Tap:
         self._is_json = False
         self._json: list[bytes] = []
         self._json_bytes = 0
-        self._error: str | None = None
-        self._has_end = False
+        self._is_kind_open = False
+        """A stream was asked for, and the first bytes will tell whether it came."""
+        self._wants_stream = wants_stream
+        self._end = ReplyEnd(requires_end=dialect.requires_end)
         self.reads: list[tuple[float, bytes]] = []
         """Stamped reads not parsed yet; the relay appends."""
 
@@ -130,8 +136,10 @@ class Tap:
             self._counters.unreadable_replies += 1
         elif is_event_stream(headers):
             self._decoder = SseDecoder()
+            self._is_kind_open = True
         else:
             self._is_json = True
+            self._is_kind_open = self._wants_stream
 
     def drain(self) -> None:
         """Parse what has come since; feed the meter one event per read."""
@@ -143,6 +151,8 @@ class Tap:
         size = 0
         for at_seconds, data in reads:
             size += len(data)
+            if self._is_kind_open:
+                self._find_kind(at_seconds, data)
             if self._decoder is not None:
                 self._read_events(self._decoder, at_seconds, data)
             elif self._is_json:
@@ -160,18 +170,26 @@ class Tap:
         read the end, or the error, left nothing behind.
         """
         self.drain()
-        if outcome == "aborted" and (self._has_end or self._error is not None):
+        if outcome == "aborted" and self._end.is_decided:
             outcome, error = "ok", None
         if outcome == "ok":
             if self._is_json:
                 self._read_reply()
-            error = self._error or self._early_end()
+            error = self._failure()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
         settled = self._settled_labels
         labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
-            RequestClosed(self._key, at_seconds, outcome, self._status, error, labels)
+            RequestClosed(
+                self._key,
+                at_seconds,
+                outcome,
+                self._status,
+                error,
+                labels,
+                was_computed=self._end.was_computed,
+            )
         )
         self._counters.requests[outcome] += 1
         return outcome
@@ -197,10 +215,7 @@ class Tap:
             return
         self._counters.events += len(events)
         for update in updates:
-            if update.error is not None:
-                self._error = update.error
-            elif update.is_end:
-                self._has_end = True
+            self._end.note(update)
         self._guard.feed(TokensReceived(self._key, at_seconds, updates))
 
     def _read_reply(self) -> None:
@@ -211,13 +226,29 @@ class Tap:
         update = self._dialect.read_reply(
             status, by_name(self._headers), b"".join(self._json)
         )
-        self._error = update.error
+        self._end.note(update)
         self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
 
-    def _early_end(self) -> str | None:
-        """An error for a stream that HTTP ended well but its dialect did not."""
+    def _failure(self) -> str | None:
+        """Why a reply that HTTP ended well is an error all the same, None if not."""
+        if self._end.error is not None:
+            return self._end.error
         if self._status is None or not 200 <= self._status < 300:
             return f"status {self._status}"
-        if self._decoder is None or self._has_end or not self._dialect.requires_end:
-            return None
-        return "stream ended early: no end event came"
+        return None if self._decoder is None else self._end.failure()
+
+    def _find_kind(self, at_seconds: float, data: bytes) -> None:
+        """Events or JSON, by what the body begins with and not by its type alone."""
+        earlier = b"".join(self._json)
+        begin = earlier + data
+        if begin.lstrip()[:1] in (b"{", b"["):
+            self._decoder, self._is_json = None, True
+        elif self._is_json:
+            is_stream = begins_stream(begin)
+            if is_stream is None:
+                return
+            if is_stream:
+                self._decoder, self._is_json = SseDecoder(), False
+                self._json.clear()
+                self._read_events(self._decoder, at_seconds, earlier)
+        self._is_kind_open = not begin.strip()

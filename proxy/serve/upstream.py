@@ -92,7 +92,8 @@ class MeteredUpstream:
     async def watch_engine(self) -> None:
         """Scrape the engine's gauges for as long as the proxy lives."""
         config = self.config
-        url = gauges_url(config.engine_metrics, config.engine, config.url)
+        where = self.upstream.address.url
+        url = gauges_url(config.engine_metrics, config.engine, where)
         if url is not None:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 

@@ -44,6 +44,8 @@ class RequestClosed(msgspec.Struct, frozen=True, tag=True, gc=False):
     error: str | None = None
     labels: Labels | None = None
     """Those of the request, where they were provisional when it was opened."""
+    was_computed: bool = False
+    """It failed by its status, but after work; else such a request was refused."""
 
 
 class PowerSampled(msgspec.Struct, frozen=True, tag=True, gc=False):

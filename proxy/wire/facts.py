@@ -66,6 +66,15 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     text: str = ""
     has_own_usage: bool = False
     """`usage` is of one sequence of the request; the request's is their sum."""
+    was_computed: bool = False
+    """An error by status that comes after work: the request keeps what it consumed."""
+
+
+def well_formed(text: str) -> str:
+    """A text that can be written down: surrogates are joined, or replaced if alone."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 KINDS = (

@@ -4,9 +4,14 @@ Follows https://html.spec.whatwg.org/multipage/server-sent-events.html: lines en
 in LF, CRLF or CR, the space after the colon is optional, several `data` lines
 join with LF, an event without its blank line is not an event. Data stays bytes:
 a character split between two reads is whole again before anyone decodes it.
+
+An error that is told by the field `error` (llama.cpp) or by an event of that name
+becomes data as well: `{"error": ...}`, which every dialect reads.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from proxy.errors import SseError
 
@@ -14,6 +19,19 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 """An engine's largest event (logprobs of a long prompt) stays well below this."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FIELDS = (b"data:", b"event:", b"error:", b"id:", b"retry:", b":")
+
+
+def begins_stream(body: bytes) -> bool | None:
+    """Whether a body begins as a stream of events does, whatever its type is called.
+
+    None while too few bytes are there to tell.
+    """
+    begin = body.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
+    if begin.startswith(_FIELDS):
+        return True
+    is_open = any(field.startswith(begin) for field in _FIELDS)
+    return None if is_open or body == _BYTE_ORDER_MARK[: len(body)] else False
 
 
 class SseDecoder:
@@ -88,6 +106,7 @@ class SseDecoder:
     def _read_block(self, block: bytes) -> bytes | None:
         """The data of one event, None if it has none; counts comments."""
         data: list[bytes] = []
+        is_error = False
         for line in block.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
             if line.startswith(b":"):
                 self.comments += 1
@@ -95,6 +114,13 @@ class SseDecoder:
             name, _, value = line.partition(b":")
             if name == b"data":
                 data.append(value.removeprefix(b" "))
+            elif name == b"error":
+                data.append(value.strip())
+                is_error = True
+            elif name == b"event" and value.strip() == b"error":
+                is_error = True
+        if is_error:
+            return _error_data(b"\n".join(data))
         return b"\n".join(data) if data else None
 
     def _check_bound(self) -> None:
@@ -105,3 +131,14 @@ class SseDecoder:
                 f"an event of {size} bytes has no end, limit {self._limit}; "
                 "is this a text/event-stream"
             )
+
+
+def _error_data(data: bytes) -> bytes:
+    """An error as data that says that it is one."""
+    try:
+        error = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        error = data.decode(errors="replace")
+    if isinstance(error, dict) and error.get("error"):
+        return data
+    return msgspec.json.encode({"error": error or "an error without a message"})

@@ -11,6 +11,9 @@ Usage is of the request, with two exceptions. With several sequences vLLM's usag
 token event is of that sequence alone, so only the event at the end, which sums them,
 is believed. TGI's completions have usage of each prompt at its end, for it alone:
 it is added up, and known once every prompt has ended.
+
+Some servers fill usage with zeros until the end, or for ever. No text has no tokens:
+beside an event that carries any, a count of zero is unknown.
 """
 
 from __future__ import annotations
@@ -79,10 +82,10 @@ class TokenCount:
         """No more will come: fix the counts."""
         if 0 < self.told_sequences < self.sequences:
             self.prompt_tokens = self.output_tokens = None
-        elif (
-            self.output_tokens is None and self.are_counts_exact and self.counted_tokens
-        ):
-            self.output_tokens = int(self.counted_tokens)
+            return
+        if self.counted_tokens and not self.output_tokens:
+            are_known = self.are_counts_exact
+            self.output_tokens = int(self.counted_tokens) if are_known else None
 
     def _read_usage(self, update: Update, usage: Usage) -> int | None:
         """Note usage; the cumulative output count, where this event has one."""
@@ -99,6 +102,9 @@ class TokenCount:
             self.cached_tokens = usage.cached_tokens
         output_tokens = usage.output_tokens
         if output_tokens is None:
+            return None
+        if output_tokens == 0 and (update.carries_token or self.counted_tokens):
+            self.has_running_usage = False
             return None
         if self.is_streamed and not (update.is_usage_only or update.is_end):
             if self.sequences > 1 and update.carries_token:

@@ -103,7 +103,7 @@ class EngineTimeline:
         """A reply ended; an unstreamed one is spread over its time."""
         timeline = self._requests[event.key]
         self.open_requests -= 1
-        is_refused = event.status in REFUSALS
+        is_refused = event.status in REFUSALS and not event.was_computed
         timeline.close(event.at_seconds, is_refused=is_refused)
         if not timeline.is_streamed and self._has_sensor:
             self._absorb_until(event.at_seconds)

@@ -109,14 +109,18 @@ class Outgoing:
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
 
-    def drop_usage(self, usage_filter: UsageFilter) -> None:
-        """The relay asked for usage itself: take the event out of a stream again."""
+    def drop_usage(self, usage_filter: UsageFilter | None) -> None:
+        """The relay asked for usage itself: take the event out of a stream again.
+
+        None: it was refused that, and asks no more.
+        """
         self._filter = usage_filter
 
     def begin(self, head: ReplyHead) -> None:
         """Decide the framing; again, with another head, while nothing has left."""
-        if not is_event_stream(head.headers) or is_compressed(head.headers):
-            self._filter = None
+        may_be_stream = is_event_stream(head.headers) or not head.has_length
+        if not may_be_stream or is_compressed(head.headers):
+            self._filter = None  # else a stream, whatever its type is called
         framing = frame_reply(
             head.status,
             head.reason,

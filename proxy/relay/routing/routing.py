@@ -74,6 +74,10 @@ class Admission:
     has_usage_added: bool = False
     """The usage event must be taken out again: the client did not ask for it."""
 
+    def as_sent(self, body: bytes) -> Admission:
+        """The same with the client's own body, for an engine that refuses ours."""
+        return Admission(self.facts, body) if self.has_usage_added else self
+
 
 def admit(
     dialect: Dialect,
@@ -225,6 +229,10 @@ class Candidate:
     upstream: Upstream
     admission: Admission
 
+    def without_usage(self, request: ClientRequest) -> Candidate:
+        """The same upstream, sent the request as the client wrote it."""
+        return Candidate(self.upstream, self.admission.as_sent(request.body))
+
     def bytes_for(self, request: ClientRequest) -> bytes:
         """The request as it goes to that upstream."""
         address, body = self.upstream.address, self.admission.body
@@ -262,6 +270,15 @@ class Chooser:
 
     def choose(self, request: ClientRequest) -> list[Candidate] | Answer | Refusal:
         """Where a request may go, the first choice first; or the relay's own answer."""
+        chosen = self._choose(request)
+        if not isinstance(chosen, list):
+            return chosen
+        return [
+            one if one.upstream.takes_stream_options else one.without_usage(request)
+            for one in chosen
+        ]
+
+    def _choose(self, request: ClientRequest) -> list[Candidate] | Answer | Refusal:
         admitted = {name: self._admit(name, request) for name in self._dialects}
         if len(self._upstreams) == 1:
             (upstream,) = self._upstreams

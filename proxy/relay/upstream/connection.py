@@ -9,7 +9,9 @@ hide in its time to first token.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -56,7 +58,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.is_closed = False
         self.was_used = False
+        self.was_unread = False
+        """The request was lost, and the engine had not received a byte of it."""
         self.idle_since_seconds = 0.0
+        self._acked_bytes: int | None = None
 
     # one exchange
 
@@ -65,6 +70,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._receiver = receiver
         self._has_passed_head = False
         self._pieces.clear()
+        if self.was_used:
+            self._acked_bytes = acked_bytes(self.transport)
         self._reply.begin(self._pieces, is_head_request=receiver.is_head_request)
         self.transport.write(request)
 
@@ -136,9 +143,31 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _lose(self, reason: str) -> None:
         receiver, self._receiver = self._receiver, None
+        if self.was_used and self._acked_bytes is not None:
+            self.was_unread = acked_bytes(self.transport) == self._acked_bytes
         self.transport.abort()
         if receiver is not None:
             receiver.upstream_lost(reason)
+
+
+_TCP_INFO_BYTES = 128
+_ACKED_BYTES = slice(120, 128)
+"""`tcpi_bytes_acked` in Linux's `struct tcp_info`, since 4.1."""
+
+
+def acked_bytes(transport: asyncio.BaseTransport) -> int | None:
+    """Bytes the other side's kernel has received; None where nobody counts them."""
+    sock = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_INFO", None)
+    if sock is None or option is None or sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
+    except OSError:
+        return None
+    if len(info) < _TCP_INFO_BYTES:
+        return None
+    return int.from_bytes(info[_ACKED_BYTES], sys.byteorder)
 
 
 class UpstreamPool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.connection import UpstreamPool
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +35,8 @@ class Upstream:
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     """The engine's own descriptions of its models, by name."""
+    takes_stream_options: bool = True
+    """Until it refuses a request for them: then it is asked for usage no more."""
     in_flight: int = 0
     is_draining: bool = False
     is_up: bool = True
@@ -52,6 +57,16 @@ class Upstream:
             self.is_up = False
             self.since_seconds = self.clock()
         self.down_reason = reason
+
+    def refuse_stream_options(self) -> None:
+        """It takes requests only without: their usage is not asked for any more."""
+        if self.takes_stream_options:
+            self.takes_stream_options = False
+            log.warning(
+                "upstream %s refuses stream_options: its streams are not asked for "
+                "usage, and their token counts are unknown",
+                self.name,
+            )
 
     def drain(self, is_draining: bool) -> None:
         """Give it nothing new, or again; what it has goes on."""

@@ -50,6 +50,7 @@ class Connection:
 
     def __init__(self, was_used: bool = False) -> None:
         self.was_used = was_used
+        self.was_unread = was_used
         self.has_answered = False
         self.is_aborted = False
         self.transport = Wire()

@@ -114,6 +114,10 @@ def test_labels_come_from_known_values_only(
         ("http://h:8000", "h", 8000, b"h:8000", b""),
         ("http://h:8000/", "h", 8000, b"h:8000", b""),
         ("http://h/a/b/", "h", 80, b"h", b"/a/b"),
+        ("http://h:8000/v1", "h", 8000, b"h:8000", b""),
+        ("http://h:8000/v1/", "h", 8000, b"h:8000", b""),
+        ("http://h/a/v1", "h", 80, b"h", b"/a"),
+        ("http://h/av1", "h", 80, b"h", b"/av1"),
         ("https://h", "h", 443, b"h", b""),
         ("http://[::1]:9", "::1", 9, b"[::1]:9", b""),
     ],
@@ -125,6 +129,7 @@ def test_an_upstream_url_is_taken_apart(
     assert (upstream.host, upstream.port) == (host, port)
     assert (upstream.authority, upstream.prefix) == (authority, prefix)
     assert upstream.is_tls == url.startswith("https")
+    assert upstream.url.endswith(authority.decode() + prefix.decode())
 
 
 # --- the usage filter ---------------------------------------------------------

@@ -338,6 +338,79 @@ def test_without_asking_for_usage_the_body_is_not_touched(loop: str) -> None:
     run(loop, test)
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_an_engine_that_refuses_stream_options_gets_the_request_as_written(
+    loop: str, status: int
+) -> None:
+    stream = sse(text("a")) + DONE
+    refusal = b'{"detail":[{"loc":["body","stream_options"],"msg":"not permitted"}]}'
+
+    async def script(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            if b"stream_options" in request.body:
+                await peer.send(reply_bytes(status, refusal))
+            else:
+                await peer.send(stream_head(), chunk(stream), LAST_CHUNK)
+
+    async def test() -> None:
+        async with relaying(script) as bench:
+            for _ in range(2):
+                reply = await ask(await bench.client(), body=CHAT)
+                assert (reply.status, reply.body) == (200, stream)
+            bodies = [request.body for request in bench.upstream.requests]
+            assert bodies[1:] == [CHAT, CHAT], "asked once, and never again"
+            assert {r.outcome for r in await bench.meter.closings(2)} == {"ok"}
+
+    run(loop, test)
+
+
+def test_a_refusal_for_another_reason_passes_and_is_not_held_against_it(
+    loop: str,
+) -> None:
+    refusal = b'{"error":{"message":"no such model"},"input":{"stream_options":{}}}'
+
+    async def test() -> None:
+        async with relaying(answering(reply_bytes(400, refusal))) as bench:
+            for number in (1, 2):
+                reply = await ask(await bench.client(), body=CHAT)
+                assert (reply.status, reply.body) == (400, refusal)
+                assert len(bench.upstream.requests) == 2 * number
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-ndjson"])
+def test_usage_is_invisible_under_any_content_type(loop: str, kind: str) -> None:
+    stream = sse(text("a")) + DONE
+    asked = sse(text("a"), USAGE) + DONE
+    head = stream_head().replace(b"text/event-stream", kind.encode())
+
+    async def test() -> None:
+        async with relaying(answering(head, chunk(asked), LAST_CHUNK)) as bench:
+            reply = await ask(await bench.client(), body=CHAT)
+            assert reply.body == stream
+            assert [r.outcome for r in await bench.meter.closings(1)] == ["ok"]
+
+    run(loop, test)
+
+
+BARE: list[dict[str, Any]] = [{"index": 0, "delta": {}}]
+
+
+@pytest.mark.parametrize("choices", [BARE, None])
+def test_a_usage_event_is_recognised_however_it_is_spelled(
+    loop: str, choices: Any
+) -> None:
+    usage = {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+
+    async def test() -> None:
+        async with relaying(streaming(sse(text("a"), usage) + DONE)) as bench:
+            reply = await ask(await bench.client(), body=CHAT)
+            assert reply.body == sse(text("a")) + DONE
+
+    run(loop, test)
+
+
 def test_tokens_do_not_wait_for_the_event_that_follows(loop: str) -> None:
     gate = asyncio.Event()
     first, second = sse(text("a")), sse(text("b"))

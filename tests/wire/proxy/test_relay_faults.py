@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from proxy.errors import ConfigError, ProxyError
 from proxy.relay.client.response import Outgoing
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
+from proxy.relay.upstream.connection import UpstreamConnection
+from proxy.wire.http1 import ReplyHead
 from tests.support.captures import reply_head_and_body, stream_body
 from tests.support.relaying import (
     RecordingMeter,
@@ -208,7 +212,7 @@ def test_a_reply_cut_by_the_engine_is_cut_off_here_too(loop: str, sent: bytes) -
             "vllm",
             "/v1/chat/completions",
             TOKEN,
-            "stream ended early: no end event came",
+            "the stream ended before its end marker",
         ),
     ],
     ids=["vllm", "tgi native", "tgi openai", "no end event"],
@@ -255,7 +259,7 @@ def test_transformers_that_ends_without_its_last_event_is_an_error(loop: str) ->
             assert (await client.reply()).is_complete
             request = await bench.meter.only()
             assert request.outcome == "error"
-            assert request.error == "stream ended early: no end event came"
+            assert request.error == "the stream ended before its end marker"
 
     run(loop, test)
 
@@ -307,44 +311,83 @@ def test_a_kept_connection_that_the_engine_closed_is_not_used(loop: str) -> None
     run(loop, test)
 
 
-def test_a_request_that_met_a_closing_connection_is_sent_once_more(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        first = await peer.request()
-        assert first is not None
+async def reads_the_second_and_closes(peer: Peer) -> None:
+    """A reply to a connection's first request, none to its second, which it reads."""
+    first = await peer.request()
+    assert first is not None
+    if first.one("x-first"):
         await peer.send(reply_bytes())
-        if len(first.headers) and first.one("x-first"):
-            await peer.request()  # read the second one, and close: the stale race
+        await peer.request()
+    elif first.method == "GET" and "twice" not in first.target:
+        await peer.send(reply_bytes())
 
+
+def test_a_post_that_may_have_been_read_is_never_sent_twice(loop: str) -> None:
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(reads_the_second_and_closes) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=PLAIN, headers=[("x-first", "1")]))
             assert (await client.reply()).status == 200
             await client.send(request_bytes(body=PLAIN))
-            assert (await client.reply()).status == 200
-            assert bench.relay.counters.upstream_retries == 1
-            assert len(bench.upstream.peers) == 2
-            assert [r.outcome for r in await bench.meter.closings(2)] == ["ok"] * 2
+            assert (await client.reply()).status == 502
+            assert len(bench.upstream.requests) == 2
+            assert bench.relay.counters.upstream_retries == 0
 
     run(loop, test)
 
 
-def test_a_request_is_never_sent_a_third_time(loop: str) -> None:
-    async def script(peer: Peer) -> None:
-        first = await peer.request()
-        assert first is not None
-        if first.one("x-first"):
-            await peer.send(reply_bytes())
-            await peer.request()
-
+@pytest.mark.parametrize(("query", "status"), [("", 200), ("?twice", 502)])
+def test_a_get_that_met_a_closing_connection_is_sent_once_more(
+    loop: str, query: str, status: int
+) -> None:
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(reads_the_second_and_closes) as bench:
             client = await bench.client()
             await client.send(request_bytes(body=PLAIN, headers=[("x-first", "1")]))
-            await client.reply()
-            await client.send(request_bytes(body=PLAIN))
-            assert (await client.reply()).status == 502
-            assert len(bench.upstream.requests) == 3
+            assert (await client.reply()).status == 200
+            await client.send(request_bytes("GET", f"/v1/models{query}"))
+            assert (await client.reply()).status == status
+            assert len(bench.upstream.requests) == 3, "never a third time"
+            assert bench.relay.counters.upstream_retries == 1
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_connection_knows_whether_its_request_can_have_been_read(
+    loop: str, is_read: bool
+) -> None:
+    class Asker:
+        is_head_request = False
+        lost = asyncio.Event()
+
+        def begin(self, head: ReplyHead) -> None:
+            raise AssertionError
+
+        def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
+            raise AssertionError
+
+        def upstream_lost(self, reason: str) -> None:
+            self.lost.set()
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: UpstreamConnection(time.monotonic, lambda connection: None),
+                *server.getsockname(),
+            )
+            engine, _ = server.accept()
+            connection.was_used = True
+            asker = Asker()
+            asker.lost = asyncio.Event()
+            if not is_read:
+                engine.close()  # and the relay's loop has not heard of it yet
+            connection.send(asker, request_bytes(body=PLAIN))
+            if is_read:
+                assert engine.recv(64)
+                engine.close()
+            await asker.lost.wait()
+            assert connection.was_unread is not is_read
 
     run(loop, test)
 
