@@ -106,20 +106,27 @@ def serve(
     )
     # httpx logs every scrape of a sensor, fifty a second
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if config is not None:
+
+    def from_file() -> ServeConfig:
+        assert config is not None
         upstreams, shared = read_config(config, given(context))
-        values |= shared
-    else:
+        return configured(ServeConfig, values | shared, upstreams=upstreams)
+
+    if config is None:
         for name in ("upstream", "power"):
             if not values[name]:
                 raise click.UsageError(
                     f"Missing option '--{name}'; or name upstreams in a file: --config."
                 )
         upstreams = (configured(UpstreamConfig, values, name=values["engine"]),)
+        serve_config = configured(ServeConfig, values, upstreams=upstreams)
+    else:
+        serve_config = from_file()
     run(
-        configured(ServeConfig, values, upstreams=upstreams),
+        serve_config,
         _announce if announce else _greet,
         until_eof=announce,
+        read_again=None if config is None else from_file,
     )
 
 

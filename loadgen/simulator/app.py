@@ -53,7 +53,7 @@ async def _serve(config: ServerConfig) -> None:
         steps = asyncio.create_task(simulator.run())
         _say(config, f"http://{config.listen[0]}:{port}")
         if config.announce:
-            stop_with_parent(loop, stop)
+            stop_with_parent(loop, stop.set)
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if steps.done():

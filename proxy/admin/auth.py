@@ -2,14 +2,19 @@
 
 Without a token it serves loopback only, and there only requests that name it so:
 a web page whose host name was pointed at 127.0.0.1 names itself. With a token
-every route but `/healthz` wants it. What changes anything is refused to pages of
-other sites in any case, since a browser sends them on its user's behalf.
+every route wants it but `/healthz` and `/readyz`, which then tell nothing but yes
+or no. What changes anything is refused to pages of other sites in any case, since a
+browser sends them on its user's behalf. Whoever guesses is slowed, logged, counted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
+import logging
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -19,21 +24,84 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from proxy.errors import ConfigError
+from proxy.process.supervise import Seldom
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 
-OPEN_PATHS = frozenset(["/healthz"])
-"""Open to supervisors that restart a hung proxy; shows only that it is alive."""
+log = logging.getLogger("servewatt.admin")
+
+OPEN_PATHS = frozenset(["/healthz", "/readyz"])
+"""Open to supervisors and balancers: without the token these say yes or no only."""
 READING_METHODS = frozenset(["GET", "HEAD", "OPTIONS"])
+GUESS_SECONDS = 0.05
+"""The reply to a wrong token is late by this for each one that came lately."""
+LONGEST_GUESS_SECONDS = 0.5
+FORGIVEN_SECONDS = 6.0
+"""One wrong token is forgotten after so long."""
+MAX_GUESSES = 16
+"""Wrong tokens whose refusal waits; more are refused at once, so none pile up."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class AdminCounters:
+    """Totals since start."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    """Requests refused, by `wrong_token`, `no_token`, `host` or `site`."""
+    changes: Counter[str] = field(default_factory=Counter)
+    """Changes made, by `drain` or `resume`."""
+
+
+@dataclass(slots=True)
 class AdminAccess:
     """The host on which the admin API listens, and the token that it asks for."""
 
     host: str = "127.0.0.1"
     token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    counters: AdminCounters = field(default_factory=AdminCounters, compare=False)
+
+    def reload(self) -> str:
+        """Take the token of the file as it is now; says what became of it."""
+        if self.token_file is None:
+            return "no token file to read again"
+        try:
+            self.token = read_admin_token(self.token_file)
+        except ConfigError as error:
+            return f"{error}; the admin token in use stays"
+        return f"admin token read again from {self.token_file}"
+
+
+class Guesses:
+    """Slows whoever tries tokens: one refusal at a time, later with each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._level = 0.0
+        self._at_seconds = clock()
+        self._waiting = 0
+        self._turn = asyncio.Lock()
+
+    def delay_seconds(self) -> float:
+        """How late the refusal of one more wrong token is to be."""
+        now = self._clock()
+        forgiven = (now - self._at_seconds) / FORGIVEN_SECONDS
+        self._level = max(0.0, self._level - forgiven) + 1
+        self._at_seconds = now
+        return min(LONGEST_GUESS_SECONDS, GUESS_SECONDS * self._level)
+
+    async def slow(self) -> None:
+        """Wait before the refusal of a wrong token."""
+        seconds = self.delay_seconds()
+        if self._waiting >= MAX_GUESSES:
+            return
+        self._waiting += 1
+        try:
+            async with self._turn:
+                await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
 
 
 def admin_access(host: str, token_file: str | None) -> AdminAccess:
@@ -48,7 +116,7 @@ def admin_access(host: str, token_file: str | None) -> AdminAccess:
             f"--admin-token-file PATH or set {ADMIN_TOKEN_VARIABLE}, or keep --admin "
             "on 127.0.0.1"
         )
-    return AdminAccess(host, token)
+    return AdminAccess(host, token, token_file)
 
 
 def is_loopback(host: str) -> bool:
@@ -63,21 +131,38 @@ def is_loopback(host: str) -> bool:
 
 def guarding(access: AdminAccess) -> Middleware:
     """The middleware; no route is served around it."""
+    guesses, seldom = Guesses(), Seldom()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refusal = refusal_of(access, request)
-        if refusal is not None:
-            return refusal
-        return await handler(request)
+        if refusal is None or (
+            request.path in OPEN_PATHS and request.method in READING_METHODS
+        ):
+            return await handler(request)
+        reason = REASONS[refusal.status]
+        if refusal.status == 401 and "authorization" not in request.headers:
+            reason = "no_token"
+        access.counters.refused[reason] += 1
+        count = seldom.count(f"{request.remote} {reason}")
+        if count is not None:
+            log.warning(
+                "admin API: %s from %s refused (%s), %d since the last such line",
+                request.method, request.remote, reason, count,
+            )  # fmt: skip
+        if reason == "wrong_token":
+            await guesses.slow()
+        return refusal
 
     return guard
 
 
+REASONS = {401: "wrong_token", 403: "site", 421: "host"}
+"""Why a request is refused, by the status of the refusal."""
+
+
 def refusal_of(access: AdminAccess, request: web.Request) -> web.Response | None:
-    """Why a request is not served; None where it is."""
-    if request.path in OPEN_PATHS and request.method in READING_METHODS:
-        return None
+    """Why a request is not to be trusted; None where it is."""
     if request.method not in READING_METHODS and _is_of_another_site(request):
         return _refuse(403, "pages of other sites may not change anything here")
     if access.token is None:

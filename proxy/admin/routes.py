@@ -8,6 +8,7 @@ which follows the wall clock when that is stepped.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from proxy.admin.auth import AdminAccess, guarding
+from proxy.admin.auth import AdminAccess, guarding, refusal_of
 from proxy.admin.views import (
     EngineSources,
     engine_books,
@@ -34,6 +35,8 @@ from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
 from proxy.store.stored_record import cursor_at
 from proxy.wire.api import BooksReply, InfoReply, UpstreamReply, UpstreamsReply
+
+log = logging.getLogger("servewatt.admin")
 
 MAX_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last cursor."""
@@ -59,6 +62,8 @@ class AdminSources:
     sample_interval_seconds: float
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether the proxy was asked to stop: it is not ready from then on."""
 
 
 def admin_app(
@@ -68,8 +73,9 @@ def admin_app(
 
     Every reply is JSON, JSON lines or Prometheus text.
     """
-    app = web.Application(middlewares=[guarding(access or AdminAccess())])
-    views = _Views(sources)
+    access = access or AdminAccess()
+    app = web.Application(middlewares=[guarding(access)])
+    views = _Views(sources, access)
     app.router.add_get("/", views.index)
     app.router.add_get("/metrics", views.metrics)
     app.router.add_get("/metrics/requests", views.metrics_requests)
@@ -87,8 +93,9 @@ def admin_app(
 
 
 class _Views:
-    def __init__(self, sources: AdminSources) -> None:
+    def __init__(self, sources: AdminSources, access: AdminAccess) -> None:
         self._from = sources
+        self._access = access
         self._offset_seconds = 0.0
 
     def _unix_offset_seconds(self) -> float:
@@ -227,6 +234,9 @@ class _Views:
             known = ", ".join(upstreams)
             return _json({"error": f"no upstream {name[:80]!r}; known: {known}"}, 404)
         upstreams[name].drain(is_draining)
+        change = "drain" if is_draining else "resume"
+        self._access.counters.changes[change] += 1
+        log.info("admin API: %s of %s, asked by %s", change, name, request.remote)
         return _json(self._shown(upstreams[name]))
 
     def _upstreams(self) -> dict[str, Upstream]:
@@ -247,7 +257,13 @@ class _Views:
         engines = self._from.engines
         found = await asyncio.gather(*(readiness(engine) for engine in engines))
         body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
-        return _json(body, 200 if body.ready else 503)
+        if self._from.is_stopping():
+            reasons = ["the proxy is stopping", *body.reasons]
+            body = msgspec.structs.replace(body, ready=False, reasons=reasons)
+        status = 200 if body.ready else 503
+        if refusal_of(self._access, request) is not None:
+            return _json({"ready": body.ready}, status)
+        return _json(body, status)
 
 
 def _json(body: object, status: int = 200) -> web.Response:

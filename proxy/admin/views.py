@@ -253,6 +253,8 @@ def _lacking(measured: Measured) -> str | None:
         return None
     if not stats.is_up:
         return stats.last_error or "the power source has not answered yet"
+    if not measured.is_settling:
+        return f"energy was last settled {state.unsettled_seconds:.0f} s ago"
     if state.books.measured_joules <= 0:
         return "the energy counter has not moved yet"
     if state.idle_watts is None:

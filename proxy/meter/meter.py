@@ -21,6 +21,7 @@ from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.boundary import Boundary, MeterState
 from proxy.meter.config import MeterConfig
+from proxy.meter.deadlines import Deadlines
 from proxy.meter.estimate import EnergySoFar, estimated_energy
 from proxy.meter.ledger import Books, RequestEnergy, RequestRecord
 from proxy.wire.events import (
@@ -178,6 +179,10 @@ class Meter:
     def state_of(self, boundary: str) -> MeterState:
         """The picture of one boundary. Raises KeyError for another name."""
         return self._boundaries[boundary].state()
+
+    def deadlines_of(self, boundary: str) -> Deadlines:
+        """The waits of one boundary. Raises KeyError for another name."""
+        return self._boundaries[boundary].deadlines()
 
     def outside_books(
         self, boundary: str, at_seconds: float | None = None

@@ -128,6 +128,18 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         ("boundary", "source"),
         by_sensor(lambda stats: stats.is_up),
     ),
+    "servewatt_settlement_up": EngineMetric(
+        "gauge",
+        "1 while measured energy reaches its accounts in time.",
+        ("boundary",),
+        by_boundary(lambda m: float(m.is_settling)),
+    ),
+    "servewatt_health_up": EngineMetric(
+        "gauge",
+        "1 while the engine's health is asked for in time, whatever it answers.",
+        (),
+        lambda s: one(float(s.is_health_asked)),
+    ),
     "servewatt_sensor_simulated": EngineMetric(
         "gauge",
         "1 when the joules come from a simulator and not from a device.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,13 @@ class Measured:
     """The GPUs of the host that are not the engine's; None where none is seen."""
     bare_idle_watts: float | None = None
     """With no weights loaded, as told."""
+    settle_limit_seconds: float = math.inf
+    """Unsettled for longer than this, something is wrong."""
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether windows are closed in time: energy reaches requests."""
+        return self.meter.unsettled_seconds <= self.settle_limit_seconds
 
     @property
     def model_idle_watts(self) -> float | None:
@@ -56,6 +64,8 @@ class EngineSnapshot:
     ratios: Sequence[Ratio] = ()
     unjoined_records: Mapping[str, int] = field(default_factory=dict)
     gauges: GaugeStats | None = None
+    is_health_asked: bool = True
+    """The watch of its health asks in time."""
 
     @property
     def meter(self) -> MeterState:
@@ -72,6 +82,12 @@ class Snapshot:
     """Counts of clients and refusals; an engine's are in its snapshot."""
     loop_lag_seconds: float = 0.0
     store: StoreState | None = None
+    loop_errors: Mapping[str, int] = field(default_factory=dict)
+    """Errors by loop that went on."""
+    admin_refused: Mapping[str, int] = field(default_factory=dict)
+    """Requests to the admin API that were refused, by why."""
+    admin_changes: Mapping[str, int] = field(default_factory=dict)
+    """Upstreams drained and resumed."""
 
 
 EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]

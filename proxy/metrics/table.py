@@ -20,6 +20,9 @@ from proxy.metrics.samples import (
 
 __all__ = ["METRICS", "EngineSnapshot", "MetricSpec", "Snapshot"]
 
+REFUSED = ("wrong_token", "no_token", "host", "site")
+CHANGES = ("drain", "resume")
+
 PROXY_METRICS: dict[str, MetricSpec] = {
     "servewatt_refused_requests_total": MetricSpec(
         "counter",
@@ -68,6 +71,24 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         "Records deleted because of their age or number.",
         (),
         lambda s: stored(s, lambda state: state.deleted_total),
+    ),
+    "servewatt_loop_errors_total": MetricSpec(
+        "counter",
+        "Errors in a loop of the proxy, which went on after each.",
+        ("loop",),
+        lambda s: [((name,), float(n)) for name, n in sorted(s.loop_errors.items())],
+    ),
+    "servewatt_admin_refused_total": MetricSpec(
+        "counter",
+        "Requests to the admin API that were refused, by why.",
+        ("reason",),
+        lambda s: [((why,), float(s.admin_refused.get(why, 0))) for why in REFUSED],
+    ),
+    "servewatt_admin_changes_total": MetricSpec(
+        "counter",
+        "Upstreams drained and resumed by the admin API.",
+        ("change",),
+        lambda s: [((what,), float(s.admin_changes.get(what, 0))) for what in CHANGES],
     ),
     "servewatt_event_loop_lag_seconds": MetricSpec(
         "gauge",

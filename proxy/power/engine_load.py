@@ -63,8 +63,13 @@ async def watch_gauges(
         due_seconds = time.monotonic()
         said: str | None = None
         while True:
-            problem = await _scrape(client, url, deliver)
             stats.scrapes_total += 1
+            try:
+                problem = await _scrape(client, url, deliver)
+            except Exception:
+                stats.errors_total += 1
+                stats.is_up = False
+                raise
             stats.errors_total += problem is not None
             stats.is_up = problem is None
             if problem is not None and problem != said:

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 
 from proxy.errors import ProxyError, SensorError
 from proxy.power.energy_source import EnergySource, RemoteSource
+from proxy.process.supervise import LoopErrors
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
 
 log = logging.getLogger("servewatt.sampler")
 
+OVERDUE_SECONDS = 10.0
+"""A source that answered neither well nor badly for so long, and an interval, hangs."""
 RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0)
 """Pauses after the first, second, ... failure in a row; the last one repeats."""
 
@@ -40,6 +43,8 @@ class SamplerStats:
     boundary: str = "unknown"
     clock_offset_seconds: float | None = None
     """Remote minus local clock, for sensors that have one."""
+    heard_seconds: float = math.inf
+    """Monotonic instant of the last answer, good or bad; infinite before the start."""
     read_seconds: float = 0.0
     """Time spent inside the source, in total."""
 
@@ -62,6 +67,8 @@ class Sampler:
         self.stats = SamplerStats()
         if boundary is not None:
             self.stats.boundary = boundary
+        self.errors = LoopErrors()
+        """Defects; what a source cannot do is counted in `stats`."""
         self._boundary = boundary
         self._open_source = open_source
         self._deliver = deliver
@@ -71,7 +78,20 @@ class Sampler:
 
     def start(self) -> None:
         """Begin to read."""
+        self.stats.heard_seconds = time.monotonic()
         self._thread.start()
+
+    def check(self, now_seconds: float) -> None:
+        """Notice a source that hangs: down until it answers; not from its thread."""
+        stats = self.stats
+        silent_seconds = now_seconds - stats.heard_seconds
+        if stats.is_up and silent_seconds > self.interval_seconds + OVERDUE_SECONDS:
+            stats.is_up = False
+            stats.errors += 1
+            stats.last_error = f"no answer for {silent_seconds:.0f} s"
+            log.error("power source: %s; energy is unknown", stats.last_error)
+            reason = stats.last_error
+            self._deliver(PowerSampled(stats.boundary, now_seconds, gap_reason=reason))
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
         """End the thread and close the source; waits for a read in progress."""
@@ -90,9 +110,14 @@ class Sampler:
             except ProxyError as error:
                 failures = 0 if self.stats.samples > before else failures
                 self._failed(str(error))
+            except Exception as error:  # the thread's outermost loop: it must live on
+                failures = 0 if self.stats.samples > before else failures
+                self.errors.note("sampler", error)
+                self._failed(f"{type(error).__name__}: {error}")
             finally:
-                if source is not None:
-                    source.close()
+                with self.errors.caught("sampler"):
+                    if source is not None:
+                        source.close()
             pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
             failures += 1
             self._stop.wait(pause)
@@ -108,6 +133,7 @@ class Sampler:
             stats.samples += 1
             stats.read_seconds += end - begin
             stats.is_up = True
+            stats.heard_seconds = end
             stats.is_simulated = source.is_simulated
             stats.boundary = self._boundary or source.boundary
             if isinstance(source, RemoteSource):
@@ -134,6 +160,7 @@ class Sampler:
         if self.stats.is_up or self.stats.last_error != reason:
             log.warning("power source: %s; energy is unknown until it answers", reason)
         self.stats.errors += 1
+        self.stats.heard_seconds = time.monotonic()
         self.stats.last_error = reason
         self.stats.is_up = False
         boundary, at_seconds = self.stats.boundary, time.monotonic()

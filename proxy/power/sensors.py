@@ -17,6 +17,7 @@ from proxy.power.energy_source import EnergySource
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.power.sampler import Sampler, SamplerStats, read_once
 from proxy.power.sources import source_opener
+from proxy.process.supervise import LoopErrors
 from proxy.wire.events import PowerSampled
 
 log = logging.getLogger("servewatt.proxy")
@@ -90,16 +91,26 @@ class Sensors:
             for sensor in sensors
         }
 
-    def start(self, deliver: Callable[[PowerSampled], object]) -> None:
+    def start(
+        self,
+        deliver: Callable[[PowerSampled], object],
+        errors: LoopErrors | None = None,
+    ) -> None:
         """Begin to read; `deliver` is called on the sensors' threads."""
         self._deliver = deliver
         for sampler in self._samplers.values():
+            sampler.errors = errors or sampler.errors
             sampler.start()
 
     def stop(self) -> None:
         """End the threads; waits for reads in progress, not without bound."""
         for sampler in self._samplers.values():
             sampler.stop()
+
+    def check(self, now_seconds: float) -> None:
+        """Whether each has answered lately; from the meters' thread."""
+        for sampler in self._samplers.values():
+            sampler.check(now_seconds)
 
     def stats_of(self, boundary: str) -> SamplerStats | None:
         """How the sensor of a boundary does; None where there is none."""

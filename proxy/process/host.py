@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -20,8 +21,10 @@ def raise_open_files() -> int | None:
     return None if hard == resource.RLIM_INFINITY else hard
 
 
-def stop_with_parent(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    """Set `stopping` when the parent closes our standard input, or dies.
+def stop_with_parent(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[], object]
+) -> None:
+    """Call `stop` when the parent closes our standard input, or dies.
 
     A thread reads it: standard input may be any file, which a loop cannot watch.
     """
@@ -31,6 +34,6 @@ def stop_with_parent(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -
         while os.read(0, 4096):
             pass
         with suppress(RuntimeError):  # the loop has just been closed
-            loop.call_soon_threadsafe(stopping.set)
+            loop.call_soon_threadsafe(stop)
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()

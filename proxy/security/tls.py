@@ -99,15 +99,18 @@ class Identity:
     key: str
     context: ssl.SSLContext = field(repr=False, compare=False)
 
-    def reload(self) -> None:
-        """Use the files as they are now for new connections; else stay as we are."""
+    def reload(self) -> str:
+        """Use the files as they are now for new connections; else stay as we are.
+
+        Says what became of it, and logs what is wrong with them.
+        """
         try:
             _server_context(self.cert, self.key)  # unusable files break no live one
             _load(self.context, "--tls-cert", self.cert, "--tls-key", self.key)
         except ConfigError as error:
             log.error("%s; going on with the certificate in use", error)
-        else:
-            log.info("certificate read again from %s", self.cert)
+            return "the certificate in use stays"
+        return f"certificate read again from {self.cert}"
 
 
 def distrust_of(error: ssl.SSLError) -> str:

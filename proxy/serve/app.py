@@ -7,9 +7,8 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import uvloop
@@ -23,13 +22,15 @@ from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.samples import Snapshot
 from proxy.process.host import raise_open_files, stop_with_parent
+from proxy.process.supervise import LoopErrors
+from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity
-from proxy.serve.config import ServeConfig, url_without_user
+from proxy.serve.config import ServeConfig, differences, url_without_user
 from proxy.serve.upstream import MeteredUpstream
 from proxy.store.address import store_url
 from proxy.store.archive import Archive
@@ -43,13 +44,19 @@ BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
 OTHER_FILES = 200
 """Open ones beside two for each connection: sensors, the store, logs, libraries."""
-DRAIN_SECONDS = 10.0
 
 
 def run(
-    config: ServeConfig, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
+    config: ServeConfig,
+    announce: Callable[[dict[str, Any]], None],
+    *,
+    until_eof: bool,
+    read_again: Callable[[], ServeConfig] | None = None,
 ) -> None:
     """Serve until SIGINT, SIGTERM or, for a child, the end of standard input.
+
+    On SIGHUP secrets and certificates are read again, and the configuration where
+    `read_again` has one; it raises ConfigError for a file that cannot be used.
 
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
@@ -62,7 +69,8 @@ def run(
     ]
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_connections(relay_config.max_connections)
-    uvloop.run(_App(config, upstreams, access, relay_config).serve(announce, until_eof))
+    app = _App(config, upstreams, access, relay_config, read_again)
+    uvloop.run(app.serve(announce, until_eof))
 
 
 def relay_config_of(config: ServeConfig) -> RelayConfig:
@@ -94,8 +102,10 @@ class _App:
         upstreams: Sequence[MeteredUpstream],
         access: AdminAccess,
         relay_config: RelayConfig,
+        read_again: Callable[[], ServeConfig] | None = None,
     ) -> None:
         self.config = config
+        self.read_again = read_again
         self.access = access
         self.relay_config = relay_config
         self.identity = relay_config.identity
@@ -110,9 +120,13 @@ class _App:
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
+        self.errors = LoopErrors()
+        self.supervisor = supervisor()
         self.stopping = asyncio.Event()
-        self.is_hurried = False
-        """Asked twice to stop: no energy is waited for."""
+        self.hurry = asyncio.Event()
+        """Asked twice to stop: nothing is waited for."""
+        self.has_no_clients = False
+        """Its only client has ended: nobody has to be told first."""
 
     async def serve(
         self, announce: Callable[[dict[str, Any]], None], until_eof: bool
@@ -120,17 +134,17 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
-        if self.identity is not None:
-            loop.add_signal_handler(signal.SIGHUP, self.identity.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         if until_eof:
-            stop_with_parent(loop, self.stopping)
+            stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
         self.records.start()
         runner = await self._open_admin()
         for upstream in self.upstreams:
-            upstream.start_sensors(loop)
-        beat = asyncio.create_task(self._beat_until_stopped())
-        watches = [asyncio.create_task(upstream.watch()) for upstream in self.upstreams]
+            upstream.start_sensors(loop, self.errors)
+        tasks = [asyncio.create_task(self._beat_until_stopped())]
+        for upstream in self.upstreams:
+            tasks.append(asyncio.create_task(upstream.watch(self.errors)))
         announce(
             {
                 "url": _url(self.config.listen[0], relay.port, self.identity),
@@ -139,20 +153,48 @@ class _App:
                 ),
             }
         )
+        self.supervisor.notify(READY)
         await self.stopping.wait()
-        await relay.drain(DRAIN_SECONDS)
+        self.supervisor.notify(STOPPING)
+        await self._drain(relay)
         await relay.close()  # those left over end now, and have records too
         await self._settle_the_last()
-        for task in (*watches, beat):
+        for task in tasks:
             task.cancel()
-        with suppress(asyncio.CancelledError):
-            await beat
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self.hurry.is_set():  # a thread that hangs would be waited for
+            for upstream in self.upstreams:
+                await asyncio.to_thread(upstream.sensors.stop)
         for upstream in self.upstreams:
-            await asyncio.to_thread(upstream.sensors.stop)
-        for upstream in self.upstreams:
-            await upstream.save_calibration()
+            with self.errors.caught("calibration"):
+                await upstream.save_calibration()
         await asyncio.to_thread(self.records.stop)
         await runner.cleanup()
+
+    async def _drain(self, relay: RelayServer) -> None:
+        """Unready first, then closed to new connections, then out of time."""
+        if not self.has_no_clients:
+            await self._unless_hurried(asyncio.sleep(self.config.drain_delay_seconds))
+        in_flight = relay.counters.in_flight
+        if in_flight:
+            log.info(
+                "stopping: %d requests have %g s to finish",
+                in_flight, self.config.drain_timeout_seconds,
+            )  # fmt: skip
+        await self._unless_hurried(relay.drain(self.config.drain_timeout_seconds))
+        if relay.counters.in_flight:
+            log.warning("cutting %d requests", relay.counters.in_flight)
+
+    async def _unless_hurried(self, wait: Awaitable[object]) -> None:
+        """Await this, or the second signal."""
+        waits = [
+            asyncio.ensure_future(wait),
+            asyncio.ensure_future(self.hurry.wait()),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for future in waits:
+            future.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
     async def _listen(self) -> RelayServer:
         upstreams = [
@@ -191,11 +233,49 @@ class _App:
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
+            is_stopping=self.stopping.is_set,
         )
 
     def _stop(self) -> None:
-        self.is_hurried = self.stopping.is_set()
+        if self.stopping.is_set():
+            self.hurry.set()
         self.stopping.set()
+
+    def _parent_ended(self) -> None:
+        """Whoever started this process is done with it: nobody new is coming."""
+        self.has_no_clients = True
+        self.stopping.set()
+
+    def _reload(self) -> None:
+        """SIGHUP: read again what may change while requests flow."""
+        with self.errors.caught("reload"):
+            done = [self.access.reload()]
+            if self.identity is not None:
+                done.append(self.identity.reload())
+            if self.read_again is not None:
+                done.append(self._reload_config(self.read_again))
+            log.info("SIGHUP: %s", "; ".join(done))
+
+    def _reload_config(self, read_again: Callable[[], ServeConfig]) -> str:
+        """The names of models are used; the rest is said to need a restart."""
+        try:
+            new = read_again()
+        except ProxyError as error:
+            return f"{error}: going on with the configuration in use"
+        taken: list[str] = []
+        configs = {config.name: config for config in new.upstreams}
+        for upstream in self.upstreams:
+            config = configs.get(upstream.config.name)
+            if config is not None and upstream.take_models(config.models):
+                taken.append(f"models of {config.name} changed")
+        waiting = differences(new, self.config)
+        if waiting:
+            taken.append(f"not before a restart: {', '.join(waiting)}")
+        self.config = replace(
+            self.config,
+            upstreams=tuple(upstream.config for upstream in self.upstreams),
+        )
+        return "; ".join(taken) or "the configuration is as it was"
 
     async def _settle_the_last(self) -> None:
         """Wait for the joules of what has just finished; whoever is left has none."""
@@ -203,14 +283,15 @@ class _App:
         deadline = now + max(upstream.meter.stop(now) for upstream in self.upstreams)
         # the beat settles and signals nobody
         while (left := sum(upstream.unsettled for upstream in self.upstreams)) > 0:
-            if self.is_hurried or time.monotonic() >= deadline:
+            if self.hurry.is_set() or time.monotonic() >= deadline:
                 log.warning("stopping before the energy of %d requests is known", left)
                 break
             await asyncio.sleep(BEAT_SECONDS)
         self._settle(deadline)
 
     async def _beat_until_stopped(self) -> None:
-        due = time.monotonic()
+        due = alive_due = time.monotonic()
+        watchdog_seconds = self.supervisor.watchdog_seconds
         while True:
             due += BEAT_SECONDS
             await asyncio.sleep(due - time.monotonic())
@@ -219,18 +300,26 @@ class _App:
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
             for upstream in self.upstreams:
-                await upstream.keep_calibration()
+                upstream.sensors.check(now)
+                with self.errors.caught("calibration"):
+                    await upstream.keep_calibration()
+            if watchdog_seconds is not None and now >= alive_due:
+                self.supervisor.notify(ALIVE)
+                alive_due = now + watchdog_seconds / 3
 
     def _settle(self, now_seconds: float) -> None:
         """Close windows and publish records; a defect here never stops a request."""
         for upstream in self.upstreams:
             try:
                 records = upstream.meter.settle(now_seconds)
-                self.records.add(records)
-                self.metrics.observe(records)
-            except Exception:  # the outermost loop: a defect must not end the relay
+            except Exception as error:  # the outermost loop: it must live on
                 upstream.upstream.counters.meter_errors += 1
-                log.exception("the meter failed; requests flow, energy may be lost")
+                self.errors.note("settlement", error)
+                continue
+            with self.errors.caught("records"):
+                self.records.add(records)
+            with self.errors.caught("histograms"):
+                self.metrics.observe(records)
 
     def _snapshot(self) -> Snapshot:
         assert self.relay is not None
@@ -243,6 +332,9 @@ class _App:
             relay=self.relay.counters,
             loop_lag_seconds=self.loop_lag_seconds,
             store=self.records.state(),
+            loop_errors=self.errors.total,
+            admin_refused=self.access.counters.refused,
+            admin_changes=self.access.counters.changes,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -256,6 +256,25 @@ class ServeConfig:
         ),
     ] = field(default_factory=Retention)
     limits: RelayLimits = field(default_factory=RelayLimits)
+    drain_timeout_seconds: Annotated[
+        float,
+        Meta(ge=0),
+        Option(
+            "After SIGTERM: for requests to finish; the rest is cut, and recorded.",
+            "S",
+            heading="Process",
+        ),
+    ] = 30.0
+    """As long as Kubernetes gives a pod by default."""
+    drain_delay_seconds: Annotated[
+        float,
+        Meta(ge=0),
+        Option(
+            "After SIGTERM: for whoever balances to see an unready /readyz, before "
+            "new connections are refused.",
+            "S",
+        ),
+    ] = 1.0
 
     def shown(self) -> dict[str, Any]:
         """The whole of it for the admin API, without a password."""
@@ -274,3 +293,20 @@ def url_without_user(url: str) -> str:
     """An upstream's URL, as records name it in a store that proxies share."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def differences(new: ServeConfig, old: ServeConfig) -> list[str]:
+    """Names of the fields that differ, those of an upstream after its name."""
+    found: list[str] = []
+    news, olds = ({u.name: u for u in c.upstreams} for c in (new, old))
+    found += [f"upstream {name} is new" for name in news if name not in olds]
+    found += [f"upstream {name} is gone" for name in olds if name not in news]
+    for name in news.keys() & olds.keys():
+        changed = _changed(news[name], olds[name])
+        found += [f"{name}.{key}" for key in changed if key != "models"]
+    return found + [key for key in _changed(new, old) if key != "upstreams"]
+
+
+def _changed(new: Any, old: Any) -> list[str]:
+    names = [field.name for field in fields(new)]
+    return [name for name in names if getattr(new, name) != getattr(old, name)]

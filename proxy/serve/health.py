@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 
 import httpx
@@ -27,6 +28,8 @@ TIMEOUT_SECONDS = 2.0
 LOOK_SECONDS = 1.0
 STEADY_SECONDS = 10.0
 """Between two questions to an engine that is up; every look while it is down."""
+OVERDUE_SECONDS = 10.0
+"""A question is late by this much where something is wrong with who asks."""
 MAX_SLOW = 2
 """An engine in a long step may be late once; one that is late again is down."""
 
@@ -58,9 +61,25 @@ class HealthWatch:
         self._upstream = upstream
         self._tls = tls
         self._asks_models = asks_models
-        self._has_fixed_models = has_fixed_models
+        self.has_fixed_models = has_fixed_models
         self._slow = 0
         self._due_seconds = upstream.clock()
+        self._asking = asyncio.Lock()
+        self._answer: str | None = None
+        self._answered_seconds = -math.inf
+
+    @property
+    def is_overdue(self) -> bool:
+        """Nobody has asked, or got an answer to that, for longer than can be."""
+        return self._upstream.clock() > self._due_seconds + OVERDUE_SECONDS
+
+    async def answer(self) -> str | None:
+        """None when it answers, else why not: asked now, but once a second at most."""
+        async with self._asking:
+            if self._upstream.clock() >= self._answered_seconds + LOOK_SECONDS:
+                self._answer = await self.ask()
+                self._answered_seconds = self._upstream.clock()
+            return self._answer
 
     async def watch(self) -> None:
         """For as long as the proxy lives."""
@@ -123,5 +142,5 @@ class HealthWatch:
                 )  # fmt: skip
             return
         upstream.cards = cards
-        if not self._has_fixed_models:
+        if not self.has_fixed_models:
             upstream.models = tuple(cards)

@@ -19,6 +19,7 @@ from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot, Measured
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
+from proxy.process.supervise import LoopErrors
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.upstream.upstream import Upstream, open_upstream
@@ -83,29 +84,44 @@ class MeteredUpstream:
         )
         return self.upstream
 
-    async def watch(self) -> None:
+    async def watch(self, errors: LoopErrors) -> None:
         """Its gauges and its health, for as long as the proxy lives."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.watch_engine())
-            tasks.create_task(self.health.watch())
+            tasks.create_task(errors.keep("gauges watch", self.watch_engine))
+            tasks.create_task(errors.keep("health watch", self.health.watch))
 
     async def watch_engine(self) -> None:
         """Scrape the engine's gauges for as long as the proxy lives."""
         config = self.config
         where = self.upstream.address.url
         url = gauges_url(config.engine_metrics, config.engine, where)
-        if url is not None:
+        if url is None:
+            await asyncio.Event().wait()  # there is nothing to watch
+        else:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
+
+    def take_models(self, models: tuple[str, ...]) -> bool:
+        """Serve these from now on; whether they are others than before."""
+        if models == self.config.models:
+            return False
+        self.config = replace(self.config, models=models)
+        self.upstream.models = models or None
+        self.health.has_fixed_models = bool(models)
+        return True
 
     @property
     def unsettled(self) -> int:
         """How many records of it are still to come."""
         return self.meter.state().unsettled_requests
 
-    def start_sensors(self, loop: asyncio.AbstractEventLoop) -> None:
+    def start_sensors(
+        self, loop: asyncio.AbstractEventLoop, errors: LoopErrors
+    ) -> None:
         """Read them on threads of their own, and feed the meter on the loop's."""
         meter = self.meter
-        self.sensors.start(lambda event: loop.call_soon_threadsafe(meter.feed, event))
+        self.sensors.start(
+            lambda event: loop.call_soon_threadsafe(meter.feed, event), errors
+        )
 
     def measured(self) -> tuple[Measured, ...]:
         """Every boundary now, the headline first; on the meter's thread only."""
@@ -118,6 +134,7 @@ class MeteredUpstream:
                 sensors.stats_of(name),
                 meter.outside_state(name),
                 self.config.bare_idle_watts if name == meter.headline else None,
+                meter.deadlines_of(name).give_up_seconds,
             )
             for name in meter.names
         )
@@ -128,7 +145,7 @@ class MeteredUpstream:
             self.config.name,
             self.meter,
             self.measured,
-            self.health.ask,
+            self.health.answer,
             self.upstream,
         )
 
@@ -156,6 +173,7 @@ class MeteredUpstream:
             ratios=self.meter.ratios(),
             unjoined_records=dict(self.meter.unjoined_total),
             gauges=self.gauges,
+            is_health_asked=not self.health.is_overdue,
         )
 
     def _provenance(self) -> Provenance:

@@ -74,6 +74,7 @@ SOMETIMES: dict[str, Contract] = {
     },
     "admin-metrics": {
         "servewatt_client_timeouts_total": "counter, awaited",
+        "servewatt_loop_errors_total": "counter, loop",
         "servewatt_unattributed_energy_joules_total": (
             "counter, boundary, engine, reason"
         ),

@@ -333,3 +333,14 @@ def test_a_killed_replica_loses_what_it_had_and_nothing_else(pair: Fleet) -> Non
     assert Counter(pair.engine_of(r) for r in back) == {"a": 2, "b": 2}
     for each in pair.get("/books")["engines"].values():
         assert each["measured_joules"] == pytest.approx(accounts(each), abs=1e-3)
+
+
+def test_a_drained_upstream_is_logged_and_counted(three: Fleet) -> None:
+    def changes() -> str:
+        text = httpx.get(f"{three.admin}/metrics").text
+        return "".join(line for line in text.splitlines(True) if "changes" in line)
+
+    before = changes()
+    three.post("/upstreams/small-a/drain")
+    three.post("/upstreams/small-a/resume")
+    assert changes() != before

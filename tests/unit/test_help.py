@@ -65,7 +65,16 @@ def test_a_page_has_an_example_and_fits_a_terminal(path: tuple[str, ...]) -> Non
         (("loadgen", "simulate"), ["Engine", "Sensor", "Server", "Options"]),
         (
             ("metering-proxy", "serve"),
-            ["Upstream", "Energy", "Ports", "Requests", "Records", "Limits", "Options"],
+            [
+                "Upstream",
+                "Energy",
+                "Ports",
+                "Requests",
+                "Records",
+                "Limits",
+                "Process",
+                "Options",
+            ],
         ),
         (("metering-proxy", "meter"), ["Meter", "Output", "Options"]),
     ],

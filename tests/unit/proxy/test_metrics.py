@@ -154,6 +154,7 @@ def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> 
         "servewatt_requests_total",
         "servewatt_refused_requests_total",
         "servewatt_client_timeouts_total",
+        "servewatt_loop_errors_total",
         "servewatt_energy_counter_power_ratio",
     }
     assert set(METRICS) - shown == without_cause

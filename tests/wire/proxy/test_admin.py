@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from sqlalchemy import make_url
 
+from proxy.admin.auth import AdminAccess
 from proxy.admin.routes import AdminSources, admin_app
 from proxy.admin.views import EngineSources, engine_books, fleet_books
 from proxy.meter.config import MeterConfig
@@ -34,6 +35,8 @@ def ask(
     boundaries: Meter | None = None,
     has_sensor: bool = True,
     stats: SamplerStats | None = None,
+    access: AdminAccess | None = None,
+    is_stopping: bool = False,
     upstream: str | None = None,
     kept: Archive | None = None,
     render: Callable[[bool], bytes] = lambda is_open: (
@@ -69,10 +72,11 @@ def ask(
         render_recent=lambda: b"recent",
         sample_interval_seconds=0.02,
         freshen=lambda: None,
+        is_stopping=lambda: is_stopping,
     )
 
     async def serve() -> None:
-        runner = web.AppRunner(admin_app(sources))
+        runner = web.AppRunner(admin_app(sources, access))
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         base = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -81,6 +85,28 @@ def ask(
         await runner.cleanup()
 
     asyncio.run(serve())
+
+
+def test_a_probe_without_the_token_learns_whether_it_is_ready_and_nothing_else() -> (
+    None
+):
+    async def visit(client: httpx.AsyncClient) -> None:
+        reply = await client.get("/readyz")
+        assert reply.status_code == 503
+        assert reply.json() == {"ready": False}
+        sent = {"authorization": f"Bearer {'t' * 32}"}
+        assert (await client.get("/readyz", headers=sent)).json()["reasons"]
+
+    ask(visit, upstream="gone", access=AdminAccess("127.0.0.1", "t" * 32))
+
+
+def test_a_proxy_that_stops_is_not_ready_whatever_works() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        reply = await client.get("/readyz")
+        assert reply.status_code == 503
+        assert "the proxy is stopping" in reply.json()["reasons"]
+
+    ask(visit, is_stopping=True)
 
 
 def lines(text: str) -> list[dict[str, Any]]:

@@ -15,7 +15,13 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admin.auth import AdminAccess, guarding, is_loopback
+from proxy.admin.auth import (
+    AdminAccess,
+    Guesses,
+    admin_access,
+    guarding,
+    is_loopback,
+)
 from proxy.errors import ConfigError
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 from tests.support.paths import ROOT
@@ -52,7 +58,43 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def test_with_a_token_every_route_but_one_wants_it() -> None:
+def test_who_guesses_is_slowed_and_counted_and_who_forgot_only_counted() -> None:
+    access = AdminAccess("127.0.0.1", TOKEN)
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        for _ in range(3):
+            await client.get("/books", headers=bearer("x" * 32))
+        await client.get("/books")
+        assert (await client.get("/books", headers=bearer(TOKEN))).status_code == 200
+
+    visited(access, visit)
+    assert access.counters.refused == {"wrong_token": 3, "no_token": 1}
+
+
+def test_each_wrong_token_is_refused_later_until_time_has_passed() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    delays = [guesses.delay_seconds() for _ in range(20)]
+    assert delays == sorted(delays)
+    assert delays[0] == pytest.approx(0.05)
+    assert delays[-1] == 0.5
+    now = 3600.0
+    assert guesses.delay_seconds() == pytest.approx(0.05)
+
+
+def test_a_token_that_is_read_again_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("a" * 32)
+    access = admin_access("127.0.0.1", str(path))
+    path.write_text("short")
+    assert "stays" in access.reload()
+    assert access.token == "a" * 32
+    path.write_text("b" * 32)
+    assert str(path) in access.reload()
+    assert access.token == "b" * 32
+
+
+def test_with_a_token_every_route_but_two_wants_it() -> None:
     async def visit(client: httpx.AsyncClient) -> None:
         for path in PATHS:
             refused = await client.get(path)
