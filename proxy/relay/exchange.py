@@ -24,6 +24,7 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Candidate, Chooser
 from proxy.relay.tap import Tap
+from proxy.relay.turns import Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.events import RequestOpened
@@ -93,6 +94,8 @@ class Core:
     loop: asyncio.AbstractEventLoop
     unparsed: deque[Tap]
     """Taps with reads that the next beat parses."""
+    turns: Turns
+    """Work that clients can make large."""
     exchanges: set[Exchange]
     on_exchange_over: Callable[[], None]
 

@@ -19,6 +19,7 @@ from proxy.relay.exchange import Core
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import RequestMeter
+from proxy.relay.turns import Turns
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 
 BEAT_BUDGET_SECONDS = 0.002
@@ -47,6 +48,7 @@ class RelayServer:
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event = asyncio.Event()
+        loop = asyncio.get_running_loop()
         self._core = Core(
             config=config,
             upstreams=tuple(upstreams),
@@ -56,8 +58,9 @@ class RelayServer:
             ),
             counters=self.counters,
             clock=clock,
-            loop=asyncio.get_running_loop(),
+            loop=loop,
             unparsed=deque(),
+            turns=Turns(loop, clock),
             exchanges=set(),
             on_exchange_over=self._exchange_over,
         )

@@ -1,7 +1,9 @@
 """One client's connection: requests in, in order, one at a time to an exchange.
 
 Knows HTTP framing and its limits. A request is read whole before it goes on: the
-relay must see its body (model, stream) and may have to send it twice.
+relay must see its body (model, stream) and may have to send it twice. What a read
+brought is parsed one request at a time; the rest waits for further turns of the loop
+and for the replies before it, and meanwhile nothing more is read.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Iterator
 from typing import cast
 
 import httptools
@@ -27,6 +30,15 @@ from proxy.wire.headers import Headers, request_id_of, value_of
 MAX_WAITING_REQUESTS = 8
 """Pipelined requests read ahead; beyond, the client's socket is left alone."""
 
+MAX_AHEAD_BYTES = 64 * 1024
+"""The same in bytes, a body that is not whole yet included."""
+
+BLANK_LINE = b"\r\n\r\n"
+STEP_BYTES = 16 * 1024
+"""Parsed at a time while requests may end unseen: in heads and chunks."""
+BODY_STEP_BYTES = 256 * 1024
+"""Parsed at a time of a body with a length; it costs one copy."""
+
 MAX_OVERHEAD_BYTES = 1024 * 1024
 """Framing allowed beside a body in chunks, with eight times the body."""
 
@@ -42,9 +54,12 @@ class ClientConnection(asyncio.Protocol):
         self._clients = clients
         self._waiting: deque[ClientRequest | Refusal] = deque()
         self._exchange: Exchange | None = None
+        self._rest = b""
+        self._rest_from = 0
         self._is_discarding = False
         self._refused_id = b""
-        self._is_paused = False
+        self._paused_seconds: float | None = None
+        self._is_in_queue = False
         self._is_starting = False
         self._is_behind = False
         self._is_closing = False
@@ -64,8 +79,9 @@ class ClientConnection(asyncio.Protocol):
     def _begin_request(self) -> None:
         self._target = b""
         self._headers: Headers = []
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._body_bytes = 0
+        self._length = 0
         self._body_wire_bytes = 0
         self._refusal: Refusal | None = None
         self._is_upgrade = False
@@ -90,19 +106,94 @@ class ClientConnection(asyncio.Protocol):
             self._start_next()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; start what is whole."""
+        """Parse the first request; the rest, if any, has to wait."""
         if self._is_discarding:
             return
+        if self._rest:  # read before the pause took effect
+            data = self._rest[self._rest_from :] + data
+        self._rest, self._rest_from = data, 0
+        if not self._is_in_queue and not self._must_wait():
+            self._parse_one()
+            self._start_next()
+        self._go_on_or_wait()
+
+    def _must_wait(self) -> bool:
+        """Whether what is unread waits for a reply that is not out yet."""
+        if self._exchange is None:
+            return self._is_behind
+        waiting = self._waiting
+        if not (waiting or self._target):
+            return False
+        ahead = self._body_bytes + sum(
+            len(item.body) for item in waiting if isinstance(item, ClientRequest)
+        )
+        return len(waiting) >= MAX_WAITING_REQUESTS or ahead >= MAX_AHEAD_BYTES
+
+    def _go_on_or_wait(self) -> None:
+        """While something is left of a read, read no more, and let it have its turn."""
+        if bool(self._rest) != (self._paused_seconds is not None):
+            self._pause_or_resume()
+        if self._rest and not self._is_in_queue and not self._must_wait():
+            self._is_in_queue = True
+            self._core.turns.add(self._parse_rest())
+
+    def _pause_or_resume(self) -> None:
+        if self.transport.is_closing():
+            return
+        now_seconds = self._core.clock()
+        if self._paused_seconds is None:
+            self._paused_seconds = now_seconds
+            self.transport.pause_reading()
+        else:  # the client had no chance to send: it is given that time
+            self._request_deadline_seconds += now_seconds - self._paused_seconds
+            self._paused_seconds = None
+            self.transport.resume_reading()
+
+    def _parse_rest(self) -> Iterator[None]:
+        """One request a turn, until all is parsed or has to wait for a reply."""
+        while self._rest and not self._must_wait():
+            self._parse_one()
+            self._start_next()
+            yield
+        self._is_in_queue = False
+        self._go_on_or_wait()
+
+    def _parse_one(self) -> None:
+        """Parse what is left of a read, up to the end of a request in it."""
+        data, at, size = self._rest, self._rest_from, len(self._rest)
         self._has_ended_one = False
+        parsed = 0
+        while at < size and not (self._has_ended_one or self._is_discarding):
+            end = self._end_of_step(data, at)
+            self._parse(data if end - at == size else data[at:end])
+            parsed, at = parsed + end - at, end
+            if parsed >= BODY_STEP_BYTES:
+                break
+        if at >= size or self._is_discarding:
+            self._rest, self._rest_from = b"", 0
+        else:
+            self._rest_from = at
+
+    def _end_of_step(self, data: bytes, at: int) -> int:
+        """A place up to which no second request can begin, or few can."""
+        if self._target and not self._is_in_head and self._body_left:
+            return min(len(data), at + min(self._body_left, BODY_STEP_BYTES))
+        blank = data.find(BLANK_LINE, at, at + STEP_BYTES)
+        return min(len(data), at + STEP_BYTES if blank < 0 else blank + 4)
+
+    def _parse(self, data: bytes) -> None:
         self._feed(data)
         if self._is_in_head:
-            if not self._has_ended_one:  # else most of this read may be a body
-                self._head_bytes += len(data)
+            self._head_bytes += len(data)
             if self._head_bytes > self._core.config.max_head_bytes:
                 self._refuse(head_too_large(self._core.config))
         elif self._target and self._refusal is None:
             self._received_body(len(data))
-        self._start_next()
+
+    @property
+    def _body_left(self) -> int:
+        """Bytes that a body with a length still lacks; 0 for one in chunks."""
+        return max(0, self._length - self._body_bytes)
 
     def _received_body(self, size: int) -> None:
         """Some of a body that goes on: bound its time, and what is not body in it."""
@@ -136,6 +227,9 @@ class ClientConnection(asyncio.Protocol):
         self._is_behind = False
         if self._exchange is not None:
             self._exchange.resume()
+        else:
+            self._start_next()
+            self._go_on_or_wait()
 
     # the exchange and the relay call these
 
@@ -144,17 +238,20 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         if self._is_closing or not keeps_alive:
             self._waiting.clear()
+            self._rest = b""
             self.transport.close()
             # What is still unread has its own time: the request's is long over.
             self._set_deadline(self._core.config.write_timeout_seconds)
             return
         self._set_deadline(self._core.config.idle_timeout_seconds)
         self._start_next()
+        self._go_on_or_wait()
 
     def finish_and_close(self) -> None:
         """Close after the reply in progress; at once where there is none."""
         self._is_closing = True
         if self._exchange is None:
+            self._rest = b""
             self.transport.close()
 
     def check_deadline(self, now_seconds: float) -> None:
@@ -180,6 +277,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _client_gone(self) -> None:
         self._is_discarding = True
+        self._rest = b""
         self._waiting.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -190,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         if self._is_starting or self.transport.is_closing():
             return
         self._is_starting = True
-        while self._waiting and self._exchange is None:
+        while self._waiting and self._exchange is None and not self._is_behind:
             item = self._waiting.popleft()
             if isinstance(item, Refusal):
                 self._send_refusal(item)
@@ -199,19 +297,10 @@ class ClientConnection(asyncio.Protocol):
                     self._core, item, self.transport, self._exchange_done
                 )
                 exchange.start()
-                if self._is_behind:  # with the reply before this one
-                    exchange.pause()
         self._is_starting = False
         if self._owes_continue and self._exchange is None:
             self._owes_continue = False
             self.transport.write(CONTINUE)
-        is_full = len(self._waiting) >= MAX_WAITING_REQUESTS
-        if is_full != self._is_paused and not self.transport.is_closing():
-            self._is_paused = is_full
-            if is_full:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
 
     # refusals
 
@@ -295,6 +384,7 @@ class ClientConnection(asyncio.Protocol):
             self._refusal = checked
         else:
             self._target = checked
+            self._length = int(value_of(self._headers, b"content-length") or b"0")
         expects = (value_of(self._headers, b"expect") or b"").lower()
         is_http_10 = self._parser.get_http_version() == "1.0"  # knows no interim reply
         if expects == b"100-continue" and self._refusal is None and not is_http_10:
@@ -305,7 +395,12 @@ class ClientConnection(asyncio.Protocol):
         self._owes_continue = False
         self._body_bytes += len(data)
         if self._body_bytes <= self._core.config.max_body_bytes:
-            self._body.append(data)
+            if not self._body:
+                self._body = data
+            elif isinstance(self._body, bytearray):
+                self._body += data
+            else:
+                self._body = bytearray(self._body) + data
         elif self._refusal is None:
             self._refusal = body_too_large(self._core.config)
 
@@ -323,7 +418,7 @@ class ClientConnection(asyncio.Protocol):
                 method=self._parser.get_method(),
                 target=self._target,
                 headers=self._headers,
-                body=b"".join(self._body),
+                body=bytes(self._body),
                 is_http_10=self._parser.get_http_version() == "1.0",
                 keeps_alive=self._parser.should_keep_alive(),
                 arrived_seconds=self._core.clock(),

@@ -19,6 +19,7 @@ from proxy.relay.exchange import TRANSITIONS, Core, Exchange, State
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import MeterGuard
+from proxy.relay.turns import Turns
 from proxy.relay.upstream.connection import UpstreamConnection, UpstreamPool
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.http1 import ReplyHead
@@ -94,6 +95,7 @@ class Scene:
         self.done: list[bool] = []
         relay_config = RelayConfig("", **config)
         lines = [self._upstream(f"u{n}", pool) for n, pool in enumerate(self.pools)]
+        loop = asyncio.get_running_loop()
         self.core = Core(
             config=relay_config,
             upstreams=tuple(lines),
@@ -101,8 +103,9 @@ class Scene:
             labels=LabelReader(None, frozenset()),
             counters=RelayCounters(),
             clock=self.clock,
-            loop=asyncio.get_running_loop(),
+            loop=loop,
             unparsed=deque(),
+            turns=Turns(loop, self.clock),
             exchanges=set(),
             on_exchange_over=lambda: None,
         )

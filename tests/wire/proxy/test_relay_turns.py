@@ -1,0 +1,115 @@
+"""What one client can make the relay do while others wait: little, and in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+import pytest
+
+from proxy.relay.turns import STRETCH_STEPS
+from tests.support.relaying import LOOPS, relaying, run
+from tests.support.scripted import Peer, chunk, reply_bytes, request_bytes
+
+loops = pytest.mark.parametrize("loop", LOOPS)
+UNKNOWN = request_bytes("GET", "/x")
+MIB = 1024 * 1024
+
+
+async def answering(peer: Peer) -> None:
+    while await peer.request() is not None:
+        await peer.send(reply_bytes())
+
+
+@loops
+def test_a_client_that_pipelines_leaves_turns_of_the_loop_to_others(loop: str) -> None:
+    async def test() -> None:
+        async with relaying(answering) as bench:
+            client = await bench.client()
+            refusals = bench.relay.counters.refusals
+            client.transport.write(3000 * UNKNOWN)
+            most, before = 0, 0
+            while refusals.total() < 3000:
+                await asyncio.sleep(0)
+                most = max(most, refusals.total() - before)
+                before = refusals.total()
+            # the first of a read at once, and a sleep may see two stretches
+            assert most <= 2 * (STRETCH_STEPS + 1)
+            for _ in range(3000):
+                assert (await client.reply()).status == 404
+
+    run(loop, test)
+
+
+@loops
+def test_who_does_not_read_replies_gets_no_more_of_them(loop: str) -> None:
+    async def test() -> None:
+        async with relaying(answering, write_timeout_seconds=None) as bench:
+            client = await bench.client()
+            client.transport.pause_reading()
+            refusals, before = bench.relay.counters.refusals, -1
+            sent = 40_000
+            client.transport.write(sent * UNKNOWN)
+            while refusals.total() > before:  # until it stands still
+                before = refusals.total()
+                await asyncio.sleep(0.3)
+            assert refusals.total() < sent
+            client.transport.resume_reading()
+            while refusals.total() < sent:  # noqa: ASYNC110  # counted, not told
+                await asyncio.sleep(0.01)
+
+    run(loop, test)
+
+
+@loops
+def test_behind_a_slow_reply_little_is_read_ahead(loop: str) -> None:
+    async def test() -> None:
+        gate = asyncio.Event()
+
+        async def slow(peer: Peer) -> None:
+            while await peer.request() is not None:
+                await gate.wait()
+                await peer.send(reply_bytes())
+
+        body = 20 * MIB * b"a"
+        async with relaying(slow, body_timeout_seconds=60) as bench:
+            client = await bench.client()
+            await client.send(request_bytes(body=b"{}"))
+            client.transport.write(2 * request_bytes(body=body))
+            for _ in range(100):
+                await asyncio.sleep(0.002)
+            unsent = client.transport.get_write_buffer_size()
+            assert unsent > 2 * len(body) - 16 * MIB  # in the system's own buffers
+            gate.set()
+            for _ in range(3):
+                assert (await client.reply()).status == 200
+            assert [len(r.body) for r in bench.upstream.requests] == [
+                2, len(body), len(body),
+            ]  # fmt: skip
+
+    run(loop, test)
+
+
+@loops
+def test_a_body_in_tiny_chunks_costs_its_bytes(loop: str) -> None:
+    async def test() -> None:
+        head = request_bytes(headers=[("transfer-encoding", "chunked")])
+        async with relaying(answering) as bench:
+            client = await bench.client()
+            await client.send(head)
+            tracemalloc.start()
+            try:
+                for _ in range(16):
+                    await client.send(16384 * chunk(b"a"))
+                    await asyncio.sleep(0)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            # 256 KiB of body; a byte object for each would be 10 MiB and more
+            assert peak < 8 * MIB
+            await client.send(b"0\r\n\r\n")
+            assert (await client.reply()).status == 200
+            (request,) = bench.upstream.requests
+            assert request.body == 16 * 16384 * b"a"
+
+    run(loop, test)
