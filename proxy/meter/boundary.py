@@ -388,26 +388,29 @@ class Boundary:
             closing = Closing(
                 end,
                 measured,
-                unattributed_joules=joules,
-                unattributed_reason=window.gap_reason,
+                unattributed_joules={window.gap_reason: joules},
                 gap_seconds=end - start,
             )
         else:
+            unmetered = self._timeline.unmetered.between(start, end)
             external = self._timeline.gauges.external(start, end)
+            unknown = len(unmetered) + len(external)
             policies = self.config.policies.values()
             division = divide(
                 window,
-                population_of([*ran, *external], let_in=let_in),
+                population_of([*ran, *unmetered, *external], let_in=let_in),
                 steps,
                 starts,
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies],
-                external=len(external),
+                external=unknown,
             )
-            is_whole = not external and all(
+            is_whole = not unknown and all(
                 timeline.scheduled_seconds is not None for timeline in among
             )
-            closing = self._divided(window, measured, ran, division, is_whole=is_whole)
+            closing = self._divided(
+                window, measured, ran, division, len(unmetered), is_whole=is_whole
+            )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
                 self._maybe_idle.append((start, end, joules))
         self.ledger.close(closing)
@@ -419,10 +422,14 @@ class Boundary:
         measured: float,
         ran: Sequence[RequestTimeline],
         division: Division,
+        unmetered: int,
         *,
         is_whole: bool,
     ) -> Closing:
-        """What a measured window posts; `is_whole`: its work is known."""
+        """What a measured window posts; `is_whole`: its work is known.
+
+        Of those that are not ours to record the first are `unmetered`.
+        """
         keys = [timeline.key for timeline in ran]
         if self.idle.watts is None:
             self._without_idle.update(keys)
@@ -436,8 +443,10 @@ class Boundary:
             window.end_seconds,
             measured,
             idle_joules=division.idle_joules,
-            unattributed_joules=division.external_joules,
-            unattributed_reason="external",
+            unattributed_joules={
+                "unmetered": float(division.external_joules[:unmetered].sum()),
+                "external": float(division.external_joules[unmetered:].sum()),
+            },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
             policy_joules=division.policy_joules,

@@ -93,7 +93,9 @@ HISTORY_WINDOWS = 200_000
 CLASSES = 200
 """Distinct label sets kept; more share the last one, so memory stays bounded."""
 
-UNATTRIBUTED_REASONS = ("sensor_gap", "counter_reset", "external", "shared_gpu")
+UNATTRIBUTED_REASONS = (
+    "sensor_gap", "counter_reset", "external", "shared_gpu", "unmetered",
+)  # fmt: skip
 _ACCOUNTS = 5 + len(UNATTRIBUTED_REASONS)
 _GAP = _ACCOUNTS  # after the accounts comes one column of seconds
 
@@ -106,8 +108,8 @@ class Closing:
     measured_joules: float
     """Cumulative at the window's end, read from the sensor's curve."""
     idle_joules: float = 0.0
-    unattributed_joules: float = 0.0
-    unattributed_reason: str = "sensor_gap"
+    unattributed_joules: Mapping[str, float] = field(default_factory=dict)
+    """By reason."""
     gap_seconds: float = 0.0
     """Of the window, not measured."""
     keys: Sequence[int] = ()
@@ -202,8 +204,8 @@ class Ledger:
             self._totals[1:4] += posted.sum(axis=0)
         self._totals[0] = closing.measured_joules - self._opening_joules
         self._totals[4] += closing.idle_joules
-        reason = UNATTRIBUTED_REASONS.index(closing.unattributed_reason)
-        self._totals[5 + reason] += closing.unattributed_joules
+        for reason, joules in closing.unattributed_joules.items():
+            self._totals[5 + UNATTRIBUTED_REASONS.index(reason)] += joules
         self._totals[_GAP] += closing.gap_seconds
         self._remember(closing.end_seconds)
 

@@ -31,7 +31,7 @@ from proxy.wire.events import (
     RequestOpened,
     TokensReceived,
 )
-from proxy.wire.facts import Labels
+from proxy.wire.facts import UNMETERED, Labels
 
 IDLE_ACCELERATORS = "idle_accelerators"
 """GPUs that the source sees and the engine does not use: inside the node's joules,
@@ -203,6 +203,9 @@ class Meter:
     # what is seen
 
     def _open(self, event: RequestOpened) -> None:
+        if event.facts.route == UNMETERED:
+            self._timeline.unmetered.open(event.key, event.at_seconds)
+            return
         timeline = self._timeline.open(event)
         self._requests[event.key] = _Request(event, timeline)
         self._unrecorded += 1
@@ -211,7 +214,10 @@ class Meter:
 
     def _close(self, event: RequestClosed) -> None:
         request = self._requests.get(event.key)
-        if request is None or request.closed is not None:
+        if request is None:
+            self._timeline.unmetered.close(event.key, event.at_seconds)
+            return
+        if request.closed is not None:
             return
         request.closed = event
         if request.opened.labels.is_provisional:

@@ -88,6 +88,14 @@ class RelayLimits:
     """For a client that is behind; its engine is freed then."""
 
 
+def _paths(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Routes as sent, without query. Raises ValueError for what is none."""
+    for text in texts:
+        if not text.startswith("/") or not text.isprintable() or set(text) & set("?# "):
+            raise ValueError(f"{text!r} is not a path, such as /start_profile")
+    return texts
+
+
 @dataclass(frozen=True, kw_only=True)
 class RelayOptions:
     """How requests are labelled, routed and answered."""
@@ -122,6 +130,16 @@ class RelayOptions:
         bool, Option("Pass routes on that are neither metered nor known.")
     ] = False
     """Off: engines have control routes (/pause, /abort_requests) without a guard."""
+    allow_route: Annotated[
+        tuple[str, ...],
+        Option(
+            "Pass this one route on as well, by any method, such as "
+            "/reset_prefix_cache or /start_profile; may be repeated.",
+            "PATH",
+            parse=_paths,
+            multiple=True,
+        ),
+    ] = ()
     energy_in_response: Annotated[
         bool,
         Option(

@@ -27,7 +27,8 @@ from proxy.relay.tap import Tap
 from proxy.relay.turns import Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream
-from proxy.wire.events import RequestOpened
+from proxy.wire.events import RequestClosed, RequestOpened
+from proxy.wire.facts import UNMETERED, RequestFacts
 from proxy.wire.http1 import ReplyHead
 
 
@@ -78,6 +79,8 @@ MAX_REFUSAL_BYTES = 256 * 1024
 MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
 
+UNREAD = RequestFacts(UNMETERED)
+
 log = logging.getLogger(__name__)
 
 
@@ -120,6 +123,7 @@ class Exchange:
         "_sent_seconds",
         "_tap",
         "_transport",
+        "_unmetered_key",
         "_was_refused_usage",
         "deadline_seconds",
         "is_head_request",
@@ -154,6 +158,7 @@ class Exchange:
         self._refusal_body = b""
         self._was_refused_usage = False
         """The engine did not take what the relay had added; sent again without."""
+        self._unmetered_key: int | None = None
         self._is_paused = False
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
@@ -223,9 +228,14 @@ class Exchange:
             self._outgoing.drop_usage(UsageFilter(upstream.dialect))
         if admission.facts is None:
             upstream.counters.unmetered += 1
-            return
+            if not admission.is_work:
+                return
         key, at_seconds = upstream.guard.new_key(), request.arrived_seconds
         request_id, facts = request.request_id.decode("ascii"), admission.facts
+        if facts is None:
+            self._unmetered_key = key
+            upstream.guard.feed(RequestOpened(key, at_seconds, request_id, UNREAD))
+            return
         labels = core.labels.read(facts, request.headers, upstream.models or ())
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(
@@ -493,6 +503,9 @@ class Exchange:
         try:
             if self._tap is not None:
                 self._tap.close(at_seconds, outcome, error)
+            elif upstream is not None and self._unmetered_key is not None:
+                closed = RequestClosed(self._unmetered_key, at_seconds, outcome)
+                upstream.guard.feed(closed)
         finally:
             self._core.counters.in_flight -= 1
             if upstream is not None:

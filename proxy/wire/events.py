@@ -15,7 +15,11 @@ from proxy.wire.facts import EngineGauges, Labels, Reading, RequestFacts, Update
 
 
 class RequestOpened(msgspec.Struct, frozen=True, tag=True, gc=False):
-    """A metered request was forwarded upstream."""
+    """A request was forwarded upstream.
+
+    Of one whose facts have the route `unmetered` only the time is booked, until it is
+    closed; it gets no record.
+    """
 
     key: int
     """Its identity from here on: rises with every request of one engine."""

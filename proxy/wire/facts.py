@@ -29,6 +29,11 @@ class PhaseSeconds(msgspec.Struct, frozen=True, gc=False):
     """Prefill and decode together, where the engine tells only their sum."""
 
 
+UNMETERED = "unmetered"
+"""Route of a request that passes unread: the meter books the time it took, and
+nothing else of it."""
+
+
 class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """What a request body says before the engine has seen it."""
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.unmetered import stand_in
 from proxy.wire.facts import EngineGauges, RequestFacts
 
 ORPHAN_SECONDS = 6.0
@@ -126,13 +127,21 @@ class GaugeLog:
         self._last: EngineGauges | None = None
 
     def add(
-        self, at_seconds: float, gauges: EngineGauges, own: Sequence[RequestTimeline]
+        self,
+        at_seconds: float,
+        gauges: EngineGauges,
+        own: Sequence[RequestTimeline],
+        unmetered: int = 0,
     ) -> Comparison:
-        """One more scrape; `own` are all requests that have no record yet."""
+        """One more scrape; `own` are all requests that have no record yet.
+
+        Those `unmetered` are the proxy's too: they are no strangers.
+        """
         last, self._last = self._last, gauges
         inside = [timeline for timeline in own if _may_be_inside(timeline, at_seconds)]
         total = gauges.running + gauges.waiting
-        outside = max(total - sum(timeline.sequences for timeline in inside), 0)
+        known = sum(timeline.sequences for timeline in inside) + unmetered
+        outside = max(total - known, 0)
         has_progressed = _has_progressed(last, gauges)
         outside -= self.orphans.claim(
             at_seconds,
@@ -217,19 +226,13 @@ class GaugeLog:
                     ALIVE_SECONDS
                 ):
                     found += [
-                        _external(len(found) + number, began, ended)
+                        stand_in(
+                            EXTERNAL_KEY + len(found) + number, began, ended, EXTERNAL
+                        )
                         for number in range(stayed)
                     ]
             before = seen
         return found
-
-
-def _external(number: int, began: float, ended: float) -> RequestTimeline:
-    timeline = RequestTimeline(EXTERNAL_KEY + number, began, EXTERNAL)
-    timeline.scheduled_seconds = timeline.first_token_seconds = began
-    timeline.last_token_seconds = ended
-    timeline.close(ended)
-    return timeline
 
 
 def _may_be_inside(timeline: RequestTimeline, at_seconds: float) -> bool:

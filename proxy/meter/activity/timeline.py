@@ -26,7 +26,12 @@ from operator import attrgetter, itemgetter
 
 import numpy as np
 
-from proxy.meter.activity.engine_load import ALIVE_SECONDS, LEFT, GaugeLog
+from proxy.meter.activity.engine_load import (
+    ALIVE_SECONDS,
+    FLIGHT_SECONDS,
+    LEFT,
+    GaugeLog,
+)
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import (
@@ -35,6 +40,7 @@ from proxy.meter.activity.steps import (
     StepBook,
     Steps,
 )
+from proxy.meter.activity.unmetered import Unmetered
 from proxy.wire.events import (
     EngineObserved,
     RequestClosed,
@@ -66,6 +72,7 @@ class EngineTimeline:
         """Reads with tokens that came for time already settled; counted as later."""
         self.open_requests = 0
         self.gauges = GaugeLog()
+        self.unmetered = Unmetered()
         self.log = TokenLog()
         self._book = StepBook()
         self._starts: FloatArray = np.empty(0)
@@ -124,7 +131,8 @@ class EngineTimeline:
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
         requests = list(self._requests.values())
-        seen = self.gauges.add(event.at_seconds, event.gauges, requests)
+        unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
+        seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
         for timeline in self.gauges.orphans.take_ended():
             spread_orphan(timeline, self._book, self.log)
         if seen.has_preempted:
@@ -215,6 +223,8 @@ class EngineTimeline:
 
     def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """Whether nobody was there in between."""
+        if self.unmetered.were_there(start_seconds, end_seconds):
+            return False
         return self._busy_until_seconds <= start_seconds and not any(
             timeline.arrived_seconds < end_seconds
             and (left is None or left > start_seconds)
@@ -238,6 +248,10 @@ class EngineTimeline:
         steps = len(self._starts)
         settled_seconds = min(settled_seconds, self.settled_seconds)
         self._book.forget(max(settled_seconds, unmeasured_seconds))
+        self._busy_until_seconds = max(
+            self._busy_until_seconds,
+            self.unmetered.forget(max(settled_seconds, unmeasured_seconds)),
+        )
         self._starts = self._starts[steps - len(self._book.steps.end_seconds) :]
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
 

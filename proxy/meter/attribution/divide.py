@@ -84,8 +84,8 @@ class Division:
     """What the requests caused: the sum of every policy's joules."""
     work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
     """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
-    external_joules: float = 0.0
-    """Of those that are not the proxy's: idle share and what they caused."""
+    external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Of each that has no record: idle share and what it caused."""
 
 
 def divide(
@@ -100,7 +100,7 @@ def divide(
 ) -> Division:
     """Divide a window among a population, all of whom ran in it.
 
-    The last `external` of them are not the proxy's: of those only the time they
+    The last `external` of them have no record here: of those only the time they
     ran is known, so by that they get their part, under every policy the same.
     Unknown idle watts count as 0: then what requests caused includes their idle.
     """
@@ -117,20 +117,19 @@ def divide(
     shares = attribute(shared, activity, by_running_time).sum(axis=1)
     own = len(shares) - external
     seconds = by_running_time(activity).sum(axis=1)
-    external_joules = caused * float(seconds[own:].sum() / seconds.sum())
+    parts = seconds[own:] / seconds.sum()
+    left = max(caused - caused * float(seconds[own:].sum() / seconds.sum()), 0.0)
     charged = [
-        attribute(
-            caused - external_joules, activity, partial(_among_first, own, policy)
-        )[:own]
+        attribute(left, activity, partial(_among_first, own, policy))[:own]
         for policy in policies
     ]
     return Division(
         idle,
         shares[:own],
         np.stack(charged),
-        caused - external_joules,
+        left,
         work_of(activity),
-        external_joules + float(shares[own:].sum()),
+        caused * parts + shares[own:],
     )
 
 

@@ -10,7 +10,7 @@ passes, alive or not: only it can say what it serves. Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -50,9 +50,21 @@ def passes_unmetered(method: str, path: str) -> bool:
     """
     if method == "OPTIONS":
         return True  # a browser asking what it may do; no engine computes for it
+    route = without_slash(path)
     if method in ("GET", "HEAD"):
-        return path in READABLE or _is_model(path)
-    return method == "POST" and path in CALLABLE
+        return route in READABLE or _is_model(path)
+    return method == "POST" and route in CALLABLE
+
+
+def may_be_work(method: str, path: str) -> bool:
+    """Whether the engine's GPU may be busy with a request that is not metered."""
+    is_page = method in ("GET", "HEAD", "OPTIONS")
+    return not is_page and without_slash(path) not in CALLABLE
+
+
+def without_slash(path: str) -> str:
+    """The route that a trailing slash stands for: the engine says whether it is one."""
+    return path[:-1] if path[-1:] == "/" and path != "/" else path
 
 
 def _is_model(path: str) -> bool:
@@ -71,6 +83,8 @@ class Admission:
     """None: it is not metered."""
     body: bytes
     """As sent, or asking for usage as well."""
+    is_work: bool = False
+    """It is not metered, and the engine may compute for it."""
     has_usage_added: bool = False
     """The usage event must be taken out again: the client did not ask for it."""
 
@@ -87,13 +101,19 @@ def admit(
     *,
     asks_for_usage: bool,
     allow_unknown: bool,
+    allowed: Collection[str] = (),
 ) -> Admission | Refusal:
-    """Whether a request may pass, metered or not, and with which body."""
+    """Whether a request may pass, metered or not, and with which body.
+
+    A path with a trailing slash passes as the route without it would, as it is.
+    """
     path = target.partition("?")[0]
-    facts = dialect.read_request(method, path, body)
+    route = without_slash(path)
+    facts = dialect.read_request(method, route, body)
     if facts is None:
-        if allow_unknown or passes_unmetered(method, path):
-            return Admission(None, body)
+        is_allowed = allow_unknown or path in allowed or route in allowed
+        if is_allowed or passes_unmetered(method, path):
+            return Admission(None, body, is_work=may_be_work(method, path))
         message = f"{method[:20]} {path[:80]} is not a route of this proxy"
         return Refusal(404, "unknown_route", message)
     if not facts.is_stream or facts.wants_usage or not asks_for_usage:
@@ -317,6 +337,7 @@ class Chooser:
             request.body,
             asks_for_usage=self._config.asks_for_usage,
             allow_unknown=self._config.allow_unknown_routes,
+            allowed=self._config.allow_route,
         )
 
     def _order_unmetered(

@@ -117,11 +117,11 @@ def test_classes_beyond_the_bound_share_one() -> None:
 
 def test_unattributed_joules_keep_their_reason() -> None:
     books_of = ledger()
-    gap = Closing(11.0, 7.0, unattributed_joules=7.0, unattributed_reason="sensor_gap")
-    books_of.close(gap)
+    lost = {"sensor_gap": 7.0, "unmetered": 2.0}
+    books_of.close(Closing(11.0, 9.0, unattributed_joules=lost))
     books = books_of.books_at()
     assert books is not None
-    assert books.unattributed_joules == {"sensor_gap": 7.0}
+    assert books.unattributed_joules == lost
     assert books.residual_joules == 0.0
 
 

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
-from proxy.relay.config import parse_upstream
+from proxy.process.options import settings_of
+from proxy.relay.client.response import Refusal
+from proxy.relay.config import RelayConfig, parse_upstream
 from proxy.relay.event_search import MAX_HELD_BYTES, UsageFilter
 from proxy.relay.routing.labels import MAX_LEARNED_MODELS, LabelReader
-from proxy.relay.routing.routing import passes_unmetered
+from proxy.relay.routing.routing import Admission, admit, passes_unmetered
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import HOP_BY_HOP, Headers, end_to_end, request_id_of
 
@@ -58,6 +60,10 @@ def test_a_request_id_is_always_one_printable_line(value: bytes) -> None:
         ("POST", "/health", False),
         ("DELETE", "/v1/models", False),
         ("POST", "/pause", False),
+        ("POST", "/pause/", False),
+        ("POST", "/tokenize/", True),
+        ("GET", "/ping/", True),
+        ("GET", "/health//", False),
         ("POST", "/v1/%63hat/completions", False),
         ("POST", "//v1/chat/completions", False),
         ("GET", "/docs", False),
@@ -65,6 +71,53 @@ def test_a_request_id_is_always_one_printable_line(value: bytes) -> None:
 )
 def test_routes_pass_by_list_only(method: str, path: str, passes: bool) -> None:
     assert passes_unmetered(method, path) == passes
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "passes", "is_work"),
+    [
+        ("POST", "/start_profile", True, True),
+        ("POST", "/start_profile/?a=1", True, True),
+        ("GET", "/start_profile", True, False),
+        ("POST", "/start_profile//", False, False),
+        ("POST", "/start_profile/x", False, False),
+        ("POST", "/START_PROFILE", False, False),
+        ("POST", "/pause", False, False),
+        ("POST", "/tokenize", True, False),
+        ("OPTIONS", "/pause", True, False),
+    ],
+)
+def test_an_allowed_route_passes_and_no_other_does(
+    method: str, target: str, passes: bool, is_work: bool
+) -> None:
+    found = admitted(method, target, allowed=("/start_profile",))
+    assert isinstance(found, Admission) == passes
+    if isinstance(found, Admission):
+        assert (found.facts, found.is_work) == (None, is_work)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_metered_route_is_metered_with_a_trailing_slash(slash: str) -> None:
+    found = admitted("POST", f"/v1/completions{slash}", b'{"model":"m"}')
+    assert isinstance(found, Admission)
+    assert found.facts is not None
+    assert found.facts.model == "m"
+
+
+def admitted(
+    method: str, target: str, body: bytes = b"", allowed: tuple[str, ...] = ()
+) -> Admission | Refusal:
+    return admit(
+        DIALECTS["vllm"], method, target, body,
+        asks_for_usage=True, allow_unknown=False, allowed=allowed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["start_profile", "", "/a?b=1", "/a b", "/a\n"])
+def test_an_allowed_route_is_a_path(path: str) -> None:
+    (setting,) = [s for s in settings_of(RelayConfig) if s.name == "allow-route"]
+    with pytest.raises(ValueError, match="is not a path, such as /start_profile"):
+        setting.value((path,))
 
 
 def test_a_model_that_nobody_vouches_for_has_no_label() -> None:

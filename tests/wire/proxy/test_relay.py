@@ -537,6 +537,22 @@ def test_other_routes_pass_only_if_allowed(loop: str, allow: bool) -> None:
     run(loop, test)
 
 
+def test_the_meter_hears_of_the_time_of_what_passes_unread(loop: str) -> None:
+    async def test() -> None:
+        async with relaying(
+            answering(reply_bytes()), allow_route=("/start_profile",)
+        ) as bench:
+            client = await bench.client()
+            assert (await ask(client, target="/start_profile")).status == 200
+            assert (await ask(client, target="/stop_profile")).status == 404
+            assert (await ask(client, method="GET", target="/health")).status == 200
+            unread = await bench.meter.only()
+            assert (unread.facts.route, unread.outcome) == ("unmetered", "ok")
+            assert unread.reads == []
+
+    run(loop, test)
+
+
 def test_the_meter_records_tokens_and_outcome_of_what_passed(loop: str) -> None:
     meter = Meter(MeterConfig(has_sensor=False))
     stream = stream_body("vllm_chat_stream_usage")
