@@ -129,6 +129,7 @@ def test_a_small_reply_that_unpacks_to_a_large_one_is_cut(ask: Ask) -> None:
         (zlib.compress(b"joules 5\n"), b"deflate"),
         (b"joules 5\n", b"identity"),
     ],
+    ids=["gzip", "members", "deflate", "identity"],
 )
 def test_what_is_packed_unasked_is_unpacked(
     ask: Ask, body: bytes, encoding: bytes
@@ -144,6 +145,7 @@ def test_what_is_packed_unasked_is_unpacked(
         (gzip.compress(b"joules 5\n")[:-4], b"gzip", "cut off"),
         (b"x", b"br", "content-encoding 'br' was not asked for"),
     ],
+    ids=["damaged", "cut", "unasked"],
 )
 def test_what_cannot_be_unpacked_is_said(
     ask: Ask, body: bytes, encoding: bytes, reason: str
