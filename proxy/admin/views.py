@@ -276,6 +276,7 @@ def _sensor(measured: Measured) -> SensorState:
         simulated=bool(stats and stats.is_simulated),
         last_error=stats.last_error if stats else None,
         clock_offset_seconds=stats.clock_offset_seconds if stats else None,
+        rejected={**stats.rejected} if stats else {},
     )
 
 

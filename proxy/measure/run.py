@@ -14,6 +14,7 @@ from proxy.measure.config import MeasureConfig
 from proxy.measure.process import SIGNALLED, check_command, metered_child
 from proxy.measure.report import CommandReport, SourceReport, runtime_times_power
 from proxy.measure.watch import Watch
+from proxy.power.argument import stated_max_watts
 from proxy.power.energy_source import EnergySource, LimitedSource
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.power.sampler import Sampler
@@ -35,7 +36,12 @@ class _WatchedSource:
         self.limit_watts: float | None = None
         self._lock = lock
         opener = source_opener(text, gpus_for(text, config.sources, config.gpus))
-        self.sampler = Sampler(opener, config.sample_interval_seconds, self._deliver)
+        self.sampler = Sampler(
+            opener,
+            config.sample_interval_seconds,
+            self._deliver,
+            max_watts=stated_max_watts(text),
+        )
         self._try(opener)
 
     def _try(self, opener: Callable[[], EnergySource]) -> None:

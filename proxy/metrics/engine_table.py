@@ -15,6 +15,7 @@ from proxy.metrics.samples import (
     one,
     policies,
     ratios,
+    rejections,
     tokens,
     unattributed,
 )
@@ -181,6 +182,12 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         "Failed reads of the power source.",
         ("boundary", "source"),
         by_sensor(lambda stats: stats.errors),
+    ),
+    "servewatt_readings_rejected_total": EngineMetric(
+        "counter",
+        "Figures of the power source that no device can give, or are gone, by why.",
+        ("boundary", "source", "reason"),
+        rejections,
     ),
     "servewatt_sensor_gaps_total": EngineMetric(
         "counter",

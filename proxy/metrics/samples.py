@@ -10,6 +10,7 @@ from proxy.meter.attribution.fit import CONSTANTS
 from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
+from proxy.power.gate import REASONS
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
@@ -153,6 +154,15 @@ def by_sensor(figure: Callable[[SamplerStats], float]) -> EngineSamples:
                 yield labels, float(figure(measured.sampler))
 
     return samples
+
+
+def rejections(snapshot: EngineSnapshot) -> Iterator[Sample]:
+    """Figures that were not believed, by every reason there is: a rate needs its 0."""
+    for measured in snapshot.measured:
+        if measured.sampler is not None:
+            for reason in REASONS:
+                count = measured.sampler.rejected.get(reason, 0)
+                yield (measured.boundary, measured.source, reason), float(count)
 
 
 def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> EngineSamples:

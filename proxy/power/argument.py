@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from proxy.errors import ConfigError, SensorError
 
+MAX_WATTS = "max-watts"
 BOUNDARIES = ("gpu", "host", "node")
 
 
@@ -67,19 +68,36 @@ class Argument:
 def parse_argument(
     source: str, text: str | None, known: Sequence[str] = ()
 ) -> Argument:
-    """Address and options. Raises ConfigError for an option that is not known."""
+    """Address and options. Raises ConfigError for an option that is not known.
+
+    Every source takes `max-watts`, see `stated_max_watts`.
+    """
+    known = (*known, MAX_WATTS)
     address, _, rest = (text or "").partition("#")
     options: dict[str, str] = {}
     for part in filter(None, rest.split("&")):
         key, equals, value = part.partition("=")
         if key not in known or not equals or not value:
-            takes = f"it takes {', '.join(known)}" if known else "it takes no options"
             raise ConfigError(
-                f"--power {source} does not know the option {part!r}; {takes}, "
-                "written ADDRESS#key=value&key=value"
+                f"--power {source} does not know the option {part!r}; it takes "
+                f"{', '.join(known)}, written ADDRESS#key=value&key=value"
             )
         options[key] = value
     return Argument(source, address, options)
+
+
+def stated_max_watts(power: str) -> float | None:
+    """What one device of `--power NAME=ADDRESS#max-watts=W` draws at most, if told.
+
+    Raises ConfigError for what is no number above 0.
+    """
+    source, _, text = power.partition("=")
+    options = dict(
+        part.partition("=")[::2] for part in text.partition("#")[2].split("&")
+    )
+    if MAX_WATTS not in options:
+        return None
+    return Argument(source, "", options).number(MAX_WATTS, 0.0)
 
 
 def base_url(source: str, address: str, example: str) -> str:

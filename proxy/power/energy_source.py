@@ -64,6 +64,15 @@ class BoundedSource(Protocol):
 
 
 @runtime_checkable
+class FollowedSource(Protocol):
+    """A source whose reads cost another process: asked at the pace of its updates."""
+
+    @property
+    def follows_updates(self) -> bool:
+        """Always true: what matters is that a source has it."""
+
+
+@runtime_checkable
 class LimitedSource(Protocol):
     """A source that knows the power its devices may draw at most."""
 

@@ -17,7 +17,9 @@ from statistics import median
 from typing import Any
 
 from proxy.errors import ConfigError, ProxyError
-from proxy.power.energy_source import EnergySource, RemoteSource
+from proxy.power.argument import stated_max_watts
+from proxy.power.energy_source import BoundedSource, EnergySource, RemoteSource
+from proxy.power.gate import MAX_WATTS, ReadingGate
 from proxy.power.sources import SOURCES, source_opener
 from proxy.wire.facts import Reading
 
@@ -77,6 +79,8 @@ class Found:
     """Median time that one read takes."""
     is_simulated: bool = False
     clock_offset_seconds: float | None = None
+    rejected: Sequence[str] = ()
+    """Figures that are not believed: device, value, reason; each kind once."""
 
 
 def gpus_for(text: str, texts: Sequence[str], gpus: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,7 +119,7 @@ def probe(text: str, gpus: tuple[str, ...]) -> Found:
     try:
         source = source_opener(text, gpus)()
         try:
-            return _watch(source, measures)
+            return _watch(source, measures, stated_max_watts(text))
         finally:
             source.close()
     except ConfigError as error:
@@ -129,15 +133,21 @@ def probe(text: str, gpus: tuple[str, ...]) -> Found:
     return Found(name, boundary, measures, False, needs_address, missing)
 
 
-def _watch(source: EnergySource, measures: str) -> Found:
+def _watch(source: EnergySource, measures: str, max_watts: float | None) -> Found:
     """Read a source without pause, for a second or until three changes."""
     history: dict[str, list[tuple[float, Reading]]] = {}
     took: list[float] = []
+    gate = ReadingGate(max_watts or MAX_WATTS[source.boundary])
+    rejected: dict[tuple[str, ...], str] = {}
     begin = time.monotonic()
     while True:
         start = time.monotonic()
-        readings = source.read()
+        found = source.read()
         end = time.monotonic()
+        limits = source.max_watts() if isinstance(source, BoundedSource) else None
+        readings, faults = gate.checked(end, found, limits)
+        for fault in faults:
+            rejected.setdefault((fault.device, fault.figure, fault.reason), str(fault))
         took.append(end - start)
         for reading in readings:
             at = reading.at_seconds or (start + end) / 2
@@ -155,6 +165,7 @@ def _watch(source: EnergySource, measures: str) -> Found:
         devices=devices, watched_seconds=end - begin, read_seconds=median(took),
         is_simulated=source.is_simulated,
         clock_offset_seconds=offset,
+        rejected=tuple(rejected.values()),
     )  # fmt: skip
 
 
@@ -228,6 +239,7 @@ def _details(source: Found) -> list[str]:
         lines.append(f"one read takes {_seconds(source.read_seconds)}")
     if source.clock_offset_seconds is not None:
         lines.append(f"its clock is {source.clock_offset_seconds:+.3f} s from ours")
+    lines += [f"not believed: {fault}" for fault in source.rejected]
     return lines
 
 

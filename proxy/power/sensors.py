@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from proxy.errors import ConfigError, SensorError
-from proxy.power.argument import BOUNDARIES
+from proxy.power.argument import BOUNDARIES, stated_max_watts
 from proxy.power.energy_source import EnergySource
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.power.sampler import Sampler, SamplerStats, read_once
@@ -31,6 +31,8 @@ class Sensor:
     source: str
     """Its name, without the address."""
     open: Callable[[], EnergySource]
+    max_watts: float | None = None
+    """What one of its devices draws at most, as stated."""
 
 
 def plan_sensors(
@@ -86,7 +88,11 @@ class Sensors:
         self._deliver: Callable[[PowerSampled], object] | None = None
         self._samplers = {
             sensor.boundary: Sampler(
-                sensor.open, interval_seconds, self._hand_on, sensor.boundary
+                sensor.open,
+                interval_seconds,
+                self._hand_on,
+                sensor.boundary,
+                sensor.max_watts,
             )
             for sensor in sensors
         }
@@ -131,4 +137,4 @@ def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:
         source = opener()  # its boundary was stated; to say so it reads nothing
         boundary = source.boundary
         source.close()
-    return Sensor(boundary, name, opener)
+    return Sensor(boundary, name, opener, stated_max_watts(power))

@@ -283,6 +283,8 @@ class SensorState(Struct, frozen=True, kw_only=True):
     simulated: bool
     last_error: str | None
     clock_offset_seconds: float | None
+    rejected: dict[str, int] = {}
+    """Figures that were not believed since start, by reason."""
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):

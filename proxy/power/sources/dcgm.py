@@ -37,6 +37,7 @@ class DcgmSource:
 
     name = "dcgm"
     boundary = "gpu"
+    follows_updates = True
 
     def __init__(
         self, url: str, gpus: Sequence[str] = (), *, shows_outside: bool = False
@@ -48,6 +49,8 @@ class DcgmSource:
             self.name,
             expected="the text of a dcgm-exporter (usually port 9400, /metrics)",
         )
+        self._text = ""
+        self._readings: list[Reading] = []
         self._limits: dict[str, float] = {}
         self._said: frozenset[str] = frozenset()
         self.is_simulated = False
@@ -57,9 +60,12 @@ class DcgmSource:
 
         Raises ConfigError for a page whose boards cannot be told apart, or metered.
         """
-        reply = self._http.get(self._url)
+        text = self._http.get(self._url).text
+        if text == self._text:  # four reads of five, at 10 updates a second
+            return self._readings
+        self._text = ""
         try:
-            page = parse_dcgm(reply.text, self._gpus)
+            page = parse_dcgm(text, self._gpus)
         except ConfigError as error:
             raise ConfigError(f"dcgm at {self._url}: {error}") from None
         self.is_simulated, self._limits = page.is_simulated, page.limits
@@ -73,9 +79,10 @@ class DcgmSource:
             raise SensorError(
                 f"dcgm at {self._url} shows neither {POWER} nor {ENERGY}{wanted}"
             )
-        if self._shows_outside:
-            return page.readings
-        return [reading for reading in page.readings if not reading.is_outside]
+        shown = self._shows_outside
+        self._readings = [r for r in page.readings if shown or not r.is_outside]
+        self._text = text
+        return self._readings
 
     def max_watts(self) -> dict[str, float]:
         """The highest limit of each board, where the exporter shows it."""

@@ -68,6 +68,7 @@ class PrometheusSource:
     """One page of Prometheus text, scraped at every read."""
 
     name = "prometheus"
+    follows_updates = True
 
     def __init__(self, url: str, query: Query, boundary: str) -> None:
         self.boundary = boundary

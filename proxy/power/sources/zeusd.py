@@ -31,6 +31,7 @@ class ZeusdSource:
 
     name = "zeusd"
     boundary = "gpu"
+    follows_updates = True
     is_simulated = False
 
     def __init__(
