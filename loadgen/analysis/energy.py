@@ -56,7 +56,7 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
     """The books of the window beside the requests of the window."""
     opening, closing = metering.opening, metering.closing
     requests = _requests(tally)
-    if closing is None:
+    if closing is None or metering.is_restarted:
         return EnergyBlock(**requests, reason=metering.reason or "not metered")
     block = EnergyBlock(
         **requests,

@@ -78,7 +78,7 @@ def summarise(
     return Summary(
         simulated=info.simulated or energy.simulated,
         simulated_engine=info.simulated,
-        verdict=judge(_facts(tally, info, header, energy)),
+        verdict=judge(_facts(tally, info, header, energy, metering)),
         trace=header.trace if header else None,
         trace_format=header.trace_format if header else None,
         arrival=header.arrival if header else None,
@@ -163,7 +163,11 @@ def environment() -> dict[str, str | int | None]:
 
 
 def _facts(
-    tally: Tally, info: RunInfo, header: PlanHeader | None, energy: EnergyBlock
+    tally: Tally,
+    info: RunInfo,
+    header: PlanHeader | None,
+    energy: EnergyBlock,
+    metering: Metering,
 ) -> RunFacts:
     lag = tally.lag.stats("s")
     errors = {
@@ -171,7 +175,7 @@ def _facts(
         for outcome, count in tally.outcomes.items()
         if outcome not in {"ok", "dropped", "aborted"}
     }
-    asked = info.metered or energy.source not in {None, "none"}
+    asked = info.metered or metering.is_restarted or energy.source not in {None, "none"}
     return RunFacts(
         attempted=tally.attempted,
         completed=tally.completed,
@@ -183,13 +187,14 @@ def _facts(
         max_concurrency=info.max_concurrency,
         loop_lag_p99_seconds=info.loop_lag_p99_seconds,
         interrupted=info.interrupted,
-        energy=_energy_facts(energy) if asked else None,
+        energy=_energy_facts(energy, metering) if asked else None,
     )
 
 
-def _energy_facts(energy: EnergyBlock) -> EnergyFacts:
+def _energy_facts(energy: EnergyBlock, metering: Metering) -> EnergyFacts:
     return EnergyFacts(
         unknown_reason=energy.reason,
+        is_restarted=metering.is_restarted,
         measured_joules=energy.measured_joules,
         residual_joules=_worst_residual_joules(energy),
         unattributed_joules=energy.unattributed_joules or {},

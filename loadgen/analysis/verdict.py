@@ -52,6 +52,8 @@ class EnergyFacts:
 
     unknown_reason: str | None = None
     """Why there are no joules at all."""
+    is_restarted: bool = False
+    """The proxy was restarted during the run."""
     measured_joules: float | None = None
     residual_joules: float | None = None
     unattributed_joules: Mapping[str, float] = field(default_factory=dict)
@@ -191,6 +193,9 @@ def _of_client(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
 def _of_energy(energy: EnergyFacts, limits: Thresholds) -> Iterator[Finding]:
     if energy.measured_joules is None:
         reason = energy.unknown_reason or "no reading"
+        if energy.is_restarted:
+            yield INVALID, reason
+            return
         yield DEGRADED, f"energy was asked for and is unknown: {reason}"
         return
     measured = energy.measured_joules

@@ -19,6 +19,7 @@ from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
 from proxy.admin.client import AdminClient, AdminError
 from proxy.process.files import whole_file
+from proxy.wire.api import BooksReply
 
 MAX_BINS = 60
 """Bins of the power curve; each costs one small request to the proxy."""
@@ -173,10 +174,15 @@ def read_metering(
 ) -> Metering:
     """The books at both edges of the window, and along the run."""
     try:
-        opening = admin.books(zero_unix_seconds + start_seconds)
+        opening_unix_seconds = zero_unix_seconds + start_seconds
+        opening = admin.books(opening_unix_seconds)
         closing = admin.books(zero_unix_seconds + end_seconds)
     except AdminError as error:
         return Metering(reason=str(error))
+    begun = restarted_unix_seconds(opening, closing, opening_unix_seconds)
+    if begun is not None:
+        late = begun - zero_unix_seconds
+        reason = f"the proxy was restarted {late:.1f} s into the run: no books span it"
     bins = min(MAX_BINS, int(run_seconds))  # a second or more each
     edges = (
         [run_seconds * index / bins for index in range(bins + 1)] if bins > 1 else []
@@ -191,8 +197,20 @@ def read_metering(
         window_seconds=end_seconds - start_seconds,
         curve=curve,
         edges_seconds=edges,
+        is_restarted=begun is not None,
         reason=reason,
     )
+
+
+def restarted_unix_seconds(
+    opening: BooksReply, closing: BooksReply, opening_unix_seconds: float
+) -> float | None:
+    """When the proxy whose books these are began, if that was inside the window."""
+    begun = closing.run_unix_seconds
+    if begun is None:
+        return None  # a proxy that does not say
+    is_same = opening.run == closing.run
+    return None if is_same and begun <= opening_unix_seconds else begun
 
 
 def _missing(energies: Energies, wanted: Awaited, why: str) -> Energies:

@@ -67,4 +67,6 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[BooksReply] = []
     """At `edges_seconds` of the run, for its power over time."""
     edges_seconds: list[float] = []
+    is_restarted: bool = False
+    """The proxy was restarted: its books do not span the window."""
     reason: str | None = None

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from msgspec import UNSET
 from proxy.admin.auth import AdminAccess, guarding, refusal_of
 from proxy.admin.views import (
     EngineSources,
+    Run,
     engine_books,
     engine_info,
     fleet_books,
@@ -62,6 +63,7 @@ class AdminSources:
     sample_interval_seconds: float
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
+    run: Run = field(default_factory=Run)
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 
@@ -178,6 +180,7 @@ class _Views:
                 at,
                 unix_offset_seconds=offset,
                 sample_interval_seconds=self._from.sample_interval_seconds,
+                run=self._from.run,
             )
             for engine in self._from.engines
         }
@@ -201,6 +204,7 @@ class _Views:
         return _json(
             InfoReply(
                 version=self._from.version,
+                run=self._from.run.name,
                 config=dict(self._from.config),
                 sensor=only.sensor if only else UNSET,
                 sensors=only.sensors if only else UNSET,

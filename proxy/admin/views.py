@@ -34,6 +34,15 @@ from proxy.wire.api import (
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """The process that measures; after a restart all books begin anew."""
+
+    name: str = ""
+    began_seconds: float = 0.0
+    """On its monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSources:
     """Sources of everything that the admin API shows of one engine."""
 
@@ -55,6 +64,7 @@ def engine_books(
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
+    run: Run = Run(),
 ) -> BooksReply:
     """The books of one engine, as of an instant: the headline's, and every one."""
     replies = {
@@ -64,6 +74,7 @@ def engine_books(
             at_seconds,
             unix_offset_seconds=unix_offset_seconds,
             sample_interval_seconds=sample_interval_seconds,
+            run=run,
         )
         for measured in engine.measured()
     }
@@ -84,6 +95,7 @@ def _boundary_books(
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
+    run: Run,
 ) -> BoundaryBooks:
     state, stats, name = measured.meter, measured.sampler, measured.boundary
     settled = state.books.settled_seconds
@@ -91,13 +103,16 @@ def _boundary_books(
     books = boundaries.books_of(name, at_seconds)
     outside = boundaries.outside_books(name, at_seconds)
     # before any reading the joules are unknown, which is not zero
-    is_measured = state.samples_total > 0 and has_begun
+    is_before = at_seconds is not None and _is_before(boundaries, name, at_seconds)
+    is_measured = state.samples_total > 0 and has_begun and not is_before
     return BoundaryBooks(
         **(_joules_of(books) if is_measured else {}),
         source=measured.source,
         simulated=bool(stats and stats.is_simulated),
         settled_unix_seconds=settled + unix_offset_seconds if has_begun else None,
-        complete=at_seconds is None or settled >= at_seconds,
+        complete=at_seconds is None or (settled >= at_seconds and not is_before),
+        run=run.name,
+        run_unix_seconds=run.began_seconds + unix_offset_seconds,
         boundary=name,
         sensor_up=bool(stats and stats.is_up),
         policy=state.policy,
@@ -121,6 +136,12 @@ def _boundary_books(
         unsettled_seconds=state.unsettled_seconds,
         open_requests=state.open_requests,
     )
+
+
+def _is_before(meter: Meter, boundary: str, at_seconds: float) -> bool:
+    """Whether nobody measured then, or the books of then are not kept any more."""
+    oldest_seconds = meter.oldest_of(boundary)
+    return oldest_seconds is not None and at_seconds < oldest_seconds
 
 
 def _joules_of(books: Books) -> dict[str, Any]:
@@ -157,6 +178,8 @@ SUMMED = (
 )  # fmt: skip
 WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
 JOINED = ("boundary", "source", "policy", "sample_interval_seconds", "idle_source")
+OWN = ("run", "run_unix_seconds")
+"""The same for every engine of one process."""
 """One value where all have the same. What is in no list stays null: an engine's
 other GPUs may be another engine's, and a ratio of ratios means nothing."""
 
@@ -181,6 +204,7 @@ def _sum(books: Mapping[str, BoundaryBooks]) -> dict[str, Any]:
         total |= summed(each)
     total |= {name: _all(each, name, sum) for name in SUMMED}
     total |= {name: _all(each, name, max) for name in WORST}
+    total |= {name: getattr(each[0], name) for name in OWN}
     for name in JOINED:
         values = [getattr(reply, name) for reply in each]
         texts = list(map(str, values))

@@ -153,6 +153,11 @@ class Boundary:
 
     # deadlines
 
+    @property
+    def oldest_seconds(self) -> float | None:
+        """The earliest instant whose accounts are known."""
+        return self.ledger.oldest_seconds
+
     def deadlines(self) -> Deadlines:
         """Every wait, for the sensor as it is known now."""
         return replace(self._asked, period_seconds=self.curve.likely_period_seconds)

@@ -228,6 +228,11 @@ class Ledger:
         return self._books(at_seconds, row)
 
     @property
+    def oldest_seconds(self) -> float | None:
+        """The earliest instant that can be asked for; None before the books opened."""
+        return self._history[0][0] if self._history[0] else None
+
+    @property
     def class_joules(self) -> dict[tuple[str, ...], tuple[float, float, float]]:
         """Prefill, decode and idle share joules by class, headline policy."""
         return {

@@ -176,6 +176,10 @@ class Meter:
         """The accounts of one boundary. Raises KeyError for another name."""
         return self._boundaries[boundary].books_at(at_seconds)
 
+    def oldest_of(self, boundary: str) -> float | None:
+        """The earliest instant whose accounts are known. Raises KeyError."""
+        return self._boundaries[boundary].oldest_seconds
+
     def state_of(self, boundary: str) -> MeterState:
         """The picture of one boundary. Raises KeyError for another name."""
         return self._boundaries[boundary].state()

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +18,7 @@ from aiohttp import web
 from proxy import __version__
 from proxy.admin.auth import AdminAccess, admin_access
 from proxy.admin.routes import AdminSources, admin_app
+from proxy.admin.views import Run
 from proxy.errors import ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
@@ -111,11 +113,13 @@ class _App:
         self.identity = relay_config.identity
         self.admin_identity = self.identity if config.tls.admin_tls else None
         self.upstreams = upstreams
+        self.run = Run(uuid.uuid4().hex, time.monotonic())
         self.records = Archive(
             None if config.store is None else store_url(config.store),
             upstream=url_without_user(config.upstreams[0].url),
             upstreams={u.name: url_without_user(u.url) for u in config.upstreams},
             retention=config.retention,
+            run=self.run.name,
         )
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
@@ -233,6 +237,7 @@ class _App:
             render_metrics=self.metrics.render,
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
+            run=self.run,
             is_stopping=self.stopping.is_set,
         )
 

@@ -99,6 +99,7 @@ class Archive:
         upstreams: Mapping[str, str] | None = None,
         retention: Retention | None = None,
         bounds: WriterBounds | None = None,
+        run: str = "",
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
 
@@ -112,7 +113,7 @@ class Archive:
         self._database: Database | None = None
         self._writer: RecordWriter | None = None
         if url is not None:
-            self._database = Database(url, upstream, uuid.uuid4().hex, upstreams)
+            self._database = Database(url, upstream, run or uuid.uuid4().hex, upstreams)
             is_open, error = self._open(self._database)
             self._writer = RecordWriter(
                 self._database, retention or Retention(),

@@ -109,6 +109,10 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
     """The accounts are those of this instant, or of the one asked for."""
     complete: bool
     """Whether everything up to the instant asked for is settled."""
+    run: str | None = None
+    """The process that answers: joules of two runs have no difference."""
+    run_unix_seconds: float | None = None
+    """When that process began."""
     boundary: str | None = None
     sensor_up: bool = True
     policy: str | None = None
@@ -312,6 +316,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     """`/info`: what runs, and how it was configured."""
 
     version: str
+    run: str | None = None
+    """The process that answers; another one after a restart."""
     config: dict[str, Any] = {}
     """The configuration without secrets."""
     sensor: SensorState | UnsetType = UNSET
