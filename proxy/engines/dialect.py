@@ -13,16 +13,28 @@ from typing import Protocol
 from proxy.wire.facts import RequestFacts, Update
 
 
-class Dialect(Protocol):
+class ReplyReader(Protocol):
+    """Who reads replies, stateless: a dialect, or one API of it."""
+
+    @property
+    def requires_end(self) -> bool:
+        """A stream without its `is_end` event was cut short, whatever HTTP says."""
+
+    def read_event(self, data: bytes) -> Update:
+        """The facts in one SSE event's data; never raises on strange JSON."""
+
+    def read_reply(
+        self, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Update:
+        """The facts in an unstreamed reply; `headers` has lower-case keys."""
+
+
+class Dialect(ReplyReader, Protocol):
     """One wire dialect, stateless; see `DIALECTS` for those known."""
 
     @property
     def name(self) -> str:
         """The dialect's name, as in `--engine`."""
-
-    @property
-    def requires_end(self) -> bool:
-        """A stream without its `is_end` event was cut short, whatever HTTP says."""
 
     def read_request(self, method: str, path: str, body: bytes) -> RequestFacts | None:
         """Facts of a metered request; None for any other route.
@@ -33,11 +45,3 @@ class Dialect(Protocol):
 
     def with_usage(self, body: bytes) -> bytes:
         """The same request, asking for usage at the end of the stream."""
-
-    def read_event(self, data: bytes) -> Update:
-        """The facts in one SSE event's data; never raises on strange JSON."""
-
-    def read_reply(
-        self, status: int, headers: Mapping[str, str], body: bytes
-    ) -> Update:
-        """The facts in an unstreamed reply; `headers` has lower-case keys."""

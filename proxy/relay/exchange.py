@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 
+from proxy.engines import reader_of
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Outgoing, Refusal
 from proxy.relay.config import RelayConfig
@@ -240,7 +241,7 @@ class Exchange:
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(
             upstream.guard,
-            upstream.dialect,
+            reader_of(upstream.dialect, facts.route),
             upstream.counters,
             key,
             at_seconds,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.engines.dialect import Dialect
+from proxy.engines.dialect import ReplyReader
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.relay.counters import RelayCounters
@@ -79,7 +79,6 @@ class Tap:
         "_at_seconds",
         "_counters",
         "_decoder",
-        "_dialect",
         "_end",
         "_guard",
         "_headers",
@@ -88,6 +87,7 @@ class Tap:
         "_json",
         "_json_bytes",
         "_key",
+        "_reader",
         "_request_headers",
         "_settled_labels",
         "_status",
@@ -98,7 +98,7 @@ class Tap:
     def __init__(
         self,
         guard: MeterGuard,
-        dialect: Dialect,
+        reader: ReplyReader,
         counters: RelayCounters,
         key: int,
         at_seconds: float,
@@ -109,7 +109,7 @@ class Tap:
     ) -> None:
         """`settled_labels` gives the final labels by whether the request succeeded."""
         self._guard = guard
-        self._dialect = dialect
+        self._reader = reader
         self._counters = counters
         self._key = key
         self._request_headers = request_headers
@@ -124,7 +124,7 @@ class Tap:
         self._is_kind_open = False
         """A stream was asked for, and the first bytes will tell whether it came."""
         self._wants_stream = wants_stream
-        self._end = ReplyEnd(requires_end=dialect.requires_end)
+        self._end = ReplyEnd(requires_end=reader.requires_end)
         self.reads: list[tuple[float, bytes]] = []
         """Stamped reads not parsed yet; the relay appends."""
 
@@ -208,9 +208,9 @@ class Tap:
             self._decoder = None
             return
         if len(events) == 1:  # the usual case, without a comprehension's frame
-            updates: tuple[Update, ...] = (self._dialect.read_event(events[0]),)
+            updates: tuple[Update, ...] = (self._reader.read_event(events[0]),)
         elif events:
-            updates = tuple(self._dialect.read_event(event) for event in events)
+            updates = tuple(self._reader.read_event(event) for event in events)
         else:
             return
         self._counters.events += len(events)
@@ -223,7 +223,7 @@ class Tap:
             self._counters.unreadable_replies += 1
             return
         status = 0 if self._status is None else self._status
-        update = self._dialect.read_reply(
+        update = self._reader.read_reply(
             status, by_name(self._headers), b"".join(self._json)
         )
         self._end.note(update)

@@ -38,7 +38,7 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """What a request body says before the engine has seen it."""
 
     route: str
-    """`chat`, `completions` or `generate`: bounded, fit for a metric label."""
+    """`chat`, `completions`, `generate`, `responses`, ...: bounded, fit for a label."""
     model: str | None = None
     is_stream: bool = False
     sequences: int = 1

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from proxy.engines import read_request
 from proxy.engines.dialect import Dialect
 from proxy.engines.wire import UNREADABLE
 from proxy.relay.client.request import ClientRequest
@@ -38,9 +39,17 @@ READABLE = frozenset(
     ]
 )  # fmt: skip
 """GET, HEAD and OPTIONS: pages on which engines describe themselves."""
-CALLABLE = frozenset(["/tokenize", "/detokenize", "/chat_tokenize"])
+CALLABLE = frozenset(
+    [
+        "/tokenize", "/detokenize", "/chat_tokenize", "/v1/messages/count_tokens",
+        "/v1/responses/input_tokens", "/v1/chat/completions/render",
+        "/v1/completions/render",
+    ]
+)  # fmt: skip
 """POST: work for the CPU, no joules of the GPU."""
 READABLE_BELOW = "/v1/models/"
+RESPONSES_BELOW = "/v1/responses/"
+"""GET: a response made earlier."""
 
 
 def passes_unmetered(method: str, path: str) -> bool:
@@ -52,7 +61,10 @@ def passes_unmetered(method: str, path: str) -> bool:
         return True  # a browser asking what it may do; no engine computes for it
     route = without_slash(path)
     if method in ("GET", "HEAD"):
-        return route in READABLE or _is_model(path)
+        is_below = any(
+            _is_below(one, path) for one in (READABLE_BELOW, RESPONSES_BELOW)
+        )
+        return route in READABLE or is_below
     return method == "POST" and route in CALLABLE
 
 
@@ -67,9 +79,9 @@ def without_slash(path: str) -> str:
     return path[:-1] if path[-1:] == "/" and path != "/" else path
 
 
-def _is_model(path: str) -> bool:
-    """A path below the models that no server can take for a path outside."""
-    name = path.removeprefix(READABLE_BELOW)
+def _is_below(root: str, path: str) -> bool:
+    """A path below a root that no server can take for a path outside."""
+    name = path.removeprefix(root)
     steps = name.lower().replace("%2e", ".")
     steps = steps.replace("%2f", "/").replace("%5c", "/").replace("\\", "/")
     return name != path and not {".", ".."} & set(steps.split("/"))
@@ -109,7 +121,7 @@ def admit(
     """
     path = target.partition("?")[0]
     route = without_slash(path)
-    facts = dialect.read_request(method, route, body)
+    facts = read_request(dialect, method, route, body)
     if facts is None:
         is_allowed = allow_unknown or path in allowed or route in allowed
         if is_allowed or passes_unmetered(method, path):
