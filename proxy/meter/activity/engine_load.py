@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.request import RequestTimeline, Stage
 from proxy.meter.activity.unmetered import stand_in
 from proxy.wire.facts import EngineGauges, RequestFacts
 
@@ -41,10 +41,7 @@ class Orphans:
 
     def suspect(self, timeline: RequestTimeline) -> None:
         """Its client has left just now."""
-        timeline.may_be_orphan = True
-        self._suspects[timeline.key] = _Suspect(
-            timeline, timeline.closed_seconds or 0.0
-        )
+        self._suspects[timeline.key] = _Suspect(timeline, timeline.closed_seconds)
 
     def claim(self, at_seconds: float, outside: int, *, not_before: float) -> int:
         """How many of the sequences that nobody sent are those of suspects.
@@ -54,7 +51,7 @@ class Orphans:
         claimed = 0
         for suspect in list(self._suspects.values()):
             timeline = suspect.timeline
-            closed = timeline.closed_seconds or 0.0
+            closed = timeline.closed_seconds
             if at_seconds <= closed + not_before:
                 continue
             is_there = claimed + timeline.sequences <= outside
@@ -65,7 +62,7 @@ class Orphans:
             suspect.sightings += 1
             suspect.heard_seconds = at_seconds
             if suspect.sightings > 1:
-                timeline.ran_on_seconds = at_seconds
+                timeline.run_on(at_seconds)
         return claimed
 
     def give_up(self, before_seconds: float) -> None:
@@ -80,9 +77,9 @@ class Orphans:
         return ended
 
     def _release(self, timeline: RequestTimeline) -> None:
-        timeline.may_be_orphan = False
+        timeline.release()
         del self._suspects[timeline.key]
-        if timeline.ran_on_seconds is not None:
+        if timeline.is_orphan:
             self._ended.append(timeline)
 
 
@@ -236,10 +233,8 @@ class GaugeLog:
 
 
 def _may_be_inside(timeline: RequestTimeline, at_seconds: float) -> bool:
-    closed = timeline.closed_seconds
-    if at_seconds < timeline.arrived_seconds:
-        return False
-    return closed is None or at_seconds <= closed + FLIGHT_SECONDS
+    until_seconds = timeline.closed_seconds + FLIGHT_SECONDS
+    return timeline.arrived_seconds <= at_seconds <= until_seconds
 
 
 def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
@@ -261,13 +256,13 @@ def _waits_from(waiting: int, inside: Sequence[RequestTimeline]) -> float:
     in the queue only if it was set aside, and then one of the newest is not.
     """
     newest = sorted(
-        (timeline for timeline in inside if timeline.closed_seconds is None),
+        (timeline for timeline in inside if timeline.stage is Stage.OPEN),
         key=lambda timeline: -timeline.arrived_seconds,
     )
     waiting -= sum(
         timeline.sequences
         for timeline in inside
-        if timeline.closed_seconds is not None and timeline.first_token_seconds is None
+        if timeline.stage is not Stage.OPEN and timeline.first_token_seconds is None
     )
     oldest = float("inf")
     for timeline in newest:
