@@ -190,7 +190,7 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         and all(map(is_bare, choices))
     )
     if is_usage_only:
-        carries_token = False
+        carries_token, tokens = False, None
     elif tokens is None:
         carries_token = is_visible or has_token(choices, usage, flavour)
     else:
@@ -209,7 +209,9 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         is_usage_only,
         is_last and not flavour.sends_done,
         text=text,
-        has_own_usage=usage is not None and flavour.text_event_is_token,
+        has_own_usage=usage is not None
+        and flavour.text_event_is_token
+        and not is_usage_only,
     )
 
 
