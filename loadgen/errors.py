@@ -27,13 +27,23 @@ class UsageError(LoadgenError):
 
 
 class TraceError(LoadgenError):
-    """A trace that cannot be read: names the file, the line and the reason."""
+    """A trace that cannot be read: names the file, the line and the reason.
+
+    `element` is the place in a JSON array, whose lines tell little.
+    """
 
     exit_code = 2
 
-    def __init__(self, path: Path | str, line_number: int | None, reason: str) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        line_number: int | None,
+        reason: str,
+        element: int | None = None,
+    ) -> None:
         where = f"{path}, line {line_number}" if line_number is not None else f"{path}"
-        super().__init__(f"{where}: {reason}")
+        place = "" if element is None else f" (element {element})"
+        super().__init__(f"{where}: {reason}{place}")
         self.path = str(path)
         self.line_number = line_number
         self.reason = reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -17,6 +17,7 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import UsageError
+from loadgen.traces.readers.line import text_of
 from proxy.wire.redaction import is_secret, without_secrets
 
 Body = dict[str, Any]
@@ -288,8 +289,6 @@ def _tgi_body(
     target: Target,
     options: RequestOptions,
 ) -> Body:
-    if options.top_p is not None and options.top_p >= 1:
-        options = replace(options, top_p=None)  # TGI refuses 1: no cut
     if target.path.endswith(("/chat/completions", "/completions")):
         return _openai_usage_body(messages, output_tokens, target, options)
     parameters: Body = {"details": True}  # without it TGI counts nothing for us
@@ -297,14 +296,14 @@ def _tgi_body(
         parameters["max_new_tokens"] = output_tokens
     if options.temperature:  # TGI refuses 0; leaving it out is its greedy decoding
         parameters |= {"temperature": options.temperature, "do_sample": True}
-    if options.top_p is not None:
+    if options.top_p is not None and options.top_p < 1:  # TGI refuses 1: no cut
         parameters["top_p"] = options.top_p
     return {"inputs": joined(messages), "parameters": parameters}
 
 
 def joined(messages: Messages) -> str:
-    """A chat as one text, for servers that take no messages."""
-    return "\n\n".join(str(message.get("content", "")) for message in messages)
+    """A chat as one text, for servers that take no messages; parts without text go."""
+    return "\n\n".join(text_of(message.get("content")) for message in messages)
 
 
 BACKENDS: dict[str, Backend] = {

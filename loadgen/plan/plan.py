@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -26,11 +26,26 @@ from loadgen.plan.load import (
     scheduled,
     surveyed,
 )
+from loadgen.traces.readers.line import MAX_TOKENS
 from loadgen.traces.readers.open import open_trace, sha256_of
+from loadgen.traces.readers.text import MAX_DEPTH, end_of
 from loadgen.traces.trace import Session, TraceInfo, Turn
 from proxy.process.files import whole_file
+from proxy.wire.facts import KINDS
 
 VERSION = "plan/1"
+MAX_LINE_BYTES = 2**30
+"""Of a plan: a session at its bound, all of it text of four bytes a character."""
+
+Kind = Annotated[str, msgspec.Meta(pattern=rf"^(?:{'|'.join(KINDS)})\Z")]
+"""A field of HTTP too, so no other text."""
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""Of a plan, whose rate may be a tiny one."""
+
+
+Line = TypeVar("Line")
 
 
 class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,11 +60,11 @@ class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Requests per second over all turns; None for the trace's own, or inf."""
     burstiness: float | None
     seed: int
-    sessions: int
-    requests: int
-    span_seconds: float
+    sessions: Count
+    requests: Count
+    span_seconds: Seconds
     """Start of the last session."""
-    hash_block_size: int | None = None
+    hash_block_size: Tokens | None = None
     dejittered_grid_seconds: float | None = None
     speed: float | None = None
     dropped: dict[str, int] = {}
@@ -60,16 +75,16 @@ class PlannedTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One request to send."""
 
     request_id: str
-    kind: str = "other"
-    at_seconds: float | None = None
+    kind: Kind = "other"
+    at_seconds: Seconds | None = None
     """Earliest start of a later turn, from run start, where the trace has it."""
-    think_seconds: float = 0.0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    think_seconds: Seconds = 0.0
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     hash_ids: list[int] = []
-    history: str = "total"
+    history: Literal["total", "append"] = "total"
     tenant: str | None = None
 
 
@@ -77,7 +92,7 @@ class PlannedSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Turns that follow each other; the first starts at `start_seconds`."""
 
     session_id: str
-    start_seconds: float
+    start_seconds: Seconds
     turns: list[PlannedTurn]
 
 
@@ -126,12 +141,12 @@ def read_plan(path: Path | str) -> tuple[PlanHeader, Iterator[PlannedSession]]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            first = file.readline()
+            first = file.readline(MAX_LINE_BYTES)
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        header = msgspec.json.decode(first, type=PlanHeader)
-    except msgspec.DecodeError as error:
+        header = _decoded(first, _header_decoder)
+    except ValueError as error:
         raise PlanError(f"{path}, line 1: not a plan's header: {error}") from None
     if header.plan != VERSION:
         raise PlanError(
@@ -144,11 +159,12 @@ def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
     decoder = msgspec.json.Decoder(PlannedSession)
     sessions, before = 0, 0.0
     with path.open("rb") as file:
-        file.readline()
-        for number, line in enumerate(file, 2):
+        file.readline(MAX_LINE_BYTES)
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+        for number, line in enumerate(lines, 2):
             try:
-                session = decoder.decode(line)
-            except msgspec.DecodeError as error:
+                session = _decoded(line, decoder)
+            except ValueError as error:
                 raise PlanError(f"{path}, line {number}: {error}") from None
             if session.start_seconds < before or not session.turns:
                 raise PlanError(
@@ -163,6 +179,18 @@ def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
             f"{path}: {sessions} sessions, the header says {header.sessions}: "
             "file cut short?"
         )
+
+
+_header_decoder = msgspec.json.Decoder(PlanHeader)
+
+
+def _decoded(line: bytes, decoder: msgspec.json.Decoder[Line]) -> Line:
+    """A line of a plan; ValueError for one that this program would not write."""
+    if len(line) >= MAX_LINE_BYTES:
+        raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+        end_of(line.decode().lstrip() or "0", 0)
+    return decoder.decode(line)
 
 
 class _Tally:
@@ -234,7 +262,7 @@ def _planned_turn(turn: Turn, request_id: str, *, is_first: bool) -> PlannedTurn
         prompt=turn.prompt,
         messages=[dict(m) for m in turn.messages] if turn.messages else None,
         hash_ids=list(turn.hash_ids),
-        history=turn.history,
+        history=cast(Literal["total", "append"], turn.history),
         tenant=turn.tenant,
     )
 

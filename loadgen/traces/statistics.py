@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -116,28 +117,53 @@ def _arrivals(stamps: FloatArray) -> Arrivals | None:
     if span <= 0:
         return None
     gaps = np.diff(stamps)
-    counts = {width: _counts(stamps, span, width) for width in WINDOWS_SECONDS}
+    windows = {width: _windows(stamps, span, width) for width in WINDOWS_SECONDS}
     return Arrivals(
         rate_per_second=len(stamps) / span,
         span_seconds=span,
         cv=float(gaps.std() / gaps.mean()),
         ties=int((gaps == 0).sum()),
         longest_gap_seconds=float(gaps.max()),
-        dispersion={
-            f"{width}s": float(c.var() / c.mean()) if len(c) > 1 else None
-            for width, c in counts.items()
-        },
-        peak_to_mean={
-            f"{width}s": float(c.max() / c.mean()) if len(c) > 1 else None
-            for width, c in counts.items()
-        },
-        empty_seconds_fraction=float((counts[1] == 0).mean()) if span > 1 else 0.0,
+        dispersion={f"{width}s": w.dispersion for width, w in windows.items()},
+        peak_to_mean={f"{width}s": w.peak_to_mean for width, w in windows.items()},
+        empty_seconds_fraction=windows[1].empty_fraction if span > 1 else 0.0,
     )
 
 
-def _counts(stamps: FloatArray, span: float, width: int) -> FloatArray:
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """Counts in equally long windows; the empty ones, most in a long trace, as one."""
+
+    counts: FloatArray
+    """Of the windows that are not empty."""
+    windows: int
+
+    @property
+    def dispersion(self) -> float | None:
+        """Variance over mean of all counts; None for fewer than two windows."""
+        mean = float(self.counts.sum()) / self.windows if self.windows > 1 else 0.0
+        if not mean:
+            return None
+        empty = (self.windows - len(self.counts)) * mean**2
+        return (float(((self.counts - mean) ** 2).sum()) + empty) / self.windows / mean
+
+    @property
+    def peak_to_mean(self) -> float | None:
+        """Largest count over mean; None for fewer than two windows."""
+        if self.windows < 2 or not len(self.counts):
+            return None
+        return float(self.counts.max() / (self.counts.sum() / self.windows))
+
+    @property
+    def empty_fraction(self) -> float:
+        """Share of windows without a request."""
+        return 1 - len(self.counts) / self.windows if self.windows else 0.0
+
+
+def _windows(stamps: FloatArray, span: float, width: int) -> _Windows:
     """Requests in each full window of `width` seconds, without a partial last one."""
     windows = int(span // width)
     inside = stamps - stamps[0]
     places = inside[inside < windows * width] // width
-    return np.bincount(places.astype(np.int64), minlength=windows).astype(np.float64)
+    _, counts = np.unique(places, return_counts=True)
+    return _Windows(counts.astype(np.float64), windows)

@@ -14,7 +14,7 @@ import msgspec
 
 from loadgen.errors import TraceError, UsageError
 from loadgen.traces.catalogue import by_sha256
-from loadgen.traces.readers.open import open_trace, sha256_of
+from loadgen.traces.readers.open import json_object, open_trace, sha256_of
 from loadgen.traces.synth import VERSION, JointBins, Statistics, chained, statistics_of
 from proxy.process.files import write_whole
 
@@ -41,7 +41,7 @@ def load_statistics(
     if found is not None and found.get("statistics") == VERSION:
         try:
             return msgspec.convert(found, Statistics, strict=False)
-        except (msgspec.ValidationError, ValueError) as error:
+        except (ValueError, OverflowError) as error:
             raise TraceError(path, None, f"not {VERSION}: {error}") from None
     if found is not None and found.get("format") == LENGTH_BINS:
         return _from_length_bins(path, found, dataset)
@@ -86,7 +86,9 @@ def source_of(path: Path) -> dict[str, Any]:
 def _from_length_bins(
     path: Path, found: dict[str, Any], dataset: str | None
 ) -> Statistics:
-    datasets = found.get("datasets") or {}
+    datasets = found.get("datasets")
+    if not isinstance(datasets, dict):
+        raise TraceError(path, None, f"datasets: not {LENGTH_BINS}: expected an object")
     if dataset not in datasets:
         asked = f"--dataset {dataset!r} is not in it" if dataset else "--dataset is"
         raise UsageError(
@@ -97,7 +99,7 @@ def _from_length_bins(
     try:
         bins = msgspec.convert(chosen["schemes"][SCHEME], JointBins, strict=False)
         requests = int(chosen["n"])
-    except (KeyError, ValueError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TraceError(path, None, f"{dataset}: not {LENGTH_BINS}: {error}") from None
     return Statistics(
         name=str(dataset),
@@ -115,7 +117,6 @@ def _json_object(path: Path) -> dict[str, Any] | None:
             head = file.read(_HEAD_BYTES)
         if b'"statistics"' not in head and LENGTH_BINS.encode() not in head:
             return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path)
+    except (OSError, ValueError, TraceError):
         return None  # the readers report what is wrong with it
-    return value if isinstance(value, dict) else None

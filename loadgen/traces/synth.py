@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from loadgen.errors import UsageError
 from loadgen.traces.statistics import PERCENTILES
 from loadgen.traces.trace import Session, Turn
+from proxy.wire.facts import KINDS
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +41,13 @@ class BinAxis(msgspec.Struct, frozen=True):
     edges: list[float]
     counts: list[int]
     means: list[float]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for bins that nothing can be drawn from."""
+        _check_bins(self.edges, self.means)
+        if len(self.counts) != len(self.means):
+            raise ValueError(f"{len(self.counts)} counts for {len(self.means)} bins")
+        _check_counts(np.array(self.counts))
 
 
 class JointBins(msgspec.Struct, frozen=True):
@@ -56,10 +64,29 @@ class JointBins(msgspec.Struct, frozen=True):
         """Raise ValueError for shapes that do not fit each other."""
         table = np.array(self.counts)
         shape = (len(self.in_edges) - 1, len(self.out_edges) - 1)
-        if table.shape != shape or not table.sum() > 0 or table.min() < 0:
+        if table.shape != shape:
             raise ValueError(f"counts have shape {table.shape}, expected {shape}")
-        if shape != (len(self.in_bin_mean), len(self.out_bin_mean)):
-            raise ValueError(f"bin means do not fit {shape} bins")
+        _check_counts(table)
+        _check_bins(self.in_edges, self.in_bin_mean, least=1)
+        _check_bins(self.out_edges, self.out_bin_mean, least=1)
+
+
+_MAX_EDGE = 2.0**60
+"""Microseconds of any pause, tokens of any length: an integer all the same."""
+
+
+def _check_bins(edges: list[float], means: list[float], least: float = 0) -> None:
+    if len(edges) != len(means) + 1 or not means:
+        raise ValueError(f"bin means do not fit: {len(means)} for {len(edges)} edges")
+    if not all(np.diff(edges) > 0) or not least <= edges[0] <= edges[-1] <= _MAX_EDGE:
+        raise ValueError(f"edges are {edges}, expected to rise from {least}")
+    if not all(0 <= mean <= _MAX_EDGE for mean in means):
+        raise ValueError(f"bin means are {means}, expected finite and >= 0")
+
+
+def _check_counts(counts: NDArray[Any]) -> None:
+    if counts.dtype.kind != "i" or counts.min() < 0 or not 0 < counts.sum() < 2**53:
+        raise ValueError("counts are not all whole numbers >= 0, some above 0")
 
 
 def pct8(values: ArrayLike) -> BinAxis:
@@ -157,6 +184,8 @@ def _inside(
 
 
 WINDOW_SECONDS = 300.0
+_MAX_WINDOWS = 100_000
+"""A year of drift; windows of a longer trace are longer."""
 OFF_SECONDS = 2.0
 """A gap longer than this is a pause between bursts."""
 BURSTY_CV = 3.0
@@ -172,6 +201,13 @@ class Modulated(msgspec.Struct, frozen=True, tag="modulated", tag_field="shape")
     relative_rates: list[float]
     """Rate of each of equally long windows over the trace's mean rate."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for rates that no instant can be drawn from."""
+        _check_rate(self.rate_per_second)
+        rates = self.relative_rates
+        if not rates or not all(0 <= r < 1e9 for r in rates) or not sum(rates) > 0:
+            raise ValueError("relative_rates are not all numbers >= 0, some above 0")
+
 
 class OnOff(msgspec.Struct, frozen=True, tag="on_off", tag_field="shape"):
     """Bursts of requests with pauses between them."""
@@ -182,6 +218,17 @@ class OnOff(msgspec.Struct, frozen=True, tag="on_off", tag_field="shape"):
     """Gaps inside bursts."""
     pause_microseconds: BinAxis
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for bursts that never add up to a trace."""
+        _check_rate(self.rate_per_second)
+        if not self.burst_requests.edges[0] >= 1:
+            raise ValueError("burst_requests has empty bursts")
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1e9:
+        raise ValueError(f"rate_per_second is {rate}, expected a number above 0")
+
 
 Shape = Modulated | OnOff
 
@@ -190,14 +237,15 @@ def shape_of(at_seconds: ArrayLike) -> Shape:
     """The shape of arrivals at these instants, in order; at least three of them."""
     stamps = np.asarray(at_seconds, dtype=np.float64)
     gaps = np.diff(stamps)
-    rate = (len(stamps) - 1) / float(stamps[-1] - stamps[0])
-    if gaps.std() / gaps.mean() > BURSTY_CV:
-        return _on_off(gaps, rate)
     span = float(stamps[-1] - stamps[0])
-    windows = max(1, round(span / WINDOW_SECONDS))
+    rate = (len(stamps) - 1) / span
+    has_both = bool((gaps > OFF_SECONDS).any() and (gaps <= OFF_SECONDS).any())
+    if has_both and gaps.std() / gaps.mean() > BURSTY_CV:
+        return _on_off(gaps, rate)
+    windows = min(max(1, round(span / WINDOW_SECONDS)), _MAX_WINDOWS)
     counts, _ = np.histogram(stamps, windows)
     relative = counts / counts.mean()
-    return Modulated(round(rate, 6), np.round(relative, 4).tolist())
+    return Modulated(round(rate, 6) or rate, np.round(relative, 4).tolist())
 
 
 def drawn_seconds(
@@ -214,7 +262,7 @@ def _on_off(gaps: FloatArray, rate: float) -> OnOff:
     edges = np.concatenate([[-1], np.flatnonzero(is_pause), [len(gaps)]])
     microseconds = np.rint(gaps * _MICROSECONDS).astype(np.int64)
     return OnOff(
-        rate_per_second=round(rate, 6),
+        rate_per_second=round(rate, 6) or rate,
         burst_requests=pct8(np.diff(edges)),
         gap_microseconds=pct8(microseconds[~is_pause]),
         pause_microseconds=pct8(microseconds[is_pause]),
@@ -273,8 +321,9 @@ class Conversations(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError for counts that no conversation can be drawn from."""
-        if not self.turns or min(self.turns) < 1 or not sum(self.turns.values()) > 0:
+        if not self.turns or not 1 <= min(self.turns) <= max(self.turns) <= 100_000:
             raise ValueError(f"turns are {self.turns}, expected counts by turns >= 1")
+        _check_counts(np.array(list(self.turns.values())))
         shortest = self.first.in_bin_mean[0] + self.first.out_bin_mean[0]
         if self.longest_tokens < shortest:
             raise ValueError(
@@ -294,6 +343,11 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Whole prompt and reply of each request."""
     conversations: Conversations | None = None
     arrivals: Shape | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a kind that no trace has."""
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}, expected {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +372,12 @@ def chained(sessions: Iterable[Session]) -> Iterator[Session]:
     """
     held: list[Turn] = []
     for session in sessions:
-        (turn,) = session.turns
+        if len(session.turns) > 1:
+            raise UsageError(
+                "--rebuild-conversations chains rows of one turn each, "
+                f"session {session.session_id!r} has {len(session.turns)} turns"
+            )
+        turn = session.turns[0]
         if held and _needs(turn)[0] >= sum(_needs(held[-1])):
             held.append(turn)
             continue
@@ -434,7 +493,8 @@ def _conversations(
     counts = np.array(list(source.turns.values()))
     mean = float(np.dot(counts, list(source.turns)) / counts.sum())
     stretches: list[list[Turn]] = []
-    while sum(map(len, stretches)) < options.requests:
+    fruitless = 0
+    while (made := sum(map(len, stretches))) < options.requests:
         # A tenth more than needed: those that reach the longest length end early.
         wanted = max(1, round(1.1 * options.requests / mean))
         numbers = np.repeat(list(source.turns), apportioned(counts, wanted))
@@ -443,7 +503,17 @@ def _conversations(
         for number in generator.permutation(numbers).tolist():
             pairs = [next(first), *(next(later) for _ in range(number - 1))]
             stretches += _stretches(pairs, source.longest_tokens, options, generator)
+        fruitless += sum(map(len, stretches)) == made
+        if fruitless > _MAX_FRUITLESS:
+            raise UsageError(
+                "no conversation of these statistics stays within longest_tokens, "
+                f"{source.longest_tokens}"
+            )
     return _numbered(stretches, kind, options, generator)
+
+
+_MAX_FRUITLESS = 100
+"""Rounds without a turn that fits; by chance alone there are a few."""
 
 
 def _lengths(

@@ -25,8 +25,8 @@ class Turn:
     output_tokens: int | None = None
     prompt: str | None = None
     """The user's text of this turn, if the trace has text."""
-    messages: tuple[Mapping[str, str], ...] | None = None
-    """A whole chat instead of one prompt, as role and content."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """A whole chat instead of one prompt: roles, contents (text or parts), calls."""
     hash_ids: tuple[int, ...] = ()
     """Prefix blocks: equal leading ids mean an equal leading prompt."""
     history: str = "total"

@@ -15,7 +15,7 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.traces.readers import loadtrace as own
-from loadgen.traces.readers.line import warn_once
+from loadgen.traces.readers.line import text_of, warn_once
 from loadgen.traces.readers.mooncake import BLOCK_TOKENS
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
@@ -171,7 +171,7 @@ def _text(turn: Turn, info: TraceInfo) -> str | None:
     if turn.messages is None:
         return turn.prompt
     warn_once(info, "vllm's data set has no roles: messages are joined to one prompt")
-    return "\n\n".join(str(message["content"]) for message in turn.messages)
+    return "\n\n".join(text_of(message.get("content")) for message in turn.messages)
 
 
 def _needed(turn: Turn) -> tuple[int, int, float]:

@@ -104,7 +104,7 @@ class OpenAIDialect:
 
     def read_event(self, data: bytes) -> Update:
         """The facts in one event's data; of strange JSON, what can be read."""
-        if len(data) < MAX_DONE_BYTES and is_done(data):
+        if is_done(data):
             return DONE
         try:
             event: Body | None = _decode_body(data)
@@ -140,13 +140,11 @@ def read_openai_request(
     if honours_copies:
         copies = max(as_count(request.n) or 1, as_count(request.best_of) or 1)
     limit = as_count(request.max_completion_tokens)
-    prompts = count_prompts(request.prompt)
     return RequestFacts(
         route=route,
         model=request.model if isinstance(request.model, str) else None,
         is_stream=request.stream is True,
-        sequences=min(copies * prompts, MAX_COUNT),
-        prompts=prompts,
+        sequences=min(copies * count_prompts(request.prompt), MAX_COUNT),
         max_output_tokens=as_count(request.max_tokens) if limit is None else limit,
         wants_usage=wants_usage,
         has_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
@@ -155,16 +153,16 @@ def read_openai_request(
 
 def is_done(data: bytes) -> bool:
     """Whether an event's data is OpenAI's end of a stream, blanks around it or not."""
-    return data.strip() == b"[DONE]"
+    return len(data) < MAX_DONE_BYTES and data.strip() == b"[DONE]"
 
 
 def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
     """The facts in a stream event of this flavour; `data` are its bytes."""
     usage = None if event.usage is None else event.usage.read()
     phases = None if event.metrics is None else event.metrics.read()
+    error = error_of(event, data)
     choices = event.choices or []
-    error = error_of(event, data) if event.error or not choices else None
-    if not choices:
+    if not choices or (event.usage is not None and all(map(is_bare, choices))):
         is_usage_only = event.usage is not None and error is None
         return Update(
             usage=usage, phases=phases, error=error, is_usage_only=is_usage_only
@@ -184,18 +182,11 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         elif delta is None and flavour.text_event_is_token:
             tokens = (tokens or 0) + 1
         finish_reason = choice.finish_reason or finish_reason
-    is_usage_only = (
-        event.usage is not None
-        and not (is_visible or finish_reason or error)
-        and all(map(is_bare, choices))
-    )
-    if is_usage_only:
-        carries_token, tokens = False, None
-    elif tokens is None:
+    if tokens is None:
         carries_token = is_visible or has_token(choices, usage, flavour)
     else:
         carries_token = tokens > 0
-    if finish_reason is not None and finish_reason in FAILED:
+    if finish_reason in FAILED:
         error = error or failure_by(finish_reason)
     is_last = finish_reason is not None and usage is not None
     return Update(
@@ -206,12 +197,9 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         phases,
         finish_reason,
         error,
-        is_usage_only,
-        is_last and not flavour.sends_done,
+        is_end=is_last and not flavour.sends_done,
         text=text,
-        has_own_usage=usage is not None
-        and flavour.text_event_is_token
-        and not is_usage_only,
+        has_own_usage=usage is not None and flavour.text_event_is_token,
     )
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from proxy.meter.activity.request import RequestTimeline, Stage
+from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
@@ -211,7 +211,8 @@ class Boundary:
 
     def is_done(self, timeline: RequestTimeline, now_seconds: float) -> bool:
         """Settled, or it can not be: nobody waits for energy that never comes."""
-        if timeline.stage is Stage.OPEN:
+        closed_seconds = timeline.closed_seconds
+        if closed_seconds is None:
             return False
         if not self.config.has_sensor:
             return True
@@ -220,9 +221,8 @@ class Boundary:
             return not timeline.is_scheduled_exact or self._timeline.gauges.covers(
                 timeline.end_seconds, now_seconds
             )
-        waited_seconds = now_seconds - timeline.closed_seconds
-        is_given_up = waited_seconds > self._deadlines.give_up_seconds
-        return is_given_up or self._is_stop_over(now_seconds)
+        give_up_seconds = closed_seconds + self._deadlines.give_up_seconds
+        return now_seconds > give_up_seconds or self._is_stop_over(now_seconds)
 
     def finish(self, timeline: RequestTimeline) -> RequestEnergy:
         """What a request that is done has cost; its entry is closed."""
@@ -544,7 +544,7 @@ def too_late_to_cut(
     late: list[tuple[float, float]] = []
     for timeline in timelines:
         began, ended = timeline.arrived_seconds, timeline.end_seconds
-        if timeline.stage is Stage.REFUSED or began >= end_seconds:
+        if timeline.is_refused or began >= end_seconds:
             continue
         if began > since_seconds:
             late.append((began, ended))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from proxy.meter.activity.request import RequestTimeline, Stage, TokenLog
+from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
 from proxy.meter.activity.timeline import STEP_SECONDS, EngineTimeline
 from proxy.meter.activity.work import (
@@ -141,7 +141,7 @@ def population_until(
                 computed = timeline.prompt_tokens - (timeline.cached_tokens or 0)
                 alone = first - max(computed, 1) * token_seconds
                 began[position] = max(timeline.arrived_seconds, alone)
-        elif not timeline.is_streamed and timeline.stage is not Stage.REFUSED:
+        elif not timeline.is_streamed and not timeline.is_refused:
             began[position] = timeline.arrived_seconds  # nobody tells more of it
     return replace(
         population, end_seconds=np.minimum(population.end_seconds, at_seconds)
@@ -181,7 +181,9 @@ def rough_activity(
     decode_own = np.clip(np.minimum(ended, end) - np.maximum(first, start), 0, None)
     has_first = (first > start) & (population.first_token_seconds <= end)
     # A whole reply tells its tokens at its end; until then it may have had so many.
-    is_hidden = np.array([not t.is_streamed and t.stage is Stage.OPEN for t in among])
+    is_hidden = np.array(
+        [not t.is_streamed and t.closed_seconds is None for t in among]
+    )
     tokens = np.where(is_hidden, prefill_own / STEP_SECONDS, tokens * _scale(among))
     prompt = prompt_tokens(population, among, token_seconds)
     computed = np.maximum(prompt - population.cached_tokens, 0.0)

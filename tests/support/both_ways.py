@@ -54,7 +54,6 @@ def both_ways(folder: Path, dialect: str, *simulate: str) -> Iterator[Ways]:
         proxy = children.enter_context(
             child(
                 "proxy", "serve", "--upstream", url, "--engine", dialect,
-                "--usage-event", "drop",
                 "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
                 "--power", f"dcgm={url}/dcgm/metrics", "--idle-watts", "105",
                 "--store", "none", cwd=folder,

@@ -1,8 +1,9 @@
-"""Readers: one trace format per file, lines in, sessions out, nothing buffered.
+"""Readers: one trace format per file, text in, sessions out, nothing buffered.
 
-`READERS` lists them. A reader tells whether it recognises the head of a file
-(the text of a table, or the first object of JSON) and turns lines into sessions,
-counting into a `TraceInfo` the rows it keeps and drops, and its warnings. Files are
+`READERS` lists them. A reader tells whether it recognises a file (by the column names
+of a table, or the first row of JSON) and turns text in pieces cut anywhere into
+sessions, counting into a `TraceInfo` the rows it keeps and drops, and its warnings.
+`text` cuts lines and elements within bounds, `line` checks their fields. Files are
 opened in `loadgen.traces.readers.open`, which no reader imports.
 """
 
@@ -18,6 +19,7 @@ from loadgen.traces.readers import (
     lengths,
     loadtrace,
     mooncake,
+    openai,
     prompts,
     sharegpt,
 )
@@ -31,24 +33,21 @@ class Reader:
     """A trace format."""
 
     read: Read
-    recognises_table: Callable[[str], bool] | None = None
-    """Given the head of a file that is a table."""
+    recognises_table: Callable[[frozenset[str]], bool] | None = None
+    """Given the column names, if the file is a table."""
     recognises_object: Callable[[dict[str, Any]], bool] | None = None
-    """Given the first object of a file that is JSON."""
-    takes_pieces: bool = False
-    """Reads pieces of text cut anywhere, not whole lines."""
+    """Given the first row, if the file is JSON."""
 
 
-# In the order they are asked: Mooncake's four fields are loadtrace fields too, and
-# a plain prompt is the weakest claim.
+# In the order they are asked: Mooncake's four fields are loadtrace fields too, chats
+# may be in a loadtrace, and a plain prompt is the weakest claim.
 READERS: dict[str, Reader] = {
     "azure": Reader(azure.read, recognises_table=azure.recognises),
     "burstgpt": Reader(burstgpt.read, recognises_table=burstgpt.recognises),
     "lengths": Reader(lengths.read, recognises_table=lengths.recognises),
-    "sharegpt": Reader(
-        sharegpt.read, recognises_object=sharegpt.recognises, takes_pieces=True
-    ),
+    "sharegpt": Reader(sharegpt.read, recognises_object=sharegpt.recognises),
     "mooncake": Reader(mooncake.read, recognises_object=mooncake.recognises),
     "loadtrace": Reader(loadtrace.read, recognises_object=loadtrace.recognises),
+    "openai": Reader(openai.read, recognises_object=openai.recognises),
     "prompts": Reader(prompts.read, recognises_object=prompts.recognises),
 }

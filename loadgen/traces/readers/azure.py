@@ -3,7 +3,7 @@
 Layout: https://github.com/Azure/AzurePublicDataset. Times have seven fractional
 digits, one more than `strptime` takes, so whole seconds and ticks of 100 ns are
 read separately and subtracted as integers. The 2024 files add a zone, the
-multimodal file of 2025 a column: both are read by name.
+multimodal file of 2025 a column before the lengths: columns are found by name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _TICKS = 10**9
 _EPOCH = datetime(1970, 1, 1)
 
 
-def recognises(head: str) -> bool:
-    """Whether the first line names Azure's columns."""
-    return head.lstrip("\ufeff").startswith(",".join(COLUMNS))
+def recognises(names: frozenset[str]) -> bool:
+    """Whether the columns are Azure's, of any year."""
+    return names.issuperset(COLUMNS)
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """One session of one turn per row."""
     first: int | None = None
     before = 0.0
-    for line in csv_lines(lines, info, COLUMNS):
+    for line in csv_lines(pieces, info, COLUMNS):
         ticks = _ticks(line)
         first = ticks if first is None else first
         before = in_order(line, "TIMESTAMP", before, (ticks - first) / _TICKS)

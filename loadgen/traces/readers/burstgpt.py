@@ -20,18 +20,17 @@ _NO_SESSIONS = (
 )
 
 
-def recognises(head: str) -> bool:
-    """Whether the first line names BurstGPT's columns, of any version."""
-    names = [name.strip() for name in head.partition("\n")[0].split(",")]
-    return set(COLUMNS) <= set(names)
+def recognises(names: frozenset[str]) -> bool:
+    """Whether the columns are BurstGPT's, of any version."""
+    return names.issuperset(COLUMNS)
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """One session of one turn per row that did not fail."""
     first: float | None = None
     before = 0.0
-    for line in csv_lines(lines, info, COLUMNS):
-        seconds = line.amount("Timestamp")
+    for line in csv_lines(pieces, info, COLUMNS):
+        seconds = line.seconds("Timestamp")
         first = seconds if first is None else first
         before = in_order(line, "Timestamp", before, seconds - first)
         input_tokens = line.whole("Request tokens")

@@ -14,20 +14,19 @@ from loadgen.traces.trace import Session, TraceInfo, Turn
 COLUMNS = ("num_prefill_tokens", "num_decode_tokens")
 
 
-def recognises(head: str) -> bool:
-    """Whether the first line names the two length columns."""
-    names = [name.strip() for name in head.partition("\n")[0].split(",")]
-    return set(COLUMNS) <= set(names)
+def recognises(names: frozenset[str]) -> bool:
+    """Whether the two length columns are there."""
+    return names.issuperset(COLUMNS)
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """One session of one turn per row; the whole history is in its prompt."""
     first: float | None = None
     before = 0.0
-    for line in csv_lines(lines, info, COLUMNS):
+    for line in csv_lines(pieces, info, COLUMNS):
         at_seconds = None
         if "arrived_at" in line.values:
-            arrived = line.amount("arrived_at")
+            arrived = line.seconds("arrived_at")
             first = arrived if first is None else first
             at_seconds = before = in_order(line, "arrived_at", before, arrived - first)
         input_tokens = line.whole("num_prefill_tokens")

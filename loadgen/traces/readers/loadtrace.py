@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loadgen.traces.readers.line import Line, in_order, json_lines, warn_once
+from loadgen.traces.readers.line import (
+    MAX_SESSION_CHARACTERS,
+    Line,
+    in_order,
+    json_rows,
+    portable,
+    too_long,
+    warn_once,
+    warn_unknown,
+)
 from loadgen.traces.readers.mooncake import block_ids
 from loadgen.traces.trace import Session, TraceInfo, Turn
 from proxy.wire.facts import KINDS
@@ -25,12 +34,17 @@ FIELDS = frozenset({
     "tenant", "slo", "history", "x",
 })  # fmt: skip
 
-_OWN_FIELDS = {"session_id", "turn", "messages", "text_input", "input_length"}
+MAX_TURNS = 100_000
+"""Of one session, which is held until it ends."""
+
+_OWN_FIELDS = {"session_id", "turn", "text_input", "input_length"}
+_BESIDE_MESSAGES = {"timestamp", "delay", "output_length", "history", "tenant", "slo"}
 
 
 def recognises(row: dict[str, Any]) -> bool:
     """Whether the first object is a header or has fields only this format has."""
-    return "loadtrace" in row or bool(_OWN_FIELDS & set(row))
+    fields = _OWN_FIELDS | _BESIDE_MESSAGES if "messages" in row else _OWN_FIELDS
+    return "loadtrace" in row or bool(fields & set(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +57,10 @@ class _Row:
     number: int
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """Sessions of turns; sessions in order of time, turns of one together."""
     before = 0.0
-    for rows in _by_session(_rows(lines, info)):
+    for rows in _by_session(_rows(pieces, info)):
         first = rows[0]
         if first.turn.at_seconds is not None:
             before = in_order(first.line, "timestamp", before, first.turn.at_seconds)
@@ -69,14 +83,14 @@ def take_header(header: Mapping[str, Any], info: TraceInfo, number: int | None) 
     if line.has("name"):
         info.name = line.text("name")
     info.synthetic = bool(header.get("synthetic"))
-    info.header = dict(header)
-    for reason, count in _object(line, "dropped").items():
+    info.header = portable(dict(header))
+    for reason, count in line.object("dropped").items():
         warn_once(info, f"{count} rows were dropped when the trace was made: {reason}")
 
 
-def _rows(lines: Iterable[str], info: TraceInfo) -> Iterator[_Row]:
+def _rows(pieces: Iterable[str], info: TraceInfo) -> Iterator[_Row]:
     is_first = True
-    for line in json_lines(lines, info):
+    for line in json_rows(pieces, info):
         if is_first and "loadtrace" in line.values:
             take_header(line.values, info, line.number)
         elif "loadtrace" in line.values:
@@ -90,6 +104,7 @@ def _rows(lines: Iterable[str], info: TraceInfo) -> Iterator[_Row]:
 def _by_session(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
     """Lines that follow each other under one session id, turns counted from 1."""
     held: list[_Row] = []
+    size = 0
     for row in rows:
         is_next = bool(held) and row.session_id == held[-1].session_id is not None
         expected = held[-1].number + 1 if is_next else 1
@@ -100,10 +115,15 @@ def _by_session(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
         if is_next:
             _check_order(held[-1], row)
             held.append(row)
+            size += row.line.size
+            if len(held) > MAX_TURNS:
+                row.line.fail("turn", f"at most {MAX_TURNS:,} turns of a session")
+            if size > MAX_SESSION_CHARACTERS:
+                row.line.refuse(too_long("session"))
         else:
             if held:
                 yield held
-            held = [row]
+            held, size = [row], row.line.size
     if held:
         yield held
 
@@ -117,11 +137,9 @@ def _check_order(before: _Row, row: _Row) -> None:
 def _row(line: Line, info: TraceInfo) -> _Row:
     if line.has("session_id") != line.has("turn"):
         line.fail("turn", "session_id and turn together, or neither")
-    unknown = line.values.keys() - FIELDS
-    for name in sorted(unknown):
-        warn_once(info, f"unknown field {name!r} is kept as it is")
-    extra = _object(line, "x") if line.has("x") else {}
-    extra.update((name, line.values[name]) for name in sorted(unknown))
+    unknown = line.others(FIELDS)
+    warn_unknown(info, unknown)
+    extra = line.object("x") | unknown
     if line.has("parent_id"):
         extra["parent_id"] = line.text("parent_id")
     session_id = line.text("session_id") if line.has("session_id") else None
@@ -131,22 +149,22 @@ def _row(line: Line, info: TraceInfo) -> _Row:
 
 def _turn(line: Line, info: TraceInfo, extra: dict[str, Any]) -> Turn:
     has = line.has
-    messages = _messages(line) if has("messages") else None
+    messages = line.messages("messages", info) if has("messages") else None
     prompt = None if messages else _prompt(line)
     length = line.whole("input_length", least=1) if has("input_length") else None
     if length is None and messages is None and prompt is None:
         line.fail("input_length", "a positive integer, or messages, or a prompt")
     return Turn(
         kind=_one_of(line, "kind", KINDS) if has("kind") else info.kind,
-        at_seconds=line.amount("timestamp") / 1000 if has("timestamp") else None,
-        think_seconds=line.amount("delay") / 1000 if has("delay") else 0.0,
+        at_seconds=line.seconds("timestamp", 1000) if has("timestamp") else None,
+        think_seconds=line.seconds("delay", 1000) if has("delay") else 0.0,
         input_tokens=length,
         output_tokens=(
             line.whole("output_length", least=1) if has("output_length") else None
         ),
         prompt=prompt,
         messages=messages,
-        hash_ids=_hash_ids(line, info, length) if has("hash_ids") else (),
+        hash_ids=_hash_ids(line, info, length) if line.values.get("hash_ids") else (),
         history=_one_of(line, "history", HISTORIES) if has("history") else "total",
         request_id=line.text("id") if has("id") else None,
         tenant=line.text("tenant") if has("tenant") else None,
@@ -164,34 +182,13 @@ def _prompt(line: Line) -> str | None:
 
 def _hash_ids(line: Line, info: TraceInfo, length: int | None) -> tuple[int, ...]:
     if info.hash_block_size is None:
-        line.fail("hash_ids", "a header with hash_block_size before it")
+        line.fail(
+            "hash_ids",
+            "a header with hash_block_size before it (Mooncake: --format mooncake)",
+        )
     if length is None:
         line.fail("input_length", "a positive integer beside hash_ids")
     return block_ids(line, length, info.hash_block_size)
-
-
-def _messages(line: Line) -> tuple[Mapping[str, str], ...]:
-    found = line.values["messages"]
-    is_chat = isinstance(found, list) and len(found) > 0
-    if not is_chat or not all(_is_message(message) for message in found):
-        line.fail("messages", 'a list of {"role": text, "content": text} objects')
-    return tuple(found)
-
-
-def _is_message(message: object) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str | list)
-    )
-
-
-def _object(line: Line, field: str) -> dict[str, Any]:
-    """An optional JSON object."""
-    value = line.values.get(field)
-    if value is not None and not isinstance(value, dict):
-        line.fail(field, "an object")
-    return dict(value or {})
 
 
 def _one_of(line: Line, field: str, names: tuple[str, ...]) -> str:

@@ -1,7 +1,8 @@
 """Mooncake traces (FAST'25): arrival in ms, lengths, a chain of prefix blocks.
 
 Layout: https://github.com/kvcache-ai/Mooncake. A block is 512 tokens and the
-last one of a chain may be partial, so their number follows from the length.
+last one of a chain may be partial, so their number follows from the length. Rows
+without blocks, as converters leave them, share no prefix.
 """
 
 from __future__ import annotations
@@ -9,30 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loadgen.traces.readers.line import Line, in_order, json_lines, warn_once
+from loadgen.traces.readers.line import Line, in_order, json_rows, warn_unknown
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
 BLOCK_TOKENS = 512
-FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+FIELDS = frozenset({"timestamp", "input_length", "output_length", "hash_ids"})
 
 
 def recognises(row: dict[str, Any]) -> bool:
     """Whether the first object has Mooncake's four fields and no other."""
-    return set(row) == set(FIELDS)
+    return row.keys() == FIELDS
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """One session of one turn per row: the trace does not link rows."""
     info.hash_block_size = BLOCK_TOKENS
     before = 0.0
-    for line in json_lines(lines, info):
-        milliseconds = line.amount("timestamp")
-        before = in_order(line, "timestamp", before, milliseconds / 1000)
+    for line in json_rows(pieces, info):
+        at_seconds = line.seconds("timestamp", 1000)
+        before = in_order(line, "timestamp", before, at_seconds)
         input_tokens = line.whole("input_length", least=1)
         hash_ids = block_ids(line, input_tokens, BLOCK_TOKENS)
-        extra = {k: v for k, v in line.values.items() if k not in FIELDS}
-        for name in extra:
-            warn_once(info, f"unknown field {name!r} is kept as it is")
+        extra = line.others(FIELDS)
+        warn_unknown(info, extra)
         info.kept += 1
         turn = Turn(
             kind=info.kind,
@@ -46,10 +46,14 @@ def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
 
 
 def block_ids(line: Line, input_tokens: int, block_tokens: int) -> tuple[int, ...]:
-    """The row's prefix blocks, as many as its length needs."""
+    """The row's prefix blocks, as many as its length needs, or none at all."""
     ids = line.values.get("hash_ids")
-    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-        line.fail("hash_ids", "a list of integers >= 0")
+    if ids is None or ids == []:
+        return ()
+    if not isinstance(ids, list) or not all(
+        type(block) is int and 0 <= block < 2**64 for block in ids
+    ):
+        line.fail("hash_ids", "a list of integers from 0 to 2^64 - 1")
     needed = -(-input_tokens // block_tokens)
     if len(ids) != needed:
         line.fail(

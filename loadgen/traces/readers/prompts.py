@@ -1,4 +1,4 @@
-"""Plain prompt lists in JSON Lines: HumanEval, MT-bench, or any `{"prompt": ...}`.
+"""Plain prompt lists: HumanEval, MT-bench, any `{"prompt": ...}`, or bare texts.
 
 HumanEval's tests and solutions are programs: they are skipped, never run.
 MT-bench's questions are conversations of two turns.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loadgen.traces.readers.line import Line, json_lines
+from loadgen.traces.readers.line import Line, json_rows, portable
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
 _ID_FIELDS = ("id", "task_id", "question_id")
+_MAX_ID = 200
 _PROGRAMS = ("canonical_solution", "test", "entry_point")
 
 
@@ -21,9 +22,9 @@ def recognises(row: dict[str, Any]) -> bool:
     return isinstance(row.get("turns"), list) or isinstance(row.get("prompt"), str)
 
 
-def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
-    """One session per line; without times, so driven by a rate."""
-    for line in json_lines(lines, info):
+def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
+    """One session per row; without times, so driven by a rate."""
+    for line in json_rows(pieces, info):
         session_id = _session_id(line)
         texts = _texts(line)
         info.kept += 1
@@ -46,8 +47,8 @@ def read(lines: Iterable[str], info: TraceInfo) -> Iterator[Session]:
 def _session_id(line: Line) -> str:
     for field in _ID_FIELDS:
         if line.has(field):
-            return str(line.values[field])
-    return str(line.number)
+            return str(portable(line.values[field]))[:_MAX_ID]
+    return str(line.element or line.number)
 
 
 def _texts(line: Line) -> list[str]:
@@ -75,4 +76,4 @@ def _output_tokens(line: Line) -> int | None:
 def _extra(line: Line) -> dict[str, Any]:
     """Leftovers worth keeping: neither the text again nor programs."""
     used = {"prompt", "turns", "output_length", "reference", *_ID_FIELDS, *_PROGRAMS}
-    return {name: value for name, value in line.values.items() if name not in used}
+    return line.others(used)

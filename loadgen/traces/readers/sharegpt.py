@@ -1,9 +1,8 @@
 """ShareGPT conversations, all turns: a JSON array of any layout, or JSON Lines.
 
-The array is decoded one conversation at a time from pieces of text, so a file
-that is one long line needs no more memory than its longest conversation. Lengths
-of replies are estimated from their text (a token is about four bytes of UTF-8)
-and marked so; the run's own tokenizer gives the real ones.
+Lengths of replies are estimated from their text (a token is about four bytes of UTF-8)
+and marked so; the run's own tokenizer gives the real ones. A message may be spelled
+with `role` and `content` too; one that is null is an empty text.
 """
 
 from __future__ import annotations
@@ -11,24 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loadgen.traces.readers.line import Line, dropped, objects, warn_once
+from loadgen.traces.readers.line import (
+    Line,
+    dropped,
+    json_rows,
+    portable,
+    text_of,
+    warn_once,
+)
 from loadgen.traces.trace import Session, TraceInfo, Turn
 
 BYTES_PER_TOKEN = 4
 
 _HUMAN = ("human", "user")
 _MODEL = ("gpt", "chatgpt", "assistant", "model", "bing", "bard")
-_ESTIMATED = "output lengths are estimated from the text, four bytes a token"
+_MAX_ID = 200
+ESTIMATED = "output lengths are estimated from the text, four bytes a token"
 
 
 def recognises(row: dict[str, Any]) -> bool:
     """Whether the first object is a conversation of ShareGPT's layout."""
-    return isinstance(row.get("conversations"), list)
+    return "conversations" in row and isinstance(row["conversations"], list | None)
 
 
 def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
     """One session per conversation; earlier turns are sent again with each."""
-    for line in objects(pieces, info):
+    for line in json_rows(pieces, info):
         messages = _messages(line)
         system = [text for who, text in messages[:1] if who == "system"]
         reason, pairs = _pairs(messages[len(system) :])
@@ -37,9 +44,9 @@ def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
             continue
         if reason:
             info.shortened[reason] = info.shortened.get(reason, 0) + 1
-        warn_once(info, _ESTIMATED)
+        warn_once(info, ESTIMATED)
         info.kept += 1
-        session_id = str(line.values.get("id") or info.kept)
+        session_id = str(portable(line.values.get("id")) or info.kept)[:_MAX_ID]
         turns = [_turn(question, reply) for question, reply in pairs]
         if system:
             turns[0] = _with_system(turns[0], system[0])
@@ -64,14 +71,18 @@ def _pairs(messages: list[tuple[str, str]]) -> tuple[str | None, list[tuple[str,
 
 
 def _turn(question: str, reply: str) -> Turn:
-    tokens = max(1, round(len(reply.encode("utf-8", "replace")) / BYTES_PER_TOKEN))
     return Turn(
         kind="conversation",
         prompt=question,
-        output_tokens=tokens,
+        output_tokens=estimated_tokens(reply),
         history="append",
         extra={"output_length_estimated": True},
     )
+
+
+def estimated_tokens(reply: str) -> int:
+    """Tokens of a reply whose tokenizer is not known, at least one."""
+    return max(1, round(len(reply.encode()) / BYTES_PER_TOKEN))
 
 
 def _with_system(turn: Turn, system: str) -> Turn:
@@ -91,14 +102,23 @@ def _with_system(turn: Turn, system: str) -> Turn:
 def _messages(line: Line) -> list[tuple[str, str]]:
     """Role and text of each message, in order, roles as `human` and `model`."""
     found = line.values.get("conversations")
+    if found is None and "conversations" in line.values:
+        return []
     if not isinstance(found, list):
         line.fail("conversations", 'a list of {"from", "value"} objects')
     messages = []
     for message in found:
-        who = message.get("from") if isinstance(message, dict) else None
-        text = message.get("value") if isinstance(message, dict) else None
-        if not isinstance(who, str) or not isinstance(text, str):
+        if not isinstance(message, dict):
+            line.fail("conversations", '{"from": text, "value": text} in each place')
+        who = message.get("from", message.get("role"))
+        text = message.get("value", message.get("content"))
+        is_there = bool(message.keys() & {"value", "content"})
+        if (
+            not isinstance(who, str)
+            or not is_there
+            or not isinstance(text, str | list | None)
+        ):
             line.fail("conversations", '{"from": text, "value": text} in each place')
         known = "human" if who in _HUMAN else "model" if who in _MODEL else who
-        messages.append((known, text))
+        messages.append((known, text_of(text)))
     return messages

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.meter.activity.request import RequestTimeline, Stage
+from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.unmetered import stand_in
 from proxy.wire.facts import EngineGauges, RequestFacts
 
@@ -41,7 +41,10 @@ class Orphans:
 
     def suspect(self, timeline: RequestTimeline) -> None:
         """Its client has left just now."""
-        self._suspects[timeline.key] = _Suspect(timeline, timeline.closed_seconds)
+        timeline.may_be_orphan = True
+        self._suspects[timeline.key] = _Suspect(
+            timeline, timeline.closed_seconds or 0.0
+        )
 
     def claim(self, at_seconds: float, outside: int, *, not_before: float) -> int:
         """How many of the sequences that nobody sent are those of suspects.
@@ -51,7 +54,7 @@ class Orphans:
         claimed = 0
         for suspect in list(self._suspects.values()):
             timeline = suspect.timeline
-            closed = timeline.closed_seconds
+            closed = timeline.closed_seconds or 0.0
             if at_seconds <= closed + not_before:
                 continue
             is_there = claimed + timeline.sequences <= outside
@@ -62,7 +65,7 @@ class Orphans:
             suspect.sightings += 1
             suspect.heard_seconds = at_seconds
             if suspect.sightings > 1:
-                timeline.run_on(at_seconds)
+                timeline.ran_on_seconds = at_seconds
         return claimed
 
     def give_up(self, before_seconds: float) -> None:
@@ -77,9 +80,9 @@ class Orphans:
         return ended
 
     def _release(self, timeline: RequestTimeline) -> None:
-        timeline.release()
+        timeline.may_be_orphan = False
         del self._suspects[timeline.key]
-        if timeline.is_orphan:
+        if timeline.ran_on_seconds is not None:
             self._ended.append(timeline)
 
 
@@ -233,8 +236,10 @@ class GaugeLog:
 
 
 def _may_be_inside(timeline: RequestTimeline, at_seconds: float) -> bool:
-    until_seconds = timeline.closed_seconds + FLIGHT_SECONDS
-    return timeline.arrived_seconds <= at_seconds <= until_seconds
+    closed = timeline.closed_seconds
+    if at_seconds < timeline.arrived_seconds:
+        return False
+    return closed is None or at_seconds <= closed + FLIGHT_SECONDS
 
 
 def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
@@ -256,13 +261,13 @@ def _waits_from(waiting: int, inside: Sequence[RequestTimeline]) -> float:
     in the queue only if it was set aside, and then one of the newest is not.
     """
     newest = sorted(
-        (timeline for timeline in inside if timeline.stage is Stage.OPEN),
+        (timeline for timeline in inside if timeline.closed_seconds is None),
         key=lambda timeline: -timeline.arrived_seconds,
     )
     waiting -= sum(
         timeline.sequences
         for timeline in inside
-        if timeline.stage is not Stage.OPEN and timeline.first_token_seconds is None
+        if timeline.closed_seconds is not None and timeline.first_token_seconds is None
     )
     oldest = float("inf")
     for timeline in newest:

@@ -20,7 +20,7 @@ from statistics import median
 
 import numpy as np
 
-from proxy.meter.activity.request import RequestTimeline, Stage
+from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 
 PROMPT_TOKEN_SECONDS = 6e-5
@@ -124,7 +124,7 @@ class PromptPlacement:
         for request in requests:
             arrived = request.arrived_seconds
             if request.scheduled_seconds is None:
-                at = request.first_token_seconds or request.left_seconds
+                at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Prefill(at, arrived, request, None))
         jobs += _set_aside([*requests, *paused], seen)
         for _, tied in groupby(sorted(jobs, key=_when), key=_when):
@@ -245,6 +245,7 @@ class PromptPlacement:
     def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
         closed = request.left_seconds
+        assert closed is not None
         request.scheduled_seconds = closed
         ready = request.waited_until_seconds
         under_way = seen.step_at(ready)
@@ -257,7 +258,7 @@ class PromptPlacement:
             and seen.steps.end_seconds[under_way] < closed
         ):
             begin = max(begin, float(seen.steps.end_seconds[under_way]))
-        if begin >= closed or request.stage is Stage.REFUSED:
+        if begin >= closed or request.is_refused:
             return
         allowed = (closed - begin) / self.speed.token_seconds
         known = request.prompt_tokens
@@ -331,9 +332,9 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
     begin = request.waited_until_seconds
     ends = seen.steps.end_seconds
-    first = request.first_token_seconds
-    if request.prefill_seconds is not None and first is not None:
-        begin = first - request.prefill_seconds
+    if request.prefill_seconds is not None:
+        assert request.first_token_seconds is not None
+        begin = request.first_token_seconds - request.prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
         lowest = int(np.searchsorted(ends, begin, side="right"))
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:

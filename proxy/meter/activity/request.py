@@ -6,32 +6,11 @@ the count of the events once the engine's own is known.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Sequence
-from enum import Enum
 
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update
 from proxy.wire.token_count import TokenCount
-
-
-class Stage(Enum):
-    """Where a request is between its arrival and the end of its computation."""
-
-    OPEN = "open"
-    SUSPECTED = "suspected"
-    """Its client left; whether the engine computes on is not decided yet."""
-    ENDED = "ended"
-    REFUSED = "refused"
-    """The engine turned it away: it never computed anything for it."""
-
-
-TRANSITIONS = {
-    Stage.OPEN: (Stage.SUSPECTED, Stage.ENDED, Stage.REFUSED),
-    Stage.SUSPECTED: (Stage.ENDED,),
-    Stage.ENDED: (),
-    Stage.REFUSED: (),
-}
 
 
 class TokenLog:
@@ -73,9 +52,8 @@ class RequestTimeline(TokenCount):
     """Mutable record of one request in flight; instants in monotonic seconds.
 
     `waited_until_seconds` is when the engine's gauges last showed it in the queue;
-    `closed_seconds` is when its reply ended and `left_seconds` when the engine was done
-    with it, as far as is known: later where it is an orphan, that is, where it ran on
-    after its client had left; both are inf while it is open. A window was closed before
+    `ran_on_seconds` until when they showed it running after its client had left,
+    while `may_be_orphan` says that this is not decided yet. A window was closed before
     all of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
     and the wire does not tell whom (`has_preemption`). `prefill_rows` (start,
     end, tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled
@@ -86,16 +64,15 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "is_forced", "is_scheduled_exact",
-        "key", "last_token_seconds", "left_seconds", "pauses", "prefill_rows",
-        "prefill_seconds", "scheduled_seconds", "stage", "stalls",
-        "waited_until_seconds",
+        "has_preemption", "inference_seconds", "is_forced", "is_refused",
+        "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
+        "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
+        "stalls", "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
         super().__init__(
             sequences=facts.sequences,
-            prompts=facts.prompts,
             is_streamed=facts.is_stream,
             has_running_usage=facts.has_running_usage,
         )
@@ -105,6 +82,7 @@ class RequestTimeline(TokenCount):
         self.decode_seconds: float | None = None
         self.inference_seconds: float | None = None
         self.has_late_facts = False
+        self.is_refused = False
         self.is_forced = False
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
@@ -115,8 +93,9 @@ class RequestTimeline(TokenCount):
         self.is_scheduled_exact = False
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
-        self.stage = Stage.OPEN
-        self.closed_seconds = self.left_seconds = math.inf
+        self.closed_seconds: float | None = None
+        self.may_be_orphan = False
+        self.ran_on_seconds: float | None = None
         self.waited_until_seconds = at_seconds
 
     def receive(
@@ -133,19 +112,23 @@ class RequestTimeline(TokenCount):
         tokens = self.counted_tokens - before
         if tokens > 0:
             log.add(at_seconds, self.key, tokens, before)
-            first, last = self.first_token_seconds, self.last_token_seconds
-            if first is None or last is None:
+            last = self.last_token_seconds
+            if last is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds
             elif at_seconds > last:
                 self.last_token_seconds = at_seconds
                 if at_seconds - last > PAUSE_SECONDS and tokens <= 1.0:
-                    spent_seconds = last - first
-                    gap_seconds = at_seconds - last
-                    # long beside the gaps between the tokens that came before
-                    if gap_seconds * (before - 1.0) >= UNUSUAL_GAPS * spent_seconds:
-                        self.pauses.append((last, at_seconds, before))
+                    self._maybe_pause(last, at_seconds, before)
             elif self.pauses and self.pauses[-1][1] == at_seconds:
                 del self.pauses[-1]  # several tokens came at once: they were hidden
+
+    def _maybe_pause(self, last_seconds: float, at_seconds: float, had: float) -> None:
+        """Note a gap that is long beside those before it; `had` tokens came before."""
+        assert self.first_token_seconds is not None
+        spent_seconds = last_seconds - self.first_token_seconds
+        gap_seconds = at_seconds - last_seconds
+        if gap_seconds * (had - 1.0) >= UNUSUAL_GAPS * spent_seconds:
+            self.pauses.append((last_seconds, at_seconds, had))
 
     def _read_phases(self, phases: PhaseSeconds) -> None:
         self.has_late_facts = self.is_streamed
@@ -156,27 +139,11 @@ class RequestTimeline(TokenCount):
         if phases.inference_seconds is not None:
             self.inference_seconds = phases.inference_seconds
 
-    def close(self, at_seconds: float, stage: Stage = Stage.ENDED) -> None:
-        """No more bytes will come; `stage` is any but open."""
-        self._enter(stage)
-        self.closed_seconds = self.left_seconds = at_seconds
+    def close(self, at_seconds: float, *, is_refused: bool = False) -> None:
+        """No more bytes will come; a refused request was never computed."""
+        self.closed_seconds = at_seconds
+        self.is_refused = is_refused
         self.finish()
-
-    def run_on(self, until_seconds: float) -> None:
-        """Its client has left, and the engine's gauges still show it."""
-        self.left_seconds = until_seconds
-
-    def release(self) -> None:
-        """It is decided until when a suspected request ran."""
-        self._enter(Stage.ENDED)
-
-    def _enter(self, stage: Stage) -> None:
-        if stage not in TRANSITIONS[self.stage]:
-            was = self.stage.value
-            raise ValueError(
-                f"request {self.key} was {was}, it cannot be {stage.value}"
-            )
-        self.stage = stage
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
         """Put the tokens of a reply that came in one piece at these instants."""
@@ -208,20 +175,24 @@ class RequestTimeline(TokenCount):
         """What one counted token is worth once the final usage is known."""
         if self.output_tokens is None or self.counted_tokens <= 0:
             return 1.0
-        if self.stage is Stage.OPEN:
+        if self.closed_seconds is None:
             return 1.0
         return self.output_tokens / self.counted_tokens
 
     @property
-    def is_orphan(self) -> bool:
-        """Whether it ran on after its client had left."""
-        return self.closed_seconds < self.left_seconds
+    def left_seconds(self) -> float | None:
+        """When the engine was done with it, as far as is known; None while open."""
+        if self.ran_on_seconds is not None:
+            return self.ran_on_seconds
+        return self.closed_seconds
 
     @property
     def end_seconds(self) -> float:
-        """When it stopped running: last token, else the close; inf while not known."""
-        if self.stage in (Stage.OPEN, Stage.SUSPECTED):
-            return math.inf
-        if self.is_orphan or self.last_token_seconds is None:
-            return self.left_seconds
-        return self.last_token_seconds
+        """When it stopped running: last token, else the close; inf while open."""
+        if self.closed_seconds is None or self.may_be_orphan:
+            return float("inf")
+        if self.ran_on_seconds is not None:
+            return self.ran_on_seconds
+        if self.last_token_seconds is not None:
+            return self.last_token_seconds
+        return self.closed_seconds

@@ -33,7 +33,7 @@ from proxy.meter.activity.engine_load import (
     GaugeLog,
 )
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import RequestTimeline, Stage, TokenLog
+from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -98,7 +98,7 @@ class EngineTimeline:
     def receive(self, event: TokensReceived) -> None:
         """Tokens came; for a request that is not open they are nobody's."""
         timeline = self._requests.get(event.key)
-        if timeline is None or timeline.stage is not Stage.OPEN:
+        if timeline is None or timeline.closed_seconds is not None:
             return
         at_seconds = event.at_seconds
         if at_seconds <= self.settled_seconds:
@@ -110,7 +110,8 @@ class EngineTimeline:
         """A reply ended; an unstreamed one is spread over its time."""
         timeline = self._requests[event.key]
         self.open_requests -= 1
-        timeline.close(event.at_seconds, self._stage_after(event))
+        is_refused = event.status in REFUSALS and not event.was_computed
+        timeline.close(event.at_seconds, is_refused=is_refused)
         if not timeline.is_streamed and self._has_sensor:
             self._absorb_until(event.at_seconds)
             spread_unstreamed(
@@ -120,21 +121,12 @@ class EngineTimeline:
                 prompt_token_seconds=self.prompt_token_seconds,
                 settled_seconds=self.settled_seconds,
             )
-        if timeline.stage is Stage.SUSPECTED:
+        has_left = event.outcome in LEFT and not is_refused
+        # the engine may not notice: its gauges, where there are any, will tell
+        if has_left and self.gauges.is_alive(event.at_seconds):
             self.gauges.orphans.suspect(timeline)
         if timeline.has_late_facts:
             self._engine_tells_late = True
-
-    def _stage_after(self, event: RequestClosed) -> Stage:
-        """How a request goes on; of a client that left the engine may know nothing.
-
-        Its gauges, where there are any, will tell.
-        """
-        if event.status in REFUSALS and not event.was_computed:
-            return Stage.REFUSED
-        if event.outcome in LEFT and self.gauges.is_alive(event.at_seconds):
-            return Stage.SUSPECTED
-        return Stage.ENDED
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
@@ -189,8 +181,8 @@ class EngineTimeline:
             if stop < end_seconds:
                 return False
         closed = timeline.closed_seconds
-        if timeline.stage is not Stage.OPEN:
-            if timeline.stage is Stage.SUSPECTED and closed < end_seconds:
+        if closed is not None:
+            if timeline.may_be_orphan and closed < end_seconds:
                 return False
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:
@@ -235,14 +227,18 @@ class EngineTimeline:
             return False
         return self._busy_until_seconds <= start_seconds and not any(
             timeline.arrived_seconds < end_seconds
-            and timeline.left_seconds > start_seconds
+            and (left is None or left > start_seconds)
             for timeline in self._requests.values()
+            for left in (timeline.left_seconds,)
         )
 
     def leave(self, timeline: RequestTimeline) -> None:
         """Every boundary has settled the request, or has given it up."""
         del self._requests[timeline.key]
-        self._busy_until_seconds = max(self._busy_until_seconds, timeline.left_seconds)
+        if timeline.left_seconds is not None:
+            self._busy_until_seconds = max(
+                self._busy_until_seconds, timeline.left_seconds
+            )
 
     def forget(self, settled_seconds: float, unmeasured_seconds: float) -> None:
         """Drop what all boundaries have settled, and what no window came for.
@@ -322,7 +318,7 @@ class EngineTimeline:
                     yield go
             if timeline.scheduled_seconds is None:
                 completed = self._completed_seconds(timeline)
-                if completed < math.inf:
+                if completed is not None:
                     yield completed
 
     def _completed(self, until_seconds: float) -> list[tuple[float, RequestTimeline]]:
@@ -331,29 +327,31 @@ class EngineTimeline:
             (completed, timeline)
             for timeline in self.requests()
             if timeline.scheduled_seconds is None
-            and (completed := self._completed_seconds(timeline)) <= until_seconds
+            and (completed := self._completed_seconds(timeline)) is not None
+            and completed <= until_seconds
         ]
         return sorted(found, key=itemgetter(0))
 
-    def _completed_seconds(self, timeline: RequestTimeline) -> float:
-        """When its prompt was done, or it ended without; inf: that is not known."""
+    def _completed_seconds(self, timeline: RequestTimeline) -> float | None:
+        """When its prompt was done, or it ended without; None: that is not known."""
         first = timeline.first_token_seconds
         if first is None:
             return timeline.left_seconds
-        return first if first <= self.until_seconds else math.inf
+        return first if first <= self.until_seconds else None
 
     def _has_facts(self, timeline: RequestTimeline) -> bool:
         """Whether all is known of its prompt that ever will be."""
-        if timeline.stage is not Stage.OPEN:
-            return timeline.stage is not Stage.SUSPECTED
+        if timeline.closed_seconds is not None:
+            return not timeline.may_be_orphan
         return timeline.is_exact_so_far and not self._engine_tells_late
 
     def _hold_back(self, timeline: RequestTimeline) -> None:
         """It was not scheduled while the engine's gauges say that it waited."""
         before = timeline.first_token_seconds or timeline.left_seconds
-        waited = self.gauges.waiting_until(timeline.arrived_seconds, before)
-        if waited is not None:
-            timeline.waited_until_seconds = waited
+        if timeline.scheduled_seconds is None and before is not None:
+            waited = self.gauges.waiting_until(timeline.arrived_seconds, before)
+            if waited is not None:
+                timeline.waited_until_seconds = waited
 
 
 STEP_SECONDS = 0.02
@@ -378,7 +376,7 @@ def spread_unstreamed(
     were seen.
     """
     closed, output = timeline.closed_seconds, timeline.output_tokens
-    if not output:
+    if closed is None or not output:
         return
     arrived = timeline.arrived_seconds
     decode = timeline.decode_seconds
@@ -403,8 +401,8 @@ def spread_orphan(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> 
 
     They are not counted as output: nobody received them.
     """
-    closed, until = timeline.closed_seconds, timeline.left_seconds
-    if timeline.first_token_seconds is None:
+    closed, until = timeline.closed_seconds, timeline.ran_on_seconds
+    if closed is None or until is None or timeline.first_token_seconds is None:
         return
     count = max(int((until - closed) / STEP_SECONDS), 1)
     stamps = steps.snap(

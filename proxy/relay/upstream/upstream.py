@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 import msgspec
 
@@ -17,30 +16,6 @@ from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.connection import UpstreamPool
 
 log = logging.getLogger(__name__)
-
-
-class UsageAsking(Enum):
-    """Whether streams are asked for usage where their clients did not ask."""
-
-    LEARNING = "learning"
-    """One stream goes as written: does usage come all the same?"""
-    ALWAYS = "always"
-    """It came only where asked: it is asked for, and taken out again."""
-    NEVER = "never"
-    """It comes anyway and is the engine's own, or asking is refused."""
-
-
-MAY_FORCE_USAGE = frozenset(["vllm", "openai"])
-"""Dialects of which some servers send usage unasked: vLLM with
-`--enable-force-include-usage`, and whoever has no option for it."""
-
-
-def first_asking(config: RelayConfig, dialect: Dialect) -> UsageAsking:
-    """How an upstream begins: as configured, or by what its dialect may do."""
-    if config.usage_event == "keep":
-        return UsageAsking.NEVER
-    may_force = config.usage_event == "auto" and dialect.name in MAY_FORCE_USAGE
-    return UsageAsking.LEARNING if may_force else UsageAsking.ALWAYS
 
 
 @dataclass(slots=True, eq=False)
@@ -60,9 +35,8 @@ class Upstream:
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     """The engine's own descriptions of its models, by name."""
-    usage_asking: UsageAsking = UsageAsking.ALWAYS
-    has_witness: bool = False
-    """A stream that was not asked for usage is under way, to learn from."""
+    takes_stream_options: bool = True
+    """Until it refuses a request for them: then it is asked for usage no more."""
     in_flight: int = 0
     is_draining: bool = False
     is_up: bool = True
@@ -86,22 +60,13 @@ class Upstream:
 
     def refuse_stream_options(self) -> None:
         """It takes requests only without: their usage is not asked for any more."""
-        if self.usage_asking is not UsageAsking.NEVER:
-            self.usage_asking = UsageAsking.NEVER
+        if self.takes_stream_options:
+            self.takes_stream_options = False
             log.warning(
                 "upstream %s refuses stream_options: its streams are not asked for "
                 "usage, and their token counts are unknown",
                 self.name,
             )
-
-    def learn_from_witness(self, has_usage: bool | None) -> None:
-        """A stream that nobody asked for usage ended, with it or not; None: badly."""
-        self.has_witness = False
-        if has_usage is None or self.usage_asking is not UsageAsking.LEARNING:
-            return
-        self.usage_asking = UsageAsking.NEVER if has_usage else UsageAsking.ALWAYS
-        if has_usage:
-            log.info("upstream %s sends usage unasked: it stays", self.name)
 
     def drain(self, is_draining: bool) -> None:
         """Give it nothing new, or again; what it has goes on."""
@@ -131,6 +96,5 @@ def open_upstream(
         pool=UpstreamPool(config, address, counters, clock),
         provenance=provenance,
         clock=clock,
-        usage_asking=first_asking(config, dialect),
         since_seconds=clock(),
     )

@@ -28,6 +28,7 @@ TOTALS = [
     ("vidur.csv", "lengths", 2, 2, 364, 1_823),
     ("loadtrace.jsonl", "loadtrace", 4, 5, 41, 17),
     ("sharegpt.json", "sharegpt", 2, 3, 0, 5 + 8 + 1),
+    ("openai.jsonl", "openai", 3, 5, 0, 5 + 5 + 21 + 3),
     ("humaneval-2.jsonl", "prompts", 2, 2, 0, 0),
     ("mt-bench-2.jsonl", "prompts", 2, 4, 0, 0),
 ]
@@ -212,9 +213,9 @@ BROKEN = [
     ("sharegpt", '[\n{"id":1,"conversations":[{"from":"human"}]}]', "line 2: conver"),
     ("sharegpt", '[\n{"id":1,\n"conversations":oops}]', "line 3: not valid JSON"),
     ("sharegpt", '[{"id":1,"conversations":[]}', "line 1: the array is not closed"),
-    ("sharegpt", '[\n"text"]', "line 2: '\"text\"]' is not a JSON object"),
+    ("sharegpt", "[\n17]", "line 2: '17' is not a JSON object (element 1)"),
     ("loadtrace", '{"input_length":"7"x}', "line 1: not valid JSON"),
-    ("loadtrace", "[1,2]", "line 1: '[1,2]' is not a JSON object"),
+    ("loadtrace", "[1,2]", "line 1: '1' is not a JSON object (element 1)"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import TRANSITIONS, RequestTimeline, Stage, TokenLog
+from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
 from proxy.meter.activity.work import (
     Activity,
@@ -101,40 +100,6 @@ def test_phase_times_and_cached_tokens_are_kept() -> None:
     request.receive(1.1, [last], log)
     assert (request.prefill_seconds, request.cached_tokens) == (0.25, 64)
     assert request.has_late_facts
-
-
-# --- stages -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("before", Stage)
-@pytest.mark.parametrize("after", Stage)
-def test_only_the_transitions_of_the_table_can_be_made(
-    before: Stage, after: Stage
-) -> None:
-    request = streamed()
-    if before is not Stage.OPEN:
-        request.close(1.0, before)
-    if after in TRANSITIONS[before]:
-        request.close(2.0, after)
-        assert request.stage is after
-    else:
-        with pytest.raises(ValueError, match=f"request 1 was {before.value}, it can"):
-            request.close(2.0, after)
-
-
-def test_a_request_ends_with_its_last_token_unless_it_ran_on() -> None:
-    request, log = streamed(), TokenLog()
-    assert request.end_seconds == request.left_seconds == math.inf
-    request.receive(1.0, [token(1)], log)
-    request.close(1.5, Stage.SUSPECTED)
-    assert (request.end_seconds, request.is_orphan) == (math.inf, False)
-    request.run_on(3.0)
-    request.release()
-    assert (request.end_seconds, request.is_orphan) == (3.0, True)
-    other = streamed()
-    other.receive(1.0, [token(1)], log)
-    other.close(1.5)
-    assert (other.end_seconds, other.left_seconds) == (1.0, 1.5)
 
 
 # --- steps ----------------------------------------------------------------------
@@ -294,7 +259,7 @@ def test_phase_times_of_the_engine_say_when_a_request_was_scheduled() -> None:
 
 def test_a_refused_request_never_ran_and_an_unanswered_one_did_a_part() -> None:
     refused, unanswered = streamed(1, 0.0), streamed(2, 2.0)
-    refused.close(0.1, Stage.REFUSED)
+    refused.close(0.1, is_refused=True)
     unanswered.close(2.01)
     unanswered.prompt_tokens = 10_000
     book = StepBook()
