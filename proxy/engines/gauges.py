@@ -6,8 +6,6 @@ Names: vLLM 0.32 (`vllm:...`, one line per data-parallel rank, added up) and TGI
 
 from __future__ import annotations
 
-import math
-
 from proxy.wire.exposition import samples_named
 from proxy.wire.facts import EngineGauges
 
@@ -24,30 +22,45 @@ PROGRESS = (
 )
 
 
+MAX_SEQUENCES = 1_000_000
+"""Running or waiting in one engine: a thousand times what the largest schedule."""
+
+MAX_TOTAL = 2**53
+"""Above it a double no longer counts one by one."""
+
+
 def read_gauges(text: str) -> EngineGauges | None:
-    """The gauges on a page in Prometheus text format; None where it has none."""
+    """The gauges on a page in Prometheus text format; None where it has none.
+
+    A value that is no plausible count (negative, NaN, infinite, absurdly large) is
+    unknown, and with it the sum that it is a part of; nothing is raised.
+    """
     names = (*RUNNING, *WAITING, *PREEMPTIONS, *PROGRESS)
-    totals: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     try:
         for sample in samples_named(text, names):
-            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+            values.setdefault(sample.name, []).append(sample.value)
     except ValueError:
         return None
-    running, waiting = _known(totals, RUNNING), _known(totals, WAITING)
+    running = _count(values, RUNNING, MAX_SEQUENCES)
+    waiting = _count(values, WAITING, MAX_SEQUENCES)
     if running is None or waiting is None:
         return None
-    preemptions = _known(totals, PREEMPTIONS)
+    preemptions = _count(values, PREEMPTIONS, MAX_TOTAL)
     return EngineGauges(
         running=round(running),
         waiting=round(waiting),
         preemptions=None if preemptions is None else round(preemptions),
-        progress=_known(totals, PROGRESS),
+        progress=_count(values, PROGRESS, MAX_TOTAL),
     )
 
 
-def _known(totals: dict[str, float], names: tuple[str, ...]) -> float | None:
-    """Sum of those that the page has; None without a finite one."""
-    values = [
-        totals[name] for name in names if math.isfinite(totals.get(name, math.inf))
-    ]
-    return sum(values) if values else None
+def _count(
+    values: dict[str, list[float]], names: tuple[str, ...], most: float
+) -> float | None:
+    """Sum of those that the page has; None without any, and where one cannot be."""
+    found = [value for name in names for value in values.get(name, ())]
+    if not found or not all(0 <= value <= most for value in found):
+        return None
+    total = sum(found)
+    return total if total <= most else None

@@ -28,7 +28,15 @@ from proxy.meter.attribution.divide import Division, IdleWatts, divide
 from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.policies import Policy
 from proxy.meter.config import MeterConfig
-from proxy.meter.curve import GAP_REASONS, SENSOR_GAP, GroupCurve, Window
+from proxy.meter.curve import (
+    GAP_REASONS,
+    JOIN_READINGS,
+    JOIN_SECONDS,
+    LEAVE_SECONDS,
+    SENSOR_GAP,
+    GroupCurve,
+    Window,
+)
 from proxy.meter.deadlines import Deadlines
 from proxy.meter.ledger import Books, Closing, Ledger, RequestEnergy
 from proxy.wire.events import PowerSampled
@@ -72,6 +80,9 @@ class MeterState:
     late_reads_total: int = 0
     """Reads with tokens that came for time already settled; counted as later."""
     counter_resets_total: int = 0
+    devices_joined_total: int = 0
+    """Devices that came after the first reading."""
+    devices_left_total: int = 0
     external_requests: int | None = None
     """Running in the engine, by its last scrape, and not the proxy's; None: no scrape
     that is new enough."""
@@ -92,7 +103,11 @@ class Boundary:
     def __init__(self, config: MeterConfig, timeline: EngineTimeline) -> None:
         """`config` has the idle watts and the saved fits that are this boundary's."""
         self.config = config
-        self.curve = GroupCurve()
+        self.curve = GroupCurve(
+            join_readings=JOIN_READINGS,
+            join_seconds=JOIN_SECONDS,
+            leave_seconds=LEAVE_SECONDS,
+        )
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
         self.calibration = Calibration(config.fit_rules, config.calibrations)
@@ -282,6 +297,8 @@ class Boundary:
             unsettled_requests=len(self._open),
             late_reads_total=timeline.late_reads_total,
             counter_resets_total=curve.resets,
+            devices_joined_total=curve.joined_total,
+            devices_left_total=curve.left_total,
             external_requests=None
             if newest is None
             else timeline.gauges.external_at(newest),

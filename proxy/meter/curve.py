@@ -10,14 +10,17 @@ Energy never runs backwards and no gap is filled: a failed read or a counter tha
 fell marks the span from the last edge to the next one with its reason. Devices that
 serve one engine are one curve: a gap of any of them is a gap of all. It is cut into
 windows at edges that follow each other without overlap, so every edge is used once.
+A device joins after a stated time of good readings; one that is gone for a stated time
+leaves, its joules stay counted, and until then its time is a gap of all.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -37,6 +40,15 @@ lost) gets coarser then, instead of longer."""
 STALE_PERIODS = 5.0
 STALE_SECONDS = 5.0
 """A counter that stood still for both is a gap: the sensor was stuck, not the GPU."""
+
+
+JOIN_READINGS = 10
+JOIN_SECONDS = 5.0
+"""Good readings without a break, over at least so long, before a device that was not
+there from the beginning joins its group."""
+
+LEAVE_SECONDS = 30.0
+"""A device that shows no figure for so long, while others do, leaves its group."""
 
 
 class DeviceCurve:
@@ -87,6 +99,18 @@ class DeviceCurve:
         self._pending = max(self._pending, code)
         self._is_resynchronised = False
         self._last_watts = None
+
+    def bridge(self, at_seconds: float) -> None:
+        """Nothing is known up to here, nor from here on: time passes all the same."""
+        self.interrupt(SENSOR_GAP)
+        if len(self.seconds) and at_seconds > self.seconds[-1]:
+            self.seconds.append(at_seconds)
+            self.joules.append(self._total)
+            self.reasons.append(self._pending)
+
+    def needs(self, joules: float | None, watts: float | None) -> bool:
+        """Whether a reading lacks the figure that this device is measured by."""
+        return (watts if self._has_counter is False else joules) is None
 
     @property
     def total_joules(self) -> float:
@@ -218,11 +242,39 @@ class Window:
         return float(self.edges_seconds[-1])
 
 
+@dataclass(slots=True)
+class _Candidate:
+    """A device that was not there from the beginning."""
+
+    since_seconds: float
+    curve: DeviceCurve = field(default_factory=DeviceCurve)
+    readings: int = 0
+
+
 class GroupCurve:
     """Devices that serve one engine: their curves are added, never told apart."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        join_readings: int = 0,
+        join_seconds: float = 0.0,
+        leave_seconds: float = math.inf,
+    ) -> None:
+        """As made without options, devices join at once and never leave."""
         self.devices: dict[str, DeviceCurve] = {}
+        self.joined_total = 0
+        """Devices that joined after the first reading."""
+        self.left_total = 0
+        self._join_readings = join_readings
+        self._join_seconds = join_seconds
+        self._leave_seconds = leave_seconds
+        self._candidates: dict[str, _Candidate] = {}
+        self._lacking_since: dict[str, float] = {}
+        self._gone: list[DeviceCurve] = []
+        """Curves of devices that left, until all of them is settled."""
+        self._left_joules = 0.0
+        self._left_resets = 0
 
     def observe(
         self,
@@ -231,12 +283,28 @@ class GroupCurve:
     ) -> None:
         """(device, joules, watts) of all devices, read at one moment."""
         missing = set(self.devices)
+        shown: set[str] = set()
+        candidates, self._candidates = self._candidates, {}
+        is_first = not self.devices
         for device, joules, watts in readings:
+            if device not in self.devices and not is_first:
+                candidate = candidates.get(device) or _Candidate(at_seconds)
+                if not self._joins(device, candidate, at_seconds, joules, watts):
+                    continue
             missing.discard(device)
             curve = self.devices.setdefault(device, DeviceCurve())
             curve.observe(at_seconds, joules, watts)
+            if joules is not None or watts is not None:
+                shown.add(device)
+            if curve.needs(joules, watts):
+                self._lacking_since.setdefault(device, at_seconds)
+            else:
+                self._lacking_since.pop(device, None)
         for device in missing:
             self.devices[device].interrupt(SENSOR_GAP)
+            self._lacking_since.setdefault(device, at_seconds)
+        if self._lacking_since and shown:
+            self._part(at_seconds, shown)
 
     def interrupt(self, reason: str) -> None:
         """The whole group could not be read."""
@@ -267,7 +335,8 @@ class GroupCurve:
     @property
     def resets(self) -> int:
         """Times that a counter was seen to fall."""
-        return sum(curve.resets for curve in self.devices.values())
+        present = sum(curve.resets for curve in self._curves())
+        return present + self._left_resets
 
     @property
     def start_seconds(self) -> float | None:
@@ -287,8 +356,8 @@ class GroupCurve:
 
     def joules_at(self, at_seconds: FloatArray) -> FloatArray:
         """Cumulative joules of the group at measured instants, shape as given."""
-        total = np.zeros_like(at_seconds)
-        for curve in self.devices.values():
+        total = np.full_like(at_seconds, self._left_joules)
+        for curve in self._curves():
             total += np.interp(at_seconds, curve.seconds, curve.joules)
         return total
 
@@ -321,13 +390,63 @@ class GroupCurve:
 
     def forget(self, before_seconds: float) -> None:
         """Drop what is settled."""
-        for curve in self.devices.values():
+        for curve in self._curves():
             curve.forget(before_seconds)
+        settled = [c for c in self._gone if c.seconds[-1] <= before_seconds]
+        for curve in settled:
+            self._gone.remove(curve)
+            self._left_joules += curve.total_joules
+            self._left_resets += curve.resets
+
+    def _curves(self) -> list[DeviceCurve]:
+        """Every curve that a window may touch, those of the group first."""
+        return [*self.devices.values(), *self._gone]
+
+    def _joins(
+        self,
+        device: str,
+        candidate: _Candidate,
+        at_seconds: float,
+        joules: float | None,
+        watts: float | None,
+    ) -> bool:
+        """Whether a device that came later is one of the group now.
+
+        Its joules count from its first edge after that: those before are nobody's.
+        """
+        if joules is None and watts is None:
+            return False
+        candidate.curve.observe(at_seconds, joules, watts)
+        candidate.readings += 1
+        if self._join_readings and (
+            candidate.readings < self._join_readings
+            or at_seconds < candidate.since_seconds + self._join_seconds
+            or len(candidate.curve.seconds) < 2
+        ):
+            self._candidates[device] = candidate
+            return False
+        self.joined_total += 1
+        return True
+
+    def _part(self, at_seconds: float, shown: set[str]) -> None:
+        """Let go of devices that show nothing; for others time passes, unmeasured."""
+        for device, since_seconds in list(self._lacking_since.items()):
+            if at_seconds < since_seconds + self._leave_seconds:
+                continue
+            curve = self.devices[device]
+            curve.bridge(at_seconds)
+            if device in shown:  # it is there: its energy is unknown, not nothing
+                self._lacking_since[device] = at_seconds
+                continue
+            del self.devices[device], self._lacking_since[device]
+            self.left_total += 1
+            if len(curve.seconds):
+                self._gone.append(curve)
 
     def _edges(self, start_seconds: float, end_seconds: float) -> FloatArray:
         """Edges of the first device, and where any device's gaps begin and end."""
         found: list[FloatArray] = []
-        for index, curve in enumerate(self.devices.values()):
+        for index, curve in enumerate(self._curves()):
             seconds = np.array(curve.seconds)
             if index == 0:
                 found.append(seconds)
@@ -342,8 +461,9 @@ class GroupCurve:
         """Reason code of each span between edges: the gravest of any device."""
         middle = (edges[1:] + edges[:-1]) / 2
         reasons = np.zeros(len(middle), np.int64)
-        for curve in self.devices.values():
+        for curve in self._curves():
             at = np.searchsorted(np.array(curve.seconds), middle)
-            codes = np.array(curve.reasons, np.int64)
-            reasons = np.maximum(reasons, codes[np.minimum(at, len(codes) - 1)])
+            # after its last edge a device has left: that is no gap
+            codes = np.array([*curve.reasons, 0], np.int64)
+            reasons = np.maximum(reasons, codes[at])
         return reasons

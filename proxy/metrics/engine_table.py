@@ -183,6 +183,18 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         ("boundary", "source"),
         by_sensor(lambda stats: stats.errors),
     ),
+    "servewatt_devices_joined_total": EngineMetric(
+        "counter",
+        "Devices that came after the first reading, and were good for some seconds.",
+        ("boundary",),
+        by_boundary(lambda m: m.meter.devices_joined_total),
+    ),
+    "servewatt_devices_left_total": EngineMetric(
+        "counter",
+        "Devices that showed no figure for 30 s and are not waited for any more.",
+        ("boundary",),
+        by_boundary(lambda m: m.meter.devices_left_total),
+    ),
     "servewatt_readings_rejected_total": EngineMetric(
         "counter",
         "Figures of the power source that no device can give, or are gone, by why.",

@@ -64,6 +64,14 @@ class BoundedSource(Protocol):
 
 
 @runtime_checkable
+class NamedBoards(Protocol):
+    """A source that knows its boards by UUID."""
+
+    def uuids(self) -> tuple[str, ...]:
+        """Those of the chosen boards, as far as they are known."""
+
+
+@runtime_checkable
 class FollowedSource(Protocol):
     """A source whose reads cost another process: asked at the pace of its updates."""
 

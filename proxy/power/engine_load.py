@@ -63,13 +63,14 @@ async def watch_gauges(
         due_seconds = time.monotonic()
         said: str | None = None
         while True:
-            stats.scrapes_total += 1
             try:
                 problem = await _scrape(client, url, deliver)
             except Exception:
+                stats.scrapes_total += 1
                 stats.errors_total += 1
                 stats.is_up = False
                 raise
+            stats.scrapes_total += 1
             stats.errors_total += problem is not None
             stats.is_up = problem is None
             if problem is not None and problem != said:
@@ -91,6 +92,6 @@ async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str 
         return f"status {reply.status}"
     gauges = read_gauges(reply.text)
     if gauges is None:
-        return "no gauge of vLLM or TGI on this page"
+        return "no plausible gauge of vLLM or TGI on this page"
     deliver(EngineObserved((asked_seconds + answered_seconds) / 2, gauges))
     return None

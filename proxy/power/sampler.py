@@ -36,6 +36,8 @@ OVERDUE_SECONDS = 10.0
 """A source that answered neither well nor badly for so long, and an interval, hangs."""
 MAX_READ_SECONDS = 3.0
 """A longer read of a sensor that has no clock of its own is a gap."""
+GONE_SECONDS = 30.0
+"""As long as a meter waits for a device, see `proxy.meter.curve.LEAVE_SECONDS`."""
 SAY_SECONDS = 60.0
 MAX_SAID = 256
 
@@ -93,6 +95,7 @@ class Sampler:
         self._max_watts = max_watts
         self._gate: ReadingGate | None = None
         self._said_seconds: dict[tuple[str, str], float] = {}
+        self._shown_seconds: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
@@ -204,6 +207,7 @@ class Sampler:
             if isinstance(source, RemoteSource)
             else math.inf,
         )
+        self._note_devices(source, passed, now_seconds)
         if not rejected:
             return passed, None
         self.stats.rejected = {**self._gate.rejected_total}
@@ -215,6 +219,29 @@ class Sampler:
             sorted({f"{r.device} {r.figure}: {r.reason}" for r in rejected})
         )
         return passed, f"{source.name}: no reading is believed ({why})"
+
+    def _note_devices(
+        self, source: EnergySource, readings: Sequence[Reading], now_seconds: float
+    ) -> None:
+        """Say which devices came, and which are gone."""
+        shown = self._shown_seconds
+        is_first = not shown
+        for reading in readings:
+            name = reading.device
+            is_new = not is_first and name not in shown
+            if is_new and self._is_news((name, "came"), now_seconds):
+                log.warning("power source: %s: %s came", source.name, name)
+            shown[name] = now_seconds
+        if len(shown) > len(readings):
+            for name in [
+                n for n, at in shown.items() if now_seconds - at > GONE_SECONDS
+            ]:
+                del shown[name]
+                if self._is_news((name, "gone"), now_seconds):
+                    log.warning(
+                        "power source: %s: %s is gone for %g s: metered without it",
+                        source.name, name, GONE_SECONDS,
+                    )  # fmt: skip
 
     def _say(
         self, source: EnergySource, rejected: Sequence[Rejected], now_seconds: float

@@ -7,15 +7,19 @@ What belongs to one upstream stands in its `[[upstream]]` table only.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from proxy.errors import ConfigError
+from proxy.power.boards import board_of
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.process.document import decode_settings, read_document
 from proxy.process.options import configured, settings_of
 from proxy.security.secrets import without_user
 from proxy.serve.config import ServeConfig, UpstreamConfig
+
+BoardOf = Callable[[str, str], str | None]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """It is a label of metrics and a part of admin paths."""
@@ -24,11 +28,12 @@ SETTINGS = settings_of(UpstreamConfig)
 
 
 def read_config(
-    path: str, given: Collection[str]
+    path: str, given: Collection[str], board_of: BoardOf = board_of
 ) -> tuple[tuple[UpstreamConfig, ...], dict[str, Any]]:
     """The upstreams, and what the file sets beside them, by `Setting.variable`.
 
-    `given` are the variables that the command line sets. Raises ConfigError naming
+    `given` are the variables that the command line sets; `board_of` tells which board
+    a source shows under a name. Raises ConfigError naming
     file, table, key and value for what cannot be.
     """
     document = read_document(path)
@@ -45,7 +50,7 @@ def read_config(
     upstreams = tuple(
         _upstream(table, path, number) for number, table in enumerate(tables, 1)
     )
-    _check_apart(upstreams, path)
+    _check_apart(upstreams, path, cache(board_of))
     own = {setting.key for setting in SETTINGS}
     for key in document:
         if key.replace("_", "-") in own:
@@ -80,7 +85,11 @@ def _upstream(table: Mapping[str, Any], path: str, number: int) -> UpstreamConfi
     return configured(UpstreamConfig, values, name=name, models=tuple(models))
 
 
-def _check_apart(upstreams: Sequence[UpstreamConfig], path: str) -> None:
+def _check_apart(
+    upstreams: Sequence[UpstreamConfig],
+    path: str,
+    board_of: BoardOf,
+) -> None:
     """Each name, address and joule belongs to one upstream. Raises ConfigError."""
     for number, one in enumerate(upstreams):
         for other in upstreams[:number]:
@@ -97,6 +106,22 @@ def _check_apart(upstreams: Sequence[UpstreamConfig], path: str) -> None:
                         gpu == their_gpu or "" in (gpu, their_gpu)
                     ):
                         raise ConfigError(_overlap(both, source, gpu, their_gpu))
+                    if not _may_be_one(source, gpu, theirs, their_gpu):
+                        continue
+                    board = board_of(source, gpu)
+                    if board is not None and board == board_of(theirs, their_gpu):
+                        raise ConfigError(
+                            f"{both} both meter the board {board}, as {their_gpu} by "
+                            f"{theirs} and as {gpu} by {source}: each joule has one "
+                            "ledger"
+                        )
+
+
+def _may_be_one(source: str, gpu: str, theirs: str, their_gpu: str) -> bool:
+    """Whether two names may mean one board; two indices of one source never do."""
+    is_named = gpu != "" and their_gpu != ""
+    are_indices = gpu.isdigit() and their_gpu.isdigit()
+    return is_named and not (source == theirs and are_indices)
 
 
 def _overlap(both: str, source: str, gpu: str, other: str) -> str:

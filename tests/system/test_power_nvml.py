@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,3 +241,15 @@ def test_a_board_tells_the_highest_limit_it_can_be_set_to(library: Path) -> None
 def test_all_ones_are_no_figure(library: Path) -> None:
     reads = read_nvml(library, [4294967295], SERVEWATT_NVML_MILLIWATTS="-1")
     assert reads[0] == [("gpu0", None, None)]
+
+
+def test_a_name_and_a_uuid_may_mean_one_board(library: Path) -> None:
+    code = (
+        "from proxy.power.boards import board_of as b;"
+        "print(b('nvml', '1'), b('nvml', 'GPU-stub-1'), b('nvml', '7'), b('rapl', '0'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+        env=os.environ | environment(library, [1]) | {"SERVEWATT_NVML_BOARDS": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["GPU-stub-1", "GPU-stub-1", "None", "None"]

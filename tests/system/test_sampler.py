@@ -236,3 +236,17 @@ def test_a_remote_sensor_is_asked_at_the_pace_of_its_updates() -> None:
     sampler.stop()
     assert sampler.stats.samples < 40 * 25 * 0.7  # of 25 reads a change
     assert sampler.stats.missed < 40 * 25
+
+
+class ComingAndGoing(ScriptedSource):
+    """A second board is there for a while."""
+
+    def read(self) -> Sequence[Reading]:
+        (first,) = super().read()
+        return [first, Reading("gpu1", joules=1.0)] if first.joules else [first]
+
+
+def test_a_device_that_comes_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    collect(ComingAndGoing([0.0, 0.0, 1.0, 2.0]), 4)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["power source: scripted: gpu1 came"]

@@ -51,6 +51,7 @@ class DcgmSource:
         )
         self._text = ""
         self._readings: list[Reading] = []
+        self._uuids: tuple[str, ...] = ()
         self._limits: dict[str, float] = {}
         self._said: frozenset[str] = frozenset()
         self.is_simulated = False
@@ -68,6 +69,7 @@ class DcgmSource:
             page = parse_dcgm(text, self._gpus)
         except ConfigError as error:
             raise ConfigError(f"dcgm at {self._url}: {error}") from None
+        self._uuids = page.uuids
         self.is_simulated, self._limits = page.is_simulated, page.limits
         for name in sorted(page.repeated - self._said):
             log.warning(
@@ -83,6 +85,11 @@ class DcgmSource:
         self._readings = [r for r in page.readings if shown or not r.is_outside]
         self._text = text
         return self._readings
+
+    def uuids(self) -> tuple[str, ...]:
+        """Those of the chosen boards on the page as it is now."""
+        self.read()
+        return self._uuids
 
     def max_watts(self) -> dict[str, float]:
         """The highest limit of each board, where the exporter shows it."""
@@ -102,6 +109,8 @@ class Page:
     """Watts that a board can be limited to at most, by device."""
     repeated: frozenset[str]
     """Boards with more than one row for one figure: several exporters, or pods."""
+    uuids: tuple[str, ...]
+    """Those of the chosen boards."""
     is_simulated: bool
 
 
@@ -179,6 +188,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> Page:
         frozenset(
             f"GPU {board.uuid or board.index}" for board in chosen if board.is_repeated
         ),
+        tuple(board.uuid for board in chosen if board.uuid),
         is_simulated,
     )
 

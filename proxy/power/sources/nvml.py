@@ -80,6 +80,15 @@ class NvmlSource:
             return None
         return float(sum(milliwatts)) / 1000
 
+    def uuids(self) -> tuple[str, ...]:
+        """Those of the chosen boards. Raises SensorError for one that is lost."""
+        try:
+            return tuple(
+                pynvml.nvmlDeviceGetUUID(handle) for _, handle in self._devices
+            )
+        except pynvml.NVMLError as error:
+            raise SensorError(f"nvml cannot name its boards: {error}") from None
+
     def max_watts(self) -> dict[str, float]:
         """The highest limit that each board can be set to, or has, where it tells."""
         found = {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines.gauges import read_gauges
+from proxy.engines.gauges import MAX_SEQUENCES, read_gauges
 from proxy.wire.facts import EngineGauges
 
 VLLM = """\
@@ -61,3 +61,37 @@ def test_other_pages_have_none(page: str) -> None:
 def test_any_text_is_read_without_an_error(page: str) -> None:
     assert read_gauges(page) is None or page
     read_gauges(VLLM + page)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e30", "NaN", "+Inf", "-Inf", "1e400", "-1", "1000001", "9" * 400]
+)
+@pytest.mark.parametrize("gauge", ["running", "waiting"])
+def test_what_is_no_plausible_count_is_unknown(gauge: str, value: str) -> None:
+    odd = f'vllm:num_requests_{gauge}{{engine="2"}} {value}\n'
+    assert read_gauges(VLLM + odd) is None
+
+
+@pytest.mark.parametrize("value", ["1e30", "NaN", "-1", "1e400"])
+def test_an_implausible_counter_is_unknown_beside_good_gauges(value: str) -> None:
+    odd = f"vllm:num_preemptions_total {value}\nvllm:prompt_tokens_total {value}\n"
+    assert read_gauges(VLLM + odd) == EngineGauges(5, 1, None, None)
+
+
+@given(
+    values=st.lists(
+        st.tuples(
+            st.sampled_from(["running", "waiting"]),
+            st.floats() | st.integers(-(10**40), 10**40),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_page_counts_a_picture_is_of_plausible_counts(
+    values: list[tuple[str, float]],
+) -> None:
+    lines = [f"vllm:num_requests_{gauge} {value}\n" for gauge, value in values]
+    gauges = read_gauges("".join(lines))
+    if gauges is not None:
+        assert 0 <= gauges.running <= MAX_SEQUENCES
+        assert 0 <= gauges.waiting <= MAX_SEQUENCES

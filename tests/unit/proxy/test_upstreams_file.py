@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -30,12 +32,18 @@ gpus = "2"
 
 
 def read(
-    tmp_path: Path, text: str, *arguments: str
+    tmp_path: Path,
+    text: str,
+    *arguments: str,
+    boards: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> tuple[tuple[UpstreamConfig, ...], dict[str, Any]]:
+    """`boards` are UUIDs by source and name, as far as they can be known."""
     path = tmp_path / "upstreams.toml"
     path.write_text(text)
     context = serve.make_context("serve", ["--config", str(path), *arguments])
-    return read_config(str(path), given(context))
+    return read_config(
+        str(path), given(context), lambda power, gpu: boards.get((power, gpu))
+    )
 
 
 def test_tables_are_upstreams_and_keys_are_options(tmp_path: Path) -> None:
@@ -117,3 +125,29 @@ def test_options_of_one_upstream_have_no_place_beside_the_file(
 ) -> None:
     with pytest.raises(ConfigError, match=f"{arguments[0]} is for one upstream"):
         read(tmp_path, A, *arguments)
+
+
+DCGM = "dcgm=http://gpu-1:9400/metrics"
+BOARDS = {
+    ("nvml", "0"): "GPU-a", ("nvml", "1"): "GPU-b", ("nvml", "GPU-b"): "GPU-b",
+    (DCGM, "3"): "GPU-b", (DCGM, "2"): "GPU-c",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        B.replace('"2"', '"GPU-b"'),
+        B.replace('"2"', '"3"').replace('["nvml"]', f'"{DCGM}"'),
+    ],
+    ids=["by UUID", "by another source"],
+)
+def test_one_board_under_two_names_has_one_upstream(tmp_path: Path, other: str) -> None:
+    with pytest.raises(ConfigError, match="both meter the board GPU-b, as 1 by nvml"):
+        read(tmp_path, A + other, boards=BOARDS)
+    assert read(tmp_path, A + other)  # it cannot be known without a driver
+
+
+def test_boards_that_are_apart_may_have_any_names(tmp_path: Path) -> None:
+    other = B.replace('["nvml"]', f'"{DCGM}"')
+    assert read(tmp_path, A + other, boards=BOARDS)

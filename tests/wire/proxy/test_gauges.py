@@ -73,7 +73,7 @@ def test_scrapes_are_delivered_and_failures_survived(
     assert stats.errors_total >= 3
     said = [record.getMessage() for record in caplog.records if "gauges" in record.name]
     assert sum("status 503" in line for line in said) == 1
-    assert sum("no gauge of vLLM or TGI" in line for line in said) == 1
+    assert sum("no plausible gauge of vLLM or TGI" in line for line in said) == 1
 
 
 def test_an_engine_that_cannot_be_reached_is_said_and_counted(
