@@ -202,6 +202,8 @@ def _energy_facts(energy: EnergyBlock, metering: Metering) -> EnergyFacts:
         requests_without=energy.requests_without_energy,
         readings=energy.readings,
         missed_readings=energy.missed_readings,
+        window_seconds=energy.window_seconds,
+        gap_seconds=energy.gap_seconds,
         is_settled=energy.settled is not False,
     )
 
