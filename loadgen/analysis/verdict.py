@@ -86,6 +86,8 @@ class RunFacts:
     max_concurrency: int | None = None
     loop_lag_p99_seconds: float | None = None
     interrupted: bool = False
+    failure: str | None = None
+    """Why it ended itself before its plan did."""
     energy: EnergyFacts | None = None
     """None when no metering was asked for."""
 
@@ -127,6 +129,12 @@ def lag_limit_seconds(gap_p50_seconds: float | None, limits: Thresholds) -> floa
 
 
 def _of_completion(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    if facts.failure is not None:
+        yield (
+            INVALID,
+            f"the run was ended early: {facts.failure}; figures cover what was done "
+            "until then",
+        )
     if facts.interrupted:
         yield (
             DEGRADED,

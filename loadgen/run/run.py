@@ -69,6 +69,7 @@ def run(config: ReplayConfig, console: Console) -> int:
             zero_unix_seconds=stats.zero_unix_seconds,
             loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
             interrupted=stats.interrupted,
+            failure=stats.failure,
         )
         with console.status("waiting for the energy of the last requests") as status:
             summary = finish_run(
@@ -208,6 +209,7 @@ def _replay(
                 max_concurrency=config.max_concurrency,
                 timeout_seconds=config.timeout,
                 seed=config.seed,
+                max_errors=config.max_errors,
             )
         )
         loop = asyncio.get_running_loop()
