@@ -88,8 +88,11 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         measured_joules_per_output_token=_ratio(
             spent.measured_joules, tally.output_tokens
         ),
-        readings=closing.samples_total,
-        missed_readings=_sum_known(closing.gaps_total, closing.missed_total),
+        readings=_counted(metering, "samples_total"),
+        missed_readings=_sum_known(
+            _counted(metering, "gaps_total"), _counted(metering, "missed_total")
+        ),
+        gap_seconds=None if opening is None else _gap_seconds(opening, closing),
         settled=closing.complete,
         power=power_series(metering),
     )
@@ -275,6 +278,17 @@ def _per_request(joules: Distribution) -> PerRequest | None:
     return PerRequest(
         n=stats.n, mean=stats.mean, p50=stats.p50, p90=stats.p90, p99=stats.p99
     )
+
+
+def _counted(metering: Metering, name: str) -> int | None:
+    """How far a counter of the proxy rose during the run; None where it began anew."""
+    begun, ended = metering.begun, metering.ended
+    if begun is None or ended is None:
+        return None
+    before, after = getattr(begun, name), getattr(ended, name)
+    if before is None or after is None or after < before:
+        return None
+    return int(after - before)
 
 
 def _sum_known(*counts: int | None) -> int | None:

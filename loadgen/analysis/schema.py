@@ -92,9 +92,11 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     model_idle_watts: float | None = None
     """Loaded less bare: drawn because the model is resident."""
     readings: int | None = None
-    """Readings of the sensor since the proxy started."""
+    """Readings of the sensor from the run's start to its end."""
     missed_readings: int | None = None
-    """Failed or late ones, since the proxy started."""
+    """Failed or late ones, from the run's start to its end."""
+    gap_seconds: float | None = None
+    """Of the window, not measured."""
     counter_period_seconds: float | None = None
     counter_power_ratio: float | None = None
     settled: bool | None = None

@@ -49,6 +49,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int | None = None
     loop_lag_p99_seconds: float | None = None
     interrupted: bool = False
+    failure: str | None = None
+    """Why the run ended itself before its plan did."""
     simulated: bool = False
     """The engine is simulated; the books tell of the sensor."""
     metered: bool = False
@@ -187,6 +189,7 @@ def _facts(
         max_concurrency=info.max_concurrency,
         loop_lag_p99_seconds=info.loop_lag_p99_seconds,
         interrupted=info.interrupted,
+        failure=info.failure,
         energy=_energy_facts(energy, metering) if asked else None,
     )
 
@@ -202,6 +205,8 @@ def _energy_facts(energy: EnergyBlock, metering: Metering) -> EnergyFacts:
         requests_without=energy.requests_without_energy,
         readings=energy.readings,
         missed_readings=energy.missed_readings,
+        window_seconds=energy.window_seconds,
+        gap_seconds=energy.gap_seconds,
         is_settled=energy.settled is not False,
     )
 

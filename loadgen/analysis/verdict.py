@@ -44,6 +44,7 @@ class Thresholds:
     unknown_energy_fraction: float = 0.01
     """Requests without joules: above it, J/request describes another population."""
     missed_reading_fraction: float = 0.01
+    gap_fraction: float = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,9 @@ class EnergyFacts:
     requests_without: int = 0
     readings: int | None = None
     missed_readings: int | None = None
+    window_seconds: float | None = None
+    gap_seconds: float | None = None
+    """Of the window, not measured."""
     is_settled: bool = True
     """False when the books were read before their end was final."""
 
@@ -82,6 +86,8 @@ class RunFacts:
     max_concurrency: int | None = None
     loop_lag_p99_seconds: float | None = None
     interrupted: bool = False
+    failure: str | None = None
+    """Why it ended itself before its plan did."""
     energy: EnergyFacts | None = None
     """None when no metering was asked for."""
 
@@ -123,6 +129,12 @@ def lag_limit_seconds(gap_p50_seconds: float | None, limits: Thresholds) -> floa
 
 
 def _of_completion(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    if facts.failure is not None:
+        yield (
+            INVALID,
+            f"the run was ended early: {facts.failure}; figures cover what was done "
+            "until then",
+        )
     if facts.interrupted:
         yield (
             DEGRADED,
@@ -245,6 +257,13 @@ def _of_books(
                 f"the power sensor missed {energy.missed_readings} of {due} readings: "
                 f"{energy.missed_readings / due:.1%}, limit {limit:.0%}",
             )
+    gap, limit = energy.gap_seconds or 0.0, limits.gap_fraction
+    if energy.window_seconds and gap / energy.window_seconds > limit:
+        yield (
+            DEGRADED,
+            f"{gap:.1f} s of {energy.window_seconds:.1f} s were not measured: "
+            f"{gap / energy.window_seconds:.1%}, limit {limit:.0%}",
+        )
 
 
 def _ms(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def margin_seconds(admin: AdminClient) -> float:
     """
     books = admin.books()
     return books.window_seconds + 2 * (books.counter_period_seconds or 0.1)
+
+
+def books_now(
+    admin_url: str | None, admin_token: str | None = None
+) -> BooksReply | None:
+    """The books as they stand, for what its counters say; None where there are none."""
+    if admin_url is None:
+        return None
+    with AdminClient(admin_url, token=admin_token) as admin, suppress(AdminError):
+        return admin.books()
+    return None
 
 
 def read_metering(

@@ -19,9 +19,11 @@ from loadgen.client.backends import RequestOptions, Target
 from loadgen.client.client import Client, ConnectionCounts, HttpClient
 from loadgen.plan.plan import PlannedSession
 from loadgen.replay.clock import Clock, LoopLag, LoopMonitor
+from loadgen.replay.limits import ErrorLimit
 from loadgen.replay.turns import AHEAD_SECONDS, Run, run_session
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
+from loadgen.results.results import Result
 from proxy.process.host import raise_open_files
 
 LEAD_SECONDS = AHEAD_SECONDS + 0.1
@@ -45,6 +47,8 @@ class RunStats:
     connections: ConnectionCounts
     interrupted: bool
     """Stopped before the plan's end; what had been recorded is kept."""
+    failure: str | None = None
+    """Why the run ended itself, with most of its plan unsent perhaps; None: not so."""
 
 
 async def replay(
@@ -58,6 +62,7 @@ async def replay(
     max_concurrency: int | None = None,
     timeout_seconds: float = 600.0,
     seed: int = 0,
+    max_errors: int | None = None,
     connect: Callable[[Target, Clock, Progress], Client] | None = None,
 ) -> RunStats:
     """Send a plan's sessions on time and record every request.
@@ -65,7 +70,8 @@ async def replay(
     `sessions` come in order of start and are read as they fall due. At most
     `max_concurrency` requests are in flight; waiting for a slot counts as
     schedule lag. Cancelling the call is how to stop it: requests in flight are
-    recorded as aborted and the stats so far are returned. Raises LoadgenError
+    recorded as aborted and the stats so far are returned. So it ends when
+    `max_errors` requests have failed, or nobody answers any more. Raises LoadgenError
     when records cannot be written or the plan has a turn nobody can send.
     """
     check_options(target, options)
@@ -87,15 +93,37 @@ async def replay(
             timeout_seconds=timeout_seconds,
             seed=seed,
         )
+        limit = ErrorLimit(max_errors)
+        watcher = _ending(limit, asyncio.current_task())
+        progress.watchers.append(watcher)
         try:
             is_interrupted = await _run_all(run, sessions, monitor)
         finally:
+            progress.watchers.remove(watcher)
             await client.close()
-    return _stats(run, zero_unix, monitor.lag(), is_interrupted)
+    return _stats(run, zero_unix, monitor.lag(), is_interrupted, limit.reason)
+
+
+def _ending(
+    limit: ErrorLimit, task: asyncio.Task[object] | None
+) -> Callable[[Result], None]:
+    """A watcher that cancels the replay once the limit is reached."""
+
+    def watch(result: Result) -> None:
+        if limit.reason is None:
+            limit.note(result)
+            if limit.reason is not None and task is not None:
+                task.cancel()
+
+    return watch
 
 
 def _stats(
-    run: Run, zero_unix: float, loop_lag: LoopLag, is_interrupted: bool
+    run: Run,
+    zero_unix: float,
+    loop_lag: LoopLag,
+    is_interrupted: bool,
+    failure: str | None,
 ) -> RunStats:
     return RunStats(
         zero_unix_seconds=zero_unix,
@@ -105,7 +133,8 @@ def _stats(
         dropped=run.progress.dropped,
         loop_lag=loop_lag,
         connections=run.client.counts,
-        interrupted=is_interrupted,
+        interrupted=is_interrupted and failure is None,
+        failure=failure,
     )
 
 

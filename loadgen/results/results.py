@@ -63,6 +63,10 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     """At the window's start."""
     closing: BooksReply | None = None
     """At the window's end."""
+    begun: BooksReply | None = None
+    """As the run began: a standing proxy has counted since long before."""
+    ended: BooksReply | None = None
+    """As the run ended, before anything was waited for."""
     window_seconds: float | None = None
     curve: list[BooksReply] = []
     """At `edges_seconds` of the run, for its power over time."""

@@ -276,6 +276,15 @@ class ReplayConfig:
     timeout: Annotated[
         float, Meta(gt=0), Option("Longest a request may take.", "S")
     ] = 600.0
+    max_errors: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option(
+            "End the run, as invalid, once N requests have failed; it ends by itself "
+            "where no engine answers for 30 s.",
+            "N",
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         Option(

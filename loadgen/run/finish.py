@@ -20,6 +20,7 @@ from loadgen.energy.join import (
     Patience,
     Waiting,
     awaited,
+    books_now,
     join,
     margin_seconds,
     read_metering,
@@ -32,6 +33,7 @@ from loadgen.results.recorder import read_results
 from loadgen.results.results import Metering
 from loadgen.traces.readers.open import sha256_of
 from proxy.admin.client import AdminClient, AdminError
+from proxy.wire.api import BooksReply
 
 PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -52,22 +54,26 @@ def finish_run(
     *,
     admin_url: str | None = None,
     admin_token: str | None = None,
+    begun: BooksReply | None = None,
     waiting: Waiting | None = None,
     patience: Patience = PATIENCE,
 ) -> Summary:
     """Join, tally, judge and write a run that has just ended; the caller shows it.
 
     `waiting` hears of settlement (settled, expected). Energy that cannot be
-    had is null with a reason; LoadgenError only when the folder cannot be read
-    or written.
+    had is null with a reason; `begun` are the books of the run's start: what the
+    proxy counted is counted from there. LoadgenError only when the folder cannot be
+    read or written.
     """
     requests = folder / REQUESTS
     extent = extent_of(requests)
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
     metering = Metering(reason="no metering proxy in front of the engine")
+    ended = None if begun is None else books_now(admin_url, admin_token)
     if admin_url is not None:
         with AdminClient(admin_url, token=admin_token) as admin:
             metering = _meter(requests, info, window, extent, admin, waiting, patience)
+        metering = msgspec.structs.replace(metering, begun=begun, ended=ended)
     summary = summary_of(folder, info, window, metering, extent)
     try:
         write_summary(folder / SUMMARY, summary)

@@ -20,6 +20,7 @@ from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.verdict import EXIT_CODES
 from loadgen.client.abilities import check_options, length_note, length_rule
 from loadgen.client.backends import RequestOptions
+from loadgen.energy.join import books_now
 from loadgen.errors import UsageError
 from loadgen.plan.load import Load
 from loadgen.plan.plan import PlanHeader, is_plan, make_plan, read_plan
@@ -61,12 +62,14 @@ def run(config: ReplayConfig, console: Console) -> int:
         environment = bring_up(config, stack, console)
         info = _run_info(config, environment, goodput)
         begin_run(folder, info)
+        begun = books_now(environment.admin_url, environment.admin_token)
         stats = _replay(config, folder, header, environment, progress, console)
         info = msgspec.structs.replace(
             info,
             zero_unix_seconds=stats.zero_unix_seconds,
             loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
             interrupted=stats.interrupted,
+            failure=stats.failure,
         )
         with console.status("waiting for the energy of the last requests") as status:
             summary = finish_run(
@@ -74,6 +77,7 @@ def run(config: ReplayConfig, console: Console) -> int:
                 info,
                 admin_url=environment.admin_url,
                 admin_token=environment.admin_token,
+                begun=begun,
                 waiting=lambda settled, expected: status.update(
                     f"waiting for energy: {settled} of {expected} requests settled"
                 ),
@@ -205,6 +209,7 @@ def _replay(
                 max_concurrency=config.max_concurrency,
                 timeout_seconds=config.timeout,
                 seed=config.seed,
+                max_errors=config.max_errors,
             )
         )
         loop = asyncio.get_running_loop()

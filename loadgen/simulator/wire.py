@@ -41,11 +41,19 @@ class Generation:
     """The reason, in the dialect's spelling."""
     is_stream: bool
     sequences: int = 1
+    more_prompts: Sequence[Sequence[str]] = ()
+    """Those after the first; the sequences are shared evenly among all of them."""
 
     @property
     def prompt_tokens(self) -> int:
-        """An empty prompt is one token: the beginning of the text."""
-        return max(1, len(self.prompt_words))
+        """Of all prompts; an empty one is one token: the beginning of the text."""
+        prompts = (self.prompt_words, *self.more_prompts)
+        return sum(max(1, len(words)) for words in prompts)
+
+    def words_of(self, index: int) -> Sequence[str]:
+        """The prompt of one sequence."""
+        prompts = (self.prompt_words, *self.more_prompts)
+        return prompts[index * len(prompts) // self.sequences]
 
 
 class TokenEvents(Protocol):

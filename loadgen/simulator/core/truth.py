@@ -145,11 +145,14 @@ def truth_record(
     outcome: str,
     truths: Sequence[RequestTruth],
     unix_offset_seconds: float,
+    prompts: int = 1,
 ) -> TruthRecord:
     """The sequences of one request together; `unix_offset_seconds` is unix less engine.
 
-    Prompt and cached tokens are the first sequence's: they share one prompt.
+    Prompt and cached tokens are those of the first sequence of each prompt: the
+    others of that prompt share it.
     """
+    leaders = truths[:: len(truths) // prompts]
 
     def unix(instants: Iterable[float | None], *, last: bool = False) -> float | None:
         known = [instant for instant in instants if instant is not None]
@@ -160,8 +163,8 @@ def truth_record(
     return TruthRecord(
         request_id=request_id,
         outcome=outcome,
-        prompt_tokens=truths[0].prompt_tokens,
-        cached_tokens=truths[0].cached_tokens,
+        prompt_tokens=sum(truth.prompt_tokens for truth in leaders),
+        cached_tokens=sum(truth.cached_tokens for truth in leaders),
         prefilled_tokens=sum(truth.prefilled_tokens for truth in truths),
         output_tokens=sum(truth.output_tokens for truth in truths),
         preemptions=sum(truth.preemptions for truth in truths),

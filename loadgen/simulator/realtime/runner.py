@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from loadgen.simulator.core.truth import RequestTruth, TruthRecord, truth_record
 from loadgen.simulator.wire import EngineMetrics, Gauges, Generation
 
 TRUTHS_KEPT = 100_000
+CLOCK_PAIRS = 5
 CURVE_SECONDS = 60.0
 """History of the power curve: more than any sensor looks back."""
 
@@ -79,6 +80,21 @@ class _Job:
     count: int = field(default=0)
 
 
+def unix_offset_seconds(
+    clock: Callable[[], float] = time.monotonic,
+    unix: Callable[[], float] = time.time,
+) -> float:
+    """Unix time less engine time, of a pair that was read together.
+
+    What comes between two readings would lie in every stamp: the closest pair counts.
+    """
+    pairs = []
+    for _ in range(CLOCK_PAIRS):
+        before, unix_seconds, after = clock(), unix(), clock()
+        pairs.append((after - before, unix_seconds - (before + after) / 2))
+    return min(pairs)[1]
+
+
 class Runner:
     """The engine, its power curve and its requests; `run` is its one task."""
 
@@ -93,7 +109,7 @@ class Runner:
         now_seconds = time.monotonic()
         self.engine = EngineSimulator(config)
         self.engine.clock_seconds = now_seconds
-        self.unix_offset_seconds = time.time() - now_seconds
+        self.unix_offset_seconds = unix_offset_seconds()
         self.curve = PowerCurve(config.idle_watts, now_seconds)
         self.sensors = [
             GpuSensor(self.curve, sensor, n_gpus=config.n_gpus, index=index)
@@ -120,10 +136,10 @@ class Runner:
             for i in range(generation.sequences)
         ]
         names = [f"{self._submitted}/{i}" for i in range(generation.sequences)]
-        tokens = generation.prompt_tokens, generation.output_tokens
-        for name, words in zip(names, replies, strict=True):
-            chain = [*generation.prompt_words, *words] if config.prefix_cache else []
-            hashes = block_hashes(chain)
+        for index, (name, words) in enumerate(zip(names, replies, strict=True)):
+            prompt = generation.words_of(index)
+            tokens = max(1, len(prompt)), generation.output_tokens
+            hashes = block_hashes([*prompt, *words] if config.prefix_cache else [])
             self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
             generation,
@@ -231,6 +247,7 @@ class Runner:
             outcome,
             ticket.truths,
             self.unix_offset_seconds,
+            prompts=1 + len(ticket.generation.more_prompts),
         )
         self.records.append(record)
         if not ticket.outcome.done():

@@ -80,13 +80,14 @@ def overloaded() -> EngineRefusal:
 def read_request(
     body: bytes, *, is_chat: bool, request_id: str, created: int, limits: Limits
 ) -> VllmGeneration:
-    """A request body. Raises EngineRefusal where vLLM does, and for list prompts."""
+    """A request body. Raises EngineRefusal where vLLM does."""
     fields = _object(body)
     model = fields.get("model")
     if model is not None and model != limits.model:
         message = f"The model `{model}` does not exist. Valid aliases: {limits.model}."
         raise refused(404, message, "model")
-    words = _chat_words(fields) if is_chat else _prompt_words(fields)
+    prompts = [_chat_words(fields)] if is_chat else _prompts(fields)
+    words = max(prompts, key=len)
     stream = fields.get("stream") is True
     options = fields.get("stream_options")
     if options is not None and not stream:
@@ -101,11 +102,12 @@ def read_request(
     wants_usage = options.get("include_usage") is True
     return VllmGeneration(
         request_id=request_id,
-        prompt_words=words,
+        prompt_words=prompts[0],
+        more_prompts=prompts[1:],
         output_tokens=output_tokens,
         finish_reason=finish_reason,
         is_stream=stream,
-        sequences=_integer(fields, "n") or 1,
+        sequences=len(prompts) * (_integer(fields, "n") or 1),
         is_chat=is_chat,
         wants_usage=wants_usage,
         wants_running_usage=wants_usage and bool(options.get("continuous_usage_stats")),
@@ -140,7 +142,9 @@ def _chat_words(fields: Mapping[str, Any]) -> list[str]:
         raise bad_parameter("messages must be a non-empty list.", "messages")
     words: list[str] = []
     for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else 0
+        if content is None and message.get("role") == "assistant":
+            content = ""  # beside tool calls, or in a history without text
         if isinstance(content, list):
             parts = [part for part in content if isinstance(part, dict)]
             content = " ".join(str(part.get("text", "")) for part in parts)
@@ -150,18 +154,17 @@ def _chat_words(fields: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _prompt_words(fields: Mapping[str, Any]) -> list[str]:
+def _prompts(fields: Mapping[str, Any]) -> list[list[str]]:
+    """One prompt, as text or token ids, or a list of such."""
     prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-        prompt = prompt[0]
-    if isinstance(prompt, list) and prompt and type(prompt[0]) is int:
+    if isinstance(prompt, list) and prompt and type(prompt[0]) is not int:
+        return [_prompt_words(one) for one in prompt]
+    return [_prompt_words(prompt)]
+
+
+def _prompt_words(prompt: object) -> list[str]:
+    if isinstance(prompt, list) and prompt and all(type(id_) is int for id_ in prompt):
         return [str(token) for token in prompt]
-    if isinstance(prompt, list) and len(prompt) > 1:
-        raise bad_parameter(
-            "the SIMULATED engine takes one prompt per request, not a list of them.",
-            "prompt",
-            len(prompt),
-        )
     if not isinstance(prompt, str) or not prompt:
         raise bad_parameter(
             "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"
@@ -245,7 +248,7 @@ class VllmEvents(TokenEvents):
         self._generation = generation
         self._model = model
         self._index = index
-        self._prompt_tokens = generation.prompt_tokens
+        self._prompt_tokens = max(1, len(generation.words_of(index)))
         self._counts = generation.wants_running_usage
         self._middle = template(self._token_event(None))
         self._last = template(self._token_event(generation.finish_reason))

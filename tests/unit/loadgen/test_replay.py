@@ -377,3 +377,15 @@ def test_a_full_disk_stops_the_run_with_its_own_error(tmp_path: Path) -> None:
 
     with pytest.raises(LoadgenError, match="cannot append"):
         run_virtually(main())
+
+
+def test_a_run_ends_itself_once_too_many_requests_have_failed(tmp_path: Path) -> None:
+    server = Server(fails=lambda number: number >= 5)
+    sessions = starts(*[float(n) for n in range(50)])
+    done = replayed(tmp_path, server, sessions, max_errors=3)
+    assert done.stats.failure == "3 requests failed (--max-errors 3)"
+    assert not done.stats.interrupted
+    assert len(server.bodies) == 8
+    outcomes = [found.outcome for found in done.results.values()]
+    assert (outcomes.count("ok"), outcomes.count("error")) == (5, 3)
+    assert done.progress.watchers == []

@@ -15,6 +15,7 @@ from loadgen.simulator.core.text import (
 )
 from loadgen.simulator.core.truth import RequestTruth
 from loadgen.simulator.exposition import Page
+from loadgen.simulator.realtime.runner import unix_offset_seconds
 from loadgen.simulator.tgi.dialect import (
     CHAT,
     COMPLETIONS,
@@ -229,7 +230,6 @@ def test_an_error_event_has_no_choices_and_spaces_as_captured() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": ["one", "two"]}, "prompt"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"min_tokens": 9}, "min_tokens"),
@@ -401,3 +401,61 @@ def test_a_histogram_counts_up_to_and_including_its_bounds() -> None:
         'h_count{a="b"} 4.0',
         'h_sum{a="b"} 12.5',
     ]
+
+
+# --- what clients send ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "counts"),
+    [
+        ("a few words", [3]),
+        (["a few words"], [3]),
+        (["a", "b c", "d e f"], [1, 2, 3]),
+        ([7, 8, 9], [3]),
+        ([[7, 8], [9]], [2, 1]),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_may_be_a_text_token_ids_or_a_list_of_them(
+    prompt: object, counts: list[int], n: int
+) -> None:
+    generation = vllm(is_chat=False, prompt=prompt, n=n, temperature=1.0)
+    assert generation.sequences == n * len(counts)
+    assert generation.prompt_tokens == sum(counts)
+    each = [len(generation.words_of(i)) for i in range(generation.sequences)]
+    assert each == [count for count in counts for _ in range(n)]
+
+
+@pytest.mark.parametrize("prompt", [[], [""], ["a", 1], [[1, "a"]], [None], 7])
+def test_a_list_with_what_is_no_prompt_is_refused(prompt: object) -> None:
+    body: dict[str, object] = {"prompt": prompt, "max_tokens": 4}
+    assert refusal_of(body, is_chat=False).status == 400
+
+
+def test_content_may_be_null_beside_tool_calls_and_nowhere_else() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}
+    asked: list[Any] = [{"role": "user", "content": "a few words"}, call]
+    assert vllm(messages=asked).prompt_tokens == 3
+    assert refusal_of({"messages": [{"role": "user", "content": None}]}).status == 400
+
+
+def test_what_shapes_no_length_is_taken_as_the_engine_takes_it() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    generation = vllm(
+        tools=tools, response_format={"type": "json_object"}, stop=["x"], logprobs=True
+    )
+    assert generation.output_tokens == 4
+
+
+def test_unix_time_is_read_together_with_the_engines_own() -> None:
+    """A pause between two readings must not lie in every stamp."""
+    pauses = iter([0.0, 0.031, 0.020, 0.0, 0.0001, 0.0, *[0.040] * 9])
+    now = [100.0]
+
+    def reading(ahead: float) -> float:
+        now[0] += next(pauses)
+        return now[0] + ahead
+
+    offset = unix_offset_seconds(lambda: reading(0.0), lambda: reading(5000.0))
+    assert offset == pytest.approx(5000.0, abs=1e-4)

@@ -61,6 +61,7 @@ def test_a_clean_run_is_valid_and_needs_no_reason() -> None:
         ({"loop_lag_p99_seconds": 0.02}, "degraded", "20.0 ms"),
         ({"loop_lag_p99_seconds": 0.2}, "invalid", "200.0 ms"),
         ({"interrupted": True}, "degraded", "interrupted"),
+        ({"failure": "5 requests failed"}, "invalid", "early: 5 requests failed"),
     ],
 )
 def test_each_fault_of_a_run_has_its_verdict(
