@@ -18,6 +18,7 @@ import httptools
 
 from proxy.relay.client.limits import Clients
 from proxy.relay.client.request import (
+    LARGE_BODY_BYTES,
     ClientRequest,
     body_too_large,
     checked_target,
@@ -418,7 +419,9 @@ class ClientConnection(asyncio.Protocol):
                 method=self._parser.get_method(),
                 target=self._target,
                 headers=self._headers,
-                body=bytes(self._body),
+                body=self._body
+                if len(self._body) > LARGE_BODY_BYTES
+                else bytes(self._body),
                 is_http_10=self._parser.get_http_version() == "1.0",
                 keeps_alive=self._parser.should_keep_alive(),
                 arrived_seconds=self._core.clock(),
