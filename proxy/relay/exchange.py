@@ -345,6 +345,11 @@ class Exchange:
         self._request.body = b""
         self._candidate = Candidate(self._candidate.upstream, LET_GO)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of a request that the engine has not begun to answer."""
+        return len(self._request.body)
+
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
         """One read of the reply: sent on, then copied.
 
