@@ -18,6 +18,11 @@ from proxy.wire.http1 import ReplyParser
 
 _KEPT_ERROR_BYTES = 64 * 1024  # of a body that is no stream; its message is short
 
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""Kept of one reply: a stream of 128k tokens in events of 250 bytes is half of it."""
+PIECE_BYTES = 100
+"""Memory of one piece beside its bytes: its object, its stamp, its places."""
+
 
 @dataclass(slots=True)
 class Response:
@@ -61,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reply = ReplyParser()
         self._response: Response | None = None
+        self._kept_bytes = 0
         self._done: asyncio.Future[None]
 
     async def perform(self, request: bytes, response: Response) -> None:
@@ -68,6 +74,7 @@ class Connection(asyncio.Protocol):
         response.is_reused = self.served > 0
         self.served += 1
         self._response = response
+        self._kept_bytes = 0
         self._reply.begin(response.pieces)
         self._done = asyncio.get_running_loop().create_future()
         response.sent_at = self._now()
@@ -108,6 +115,9 @@ class Connection(asyncio.Protocol):
             stamps += [stamp] * fresh
         if response.status == 200:
             self._progress.tokens += fresh
+        self._kept_bytes += len(data) + PIECE_BYTES * fresh
+        if failure is None and self._kept_bytes > MAX_REPLY_BYTES:
+            failure = f"larger than {MAX_REPLY_BYTES >> 20} MiB; the rest was not read"
         if failure is not None:
             self._finish(response, stamp, f"the reply is {failure}")
             self.close()

@@ -26,6 +26,21 @@ class RelayLimits:
         Option("A request's body, which is held in memory.", "N", heading="Limits"),
     ] = 32 * 1024 * 1024
     """As vLLM's Rust frontend; a prompt of 1M tokens is about 5 MB."""
+    max_buffered_bytes: Annotated[
+        Size,
+        Option(
+            "Memory for all requests that wait, and replies that are unread; beyond, "
+            "a 503.",
+            "N",
+        ),
+    ] = 512 * 1024 * 1024
+    """A thousand prompts of 100k tokens."""
+    max_buffered_bytes_per_client: Annotated[
+        int,
+        Meta(ge=0),
+        Option("The same for one address (IPv6: /64); 0 is half of it.", "N"),
+    ] = 0
+    """A gateway is one address too: half is much, and never all."""
     max_head_bytes: Annotated[Size, Option("A request line and its headers.", "N")] = (
         64 * 1024
     )

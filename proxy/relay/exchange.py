@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -23,7 +23,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import EnergyCompletion, wants_energy
 from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
-from proxy.relay.routing.routing import Candidate, Chooser
+from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.turns import Turns
 from proxy.relay.upstream.connection import UpstreamConnection
@@ -31,6 +31,7 @@ from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.events import RequestClosed, RequestOpened
 from proxy.wire.facts import UNMETERED, RequestFacts
 from proxy.wire.http1 import ReplyHead
+from proxy.wire.outline import Buffer, outline
 
 
 class State(Enum):
@@ -81,6 +82,9 @@ MAX_UNPARSED_READS = 64
 """A reply that comes faster than the beat is parsed now, so copies stay few."""
 
 UNREAD = RequestFacts(UNMETERED)
+
+LET_GO = Admission(None, b"")
+"""Stands where the request was, once its reply has begun."""
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +157,13 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._tap: Tap | None = None
         self._completion: EnergyCompletion | None = None
-        self._request_bytes = b""
         self._refusal: ReplyHead | None = None
         """Kept with its body while it may be about what the relay added."""
         self._refusal_body = b""
         self._was_refused_usage = False
         """The engine did not take what the relay had added; sent again without."""
         self._unmetered_key: int | None = None
+        self._request_bytes: tuple[Buffer | memoryview, ...] = ()
         self._is_paused = False
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
@@ -185,6 +189,27 @@ class Exchange:
         core = self._core
         core.exchanges.add(self)
         core.counters.in_flight += 1
+        if self._request.is_large:
+            core.turns.add(self._outline_and_choose())
+        else:
+            self._choose()
+
+    def _outline_and_choose(self) -> Iterator[None]:
+        """Read a large body in turns of the loop, then go on as with any other."""
+        steps = outline(self._request.body)
+        while True:
+            if self.state is not State.ARRIVED:
+                return  # the client left meanwhile
+            try:
+                next(steps)
+            except StopIteration as end:
+                self._request.outline = end.value
+                break
+            yield
+        self._choose()
+
+    def _choose(self) -> None:
+        core = self._core
         chosen = core.chooser.choose(self._request)
         if isinstance(chosen, Refusal):
             core.counters.refusals[chosen.status, chosen.code] += 1
@@ -306,13 +331,24 @@ class Exchange:
         self._enter(State.REPLYING)
         if self._was_refused_usage and head.status < 400:  # so that was why
             self._candidate.upstream.refuse_stream_options()
-        self._request_bytes = b""  # never needed again
+        self._let_go_of_the_body()
         self._set_deadline(self._core.config.read_timeout_seconds)
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
         if self._completion is not None:
             self._completion.begin(head)
+
+    def _let_go_of_the_body(self) -> None:
+        """It is never needed again, and may be large."""
+        self._request_bytes = ()
+        self._request.body = b""
+        self._candidate = Candidate(self._candidate.upstream, LET_GO)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of a request that the engine has not begun to answer."""
+        return len(self._request.body)
 
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
         """One read of the reply: sent on, then copied.

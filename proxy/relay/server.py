@@ -136,6 +136,7 @@ class RelayServer:
         now_seconds = core.clock()
         for client in self._clients:
             client.check_deadline(now_seconds)
+        self._clients.relieve()
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
         for upstream in core.upstreams:

@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
 from proxy import __version__
 from proxy.admin.auth import AdminAccess, admin_access
 from proxy.admin.routes import AdminSources, admin_app
+from proxy.admin.server import AdminServer, listen
 from proxy.admin.views import Run
 from proxy.errors import ProxyError
 from proxy.metrics.collector import Metrics
@@ -45,7 +45,8 @@ Python's own 5 ms is all that a scrape may add to the p99."""
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
 OTHER_FILES = 200
-"""Open ones beside two for each connection: sensors, the store, logs, libraries."""
+"""Open ones beside two for each connection: the admin port's, sensors, the store,
+logs, libraries."""
 
 
 def run(
@@ -143,7 +144,7 @@ class _App:
             stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
         self.records.start()
-        runner = await self._open_admin()
+        admin = await self._open_admin()
         for upstream in self.upstreams:
             upstream.start_sensors(loop, self.errors)
         tasks = [asyncio.create_task(self._beat_until_stopped())]
@@ -153,7 +154,7 @@ class _App:
             {
                 "url": _url(self.config.listen[0], relay.port, self.identity),
                 "admin_url": _url(
-                    self.config.admin[0], _port_of(runner), self.admin_identity
+                    self.config.admin[0], admin.port, self.admin_identity
                 ),
             }
         )
@@ -173,7 +174,7 @@ class _App:
             with self.errors.caught("calibration"):
                 await upstream.save_calibration()
         await asyncio.to_thread(self.records.stop)
-        await runner.cleanup()
+        await admin.close()
 
     async def _drain(self, relay: RelayServer) -> None:
         """Unready first, then closed to new connections, then out of time."""
@@ -210,22 +211,18 @@ class _App:
         await relay.listen()
         return relay
 
-    async def _open_admin(self) -> web.AppRunner:
+    async def _open_admin(self) -> AdminServer:
         host, port = self.config.admin
         app = admin_app(self._admin_sources(), self.access)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
         try:
             shown = self.admin_identity
             tls = None if shown is None else shown.context
-            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+            return await listen(app, host, port, tls)
         except OSError as error:
-            await runner.cleanup()
             raise ProxyError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; "
                 "give another --admin address, or port 0 for any free one"
             ) from None
-        return runner
 
     def _admin_sources(self) -> AdminSources:
         return AdminSources(
@@ -359,7 +356,3 @@ def _url(host: str, port: int, identity: Identity | None) -> str:
     scheme = "http" if identity is None else "https"
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{port}"
-
-
-def _port_of(runner: web.AppRunner) -> int:
-    return int(runner.addresses[0][1])

@@ -16,8 +16,9 @@ from typing import cast
 
 import httptools
 
-from proxy.relay.client.limits import Clients
+from proxy.relay.client.limits import MIN_COUNTED_BYTES, Clients
 from proxy.relay.client.request import (
+    LARGE_BODY_BYTES,
     ClientRequest,
     body_too_large,
     checked_target,
@@ -32,6 +33,9 @@ MAX_WAITING_REQUESTS = 8
 
 MAX_AHEAD_BYTES = 64 * 1024
 """The same in bytes, a body that is not whole yet included."""
+
+HEAD_BYTES = 2048
+"""Memory of a waiting request beside its body, more or less."""
 
 BLANK_LINE = b"\r\n\r\n"
 STEP_BYTES = 16 * 1024
@@ -116,6 +120,19 @@ class ClientConnection(asyncio.Protocol):
             self._parse_one()
             self._start_next()
         self._go_on_or_wait()
+        if len(data) >= MIN_COUNTED_BYTES:
+            self._clients.count(self)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of its requests and its unread replies, now."""
+        held = len(self._rest) + self._body_bytes + self._head_bytes
+        for item in self._waiting:
+            if isinstance(item, ClientRequest):
+                held += HEAD_BYTES + len(item.body)
+        if self._exchange is not None:
+            held += self._exchange.held_bytes
+        return held + self.transport.get_write_buffer_size()
 
     def _must_wait(self) -> bool:
         """Whether what is unread waits for a reply that is not out yet."""
@@ -206,6 +223,12 @@ class ClientConnection(asyncio.Protocol):
         if self._body_wire_bytes > MAX_OVERHEAD_BYTES + 8 * self._body_bytes:
             message = "the body's framing, or its trailer, is larger than the body"
             self._refuse(Refusal(431, "framing_too_large", message))
+            return
+        if size >= MIN_COUNTED_BYTES or self._body_bytes >= LARGE_BODY_BYTES:
+            self._clients.count(self)
+            refusal = self._clients.refusal_of_memory(self, 0)
+            if refusal is not None:
+                self._refuse(refusal)
 
     def eof_received(self) -> None:
         """The client left (or will send no more, which is taken for leaving)."""
@@ -219,6 +242,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads slower than the engine writes."""
         self._is_behind = True
+        self._clients.count(self)
         if self._exchange is not None:
             self._exchange.pause()
 
@@ -236,6 +260,7 @@ class ClientConnection(asyncio.Protocol):
     def _exchange_done(self, keeps_alive: bool) -> None:
         """The reply is out, or cut; go on with the next request."""
         self._exchange = None
+        self._clients.recount(self)
         if self._is_closing or not keeps_alive:
             self._waiting.clear()
             self._rest = b""
@@ -307,6 +332,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer in turn, then close: the rest of the stream means nothing."""
         self._is_discarding = True
+        self._body, self._body_bytes = b"", 0
         self._refused_id = request_id_of(self._headers)
         self._waiting.append(refusal)
 
@@ -385,6 +411,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._target = checked
             self._length = int(value_of(self._headers, b"content-length") or b"0")
+            if self._length >= MIN_COUNTED_BYTES:
+                self._refusal = self._clients.refusal_of_memory(self, self._length)
         expects = (value_of(self._headers, b"expect") or b"").lower()
         is_http_10 = self._parser.get_http_version() == "1.0"  # knows no interim reply
         if expects == b"100-continue" and self._refusal is None and not is_http_10:
@@ -408,6 +436,7 @@ class ClientConnection(asyncio.Protocol):
         """The request is whole."""
         self._owes_continue = False
         self._has_ended_one = self._has_asked = True
+        self._head_bytes = 0
         if self._is_upgrade or self._is_discarding:
             return
         if self._refusal is not None:  # now: the next request may be in this read
@@ -418,7 +447,9 @@ class ClientConnection(asyncio.Protocol):
                 method=self._parser.get_method(),
                 target=self._target,
                 headers=self._headers,
-                body=bytes(self._body),
+                body=self._body
+                if len(self._body) > LARGE_BODY_BYTES
+                else bytes(self._body),
                 is_http_10=self._parser.get_http_version() == "1.0",
                 keeps_alive=self._parser.should_keep_alive(),
                 arrived_seconds=self._core.clock(),

@@ -10,6 +10,11 @@ import httptools
 from proxy.relay.client.response import Refusal
 from proxy.relay.config import RelayConfig
 from proxy.wire.headers import Headers, request_id_of, value_of, values_of
+from proxy.wire.outline import Outline
+
+LARGE_BODY_BYTES = 128 * 1024
+"""A body up to this size is decoded at once, in 2 ms at most; a larger one is read by
+its outline, made in turns of the loop."""
 
 
 @dataclass(slots=True)
@@ -19,12 +24,25 @@ class ClientRequest:
     method: bytes
     target: bytes
     headers: Headers
-    body: bytes
+    body: bytes | bytearray
+    """A large one is an array: a copy of it would cost its size again."""
     is_http_10: bool
     keeps_alive: bool
     arrived_seconds: float
     request_id: bytes = field(init=False)
     """The client's own, or a new one."""
+    outline: Outline | None = None
+    """Of a large body, once it is made."""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its body takes more than a turn of the loop to read."""
+        return len(self.body) > LARGE_BODY_BYTES
+
+    @property
+    def readable_body(self) -> bytes:
+        """What is read of the body here: all of it, or its outline."""
+        return bytes(self.body) if self.outline is None else self.outline.text
 
     def __post_init__(self) -> None:
         self.request_id = request_id_of(self.headers)

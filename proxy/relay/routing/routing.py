@@ -25,6 +25,7 @@ from proxy.relay.config import RelayConfig
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import request_head, value_of
+from proxy.wire.outline import Buffer, Edit, Outline, edited
 
 MAX_SESSION_BYTES = 512
 RETRY_SECONDS = 2
@@ -93,14 +94,16 @@ class Admission:
 
     facts: RequestFacts | None
     """None: it is not metered."""
-    body: bytes
+    body: Buffer
     """As sent, or asking for usage as well."""
     is_work: bool = False
     """It is not metered, and the engine may compute for it."""
+    edits: tuple[Edit, ...] = ()
+    """Changes to a large body, which is not written anew."""
     has_usage_added: bool = False
     """The usage event must be taken out again: the client did not ask for it."""
 
-    def as_sent(self, body: bytes) -> Admission:
+    def as_sent(self, body: Buffer) -> Admission:
         """The same with the client's own body, for an engine that refuses ours."""
         return Admission(self.facts, body) if self.has_usage_added else self
 
@@ -114,24 +117,32 @@ def admit(
     asks_for_usage: bool,
     allow_unknown: bool,
     allowed: Collection[str] = (),
+    large: tuple[Buffer, Outline] | None = None,
 ) -> Admission | Refusal:
     """Whether a request may pass, metered or not, and with which body.
 
     A path with a trailing slash passes as the route without it would, as it is.
+    Of a `large` body its outline is read; `body` is the outline's text then.
     """
     path = target.partition("?")[0]
     route = without_slash(path)
     facts = read_request(dialect, method, route, body)
+    sent = body if large is None else large[0]
     if facts is None:
         is_allowed = allow_unknown or path in allowed or route in allowed
         if is_allowed or passes_unmetered(method, path):
-            return Admission(None, body, is_work=may_be_work(method, path))
+            return Admission(None, sent, is_work=may_be_work(method, path))
         message = f"{method[:20]} {path[:80]} is not a route of this proxy"
         return Refusal(404, "unknown_route", message)
     if not facts.is_stream or facts.wants_usage or not asks_for_usage:
-        return Admission(facts, body)
+        return Admission(facts, sent)
     asking = dialect.with_usage(body)
-    return Admission(facts, asking, has_usage_added=asking is not body)
+    if asking is body or large is None:
+        return Admission(facts, asking, has_usage_added=asking is not body)
+    edits = large[1].edits_for(asking)
+    if edits is None:
+        return Admission(facts, sent)
+    return Admission(facts, sent, edits=tuple(edits), has_usage_added=True)
 
 
 class Replica(Protocol):
@@ -265,19 +276,22 @@ class Candidate:
         """The same upstream, sent the request as the client wrote it."""
         return Candidate(self.upstream, self.admission.as_sent(request.body))
 
-    def bytes_for(self, request: ClientRequest) -> bytes:
-        """The request as it goes to that upstream."""
+    def bytes_for(self, request: ClientRequest) -> tuple[Buffer | memoryview, ...]:
+        """The request as it goes to that upstream, in pieces where it is large."""
         address, body = self.upstream.address, self.admission.body
+        pieces = edited(body, self.admission.edits)
         head = request_head(
             request.method,
             address.prefix + request.target,
             request.headers,
             authority=address.authority,
             request_id=request.request_id,
-            body_size=len(body),
+            body_size=sum(map(len, pieces)),
             is_metered=self.admission.facts is not None,
         )
-        return head + body
+        if request.is_large:
+            return (head, *pieces)
+        return (head + body,)
 
 
 class _Body(msgspec.Struct):
@@ -346,10 +360,11 @@ class Chooser:
             self._dialects[dialect],
             request.method.decode("latin-1"),
             request.target.decode("latin-1"),
-            request.body,
+            request.readable_body,
             asks_for_usage=self._config.asks_for_usage,
             allow_unknown=self._config.allow_unknown_routes,
             allowed=self._config.allow_route,
+            large=None if request.outline is None else (request.body, request.outline),
         )
 
     def _order_unmetered(
@@ -362,15 +377,15 @@ class Chooser:
                 return Answer(self._models())
             if path.startswith(READABLE_BELOW):
                 return self._router.order(path.removeprefix(READABLE_BELOW), None)
-        elif (model := _read(request.body).model) is not None:
+        elif (model := _read(request.readable_body).model) is not None:
             return self._router.order(model, None)
         return self._router.first()
 
     def _session(self, request: ClientRequest) -> bytes | None:
         """Key that ties requests together: a header, else OpenAI's own hint for it."""
         value = value_of(request.headers, self._session_header)
-        if not value and b'"prompt_cache_key"' in request.body:
-            value = (_read(request.body).prompt_cache_key or "").encode()
+        if not value and b'"prompt_cache_key"' in request.readable_body:
+            value = (_read(request.readable_body).prompt_cache_key or "").encode()
         return value[:MAX_SESSION_BYTES] if value else None
 
     def _models(self) -> bytes:

@@ -12,13 +12,14 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from proxy.relay.config import RelayConfig, UpstreamAddress
 from proxy.relay.counters import RelayCounters
 from proxy.security.tls import distrust_of
 from proxy.wire.http1 import ReplyHead, ReplyParser
+from proxy.wire.outline import Buffer
 
 
 class Receiver(Protocol):
@@ -65,15 +66,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     # one exchange
 
-    def send(self, receiver: Receiver, request: bytes) -> None:
-        """Send a request; the reply goes to `receiver`."""
+    def send(self, receiver: Receiver, request: Sequence[Buffer | memoryview]) -> None:
+        """Send a request, in pieces; the reply goes to `receiver`."""
         self._receiver = receiver
         self._has_passed_head = False
         self._pieces.clear()
         if self.was_used:
             self._acked_bytes = acked_bytes(self.transport)
         self._reply.begin(self._pieces, is_head_request=receiver.is_head_request)
-        self.transport.write(request)
+        for piece in request:
+            self.transport.write(piece)
 
     @property
     def has_answered(self) -> bool:

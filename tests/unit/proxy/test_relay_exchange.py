@@ -56,8 +56,8 @@ class Connection:
         self.is_aborted = False
         self.transport = Wire()
 
-    def send(self, receiver: object, request: bytes) -> None:
-        self.transport.write(request)
+    def send(self, receiver: object, request: tuple[bytes, ...]) -> None:
+        self.transport.write(b"".join(request))
 
     def abort(self) -> None:
         self.is_aborted = True

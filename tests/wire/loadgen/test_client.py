@@ -16,7 +16,7 @@ import uvloop
 from loadgen.client import client as client_module
 from loadgen.client.backends import Target
 from loadgen.client.client import HttpClient, discover_model
-from loadgen.client.connection import Response
+from loadgen.client.connection import MAX_REPLY_BYTES, PIECE_BYTES, Response
 from loadgen.errors import StackError, UsageError
 from loadgen.replay.clock import SystemClock
 from tests.support.scripted import (
@@ -268,6 +268,29 @@ def test_a_long_error_page_is_not_kept_whole() -> None:
     assert response.status == 500
     assert response.failure is None
     assert sum(map(len, response.pieces)) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (stream_head(), chunk(1024 * 1024 * b"a")),
+        (stream_head(), 10_000 * chunk(b"a")),  # its pieces cost more than its bytes
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 4294967296\r\n\r\n", 1024 * 1024 * b"a"),
+    ],
+)
+def test_a_reply_without_end_fails_and_is_kept_up_to_a_bound(
+    head: bytes, piece: bytes
+) -> None:
+    async def script(peer: Peer) -> None:
+        await answer_once(peer, head)
+        while not peer.gone.is_set():
+            await peer.send(piece)
+
+    response = exchanged(script)
+    assert response.failure == "the reply is larger than 64 MiB; the rest was not read"
+    kept_bytes = sum(PIECE_BYTES + len(piece) for piece in response.pieces)
+    assert kept_bytes <= MAX_REPLY_BYTES + 8 * 1024 * 1024
+    assert len(response.stamps) == len(response.pieces)
 
 
 def test_a_refused_connection_was_never_sent() -> None:

@@ -382,7 +382,7 @@ def test_a_connection_knows_whether_its_request_can_have_been_read(
             asker.lost = asyncio.Event()
             if not is_read:
                 engine.close()  # and the relay's loop has not heard of it yet
-            connection.send(asker, request_bytes(body=PLAIN))
+            connection.send(asker, [request_bytes(body=PLAIN)])
             if is_read:
                 assert engine.recv(64)
                 engine.close()

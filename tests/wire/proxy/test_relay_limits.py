@@ -15,12 +15,25 @@ from hypothesis import strategies as st
 
 from proxy.cli import cli
 from proxy.process.options import configured, settings_of
-from proxy.relay.client.limits import MAX_BEING_REFUSED, Clients, address_of
+from proxy.relay.client.limits import (
+    MAX_BEING_REFUSED,
+    MIN_COUNTED_BYTES,
+    Clients,
+    address_of,
+)
 from proxy.relay.config import RelayConfig, RelayLimits
 from proxy.relay.counters import RelayCounters
 from proxy.serve.app import allow_connections
 from tests.support.relaying import LOOPS, Bench, refusals_by_status, relaying, run
-from tests.support.scripted import Message, Peer, chunk, reply_bytes, request_bytes
+from tests.support.scripted import (
+    Message,
+    Peer,
+    Script,
+    chunk,
+    reply_bytes,
+    request_bytes,
+    stream_head,
+)
 
 loops = pytest.mark.parametrize("loop", LOOPS)
 HEALTH = request_bytes("GET", "/health")
@@ -150,6 +163,7 @@ def test_by_default_an_address_has_no_share() -> None:
 
 class Bystander:
     transport: asyncio.Transport
+    held_bytes = 0
 
     def finish_and_close(self) -> None: ...
 
@@ -182,6 +196,24 @@ def test_however_clients_come_and_go_the_limits_hold(
             clients.leave(gone)
             clients.leave(gone)
         assert counters.clients_open == len(inside) == len(clients)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9000)), max_size=60))
+def test_however_clients_hold_and_let_go_the_sum_is_theirs(
+    steps: list[tuple[int, int]],
+) -> None:
+    clients = Clients(RelayConfig("http://h"), RelayCounters())
+    inside: dict[int, Bystander] = {}
+    for who, held in steps:
+        if who not in inside:
+            inside[who] = Bystander()
+            clients.enter(inside[who], (f"10.0.0.{who % 2}", 1))
+        inside[who].held_bytes = held
+        clients.count(inside[who])
+        if held % 7 == 0:
+            clients.leave(inside.pop(who))
+        counted = (c.held_bytes for c in inside.values())
+        assert clients.held_bytes == sum(n for n in counted if n >= MIN_COUNTED_BYTES)
 
 
 def test_who_only_waits_for_a_refusal_is_bounded_too() -> None:
@@ -291,6 +323,112 @@ def test_every_limit_is_an_option_with_its_default_on_the_help_page() -> None:
     waited = {f.name for f in fields(RelayConfig) if f.name.endswith("timeout_seconds")}
     internal = {"connect_timeout_seconds"}
     assert (bounded | waited) - internal == {limit.field for limit in limits}
+
+
+def holding_back(gate: asyncio.Event) -> Script:
+    async def script(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await gate.wait()
+            await peer.send(reply_bytes())
+
+    return script
+
+
+@loops
+def test_what_waits_for_an_engine_counts_until_it_answers(loop: str) -> None:
+    async def test() -> None:
+        gate, body = asyncio.Event(), 600_000 * b"a"
+        async with relaying(
+            holding_back(gate),
+            max_buffered_bytes=1_000_000,
+            max_buffered_bytes_per_client=1_000_000,
+        ) as bench:
+            first = await bench.client()
+            await first.send(request_bytes(body=body))
+            while not bench.upstream.requests:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            late = await bench.client()
+            await late.send(request_bytes(body=body))
+            reply = await late.reply()
+            assert reply.status == 503
+            assert reply.json()["error"]["code"] == "memory_full"
+            small = await bench.client()
+            await small.send(request_bytes("GET", "/unknown"))
+            assert (await small.reply()).status == 404
+            gate.set()
+            assert (await first.reply()).status == 200
+            assert (await bench.ask(body=body)).status == 200
+            assert bench.relay.counters.refusals[503, "memory_full"] == 1
+
+    run(loop, test)
+
+
+@loops
+@pytest.mark.parametrize(
+    ("size", "status", "code"),
+    [(600_000, 413, "body_too_large"), (400_000, 503, "memory_full")],
+)
+def test_a_body_for_which_there_is_no_room_is_refused_before_it_is_read(
+    loop: str, size: int, status: int, code: str
+) -> None:
+    async def test() -> None:
+        gate = asyncio.Event()
+        async with relaying(holding_back(gate), max_buffered_bytes=1_000_000) as bench:
+            first = await bench.client()
+            await first.send(request_bytes(body=200_000 * b"a"))
+            while not bench.upstream.requests:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            late = await bench.client()
+            await late.send(request_bytes(headers=[("content-length", str(size))]))
+            reply = await late.reply()
+            assert (reply.status, reply.json()["error"]["code"]) == (status, code)
+            gate.set()
+            assert (await first.reply()).status == 200
+
+    run(loop, test)
+
+
+@loops
+def test_a_body_in_chunks_is_refused_when_the_memory_is_full(loop: str) -> None:
+    async def test() -> None:
+        async with relaying(answering, max_buffered_bytes=1_000_000) as bench:
+            client = await bench.client()
+            await client.send(request_bytes(headers=[("transfer-encoding", "chunked")]))
+            while not client.gone.is_set():
+                await client.send(chunk(50_000 * b"a"))
+                await asyncio.sleep(0)
+            assert bench.relay.counters.refusals == {(503, "memory_full"): 1}
+            assert bench.upstream.requests == []
+
+    run(loop, test)
+
+
+@loops
+def test_whoever_reads_least_is_cut_when_replies_fill_the_memory(loop: str) -> None:
+    async def test() -> None:
+        async with relaying(
+            pouring,
+            max_buffered_bytes=900_000,
+            max_buffered_bytes_per_client=900_000,
+            beat_seconds=0.01,
+        ) as bench:
+            slow = [await bench.client() for _ in range(8)]
+            for client in slow:
+                client.transport.pause_reading()
+                await client.send(request_bytes(body=b"{}"))
+            while not bench.relay.counters.refusals:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert set(bench.relay.counters.refusals) == {(503, "memory_full")}
+            assert bench.relay.counters.clients_open >= 1
+
+    run(loop, test)
+
+
+async def pouring(peer: Peer) -> None:
+    await peer.request()
+    await peer.send(stream_head())
+    while not peer.gone.is_set():
+        await peer.send(chunk(100_000 * b"a"))
 
 
 def test_zero_is_no_limit_where_there_may_be_none() -> None:

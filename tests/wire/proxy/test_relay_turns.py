@@ -113,3 +113,45 @@ def test_a_body_in_tiny_chunks_costs_its_bytes(loop: str) -> None:
             assert request.body == 16 * 16384 * b"a"
 
     run(loop, test)
+
+
+@loops
+@pytest.mark.parametrize("options", ["", ',"stream_options":{"x":1}'])
+def test_a_large_body_is_read_in_turns_and_passes_with_its_very_bytes(
+    loop: str, options: str
+) -> None:
+    async def test() -> None:
+        text = '\\"é\\u00e9 ' * (MIB // 8)
+        first = '{"model":"m","n":2,"messages":[{"content":"' + text + '"}]'
+        body = f'{first},"stream":true{options}}}'.encode()
+        async with relaying(answering) as bench:
+            reply = await bench.ask(body=body)
+            assert reply.status == 200
+            (request,) = bench.upstream.requests
+            usage = '"include_usage":true}}'
+            expected = f'{first},"stream":true,"stream_options":{{{usage}'
+            if options:
+                expected = f'{first},"stream":true{options[:-1]},{usage}'
+            assert request.body.decode() == expected
+            facts = (await bench.meter.only()).facts
+            assert (facts.model, facts.is_stream, facts.sequences) == ("m", True, 2)
+
+    run(loop, test)
+
+
+@loops
+def test_whoever_leaves_while_its_large_body_is_read_reaches_no_engine(
+    loop: str,
+) -> None:
+    async def test() -> None:
+        async with relaying(answering) as bench:
+            client = await bench.client()
+            await client.send(request_bytes(body=b'{"prompt":[' + 8 * MIB * b"1,"))
+            while not bench.relay.counters.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            client.abort()
+            while bench.relay.counters.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert bench.upstream.requests == []
+
+    run(loop, test)

@@ -1,0 +1,203 @@
+"""The admin port: its own limits, so that it takes nothing from the serving port.
+
+aiohttp serves; in front of it stands a bound on connections and on their silence. Who
+has sent no whole request yet makes room for whoever comes: a scraper gets in while
+strangers hold half heads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+MAX_ADMIN_CONNECTIONS = 64
+"""Scrapers, dashboards and a load's ledger; all of them may be in the reserve of
+files that `OTHER_FILES` keeps."""
+HEAD_SECONDS = 10.0
+"""From the first byte of a request to its blank line, a TLS handshake, or both."""
+IDLE_SECONDS = 75.0
+"""From a reply to the next request: longer than any scrape interval in use."""
+SERVE_SECONDS = 120.0
+"""For making one reply."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AdminConnections:
+    """Every open connection of the admin port, oldest first; makes new ones."""
+
+    def __init__(self, limit: int = MAX_ADMIN_CONNECTIONS) -> None:
+        self._limit = limit
+        self._open: dict[asyncio.BaseTransport, AdminConnection] = {}
+        self.make: Callable[[], asyncio.Protocol]
+        """aiohttp's server, once it is set up."""
+        self.head_seconds = HEAD_SECONDS
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[AdminConnection]:
+        return iter(list(self._open.values()))
+
+    def __call__(self) -> AdminConnection:
+        """A connection that is about to be made."""
+        return AdminConnection(self, self.make())
+
+    def enter(self, connection: AdminConnection) -> bool:
+        """Count it; whether there is room, made by closing the oldest idle one."""
+        if len(self._open) >= self._limit:
+            idle = (c for c in self._open.values() if not c.is_serving)
+            oldest = next(idle, None)
+            if oldest is None:
+                return False
+            oldest.drop()
+        self._open[connection.transport] = connection
+        return True
+
+    def leave(self, connection: AdminConnection) -> None:
+        """It is gone; a second call does nothing."""
+        self._open.pop(connection.transport, None)
+
+    def middleware(self) -> Middleware:
+        """Tells a connection that its request is whole, and that it was answered."""
+
+        @web.middleware
+        async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
+            transport = request.transport
+            connection = None if transport is None else self._open.get(transport)
+            if connection is None:
+                return await handler(request)
+            connection.begin()
+            try:
+                return await handler(request)
+            finally:
+                connection.answered()
+
+        return serve
+
+
+class AdminConnection(asyncio.Protocol):
+    """A connection that aiohttp serves, bounded in its silence."""
+
+    def __init__(self, connections: AdminConnections, served: asyncio.Protocol) -> None:
+        self._connections = connections
+        self._served = served
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_admitted = False
+        self._is_idle = False
+        self.is_serving = False
+        self.transport: asyncio.Transport
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A new client."""
+        self.transport = cast(asyncio.Transport, transport)
+        self._is_admitted = self._connections.enter(self)
+        if not self._is_admitted:
+            self.transport.abort()
+            return
+        self._served.connection_made(transport)
+        self._give(self._connections.head_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        """Part of a request."""
+        if not self._is_admitted:
+            return
+        if self._is_idle:
+            self._is_idle = False
+            self._give(self._connections.head_seconds)
+        self._served.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """The client sends no more."""
+        return self._served.eof_received() if self._is_admitted else None
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        if self._is_admitted:
+            self._served.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        if self._is_admitted:
+            self._served.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is gone."""
+        self._connections.leave(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._is_admitted:
+            self._served.connection_lost(error)
+
+    # the connections call these
+
+    def begin(self) -> None:
+        """A request of it is whole."""
+        self.is_serving = True
+        self._give(SERVE_SECONDS)
+
+    def answered(self) -> None:
+        """Its reply is made; the client has as long to read it as to ask again."""
+        self.is_serving, self._is_idle = False, True
+        self._give(IDLE_SECONDS)
+
+    def drop(self) -> None:
+        """Close it at once."""
+        self._connections.leave(self)
+        self.transport.abort()
+
+    def _give(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self.drop)
+
+
+class AdminServer:
+    """A listening admin port; made by `listen`."""
+
+    def __init__(self, runner: web.AppRunner, server: asyncio.Server) -> None:
+        self._runner = runner
+        self._server = server
+        self.port = int(server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Close the port and every connection."""
+        self._server.close()
+        await self._runner.cleanup()
+
+
+async def listen(
+    app: web.Application,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    connections: AdminConnections | None = None,
+) -> AdminServer:
+    """Serve `app` within the limits. Raises OSError for a port that is taken."""
+    if connections is None:
+        connections = AdminConnections()
+    app.middlewares.insert(0, connections.middleware())
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS)
+    await runner.setup()
+    assert runner.server is not None
+    connections.make = runner.server
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            connections,
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HEAD_SECONDS,
+        )
+    except OSError:
+        await runner.cleanup()
+        raise
+    return AdminServer(runner, server)
