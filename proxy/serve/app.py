@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -142,7 +143,8 @@ class _App:
         if until_eof:
             stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
-        self.records.start()
+        host, _ = self.config.listen
+        self.records.start(f"{socket.gethostname()}/{host}:{relay.port}")
         runner = await self._open_admin()
         for upstream in self.upstreams:
             upstream.start_sensors(loop, self.errors)
@@ -323,6 +325,7 @@ class _App:
                 continue
             with self.errors.caught("records"):
                 self.records.add(records)
+                self.records.note(upstream.meter.notes(now_seconds))
             with self.errors.caught("histograms"):
                 self.metrics.observe(records)
 
