@@ -25,6 +25,7 @@ from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.samples import Snapshot
 from proxy.process.host import raise_open_files, stop_with_parent
+from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
 from proxy.relay.config import RelayConfig
@@ -341,6 +342,7 @@ class _App:
             loop_lag_seconds=self.loop_lag_seconds,
             store=self.records.state(),
             loop_errors=self.errors.total,
+            dropped_log_lines=dropped_lines(),
             admin_refused=self.access.counters.refused,
             admin_changes=self.access.counters.changes,
         )
