@@ -96,16 +96,9 @@ def serve(
     Bytes pass untouched and first; if a sensor fails, requests still flow and
     their energy is unknown, counted, never invented.
     """
-    import logging
-
+    from proxy.process.logs import log_to_stderr
     from proxy.serve.app import run
     from proxy.serve.config_file import read_config
-
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # httpx logs every scrape of a sensor, fifty a second
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
     def from_file() -> ServeConfig:
         assert config is not None
@@ -122,6 +115,7 @@ def serve(
         serve_config = configured(ServeConfig, values, upstreams=upstreams)
     else:
         serve_config = from_file()
+    log_to_stderr(serve_config.log_level, serve_config.log_format)
     run(
         serve_config,
         _announce if announce else _greet,

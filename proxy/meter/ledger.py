@@ -67,6 +67,8 @@ class RequestRecord:
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
     """Name of the upstream that got it."""
+    key: int = 0
+    """The request's key, by which a record follows the note of it; 0: it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ outside the engine's."""
 WHOLE = "node"
 """The boundary that contains all the others; those are beside each other."""
 
+NOTE_SECONDS = 0.1
+"""A record that comes sooner needs no note."""
+
 FINAL_ENERGIES = 4096
 """Of the newest records: a reply that waits for its energy asks for it afterwards."""
 
@@ -74,6 +77,8 @@ class _Request:
     settled_at_seconds: float = math.inf
     """When the headline's was: the record waits for the others since."""
     is_handed_out: bool = False
+    is_noted: bool = False
+    """A note of it was handed out: what is known before its energy is."""
 
     @property
     def labels(self) -> Labels:
@@ -146,6 +151,22 @@ class Meter:
         )
         self._compare()
         return self._records(now_seconds)
+
+    def notes(self, now_seconds: float) -> list[RequestRecord]:
+        """Requests that ended and still wait for their energy, each once.
+
+        A process that is killed then leaves the note instead of a record.
+        """
+        noted: list[RequestRecord] = []
+        for request in self._ended.values():
+            closed = request.closed
+            if closed is None or request.is_noted or request.is_handed_out:
+                continue
+            if now_seconds >= closed.at_seconds + NOTE_SECONDS:
+                request.is_noted = True
+                unknown = self._head.unknown_energy()
+                noted.append(self._record_with(request, closed, unknown))
+        return noted
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last record takes at most."""
@@ -292,6 +313,11 @@ class Meter:
             del self._final[next(iter(self._final))]
         if self._others:
             energy = replace(energy, boundaries=self._beside(request))
+        return self._record_with(request, closed, energy)
+
+    def _record_with(
+        self, request: _Request, closed: RequestClosed, energy: RequestEnergy
+    ) -> RequestRecord:
         opened, timeline = request.opened, request.timeline
         labels = request.labels
         return RequestRecord(
@@ -315,6 +341,7 @@ class Meter:
             output_tokens=timeline.output_tokens,
             energy=energy,
             engine=self.config.engine,
+            key=closed.key,
         )
 
     def _beside(self, request: _Request) -> dict[str, RequestEnergy]:

@@ -85,6 +85,8 @@ class Snapshot:
     store: StoreState | None = None
     loop_errors: Mapping[str, int] = field(default_factory=dict)
     """Errors by loop that went on."""
+    dropped_log_lines: int = 0
+    """Lines of the log that nobody took in time."""
     admin_refused: Mapping[str, int] = field(default_factory=dict)
     """Requests to the admin API that were refused, by why."""
     admin_changes: Mapping[str, int] = field(default_factory=dict)

@@ -78,6 +78,12 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         ("loop",),
         lambda s: [((name,), float(n)) for name, n in sorted(s.loop_errors.items())],
     ),
+    "servewatt_log_dropped_lines_total": MetricSpec(
+        "counter",
+        "Lines of the log that were dropped because nobody read them.",
+        (),
+        lambda s: one(float(s.dropped_log_lines)),
+    ),
     "servewatt_admin_refused_total": MetricSpec(
         "counter",
         "Requests to the admin API that were refused, by why.",

@@ -168,6 +168,10 @@ class RelayOptions:
         Option("Hold the end of such a reply for settled figures.", "S"),
     ] = 0.0
     """0: the figures of a reply are an estimate."""
+    access_log: Annotated[
+        bool,
+        Option("Log a line for each request: what, by whom, outcome, seconds."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ LET_GO = Admission(None, b"")
 """Stands where the request was, once its reply has begun."""
 
 log = logging.getLogger(__name__)
+access = logging.getLogger("servewatt.access")
 
 
 @dataclass(slots=True)
@@ -521,7 +522,28 @@ class Exchange:
         at_seconds = core.clock() if at is None else at
         upstream = None if was is State.ARRIVED else self._candidate.upstream
         core.loop.call_soon(self._account, upstream, at_seconds, outcome, error)
+        if core.config.access_log:
+            self._log_access(upstream, at_seconds, outcome)
         self._on_done(keeps_alive and self._outgoing.keeps_alive)
+
+    def _log_access(
+        self, upstream: Upstream | None, at_seconds: float, outcome: str
+    ) -> None:
+        """One line; the query may hold a key, so it is left out."""
+        request = self._request
+        peer = self._transport.get_extra_info("peername") or ("-",)
+        access.info(
+            "%s %s %s %s %s %.3f s %s",
+            peer[0],
+            request.method.decode("latin-1"),
+            request.target.partition(b"?")[0].decode("latin-1"),
+            self._outgoing.status or "-",
+            outcome,
+            at_seconds - request.arrived_seconds,
+            request.request_id.decode("latin-1")
+            if upstream is None
+            else f"{request.request_id.decode('latin-1')} {upstream.name}",
+        )
 
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None

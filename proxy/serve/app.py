@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -24,6 +25,7 @@ from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.samples import Snapshot
 from proxy.process.host import raise_open_files, stop_with_parent
+from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
 from proxy.relay.config import RelayConfig
@@ -143,7 +145,8 @@ class _App:
         if until_eof:
             stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
-        self.records.start()
+        host, _ = self.config.listen
+        self.records.start(f"{socket.gethostname()}/{host}:{relay.port}")
         admin = await self._open_admin()
         for upstream in self.upstreams:
             upstream.start_sensors(loop, self.errors)
@@ -320,6 +323,7 @@ class _App:
                 continue
             with self.errors.caught("records"):
                 self.records.add(records)
+                self.records.note(upstream.meter.notes(now_seconds))
             with self.errors.caught("histograms"):
                 self.metrics.observe(records)
 
@@ -335,6 +339,7 @@ class _App:
             loop_lag_seconds=self.loop_lag_seconds,
             store=self.records.state(),
             loop_errors=self.errors.total,
+            dropped_log_lines=dropped_lines(),
             admin_refused=self.access.counters.refused,
             admin_changes=self.access.counters.changes,
         )

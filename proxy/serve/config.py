@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from proxy.engines import DIALECTS
 from proxy.power.sources import SOURCES, split_sources
+from proxy.process.logs import FORMATS, LEVELS
 from proxy.process.options import Option, split_names
 from proxy.relay.config import RelayLimits, RelayOptions
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, without_user
@@ -275,6 +276,13 @@ class ServeConfig:
             "S",
         ),
     ] = 1.0
+
+    log_level: Annotated[
+        str, Option("Least severe lines that are logged.", choices=LEVELS)
+    ] = "info"
+    log_format: Annotated[
+        str, Option("Form of a line on standard error.", choices=FORMATS)
+    ] = "text"
 
     def shown(self) -> dict[str, Any]:
         """The whole of it for the admin API, without a password."""

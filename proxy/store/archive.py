@@ -14,7 +14,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -122,9 +122,13 @@ class Archive:
         self._numbering.continue_from(cursor_at(time.time()))
         self._recent.horizon = self._numbering.last
 
-    def start(self) -> None:
-        """Begin to write."""
-        if self._writer is not None:
+    def start(self, instance: str = "") -> None:
+        """Begin to write; notes that a dead run of this instance left are records."""
+        if self._writer is not None and self._database is not None:
+            self._database.instance = instance
+            if self._writer.state().is_up:
+                self._adopt(self._database)
+            self._database.began = self._recent.horizon
             self._writer.start()
 
     def stop(self) -> None:
@@ -143,6 +147,12 @@ class Archive:
             kept = KEPT_BESIDE_STORE + self._writer.waiting
             self._recent.kept = min(kept, KEPT_RECORDS)
         self._recent.add(stored)
+
+    def note(self, records: Iterable[RequestRecord]) -> None:
+        """Note what has ended and is not settled yet; never blocks."""
+        if self._writer is not None:
+            stored = self._numbering.number(records, time.time(), time.monotonic())
+            self._writer.add([replace(each, is_note=True) for each in stored])
 
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""
@@ -198,6 +208,20 @@ class Archive:
             )  # fmt: skip
         return True, None
 
+    def _adopt(self, database: Database) -> None:
+        try:
+            count = database.adopt(self._numbering.last, time.time())
+        except SQLAlchemyError as error:
+            log.warning("store %s: %s", database.shown_url, error)
+            return
+        if count:
+            log.warning(
+                "%d requests had ended when the proxy was killed before: they are "
+                "recorded without energy", count,
+            )  # fmt: skip
+            self._numbering.continue_from(self._numbering.last + count)
+            self._recent.horizon = self._numbering.last
+
     def _refuse_while_down(self) -> None:
         state = self.state()
         if state is not None and not state.is_up:
@@ -221,11 +245,15 @@ class _Page:
             try:
                 rows = self.database.page(self.since, self.horizon, self.limit)
                 replies += map(reply_from, rows)
+                if rows and len(rows) < self.limit:  # a page may be short
+                    last = rows[-1]["sequence"]
+                    if self.database.page(last, self.horizon, 1):
+                        return msgspec.json.Encoder().encode_lines(replies)
             except SQLAlchemyError as error:
                 reason = str(error).splitlines()[0]
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
-        replies += map(reply_of, self.newest[: self.limit - len(replies)])
+        replies += map(reply_of, self.newest[: max(0, self.limit - len(replies))])
         return msgspec.json.Encoder().encode_lines(replies)
 
 

@@ -39,10 +39,14 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from proxy.errors import ConfigError
 from proxy.store.address import shown_url
+from proxy.store.stored_record import NOTE
 
-SCHEMA_VERSION = 3
-"""Version 2 added `boundaries`, version 3 `engine`; older stores get both."""
+SCHEMA_VERSION = 4
+"""Version 2 added `boundaries`, version 3 `engine`, version 4 `instance`; older
+stores get all of them."""
 OLDEST_VERSION = 1
+ORPHANED_SECONDS = 3600.0
+"""Longer than any proxy waits for the energy of a request."""
 LOCK = 0x5E12_3A77
 """Advisory lock of PostgreSQL while tables are created; any number of our own."""
 
@@ -85,11 +89,14 @@ RECORDS = Table(
     Column("policy_joules", Text, nullable=False),
     Column("boundaries", Text),
     Column("engine", Text),
+    Column("instance", Text),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
-name of the upstream in the proxy's configuration, null in records older than it."""
-ADDED = (RECORDS.c.boundaries, RECORDS.c.engine)
+name of the upstream in the proxy's configuration, `instance` the host and port of
+the proxy; both are null in records older than they are. A row of quality `pending`
+is no record yet: it notes a request whose energy is still measured."""
+ADDED = (RECORDS.c.boundaries, RECORDS.c.engine, RECORDS.c.instance)
 """Columns that version 1 did not have."""
 
 Index("servewatt_records_request_id", RECORDS.c.request_id)
@@ -136,6 +143,11 @@ class Database:
             if len(addresses) == 1
             else RECORDS.c.upstream.in_(addresses)
         )
+        self._settled = RECORDS.c.quality != NOTE
+        self.instance = ""
+        """Whose notes are taken over at once: no two have the same at one time."""
+        self.began: int | None = None
+        """Cursor when this run began: later rows of other runs are theirs to tell."""
         self._insert = INSERTS[self.engine.dialect.name]
 
     def open(self) -> int:
@@ -151,25 +163,71 @@ class Database:
             highest = select(func.max(RECORDS.c.sequence)).where(self._own)
             return int(connection.scalar(highest) or 0)
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All of these or none; those that are there already stay as they are."""
+    def write(
+        self, rows: Sequence[Mapping[str, Any]], notes: Sequence[int] = ()
+    ) -> None:
+        """All of these or none; those that are there already stay as they are.
+
+        They take the place of the notes with these cursors.
+        """
         with self.engine.begin() as connection:
-            connection.execute(self._insert, [self._owned(row) for row in rows])
+            if notes:
+                gone = RECORDS.c.sequence.in_(notes)
+                is_ours = RECORDS.c.run == self._run
+                connection.execute(delete(RECORDS).where(self._own, is_ours, gone))
+            if rows:
+                connection.execute(self._insert, [self._owned(row) for row in rows])
+
+    def adopt(self, above: int, unix_seconds: float) -> int:
+        """Make records of the notes of runs that are dead; how many there were.
+
+        They get cursors above this one: a reader that passed their old ones sees
+        them. Nobody settles a note that is older than `ORPHANED_SECONDS`.
+        """
+        is_dead = (RECORDS.c.instance == self.instance) | (
+            RECORDS.c.finished_unix_seconds < unix_seconds - ORPHANED_SECONDS
+        )
+        is_note = RECORDS.c.quality == NOTE
+        keys = (RECORDS.c.upstream, RECORDS.c.run, RECORDS.c.sequence)
+        found = (
+            select(*keys)
+            .where(self._own, is_note, RECORDS.c.run != self._run, is_dead)
+            .order_by(RECORDS.c.sequence)
+        )
+        with self.engine.begin() as connection:
+            rows = connection.execute(found).all()
+            for number, row in enumerate(rows, 1):
+                is_it = [key == value for key, value in zip(keys, row, strict=True)]
+                new = {"sequence": above + number, "quality": "unknown"}
+                connection.execute(RECORDS.update().where(*is_it).values(new))
+        return len(rows)
 
     def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
-        """Records with `since < cursor <= until`, oldest first."""
-        return self._read(
-            select(RECORDS)
-            .where(self._own, RECORDS.c.sequence > since, RECORDS.c.sequence <= until)
-            .order_by(RECORDS.c.sequence)
-            .limit(limit)
+        """Records with `since < cursor <= until`, oldest first.
+
+        Proxies that share a store may have given the same cursor: such records are
+        on one page, so a page may be shorter than the limit, or longer where it
+        would hold nothing else.
+        """
+        sequence = RECORDS.c.sequence
+        between = select(RECORDS).where(
+            self._own, self._settled, sequence > since, sequence <= until
         )
+        if self.began is not None:
+            is_mine = (sequence <= self.began) | (RECORDS.c.run == self._run)
+            between = between.where(is_mine)
+        rows = self._read(between.order_by(sequence, RECORDS.c.run).limit(limit + 1))
+        if len(rows) <= limit:
+            return rows
+        cut = rows[limit]["sequence"]
+        whole = [row for row in rows if row["sequence"] < cut]
+        return whole or self._read(between.where(sequence == cut))
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """The newest record of this id."""
         rows = self._read(
             select(RECORDS)
-            .where(self._own, RECORDS.c.request_id == request_id)
+            .where(self._own, self._settled, RECORDS.c.request_id == request_id)
             .order_by(RECORDS.c.sequence.desc())
             .limit(1)
         )
@@ -178,7 +236,11 @@ class Database:
     def count(self) -> int:
         """Number of records of these upstreams."""
         with self.engine.connect() as connection:
-            counted = select(func.count()).select_from(RECORDS).where(self._own)
+            counted = (
+                select(func.count())
+                .select_from(RECORDS)
+                .where(self._own, self._settled)
+            )
             return int(connection.scalar(counted) or 0)
 
     def cursor_of_newest(self, rank: int) -> int | None:
@@ -218,7 +280,8 @@ class Database:
 
     def _owned(self, row: Mapping[str, Any]) -> dict[str, Any]:
         upstream = self._upstreams.get(row["engine"], self._upstream)
-        return {**row, "upstream": upstream, "run": self._run}
+        own = {"upstream": upstream, "run": self._run, "instance": self.instance}
+        return {**row, **own}
 
     def _prepare(self) -> None:
         with self.engine.begin() as connection:

@@ -27,6 +27,10 @@ JSON_COLUMNS = ("policy_joules", "boundaries")
 """Objects that the table of records holds as JSON text; an empty one as null."""
 
 
+NOTE = "pending"
+"""Quality of a row that is the note of a request, until its record replaces it."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
     """One settled request with its place in the order of settlement."""
@@ -36,6 +40,8 @@ class StoredRecord:
     unix_offset_seconds: float
     """Unix time minus the record's monotonic clock, when it settled."""
     record: RequestRecord
+    is_note: bool = False
+    """Its energy is not known yet: only a killed process leaves it so."""
 
 
 class RecordNumbering:
@@ -95,6 +101,8 @@ def row_of(stored: StoredRecord) -> dict[str, Any]:
     """The columns of the table of records, but for whose they are."""
     row: dict[str, Any] = msgspec.to_builtins(reply_of(stored))
     row |= row.pop("energy")
+    if stored.is_note:
+        row["quality"] = NOTE
     for name in JSON_COLUMNS:
         row[name] = msgspec.json.encode(row[name]).decode() if name in row else None
     return row

@@ -35,6 +35,9 @@ BATCH_SECONDS = 0.5
 RETAIN_SECONDS = 60.0
 RETAIN_RECORDS = 5000
 """Deleted per transaction."""
+SANE_SECONDS = 6 * 3600.0
+"""So long must the clock agree with the monotonic one before it deletes by age."""
+SANE_DRIFT_SECONDS = 60.0
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 STOP_SECONDS = 3.0
@@ -51,6 +54,32 @@ class WriterBounds:
     retain_records: int = RETAIN_RECORDS
     first_backoff_seconds: float = FIRST_BACKOFF_SECONDS
     longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS
+    sane_seconds: float = SANE_SECONDS
+
+
+class TrustedClock:
+    """Whether the wall clock may decide what is old: not before it was sane for long.
+
+    A clock that is set anew, by whatever, has to be sane for as long again.
+    """
+
+    def __init__(self, sane_seconds: float) -> None:
+        self._sane_seconds = sane_seconds
+        self._offset_seconds: float | None = None
+        self._since_seconds = 0.0
+
+    def is_sane(self, now_seconds: float, unix_seconds: float) -> bool:
+        """Looks at both clocks, monotonic and wall; to be asked now and then."""
+        offset = unix_seconds - now_seconds
+        known = self._offset_seconds
+        if known is None or abs(offset - known) > SANE_DRIFT_SECONDS:
+            if known is not None:
+                log.warning(
+                    "the clock was set by %.0f s: nothing is deleted for its age for "
+                    "%g hours", offset - known, self._sane_seconds / 3600,
+                )  # fmt: skip
+            self._offset_seconds, self._since_seconds = offset, now_seconds
+        return now_seconds >= self._since_seconds + self._sane_seconds
 
 
 class RecordWriter:
@@ -79,6 +108,9 @@ class RecordWriter:
         self._written = self._overflowed = self._refused = self._deleted = 0
         self._backoff_seconds = self._bounds.first_backoff_seconds
         self._retained_seconds = float("-inf")
+        self._noted: dict[tuple[str, int], int] = {}
+        """Cursors of notes in the database, by engine and key of the request."""
+        self._clock = TrustedClock(self._bounds.sane_seconds)
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -168,8 +200,9 @@ class RecordWriter:
 
         Raises SQLAlchemyError when it is the database that cannot.
         """
+        notes, noted, rows = self._in_place_of_notes(records)
         try:
-            self._database.write([row_of(stored) for stored in records])
+            self._database.write([row_of(stored) for stored in rows], notes)
         except (SQLAlchemyError, OverflowError) as error:
             if not _is_the_records_fault(error):
                 raise
@@ -181,20 +214,46 @@ class RecordWriter:
             self._write(records[:middle])
             self._write(records[middle:])
         else:
-            self._written += len(records)
+            self._written += sum(not stored.is_note for stored in rows)
+            self._noted = noted
+
+    def _in_place_of_notes(
+        self, records: Sequence[StoredRecord]
+    ) -> tuple[list[int], dict[tuple[str, int], int], list[StoredRecord]]:
+        """Cursors of notes that these replace, the notes then left, and what to write.
+
+        Records come after their notes, so a note and its record in one batch are
+        the record alone.
+        """
+        noted = dict(self._noted)
+        notes: list[int] = []
+        rows: dict[int, StoredRecord] = {}
+        for stored in records:
+            whose = stored.record.engine, stored.record.key
+            rows[stored.cursor] = stored
+            if stored.is_note:
+                noted[whose] = stored.cursor
+            elif stored.record.key and whose in noted:
+                cursor = noted.pop(whose)
+                if rows.pop(cursor, None) is None:
+                    notes.append(cursor)
+        return notes, noted, list(rows.values())
 
     def _retain(self) -> None:
         now = time.monotonic()
+        is_sane = self._clock.is_sane(now, self._unix_seconds())
         if now < self._retained_seconds + self._bounds.retain_seconds:
             return
         cut = 0
-        if self._retention.age_seconds is not None:
+        if self._retention.age_seconds is not None and is_sane:
             cut = cursor_at(self._unix_seconds() - self._retention.age_seconds)
         if self._retention.rows is not None:
             cut = max(cut, self._database.cursor_of_newest(self._retention.rows) or 0)
         batch = self._bounds.retain_records
         gone = self._database.delete_before(cut, batch) if cut else 0
         self._deleted += gone
+        if gone:
+            log.info("%d records beyond --retain deleted, to cursor %d", gone, cut)
         if gone < batch:  # else the next turn goes on, after writing
             self._retained_seconds = now
 

@@ -16,7 +16,7 @@ from tests.support.databases import Postgres
 from tests.support.stored_records import stored
 
 FOREVER = Retention(None, None)
-EAGER = WriterBounds(retain_seconds=0.0)
+EAGER = WriterBounds(retain_seconds=0.0, sane_seconds=0.0)
 
 
 def writer_to(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 
 import httptools
@@ -59,6 +60,8 @@ def checked_target(
         return refusal
     if len(values_of(headers, b"host")) != 1 and version == "1.1":
         return Refusal(400, "bad_host", "exactly one Host header is needed")
+    if not all(is_host(value) for value in values_of(headers, b"host")):
+        return Refusal(400, "bad_host", "the Host header names no host and port")
     expected = value_of(headers, b"expect") or b"100-continue"
     if expected.lower() != b"100-continue":
         return Refusal(417, "unknown_expectation", "only 100-continue is known")
@@ -70,6 +73,18 @@ def checked_target(
     if length.isdigit() and int(length) > config.max_body_bytes:
         return body_too_large(config)
     return target if target[:1] == b"/" else _relative(target)
+
+
+HOST = re.compile(
+    rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(?::(\d{0,5}))?"
+)
+"""A name, an address, or nothing, and a port (RFC 9112, 3.2); no user, no list."""
+
+
+def is_host(value: bytes) -> bool:
+    """Whether the value of a Host header is one."""
+    match = HOST.fullmatch(value.strip(b" \t"))
+    return match is not None and int(match[1] or 0) <= 65535
 
 
 def head_too_large(config: RelayConfig) -> Refusal:

@@ -84,6 +84,7 @@ class Outgoing:
         "_unread_since_seconds",
         "has_left",
         "keeps_alive",
+        "status",
     )
 
     def __init__(
@@ -108,6 +109,8 @@ class Outgoing:
         """Whether the client has been sent any of the reply."""
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
+        self.status: int | None = None
+        """Of the reply that is being sent."""
 
     def drop_usage(self, usage_filter: UsageFilter | None) -> None:
         """The relay asked for usage itself: take the event out of a stream again.
@@ -132,6 +135,7 @@ class Outgoing:
             keeps_alive=self.keeps_alive,
         )
         self._head = framing.head
+        self.status = head.status
         self._is_chunked = framing.is_chunked
         self.keeps_alive = framing.keeps_alive
 
@@ -168,6 +172,7 @@ class Outgoing:
 
     def answer(self, answer: Answer | Refusal) -> None:
         """The relay's own reply instead of the engine's; nothing has left yet."""
+        self.status = answer.status if isinstance(answer, Refusal) else 200
         self._transport.write(
             own_reply(
                 answer,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
 from proxy.process.options import settings_of
+from proxy.relay.client.request import is_host
 from proxy.relay.client.response import Refusal
 from proxy.relay.config import RelayConfig, parse_upstream
 from proxy.relay.event_search import MAX_HELD_BYTES, UsageFilter
@@ -254,3 +255,17 @@ def test_an_unfinished_tail_is_passed_on_at_the_end() -> None:
     usage_filter = UsageFilter(DIALECTS["vllm"])
     assert usage_filter.feed(b"data: half") == b""
     assert usage_filter.flush() == b"data: half"
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (b"engine", True), (b"engine:8000", True), (b"", True), (b"[::1]:80", True),
+        (b"10.0.0.1", True), (b"my_host.local:", True), (b" engine ", True),
+        (b"user:pw@evil", False), (b"a b/c?d", False), (b"x:99999999", False),
+        (b"x:65536", False), (b"[::1", False), (b"a,b", False), (b"a\x00", False),
+        (b"h\xc3\xb6st", False), (b"a#b", False), (b"x:8a", False),
+    ],
+)  # fmt: skip
+def test_a_host_is_a_name_or_an_address_and_a_port(value: bytes, is_one: bool) -> None:
+    assert is_host(value) is is_one
