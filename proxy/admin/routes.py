@@ -22,7 +22,7 @@ from msgspec import UNSET
 from proxy.admin.auth import AdminAccess, guarding, refusal_of
 from proxy.admin.views import (
     EngineSources,
-    Run,
+    ProcessRun,
     engine_books,
     engine_info,
     fleet_books,
@@ -63,7 +63,7 @@ class AdminSources:
     sample_interval_seconds: float
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
-    run: Run = field(default_factory=Run)
+    run: ProcessRun = field(default_factory=ProcessRun)
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 

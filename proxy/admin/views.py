@@ -34,7 +34,7 @@ from proxy.wire.api import (
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ProcessRun:
     """The process that measures; after a restart all books begin anew."""
 
     name: str = ""
@@ -64,7 +64,7 @@ def engine_books(
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
-    run: Run = Run(),
+    run: ProcessRun = ProcessRun(),
 ) -> BooksReply:
     """The books of one engine, as of an instant: the headline's, and every one."""
     replies = {
@@ -95,7 +95,7 @@ def _boundary_books(
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
-    run: Run,
+    run: ProcessRun,
 ) -> BoundaryBooks:
     state, stats, name = measured.meter, measured.sampler, measured.boundary
     settled = state.books.settled_seconds

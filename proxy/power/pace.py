@@ -24,7 +24,7 @@ MIN_CHANGES = 8
 KEPT_CHANGES = 32
 
 
-class Pace:
+class ReadingPace:
     """The pauses between reads of one source."""
 
     def __init__(self, interval_seconds: float) -> None:

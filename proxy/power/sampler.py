@@ -25,7 +25,7 @@ from proxy.power.energy_source import (
     RemoteSource,
 )
 from proxy.power.gate import MAX_BEHIND_SECONDS, MAX_WATTS, ReadingGate, Rejected
-from proxy.power.pace import Pace
+from proxy.power.pace import ReadingPace
 from proxy.process.supervise import LoopErrors
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
@@ -148,7 +148,7 @@ class Sampler:
     def _read_on_grid(self, source: EnergySource) -> None:
         """Read until stopped; returns or raises SensorError."""
         due = time.monotonic()
-        pace = Pace(self.interval_seconds)
+        pace = ReadingPace(self.interval_seconds)
         while not self._stop.is_set():
             begin = time.monotonic()
             found = source.read()

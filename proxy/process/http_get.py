@@ -42,7 +42,7 @@ class GetError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class GetReply:
     """A whole reply, whatever its status."""
 
     status: int
@@ -56,7 +56,7 @@ class Reply:
         return self.body.decode("utf-8", errors="replace")
 
 
-class Body:
+class BoundedBody:
     """A body as it arrives: unpacked, and never longer than `max_bytes`."""
 
     def __init__(self, encoding: str, max_bytes: int) -> None:
@@ -110,17 +110,17 @@ async def get(
     *,
     total_seconds: float = TOTAL_SECONDS,
     max_bytes: int = MAX_BYTES,
-) -> Reply:
+) -> GetReply:
     """The reply at `url`, by the event loop. Raises GetError without a whole one."""
     try:
         async with (
             asyncio.timeout(total_seconds),
             client.stream("GET", _address(url), headers=ASK_PLAIN) as reply,
         ):
-            body = Body(reply.headers.get("content-encoding", ""), max_bytes)
+            body = BoundedBody(reply.headers.get("content-encoding", ""), max_bytes)
             async for data in reply.aiter_raw():
                 body.feed(data)
-            return Reply(reply.status_code, dict(reply.headers), body.whole())
+            return GetReply(reply.status_code, dict(reply.headers), body.whole())
     except TimeoutError:
         raise _too_slow(total_seconds) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -149,7 +149,7 @@ class Getter:
             network_backend=self._network,
         )  # fmt: skip
 
-    def get(self, url: str) -> Reply:
+    def get(self, url: str) -> GetReply:
         """The reply at `url`. Raises GetError without a whole one."""
         self._network.deadline_seconds = time.monotonic() + self._total_seconds
         try:
@@ -165,10 +165,10 @@ class Getter:
                     name.decode("latin-1").lower(): value.decode("latin-1")
                     for name, value in reply.headers
                 }
-                body = Body(found.get("content-encoding", ""), self._max_bytes)
+                body = BoundedBody(found.get("content-encoding", ""), self._max_bytes)
                 for data in reply.iter_stream():
                     body.feed(data)
-                return Reply(reply.status, found, body.whole())
+                return GetReply(reply.status, found, body.whole())
         except httpcore.TimeoutException:
             raise _too_slow(self._total_seconds) from None
         except (*HTTPCORE_ERRORS, httpx.InvalidURL) as error:

@@ -19,7 +19,7 @@ from proxy import __version__
 from proxy.admin.auth import AdminAccess, admin_access
 from proxy.admin.routes import AdminSources, admin_app
 from proxy.admin.server import AdminServer, listen
-from proxy.admin.views import Run
+from proxy.admin.views import ProcessRun
 from proxy.errors import ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
@@ -116,7 +116,7 @@ class _App:
         self.identity = relay_config.identity
         self.admin_identity = self.identity if config.tls.admin_tls else None
         self.upstreams = upstreams
-        self.run = Run(uuid.uuid4().hex, time.monotonic())
+        self.run = ProcessRun(uuid.uuid4().hex, time.monotonic())
         self.records = Archive(
             None if config.store is None else store_url(config.store),
             upstream=url_without_user(config.upstreams[0].url),

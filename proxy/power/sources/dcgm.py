@@ -101,7 +101,7 @@ class DcgmSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class DcgmPage:
     """What one scrape says."""
 
     readings: list[Reading]
@@ -143,7 +143,7 @@ class _Board:
         return None if value is None else value / 1000
 
 
-def parse_dcgm(text: str, gpus: frozenset[str]) -> Page:
+def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
     """Readings by board; `gpus` are indices or UUIDs, all others are outside.
 
     A board is its UUID, else its host and index: however many rows, hosts or
@@ -182,7 +182,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> Page:
         )  # fmt: skip
         known = [board.figures.get(name) for name in LIMITS]
         limits[device] = max((watts for watts in known if watts), default=0.0)
-    return Page(
+    return DcgmPage(
         sorted(readings, key=lambda reading: reading.device),
         {device: watts for device, watts in limits.items() if 0 < watts < math.inf},
         frozenset(

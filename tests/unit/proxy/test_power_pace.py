@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.power.pace import MAX_PAUSE_SECONDS, Pace
+from proxy.power.pace import MAX_PAUSE_SECONDS, ReadingPace
 from proxy.wire.facts import Reading
 
 INTERVAL_SECONDS = 0.02
@@ -27,7 +27,7 @@ def changes_every(seconds: float, jitter: float = 0.0, seed: int = 1) -> list[fl
 
 def reads_of(changes: list[float]) -> Iterator[tuple[float, int]]:
     """(instant, changes so far) of every read of two minutes."""
-    pace, at, seen = Pace(INTERVAL_SECONDS), 0.0, 0
+    pace, at, seen = ReadingPace(INTERVAL_SECONDS), 0.0, 0
     while at < 119:
         while seen < len(changes) and changes[seen] <= at:
             seen += 1
@@ -89,7 +89,7 @@ def test_a_sensor_without_a_steady_period_is_read_at_full_rate(
 def test_a_pause_is_never_shorter_than_asked_nor_longer_than_stated(
     pauses: list[tuple[float, float]], interval: float
 ) -> None:
-    pace, at = Pace(interval), 0.0
+    pace, at = ReadingPace(interval), 0.0
     for elapsed, joules in pauses:
         at += elapsed
         pause = pace.pause_seconds(at, [Reading("gpu0", joules)])

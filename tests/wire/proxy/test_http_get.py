@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.process.http_get import Body, GetError, Getter, Reply, get
+from proxy.process.http_get import BoundedBody, GetError, GetReply, Getter, get
 from tests.support.scripted import Peer, ScriptedServer
 
 TOTAL_SECONDS = 0.4
@@ -23,25 +23,25 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 Script = Callable[[Peer], Awaitable[None]]
 
 
-async def by_loop(url: str) -> Reply:
+async def by_loop(url: str) -> GetReply:
     async with httpx.AsyncClient(trust_env=False) as client:
         return await get(client, url, total_seconds=TOTAL_SECONDS, max_bytes=MAX_BYTES)
 
 
-async def by_thread(url: str) -> Reply:
-    def ask() -> Reply:
+async def by_thread(url: str) -> GetReply:
+    def ask() -> GetReply:
         with Getter(total_seconds=TOTAL_SECONDS, max_bytes=MAX_BYTES) as getter:
             return getter.get(url)
 
     return await asyncio.to_thread(ask)
 
 
-Ask = Callable[[str], Awaitable[Reply]]
+Ask = Callable[[str], Awaitable[GetReply]]
 BOTH = pytest.mark.parametrize("ask", [by_loop, by_thread])
 
 
-def asked(ask: Ask, script: Script) -> Reply:
-    async def run() -> Reply:
+def asked(ask: Ask, script: Script) -> GetReply:
+    async def run() -> GetReply:
         async with ScriptedServer(script) as server:
             return await ask(f"{server.url}/metrics")
 
@@ -189,7 +189,7 @@ def test_a_body_is_what_was_sent_or_too_long_however_it_is_cut(
     body: bytes, cuts: list[int], limit: int, is_packed: bool
 ) -> None:
     sent = gzip.compress(body) if is_packed else body
-    reader = Body("gzip" if is_packed else "", limit)
+    reader = BoundedBody("gzip" if is_packed else "", limit)
     edges = [0, *sorted(cuts), len(sent)]
     try:
         for start, stop in pairwise(edges):
