@@ -99,8 +99,17 @@ class AdminClient:
             cursor = found[-1].cursor
 
     def readiness(self) -> ReadinessReply:
-        """Whether requests are served and their joules known; 503 is an answer."""
-        return self._get("/readyz", ReadinessReply, accepted=(200, 503))
+        """Whether requests are served and their joules known; 503 is an answer.
+
+        Without the token `/readyz` says only yes or no, to spare probes one: then
+        this raises AdminError with status 401, as every other path does.
+        """
+        body = self._ask("GET", "/readyz", accepted=(200, 503))
+        try:
+            return msgspec.json.decode(body, type=ReadinessReply)
+        except msgspec.MsgspecError as error:
+            self._ask("GET", "/info")
+            raise self._not_understood("/readyz", error) from None
 
     def upstreams(self) -> list[UpstreamReply]:
         """Every upstream, and whether it gets requests."""

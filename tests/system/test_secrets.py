@@ -36,10 +36,6 @@ WORDS = [
     "sk-authorization-0451", "key-x-api-0452", "key-api-0453", "cookie-0454",
     "cookie-0455", "token-0456", "cHJveHktMDQ1Nw", QUERY, PROMPT,
 ]  # fmt: skip
-DEBUGGING = (
-    "import logging, sys; logging.basicConfig(level=logging.DEBUG); "
-    "from proxy.cli import main; main()"
-)
 BODY = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
 
 
@@ -63,8 +59,9 @@ def debugged(folder: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], Pa
     log = folder / "log"
     with log.open("wb") as written:
         process = subprocess.Popen(
-            [sys.executable, "-c", DEBUGGING, "serve", "--listen", "127.0.0.1:0",
-             "--admin", "127.0.0.1:0", "--power", "none", "--announce", *arguments],
+            [sys.executable, "-m", "proxy", "serve", "--listen", "127.0.0.1:0",
+             "--admin", "127.0.0.1:0", "--power", "none", "--log-level", "debug",
+             "--access-log", "--announce", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written,
             cwd=folder, text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONASYNCIODEBUG": "1"},

@@ -34,7 +34,7 @@ def test_it_announces_itself_serves_and_leaves_with_its_parent() -> None:
         ready = json.loads(process.stdout.readline())
         assert ready["ready"] is True
         with urlopen(ready["power_url"]) as reply:
-            assert b"servewatt_simulated 1\n" in reply.read()
+            assert b"servewatt_simulated 1.0\n" in reply.read()
         with urlopen(ready["url"] + "/info") as reply:
             assert json.load(reply)["model_id"] == "simulated-llama-3.1-8b"
         _, said = process.communicate(timeout=END_SECONDS)  # closes its stdin
