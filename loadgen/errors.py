@@ -4,6 +4,7 @@ LoadgenError            one line for the user, exit code 1
 ├── UsageError          a bad option or combination, exit code 2
 ├── TraceError          a bad trace: path, line, reason; exit code 2
 ├── PlanError           a plan that cannot be made or read, exit code 2
+├── RunError            a run folder that cannot be read, exit code 2
 └── StackError          a child process or the target did not come up
 
 A failing server during the run is not an exception: it is data in the record.
@@ -51,6 +52,12 @@ class TraceError(LoadgenError):
 
 class PlanError(LoadgenError):
     """A plan that cannot be made or read."""
+
+    exit_code = 2
+
+
+class RunError(LoadgenError):
+    """A run folder that cannot be read: names the file, where it can the line."""
 
     exit_code = 2
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loadgen.errors import LoadgenError, RunError
 from proxy.process.command import Command
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
 
     RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
     what can be computed from its requests.jsonl is shown. Several runs are
-    compared side by side.
+    compared side by side; a folder without a run among them is left out.
     """
     import msgspec
 
@@ -38,7 +39,16 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
     from loadgen.report.console import console
     from loadgen.run.finish import load_run
 
-    summaries = [(run, load_run(run)) for run in runs]
+    summaries: list[tuple[Path, Summary]] = []
+    for run in runs:
+        try:
+            summaries.append((run, load_run(run)))
+        except LoadgenError as error:
+            if len(runs) == 1:
+                raise RunError(str(error)) from None
+            click.echo(f"loadgen: left out: {error}", err=True)
+    if not summaries:
+        raise RunError(f"none of the {len(runs)} folders holds a run")
     if as_json:
         found = [{"run": str(run), "summary": summary} for run, summary in summaries]
         text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
@@ -66,5 +76,8 @@ def draw(run: Path, summary: Summary) -> Path | None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         click.echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)
+        return None
+    except LoadgenError as error:  # its summary is sound, and was computed before
+        click.echo(f"loadgen: {run / REPORT} not written: {error}", err=True)
         return None
     return run / REPORT

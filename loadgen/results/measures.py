@@ -126,11 +126,11 @@ def chunk_gaps_seconds(result: Result) -> Sequence[float]:
 def token_gaps_seconds(result: Result) -> Sequence[float]:
     """Each gap divided over the tokens that arrived at its end, once per token."""
     gaps = chunk_gaps_seconds(result)
-    return [
-        gap / tokens
-        for gap, tokens in zip(gaps, result.chunk_tokens[1:], strict=False)
-        for _ in range(tokens)
-    ]
+    spread: list[float] = []
+    for gap, tokens in zip(gaps, result.chunk_tokens[1:], strict=False):
+        if tokens:
+            spread += [gap / tokens] * tokens
+    return spread
 
 
 MEASURES: dict[str, Measure] = {
@@ -210,6 +210,11 @@ def parse_goodput(words: Iterable[str]) -> dict[str, float]:
     limits: dict[str, float] = {}
     for word in " ".join(words).replace(",", " ").split():
         key, _, value = word.partition(":")
+        name, equals, limit = word.partition("=")
+        if equals and name in OBJECTIVES:
+            raise UsageError(
+                f"--goodput {word}: expected a colon, {name}:{limit or 200}"
+            )
         if key not in OBJECTIVES:
             known = ", ".join(OBJECTIVES)
             raise UsageError(f"--goodput {word}: unknown key {key!r}; known: {known}")

@@ -15,6 +15,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.results.results import Result
+from loadgen.traces.readers.line import MAX_TOKENS
 
 
 class Recorder:
@@ -89,13 +90,24 @@ def read_results(path: Path | str) -> Iterator[Result]:
                 if not line.endswith(b"\n"):
                     return  # the writer was killed within it
                 try:
-                    yield decoder.decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    result = decoder.decode(line)
+                    _check(result)
+                except (ValueError, RecursionError) as error:
                     raise LoadgenError(
                         f"{path}, line {number}: not a request record: {error}"
                     ) from None
+                yield result
     except OSError as error:
         raise LoadgenError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def _check(result: Result) -> None:
+    """Raise ValueError for a record of more tokens than any request has."""
+    tokens = sum(result.chunk_tokens)
+    if min(result.chunk_tokens, default=0) < 0 or tokens > MAX_TOKENS:
+        raise ValueError(
+            f"chunk_tokens sum to {tokens}, expected 0 to {MAX_TOKENS:,} tokens"
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -27,7 +27,7 @@ from loadgen.energy.join import (
     wait_for_energies,
 )
 from loadgen.errors import LoadgenError
-from loadgen.plan.plan import PlanHeader
+from loadgen.plan.plan import MAX_LINE_BYTES, PlanHeader
 from loadgen.report.html import write_html
 from loadgen.results.recorder import read_results
 from loadgen.results.results import Metering
@@ -89,10 +89,18 @@ def load_run(folder: Path) -> Summary:
 
     Raises LoadgenError when this is no run folder or its files are broken.
     """
+    try:
+        return _loaded(folder)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise LoadgenError(f"cannot read the run folder {folder}: {reason}") from None
+
+
+def _loaded(folder: Path) -> Summary:
     if (folder / SUMMARY).is_file():
         try:
             return read_summary(folder / SUMMARY)
-        except (OSError, msgspec.MsgspecError) as error:
+        except _NOT_OURS as error:
             raise LoadgenError(f"cannot read {folder / SUMMARY}: {error}") from None
     requests = folder / REQUESTS
     if not requests.is_file():
@@ -104,6 +112,10 @@ def load_run(folder: Path) -> Summary:
     info = _as_started(folder)
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
     return summary_of(folder, info, window, metering, extent)
+
+
+_NOT_OURS = (ValueError, RecursionError)
+"""Of decoding a file that another program wrote, or that was cut or spoilt."""
 
 
 def extent_of(requests: Path) -> Extent:
@@ -133,8 +145,8 @@ def plan_header(path: Path) -> PlanHeader | None:
     """First line of a plan; None when there is no plan, or not a readable one."""
     try:
         with path.open("rb") as lines:
-            return msgspec.json.decode(lines.readline(), type=PlanHeader)
-    except (OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(lines.readline(MAX_LINE_BYTES), type=PlanHeader)
+    except (OSError, *_NOT_OURS):
         return None
 
 
@@ -142,7 +154,7 @@ def _as_started(folder: Path) -> RunInfo:
     """The facts that `begin_run` noted of a run that never finished."""
     try:
         noted = msgspec.json.decode((folder / STARTED).read_bytes(), type=RunInfo)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *_NOT_OURS):
         noted = RunInfo()
     return msgspec.structs.replace(noted, interrupted=True)
 

@@ -166,6 +166,16 @@ def test_a_bad_goodput_limit_is_refused_in_one_line(word: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "form"), [("ttft=200", "ttft:200"), ("energy=", "energy:200")]
+)
+def test_a_goodput_limit_after_equals_names_the_right_form(
+    word: str, form: str
+) -> None:
+    with pytest.raises(UsageError, match=f"expected a colon, {form}$"):
+        parse_goodput([word])
+
+
 @given(st.text(max_size=20))
 def test_any_words_are_understood_or_refused(text: str) -> None:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
@@ -19,7 +20,7 @@ from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, RunError
 from loadgen.report import charts
 from loadgen.report import format as fmt
 from loadgen.report import terminal as table
@@ -31,6 +32,7 @@ from tests.support.canned_run import (
     made_results,
     write_run,
 )
+from tests.support.mutations import spoilt
 
 
 def printed(shown: RenderableType, width: int = 100) -> str:
@@ -207,3 +209,48 @@ def test_report_of_something_else_is_one_line(tmp_path: Path) -> None:
     result = asked(tmp_path / "nothing")
     assert isinstance(result.exception, LoadgenError)
     assert "is not a run folder" in str(result.exception)
+
+
+def test_folders_without_a_run_are_left_out_of_a_comparison(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a", "empty", "b", "broken")]
+    for run in runs:
+        run.mkdir()
+    for run in (runs[0], runs[2]):
+        write_run(run, made_results(20))
+        finish_run(run, RunInfo())
+    (runs[3] / "summary.json").write_text("[" * 5000)
+    result = asked(*runs)
+    assert result.exit_code == 0
+    assert "left out: " + str(runs[1]) in result.stderr
+    assert result.stderr.count("left out: ") == 2
+    assert "Traceback" not in result.stderr
+    none = asked(runs[1], runs[3])
+    assert isinstance(none.exception, RunError)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_spoilt_run_folder_is_shown_or_refused_in_one_line(
+    data: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name)
+        write_run(run, made_results(5))
+        finish_run(run, RunInfo())
+        if data.draw(st.booleans()):
+            (run / "summary.json").unlink()
+        file = run / data.draw(st.sampled_from(sorted(p.name for p in run.iterdir())))
+        file.write_bytes(data.draw(spoilt([file.read_bytes()])))
+        result = asked(run, *data.draw(st.sampled_from([[], ["--json"]])))
+    if result.exception is not None:
+        assert isinstance(result.exception, RunError)
+        assert result.exception.exit_code == 2
+        assert "\n" not in str(result.exception)
+
+
+def test_a_record_of_more_tokens_than_there_are_is_refused(tmp_path: Path) -> None:
+    record = made_results(1)[0]
+    write_run(tmp_path, [msgspec.structs.replace(record, chunk_tokens=[10**12])])
+    result = asked(tmp_path)
+    assert isinstance(result.exception, RunError)
+    assert "line 1: not a request record: chunk_tokens sum to" in str(result.exception)
