@@ -96,7 +96,7 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     missed_readings: int | None = None
     """Failed or late ones, from the run's start to its end."""
     gap_seconds: float | None = None
-    """Of the window, not measured."""
+    """Seconds of the window that were not measured."""
     counter_period_seconds: float | None = None
     counter_power_ratio: float | None = None
     settled: bool | None = None

@@ -64,7 +64,7 @@ class EnergyFacts:
     missed_readings: int | None = None
     window_seconds: float | None = None
     gap_seconds: float | None = None
-    """Of the window, not measured."""
+    """Seconds of the window that were not measured."""
     is_settled: bool = True
     """False when the books were read before their end was final."""
 

@@ -35,14 +35,14 @@ from proxy.wire.facts import KINDS
 
 VERSION = "plan/1"
 MAX_LINE_BYTES = 2**30
-"""Of a plan: a session at its bound, all of it text of four bytes a character."""
+"""Bytes of a line: a session at its bound, four bytes a character."""
 
 Kind = Annotated[str, msgspec.Meta(pattern=rf"^(?:{'|'.join(KINDS)})\Z")]
 """A field of HTTP too, so no other text."""
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
-"""Of a plan, whose rate may be a tiny one."""
+"""Instants of a plan, whose rate may be tiny."""
 
 
 Line = TypeVar("Line")

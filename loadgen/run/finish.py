@@ -115,7 +115,7 @@ def _loaded(folder: Path) -> Summary:
 
 
 _NOT_OURS = (ValueError, RecursionError)
-"""Of decoding a file that another program wrote, or that was cut or spoilt."""
+"""Errors of decoding a file that was cut, spoilt or written by something else."""
 
 
 def extent_of(requests: Path) -> Extent:

@@ -46,7 +46,7 @@ class Generation:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts; an empty one is one token: the beginning of the text."""
+        """Tokens of all prompts; an empty one is one: the beginning of the text."""
         prompts = (self.prompt_words, *self.more_prompts)
         return sum(max(1, len(words)) for words in prompts)
 

@@ -135,7 +135,7 @@ class _Windows:
     """Counts in equally long windows; the empty ones, most in a long trace, as one."""
 
     counts: FloatArray
-    """Of the windows that are not empty."""
+    """Counts of the windows that are not empty."""
     windows: int
 
     @property

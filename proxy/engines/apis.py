@@ -192,7 +192,7 @@ class ResponseEvent(msgspec.Struct, gc=False):
     delta: Any = None
     response: ResponseBody | None = None
     usage: UsageBody | None = None
-    """Of a transcription, which has no response."""
+    """Usage of a transcription, which has no response."""
 
 
 TEXT_DELTAS = ("response.output_text.delta", "transcript.text.delta")

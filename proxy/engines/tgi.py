@@ -85,7 +85,7 @@ class NativeReply(msgspec.Struct, gc=False):
     generated_text: str | None = None
     details: Details | None = None
     choices: list[Choice] | None = None
-    """Of the OpenAI routes."""
+    """Choices of the OpenAI routes."""
 
 
 class NativeRequest(msgspec.Struct, gc=False):

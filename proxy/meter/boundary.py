@@ -528,7 +528,7 @@ class Boundary:
 
 
 def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
-    """Of those whose place is not known, who pays for this window all the same.
+    """Requests without a known place that pay for this window all the same.
 
     An unstreamed reply may have run all the time since it arrived. Where everybody
     still waits, the first does: nobody else can have used the energy.

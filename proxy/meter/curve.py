@@ -58,7 +58,7 @@ class DeviceCurve:
         self.seconds = array("d")
         self.joules = array("d")
         self.reasons = array("b")
-        """Of the span that ends here: 0 measured, else 1 + index in GAP_REASONS."""
+        """Code of the span ending here: 0 measured, else 1 + index in GAP_REASONS."""
         self.resets = 0
         self._has_counter: bool | None = None
         self._last_joules: float | None = None

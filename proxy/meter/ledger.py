@@ -113,9 +113,9 @@ class Closing:
     unattributed_joules: Mapping[str, float] = field(default_factory=dict)
     """By reason."""
     gap_seconds: float = 0.0
-    """Of the window, not measured."""
+    """Seconds of the window that were not measured."""
     keys: Sequence[int] = ()
-    """Of the requests, each at most once."""
+    """Keys of the requests, each at most once."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
     policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
     """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""

@@ -43,7 +43,7 @@ NOTE_SECONDS = 0.1
 """A record that comes sooner needs no note."""
 
 FINAL_ENERGIES = 4096
-"""Of the newest records: a reply that waits for its energy asks for it afterwards."""
+"""Newest records kept: a reply that waits for its energy asks for it afterwards."""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ SECOND_BUCKETS = (
 MAX_CLASSES = 64
 """Distinct (engine, model, kind, tenant); with five outcomes, 25,000 lines at worst."""
 RESERVED = 32
-"""Of them, for classes with nothing but engine and model, which the operator chose."""
+"""Room kept for classes of engine and model alone, which the operator chose."""
 
 Class = tuple[str, str, str, str]
 """Engine, model, kind, tenant."""

@@ -43,7 +43,7 @@ class Measured:
 
     @property
     def model_idle_watts(self) -> float | None:
-        """Of the loaded idle, what is there because the weights are resident."""
+        """Loaded idle less bare idle: what the resident weights draw."""
         if self.meter.idle_watts is None or self.bare_idle_watts is None:
             return None
         return self.meter.idle_watts - self.bare_idle_watts

@@ -23,7 +23,7 @@ AMD = NVML | {float(2**16 - 1)}
 """Fields that a board does not fill are all ones, in 16, 32 or 64 bits."""
 
 ANY = DCGM | NVML
-"""Of a page that repeats some driver's numbers, nobody knows whose."""
+"""Blanks of a page that repeats the numbers of an unknown driver."""
 
 
 def figure(value: object, blanks: frozenset[float] = ANY) -> float | None:

@@ -85,4 +85,4 @@ class LimitedSource(Protocol):
     """A source that knows the power its devices may draw at most."""
 
     def limit_watts(self) -> float | None:
-        """Of all its devices together; None where one of them does not tell."""
+        """Power limit of all devices together; None where one does not tell."""

@@ -348,7 +348,7 @@ class Exchange:
 
     @property
     def held_bytes(self) -> int:
-        """Of a request that the engine has not begun to answer."""
+        """Body bytes of a request that the engine has not begun to answer."""
         return len(self._request.body)
 
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:

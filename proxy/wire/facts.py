@@ -128,4 +128,4 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     at_seconds: float | None = None
     """When the sensor measured it, monotonic; None: while it was read."""
     is_outside: bool = False
-    """Of the same host, but not of the engine: `--gpus` left it out."""
+    """A device of the host but not of the engine: `--gpus` left it out."""

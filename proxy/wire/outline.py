@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 STEP_BYTES = 32_000
 """A quarter of a millisecond, whatever it holds; depths of a step fit int16."""
 END_BYTES = 64 * 1024
-"""Of either end of a form: fields stand before or behind its file."""
+"""Bytes of either end of a form: fields stand before or behind its file."""
 SHORT_BYTES = 16 * 1024
 """A field up to this size is kept: a stop list, a tool choice, a grammar."""
 MAX_FIELDS = 1024

@@ -25,11 +25,11 @@ from loadgen.traces.readers.text import Piece, first_line, json_texts, lines_of
 from loadgen.traces.trace import TraceInfo
 
 MAX_TOKENS = 2**24
-"""Of a prompt or a reply, and the bound of every count: beyond it is no request."""
+"""Tokens of a prompt or a reply, and the bound of every count."""
 MAX_SECONDS = 1e10
-"""Of an instant or a pause, 317 years: milliseconds since 1970 fit, no smaller unit."""
+"""Instant or pause, 317 years: milliseconds since 1970 fit, no smaller unit."""
 MAX_SESSION_CHARACTERS = 256 * 2**20
-"""Of the lines of one session, which is held until it ends."""
+"""Size of the lines of one session, which is held until it ends."""
 MAX_WARNINGS = 20
 
 _MAX_SHOWN = 60

@@ -35,7 +35,7 @@ FIELDS = frozenset({
 })  # fmt: skip
 
 MAX_TURNS = 100_000
-"""Of one session, which is held until it ends."""
+"""Turns of one session, which is held until it ends."""
 
 _OWN_FIELDS = {"session_id", "turn", "text_input", "input_length"}
 _BESIDE_MESSAGES = {"timestamp", "delay", "output_length", "history", "tenant", "slo"}

@@ -26,7 +26,7 @@ HEAD_BYTES = 1 << 18
 """Read to detect the format; a first line may be a long one."""
 
 MAX_OBJECT_BYTES = 64 * 2**20
-"""Of a file that is one JSON object, read as a whole."""
+"""Bytes of a file that is one JSON object, read as a whole."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 14

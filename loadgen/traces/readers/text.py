@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from loadgen.errors import TraceError
 
 MAX_CHARACTERS = 32 * 2**20
-"""Of a line or element: some eight million tokens of text, twice the longest context
-a conversation has by now."""
+"""Characters of a line or element: eight million tokens of text, twice the longest
+context a conversation has by now."""
 
 MAX_VALUES = 2**20
-"""Of a line or element: the blocks of a prompt of sixteen million tokens. A value takes
+"""Values of a line or element: blocks of sixteen million tokens. A value takes
 three bytes of a file and up to 72 once it is decoded."""
 
 MAX_DEPTH = 100
@@ -43,7 +43,7 @@ class Piece:
 
     text: str
     line_number: int
-    """Of its first character."""
+    """Line of its first character."""
     element: int | None = None
     """Place in the array, from 1; None where the text is a line of its own."""
     array: int | None = None

@@ -160,7 +160,7 @@ class Activity:
     prefill_seconds: FloatArray
     """Time in prefill, each moment divided by the number then running."""
     decode_seconds: FloatArray
-    """As above, from the first token on."""
+    """Time in decode, divided alike: from the first token on."""
     prefill_tokens: FloatArray
     """Prompt tokens computed, cached ones excluded."""
     prefill_context_tokens: FloatArray
@@ -174,7 +174,7 @@ class Activity:
     prefill_steps: FloatArray
     """Steps taken part in with prefill, each divided by the number present."""
     decode_steps: FloatArray
-    """As above, with decode."""
+    """Steps taken part in with decode, divided alike."""
 
 
 def activity_between(

@@ -85,7 +85,7 @@ class Division:
     work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
     """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
-    """Of each that has no record: idle share and what it caused."""
+    """Idle share and caused joules of each that has no record."""
 
 
 def divide(

@@ -64,7 +64,7 @@ class FitRules:
     """Standard deviation given to `phase`'s ratios, as a fraction of each: data
     sheets and the simulated hardware differ from them by up to 40 %."""
     max_condition: float = 3000.0
-    """Of the rows' matrix, columns of unit length: 90 to 830 after two minutes of
+    """Condition of the rows' matrix, unit columns: 90 to 830 after two minutes of
     conversation, code or reasoning in the simulator, above while it is the same."""
     max_split_error: float = 0.05
     """A constant's standard error may move so much of the energy."""
@@ -298,7 +298,7 @@ def nonnegative_least_squares(squares: FloatArray, products: FloatArray) -> Floa
 
 
 def _condition(squares: FloatArray) -> float:
-    """Of the matrix with columns of unit length; work that never came is left out."""
+    """Condition of the matrix with unit columns; work that never came is left out."""
     lengths = np.sqrt(np.diag(squares))
     came = np.flatnonzero(lengths > 0)
     units = squares[np.ix_(came, came)] / np.outer(lengths[came], lengths[came])

@@ -24,7 +24,7 @@ MIN_COUNTED_BYTES = 4096
 """Held by a connection without being counted, or refused: an ordinary small request."""
 MEMORY_RETRY_SECONDS = 2
 COUNTED_PER_BEAT = 500
-"""Of those that may hold little: 0.5 ms."""
+"""Connections counted per beat that may hold little: 0.5 ms."""
 IPV6_SITE_BITS = 64
 """A client with IPv6 has as many addresses as it likes within these."""
 

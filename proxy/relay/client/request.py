@@ -33,7 +33,7 @@ class ClientRequest:
     request_id: bytes = field(init=False)
     """The client's own, or a new one."""
     outline: Outline | None = None
-    """Of a large body, once it is made."""
+    """Outline of a large body, once it is made."""
 
     @property
     def is_large(self) -> bool:

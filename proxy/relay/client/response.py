@@ -110,7 +110,7 @@ class Outgoing:
         self.keeps_alive = keeps_alive
         """Whether the client's connection outlives this reply."""
         self.status: int | None = None
-        """Of the reply that is being sent."""
+        """Status of the reply that is being sent."""
 
     def drop_usage(self, usage_filter: UsageFilter | None) -> None:
         """The relay asked for usage itself: take the event out of a stream again.
