@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from tests.support.profiles import register_profiles
 from tests.support.relaying import LOOPS
 
 register_profiles()
+# A shell that runs pytest in the background ignores Ctrl-C for all of its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Else each of the processes that tests start compiles both packages anew: 0.5 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
