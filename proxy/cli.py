@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +23,7 @@ from proxy.process.command import (
     with_options,
 )
 from proxy.process.options import configured, settings_of, split_names
+from proxy.process.terminal import echo, echo_json, run_command
 from proxy.serve.config import ServeConfig, UpstreamConfig
 
 EXAMPLES = """\b
@@ -62,17 +62,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command; every expected failure is one line and an exit code."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ProxyError as error:
-        click.echo(f"metering-proxy: {error}", err=True)
-        sys.exit(error.exit_code)
-    sys.exit(0)
+    run_command("metering-proxy", lambda: cli.main(standalone_mode=False), ProxyError)
 
 
 @cli.command(epilog=SERVE_EXAMPLES)
@@ -138,9 +128,9 @@ def sources(asked: tuple[str, ...], gpus: str, is_json: bool) -> None:
 
     found = find_sources(asked, split_names(gpus))
     if is_json:
-        click.echo(json.dumps(as_json(found), indent=2))
+        echo_json(json.dumps(as_json(found), indent=2))
     else:
-        click.echo(describe_sources(found, shutil.get_terminal_size().columns))
+        echo(describe_sources(found, shutil.get_terminal_size().columns))
 
 
 cli.add_command(meter)
@@ -153,7 +143,7 @@ def _announce(addresses: dict[str, Any]) -> None:
 
 
 def _greet(addresses: dict[str, Any]) -> None:
-    click.echo(
+    echo(
         f"metering-proxy {__version__}: clients at {addresses['url']}, "
         f"metrics at {addresses['admin_url']}/metrics, Ctrl-C to stop"
     )

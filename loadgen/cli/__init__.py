@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import NoReturn
 
 import click
@@ -11,6 +10,7 @@ import click
 from loadgen import __version__
 from loadgen.errors import LoadgenError
 from proxy.process.command import CommandGroup
+from proxy.process.terminal import run_command
 
 EXAMPLES = """\b
 Examples:
@@ -49,14 +49,4 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command; every expected failure is one line and an exit code."""
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except LoadgenError as error:
-        click.echo(f"loadgen: {error}", err=True)
-        sys.exit(error.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+    run_command("loadgen", lambda: cli.main(standalone_mode=False), LoadgenError)

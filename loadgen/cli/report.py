@@ -9,6 +9,7 @@ import click
 
 from loadgen.errors import LoadgenError, RunError
 from proxy.process.command import Command
+from proxy.process.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from loadgen.analysis.schema import Summary
@@ -38,6 +39,7 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
     from loadgen.report import compare, terminal
     from loadgen.report.console import console
     from loadgen.run.finish import load_run
+    from loadgen.traces.readers.line import portable
 
     summaries: list[tuple[Path, Summary]] = []
     for run in runs:
@@ -46,13 +48,16 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
         except LoadgenError as error:
             if len(runs) == 1:
                 raise RunError(str(error)) from None
-            click.echo(f"loadgen: left out: {error}", err=True)
+            echo(f"loadgen: left out: {error}", err=True)
     if not summaries:
         raise RunError(f"none of the {len(runs)} folders holds a run")
     if as_json:
-        found = [{"run": str(run), "summary": summary} for run, summary in summaries]
+        found = [
+            {"run": portable(str(run)), "summary": summary}
+            for run, summary in summaries
+        ]
         text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
-        click.echo(msgspec.json.format(text, indent=2))
+        echo_json(msgspec.json.format(text, indent=2))
         return
     pages = [draw(run, summary) for run, summary in summaries]
     out = console()
@@ -75,9 +80,9 @@ def draw(run: Path, summary: Summary) -> Path | None:
         write_html(run / REPORT, summary, read_results(run / REQUESTS))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        click.echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)
+        echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)
         return None
     except LoadgenError as error:  # its summary is sound, and was computed before
-        click.echo(f"loadgen: {run / REPORT} not written: {error}", err=True)
+        echo(f"loadgen: {run / REPORT} not written: {error}", err=True)
         return None
     return run / REPORT

@@ -14,6 +14,7 @@ from loadgen.traces.readers import READERS
 from loadgen.traces.trace import TraceInfo
 from loadgen.traces.writers import WRITERS
 from proxy.process.command import CommandGroup
+from proxy.process.terminal import echo, echo_json
 
 EXAMPLES = """\b
 Examples:
@@ -49,9 +50,10 @@ def stats(trace: Path, format: str | None, as_json: bool) -> None:
       loadgen traces stats traces/azure-conv.jsonl
     """
     import msgspec
-    from rich.console import Console
 
     from loadgen.cli.trace_tables import facts, lengths_table
+    from loadgen.report.console import console
+    from loadgen.traces.readers.line import portable
     from loadgen.traces.readers.open import open_trace
     from loadgen.traces.statistics import trace_statistics
 
@@ -59,19 +61,19 @@ def stats(trace: Path, format: str | None, as_json: bool) -> None:
     found = trace_statistics(sessions)
     if as_json:
         about = {
-            "trace": str(trace),
+            "trace": portable(str(trace)),
             "format": info.format,
             "synthetic": info.synthetic,
             "dropped": info.dropped,
             "warnings": info.warnings,
         }
-        click.echo(msgspec.json.encode(about | msgspec.to_builtins(found)).decode())
+        echo_json(msgspec.json.encode(about | msgspec.to_builtins(found)))
         return
-    console = Console()
-    console.print(str(trace), highlight=False, soft_wrap=True)
-    console.print(lengths_table(found))
+    out = console()
+    out.print(str(trace), soft_wrap=True)
+    out.print(lengths_table(found))
     for line in facts(info, found):
-        console.print(line, highlight=False)
+        out.print(line)
     _show_losses(info)
 
 
@@ -96,7 +98,7 @@ def convert(trace: Path, out: Path, target: str, format: str | None) -> None:
     from loadgen.traces.convert import convert_trace
 
     info, count = convert_trace(trace, out, target, format)
-    click.echo(f"{out}: {count} requests, {target}")
+    echo(f"{out}: {count} requests, {target}")
     _show_losses(info)
 
 
@@ -162,7 +164,7 @@ def synth(
         statistics = msgspec.structs.replace(statistics, name=name)
     if kept is not None:
         save_statistics(statistics, kept)
-        click.echo(f"{kept}: statistics of {statistics.requests} requests")
+        echo(f"{kept}: statistics of {statistics.requests} requests")
     if out is not None:
         options = SynthOptions(
             requests=requests, seed=seed, max_turns=max_turns,
@@ -170,7 +172,7 @@ def synth(
         )  # fmt: skip
         sessions = synthesized(statistics, options)
         write_synthetic(sessions, statistics, options, out)
-        click.echo(f"{out}: {requests} synthetic requests, {len(sessions)} sessions")
+        echo(f"{out}: {requests} synthetic requests, {len(sessions)} sessions")
 
 
 @traces.command()
@@ -190,7 +192,6 @@ def fetch(
     Example:
       loadgen traces fetch azure-2023-conv
     """
-    from rich.console import Console
 
     from loadgen.cli.trace_tables import catalogue_table
     from loadgen.traces.fetch import fetch as fetch_original
@@ -198,7 +199,9 @@ def fetch(
 
     catalogue: Mapping[str, Original] = ctx.obj or CATALOGUE
     if is_list:
-        Console().print(catalogue_table(catalogue))
+        from loadgen.report.console import console
+
+        console().print(catalogue_table(catalogue))
         return
     if name is None:
         raise UsageError(f"name an original: {', '.join(catalogue)}")
@@ -206,15 +209,14 @@ def fetch(
     out = out or Path(original.file_name)
     with _download_bar(name) as progress:
         is_new = fetch_original(original, out, progress)
-    click.echo(f"{out}: {'fetched' if is_new else 'already there'}, sha256 is right")
-    click.echo(f"licence: {original.licence}")
-    click.echo(f"cite: {original.citation}")
+    echo(f"{out}: {'fetched' if is_new else 'already there'}, sha256 is right")
+    echo(f"licence: {original.licence}")
+    echo(f"cite: {original.citation}")
 
 
 @contextlib.contextmanager
 def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on the terminal's error stream, gone when the file is there."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -222,9 +224,11 @@ def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn,
     )
 
+    from loadgen.report.console import console
+
     with Progress(
         "{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        console=Console(stderr=True), transient=True,
+        console=console(stderr=True), transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -234,4 +238,4 @@ def _show_losses(info: TraceInfo) -> None:
     from loadgen.cli.trace_tables import losses
 
     for line in losses(info):
-        click.echo(line, err=True)
+        echo(line, err=True)

@@ -19,7 +19,7 @@ from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
 from proxy.admin.client import AdminClient, AdminError
-from proxy.process.files import whole_file
+from proxy.process.files import PRIVATE, whole_file
 from proxy.wire.api import BooksReply
 
 MAX_BINS = 60
@@ -142,7 +142,7 @@ def join(path: Path, energies: Energies) -> None:
     """
     encoder = msgspec.json.Encoder()
     try:
-        with whole_file(path, is_durable=True) as out:
+        with whole_file(path, mode=PRIVATE, is_durable=True) as out:
             for result in read_results(path):
                 energy = energies.by_id.get(result.request_id)
                 if energy is not None:

@@ -30,7 +30,7 @@ from loadgen.traces.readers.line import MAX_TOKENS
 from loadgen.traces.readers.open import open_trace, sha256_of
 from loadgen.traces.readers.text import MAX_DEPTH, end_of
 from loadgen.traces.trace import Session, TraceInfo, Turn
-from proxy.process.files import whole_file
+from proxy.process.files import PRIVATE, whole_file
 from proxy.wire.facts import KINDS
 
 VERSION = "plan/1"
@@ -119,7 +119,7 @@ def make_plan(
                 body.write(msgspec.json.encode(session) + b"\n")
             header = _header(info, load, survey, chosen, tally)
             body.seek(0)
-            with whole_file(out) as plan:
+            with whole_file(out, mode=PRIVATE) as plan:
                 plan.write(msgspec.json.encode(header) + b"\n")
                 shutil.copyfileobj(body, plan)
         return header, sha256_of(out)

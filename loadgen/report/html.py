@@ -18,6 +18,7 @@ from loadgen.report import format as fmt
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
 from proxy.process.files import write_whole
+from proxy.process.terminal import escaped_lines
 
 HELP = {
     **{name: measure.help for name, measure in MEASURES.items()},
@@ -56,6 +57,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         loader=jinja2.PackageLoader("loadgen", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -146,3 +148,10 @@ def _started(summary: Summary) -> str | None:
     if unix is None:
         return None
     return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _shown(value: object) -> object:
+    """A value as the page shows it: text from outside turns no line round."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return escaped_lines(value)
+    return value

@@ -16,6 +16,7 @@ import msgspec
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.results.results import Result
 from loadgen.traces.readers.line import MAX_TOKENS
+from proxy.process.files import PRIVATE
 
 
 class Recorder:
@@ -32,7 +33,7 @@ class Recorder:
         self._encoder = msgspec.json.Encoder()
         try:
             self._file = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, PRIVATE
             )
         except FileExistsError:
             raise UsageError(

@@ -21,7 +21,7 @@ from loadgen.analysis.verdict import EXIT_CODES
 from loadgen.client.abilities import check_options, length_note, length_rule
 from loadgen.client.backends import RequestOptions
 from loadgen.energy.join import books_now
-from loadgen.errors import UsageError
+from loadgen.errors import PlanError, UsageError
 from loadgen.plan.load import Load
 from loadgen.plan.plan import PlanHeader, is_plan, make_plan, read_plan
 from loadgen.replay.clock import SystemClock
@@ -36,6 +36,7 @@ from loadgen.run.exporter import exporting
 from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
 from loadgen.run.live import live_view
 from loadgen.run.stack import Stack
+from proxy.process.files import PRIVATE, private_folder, whole_file
 
 LOG_FOLDER = "logs"
 EXIT_INTERRUPTED = 130
@@ -103,7 +104,7 @@ def _run_folder(config: ReplayConfig) -> Path:
         stem = config.trace.name.split(".")[0] or "trace"
         folder = Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{stem}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         taken = [n for n in (REQUESTS, SUMMARY) if (folder / n).exists()]
     except OSError as error:
         raise UsageError(
@@ -140,8 +141,7 @@ def _plan(config: ReplayConfig, folder: Path, console: Console) -> PlanHeader:
                 " or give the trace it was made from"
             )
         header, _ = read_plan(config.trace)
-        with suppress(shutil.SameFileError):
-            shutil.copyfile(config.trace, folder / PLAN)
+        _copy_plan(config.trace, folder / PLAN)
         return header
     load = Load(
         rate_per_second=config.rate,
@@ -160,6 +160,14 @@ def _plan(config: ReplayConfig, folder: Path, console: Console) -> PlanHeader:
     with console.status(f"planning {config.trace}"):
         header, _ = make_plan(config.trace, load, folder / PLAN, config.format)
     return header
+
+
+def _copy_plan(given: Path, plan: Path) -> None:
+    try:
+        with given.open("rb") as source, whole_file(plan, mode=PRIVATE) as copy:
+            shutil.copyfileobj(source, copy)
+    except OSError as error:
+        raise PlanError(f"{plan}: cannot be written: {error.strerror}") from None
 
 
 def _show_plan(

@@ -21,6 +21,7 @@ from typing import Any
 
 from loadgen.errors import StackError
 from proxy.admin.client import AdminClient, AdminError
+from proxy.process.files import private_folder
 from proxy.wire.api import ReadinessReply
 
 START_SECONDS = 30.0
@@ -53,7 +54,7 @@ class Stack:
         self._children: list[Child] = []
 
     def __enter__(self) -> Stack:
-        self._log_folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._log_folder)
         return self
 
     def __exit__(

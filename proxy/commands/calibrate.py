@@ -10,6 +10,7 @@ import click
 
 from proxy.errors import ProxyError
 from proxy.process.command import Command
+from proxy.process.terminal import echo, echo_json, escaped
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def calibrate(where: str, is_json: bool, admin_token_file: str | None) -> None:
 
     entries = decoded(_content(where, admin_token_file), where)
     if is_json:
-        click.echo(encoded(entries), nl=False)
+        echo_json(encoded(entries).rstrip())
     else:
-        click.echo(as_text(entries))
+        echo(as_text(entries))
 
 
 def as_text(entries: Iterable[SavedCalibration]) -> str:
@@ -55,7 +56,7 @@ def as_text(entries: Iterable[SavedCalibration]) -> str:
 def _paragraph(entry: SavedCalibration) -> str:
     trust = "trusted" if entry.is_fitted else f"not trusted: {entry.reason}"
     lines = [
-        f"{entry.engine}, {entry.model or 'no model yet'}: {trust}",
+        escaped(f"{entry.engine}, {entry.model or 'no model yet'}: {trust}"),
         f"  {entry.rows:.0f} rows of {entry.row_seconds:g} s of load",
     ]
     for name, constant in entry.constants.items():

@@ -7,6 +7,7 @@ import time
 import click
 
 from proxy.process.command import Command
+from proxy.process.terminal import echo, escaped
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 from proxy.wire.api import UpstreamReply
 
@@ -45,7 +46,7 @@ def upstreams(
             shown = client.upstreams()
         else:
             shown = [client.set_draining(name, action == "drain")]
-    click.echo(table(shown, time.time()))
+    echo(table(shown, time.time()))
 
 
 def table(shown: list[UpstreamReply], unix_seconds: float) -> str:
@@ -55,16 +56,16 @@ def table(shown: list[UpstreamReply], unix_seconds: float) -> str:
     for each in shown:
         lines.append(
             row(
-                each.name,
+                escaped(each.name),
                 each.state,
                 _age(unix_seconds - each.since_unix_seconds),
                 each.requests_in_flight,
-                each.url,
-                "any" if each.models is None else ", ".join(each.models),
+                escaped(each.url),
+                "any" if each.models is None else escaped(", ".join(each.models)),
             ).rstrip()
         )
         if each.reason:
-            lines.append(f"  {each.reason}")
+            lines.append(f"  {escaped(each.reason)}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import click
 from proxy.errors import ProxyError
 from proxy.measure.config import MeasureConfig
 from proxy.process.command import Command, asks_for
+from proxy.process.terminal import echo
 
 if TYPE_CHECKING:
     from proxy.measure.report import CommandReport
@@ -55,9 +56,9 @@ def meter(config: MeasureConfig) -> None:
     failures = _write(report, config.json_path, config.textfile_folder)
     with suppress(OSError):  # whoever read our standard error may be gone
         if not config.quiet:
-            click.echo(describe(report), err=True)
+            echo(describe(report), err=True)
         for failure in failures:
-            click.echo(f"metering-proxy: {failure}", err=True)
+            echo(f"metering-proxy: {failure}", err=True)
     sys.exit(report.exit_code)
 
 
@@ -75,7 +76,7 @@ def _write(
         text = json.dumps(as_json(report), indent=2)
         try:
             if json_path == "-":
-                click.echo(text)
+                echo(text)
             else:
                 Path(json_path).write_text(text + "\n")
         except OSError as error:

@@ -1,4 +1,8 @@
-"""Files that appear under their name whole, or not at all."""
+"""Files that appear under their name whole, or not at all, and private ones.
+
+What holds prompts, request ids, tenants or error texts is `PRIVATE` from its first
+byte: nobody but its owner reads it, whatever the umask.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+PRIVATE = 0o600
+PRIVATE_FOLDER = 0o700
 
 
 @contextmanager
@@ -26,7 +33,8 @@ def whole_file(
             yield file
         return
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    file = part.open("xb")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    file = os.fdopen(os.open(part, flags, 0o666 if mode is None else mode), "wb")
     try:
         with file:
             yield file
@@ -46,3 +54,21 @@ def write_whole(path: Path, content: bytes) -> None:
     """`content` as the file at `path`, whole or not at all. Raises OSError."""
     with whole_file(path) as file:
         file.write(content)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner enters; one that exists stays.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def private_file(path: Path) -> None:
+    """Make an empty file that only its owner reads; one that exists stays.
+
+    Raises OSError.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE))

@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any
 
+from proxy.process.terminal import escaped
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 QUEUED_LINES = 10_000
@@ -90,15 +92,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields)
-
-
-def escaped(text: str) -> str:
-    """The text with what could move a cursor, or turn a line round, spelled out."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def dropped_lines() -> int:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from proxy.engines import DIALECTS
 from proxy.power.sources import SOURCES, split_sources
+from proxy.process.files import private_folder
 from proxy.process.logs import FORMATS, LEVELS
 from proxy.process.options import Option, split_names
 from proxy.relay.config import RelayLimits, RelayOptions
@@ -84,7 +85,7 @@ def _store(text: str) -> str | None:
             raise ValueError("no home folder; name a database, or none") from None
         folder = Path(state) / "servewatt"
         with suppress(OSError):  # the store reports what it cannot open, and goes on
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
         return sqlite_url(folder / "records.sqlite")
     parse_store_url(text)
     return text

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -38,6 +39,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from proxy.errors import ConfigError
+from proxy.process.files import private_file
 from proxy.store.address import shown_url
 from proxy.store.stored_record import NOTE
 
@@ -354,8 +356,20 @@ def _engine(url: URL) -> Engine:
     # pre_ping: a server that was restarted is met by a new connection, not an error
     engine = create_engine(url, connect_args=arguments, pool_pre_ping=True)
     if backend == "sqlite":
+        if not (url.database or "file:").startswith("file:"):  # that is a URI
+            event.listen(engine, "do_connect", _private(Path(str(url.database))))
         event.listen(engine, "connect", _journal_ahead)
     return engine
+
+
+def _private(path: Path) -> Callable[..., None]:
+    """Before SQLite makes a file: its log and index get the same permissions."""
+
+    def make(*_: object) -> None:
+        with suppress(OSError):  # SQLite says what is wrong with the path
+            private_file(path)
+
+    return make
 
 
 def _journal_ahead(connection: Any, _: object) -> None:

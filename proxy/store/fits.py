@@ -18,7 +18,7 @@ import numpy as np
 
 from proxy.errors import ConfigError, ProxyError
 from proxy.meter.attribution.fit import CONSTANTS, UNITS, CalibrationState, Sums
-from proxy.process.files import whole_file
+from proxy.process.files import PRIVATE, whole_file
 from proxy.wire.api import (
     CALIBRATION_VERSION,
     CalibrationReply,
@@ -93,7 +93,7 @@ class CalibrationFile:
             for entry in self._read()
             if (entry.engine, entry.model) != (own.engine, own.model)
         ]
-        with whole_file(self._path, is_durable=True) as file:
+        with whole_file(self._path, mode=PRIVATE, is_durable=True) as file:
             file.write(encoded([*others, own]))
 
 

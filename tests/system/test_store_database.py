@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -168,3 +169,20 @@ def test_a_file_that_is_no_database_is_left_alone(
     assert not state.is_up
     assert state.last_error == "file is not a database"
     assert path.read_bytes() == before
+
+
+def test_a_store_is_its_owners_with_log_and_index(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "records.sqlite"
+    former = os.umask(0o022)
+    try:
+        archive = Archive(make_url(f"sqlite:///{path}"))
+    finally:
+        os.umask(former)
+    state = archive.state()
+    assert state is not None
+    assert state.is_up
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes[path.name] == 0o600
+    assert set(modes.values()) == {0o600}

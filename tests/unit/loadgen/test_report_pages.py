@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
 from loadgen.analysis.summary import RunInfo
@@ -24,6 +27,7 @@ from loadgen.errors import LoadgenError, RunError
 from loadgen.report import charts
 from loadgen.report import format as fmt
 from loadgen.report import terminal as table
+from loadgen.report.console import console
 from loadgen.report.html import render_html
 from loadgen.run.finish import finish_run
 from tests.support.canned_run import (
@@ -254,3 +258,34 @@ def test_a_record_of_more_tokens_than_there_are_is_refused(tmp_path: Path) -> No
     result = asked(tmp_path)
     assert isinstance(result.exception, RunError)
     assert "line 1: not a request record: chunk_tokens sum to" in str(result.exception)
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\u202e[/b][bold]:boom:\ud800<b>"
+
+
+def test_words_of_a_server_move_no_cursor_in_report_and_page(tmp_path: Path) -> None:
+    words = HOSTILE.replace("\ud800", "")  # no JSON file holds it
+    bad = msgspec.structs.replace(failed("r9", at=1.0), error=words)
+    write_run(tmp_path, [*made_results(20), bad])
+    finish_run(tmp_path, RunInfo(model=words, metadata={words: words}))
+    page = (tmp_path / "report.html").read_text()
+    shown = [asked(tmp_path).output, asked(tmp_path, tmp_path).output, page]
+    as_json = asked(tmp_path, "--json").output
+    for text in [*shown, as_json]:
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert "\\x1b[2J" in shown[0]
+    assert json.loads(as_json)["model"] == words
+
+
+def test_a_console_shows_text_as_text() -> None:
+    with StringIO() as file:
+        out = console()
+        out.file = file
+        out.print(HOSTILE)
+        grid = Table()
+        grid.add_column(HOSTILE)
+        grid.add_row(HOSTILE)
+        out.print(grid)
+        text = file.getvalue()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "[/b][bold]:boom:" in text

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy.process.files import whole_file, write_whole
+from proxy.process.files import (
+    PRIVATE,
+    private_file,
+    private_folder,
+    whole_file,
+    write_whole,
+)
 
 
 @pytest.fixture
@@ -65,6 +71,23 @@ def test_permissions_are_as_asked_or_as_the_umask_leaves_them(
     with whole_file(path, mode=asked) as file:
         file.write(b"x")
     assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.usefixtures("umask")
+def test_what_is_private_is_so_from_its_first_byte(path: Path) -> None:
+    with whole_file(path, mode=PRIVATE) as file:
+        file.write(b"prompt")
+        file.flush()
+        (part,) = path.parent.iterdir()
+        assert part.stat().st_mode & 0o777 == 0o600
+    folder = path.parent / "a" / "b"
+    private_folder(folder)
+    private_file(folder / "store")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "store").stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    private_file(path)
+    assert path.read_bytes() == b"prompt"
 
 
 def test_a_device_is_written_and_never_replaced() -> None:

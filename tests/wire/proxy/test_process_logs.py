@@ -9,7 +9,8 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.process.logs import JsonFormatter, QueuedHandler, TextFormatter, escaped
+from proxy.process.logs import JsonFormatter, QueuedHandler, TextFormatter
+from proxy.process.terminal import escaped
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
