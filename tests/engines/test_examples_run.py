@@ -15,7 +15,7 @@ import pytest
 from tests.engines.vllm_server import free_port
 from tests.support.children import child
 from tests.support.paths import ROOT
-from tests.system.test_end_to_end import records, summary_of, write_trace
+from tests.support.runs import records, summary_of, write_trace
 
 TRACE: list[dict[str, Any]] = [
     {"loadtrace": "loadtrace/1", "name": "few", "kind": "conversation"},

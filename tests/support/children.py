@@ -38,12 +38,20 @@ def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
         process.stdout.close()
 
 
-def get(url: str) -> httpx.Response:
-    """One request, without loading certificates each time as `httpx.get` does."""
-    with httpx.Client(
-        verify=False, trust_env=False, timeout=PATIENCE_SECONDS
-    ) as client:
-        return client.get(url)
+def get(url: str, **options: Any) -> httpx.Response:
+    """One request, without the 30 ms that `httpx.get` takes for certificates."""
+    return _ask("GET", url, options)
+
+
+def post(url: str, **options: Any) -> httpx.Response:
+    """One request with a body, likewise."""
+    return _ask("POST", url, options)
+
+
+def _ask(method: str, url: str, options: dict[str, Any]) -> httpx.Response:
+    timeout = options.pop("timeout", PATIENCE_SECONDS)
+    with httpx.Client(verify=False, trust_env=False, timeout=timeout) as client:
+        return client.request(method, url, **options)
 
 
 def is_ready(admin: str) -> bool:

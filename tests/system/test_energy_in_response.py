@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from proxy.wire.sse import SseDecoder
-from tests.support.children import child, is_ready, record_of, wait_for
+from tests.support.children import child, is_ready, post, record_of, wait_for
 
 MODEL = "simulated-llama-3.1-8b"
 IDLE_WATTS = "90"
@@ -74,7 +74,7 @@ def chat(stream: bool, tokens: int = 20) -> dict[str, Any]:
 
 
 def ask(url: str, body: dict[str, Any], request_id: str, **headers: str) -> bytes:
-    reply = httpx.post(
+    reply = post(
         url, json=body, headers={"x-request-id": request_id, **headers}, timeout=60
     )
     assert reply.status_code == 200, reply.text
