@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,38 @@ def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
         process.stdin.close()
         process.wait(PATIENCE_SECONDS)
         process.stdout.close()
+
+
+def simulating(
+    folder: Path, *options: str
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """A simulated engine on a free port: its `url`, and its GPU's as `power_url`."""
+    command = ("loadgen", "simulate", "--listen", "127.0.0.1:0", *options)
+    return child(*command, cwd=folder)
+
+
+@contextlib.contextmanager
+def metering(
+    folder: Path,
+    engine: Mapping[str, Any],
+    *options: str,
+    power: str = "",
+    waits: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """A proxy on free ports before a simulated engine: its `url` and `admin_url`.
+
+    It reads the simulated GPU, or `power`, and stores nothing unless `options` say so.
+    It is ready when this begins, unless `waits` is false: a guarded one answers nobody.
+    """
+    command = (
+        "proxy", "serve", "--upstream", engine["url"],
+        "--power", power or f"dcgm={engine['power_url']}", "--store", "none",
+        "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", *options,
+    )  # fmt: skip
+    with child(*command, cwd=folder) as announced:
+        if waits:
+            wait_for(lambda: is_ready(announced["admin_url"]))
+        yield announced
 
 
 def get(url: str, **options: Any) -> httpx.Response:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.both_ways import MODEL
-from tests.support.children import child, get, post
+from tests.support.children import get, post, simulating
 
 COUNT, TEXT, NUMBER, FLAG = "count", "text", "number", "flag"
 PLAIN: dict[str, tuple[type, ...]] = {
@@ -124,8 +124,7 @@ def faults(value: Any, schema: Any, at: str = "reply") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = ("loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", "tgi")
-    with child(*command, cwd=tmp_path_factory.mktemp("tgi")) as announced:
+    with simulating(tmp_path_factory.mktemp("tgi"), "--dialect", "tgi") as announced:
         yield str(announced["url"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.children import child, get, is_ready, post, record_of, wait_for
+from tests.support.children import get, metering, post, record_of, simulating, wait_for
 
 MODEL = "simulated-llama-3.1-8b"
 NEAR_SECONDS = 0.25  # between two processes, on a machine as busy as it likes
@@ -52,16 +52,12 @@ class Stack:
 
 @contextlib.contextmanager
 def stack(dialect: str, folder: Path) -> Iterator[Stack]:
-    simulate = ("loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", dialect)
-    ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
-    with contextlib.ExitStack() as children:
-        engine = children.enter_context(child(*simulate, cwd=folder))["url"]
-        sensor = ("--power", f"dcgm={engine}/dcgm/metrics", "--idle-watts", "105")
-        serve = ("proxy", "serve", "--upstream", engine, "--engine", dialect)
-        command = (*serve, *ports, *sensor, "--store", "none")
-        serving = children.enter_context(child(*command, cwd=folder))
-        wait_for(lambda: is_ready(serving["admin_url"]))
-        yield Stack(engine, serving["url"], serving["admin_url"])
+    metered = ("--engine", dialect, "--idle-watts", "105")
+    with (
+        simulating(folder, "--dialect", dialect) as engine,
+        metering(folder, engine, *metered) as proxy,
+    ):
+        yield Stack(engine["url"], proxy["url"], proxy["admin_url"])
 
 
 @pytest.fixture(scope="module")

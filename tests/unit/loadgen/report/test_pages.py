@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console, RenderableType
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
 from loadgen.analysis.summary import RunInfo
@@ -33,14 +31,7 @@ from tests.support.canned_run import (
     write_run,
 )
 from tests.support.mutations import spoilt
-
-
-def printed(shown: RenderableType, width: int = 100) -> str:
-    console = Console(width=width, no_color=True, force_terminal=False)
-    with console.capture() as capture:
-        console.print(shown)
-    return capture.get()
-
+from tests.support.shown import Page, printed
 
 # -- figures -------------------------------------------------------------------
 
@@ -116,34 +107,6 @@ def test_an_interrupted_run_tells_stopped_from_failed(tmp_path: Path) -> None:
 
 
 # -- the page ------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Collects what would reach out of the file, and which tags stay open."""
-
-    VOID = ("meta", "br", "link", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.outside: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.VOID and tag != "path":
-            self.open.append(tag)
-        self.outside += [
-            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href")
-        ]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "path":
-            assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
