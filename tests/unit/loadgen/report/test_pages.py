@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
@@ -31,6 +31,7 @@ from tests.support.canned_run import (
     write_run,
 )
 from tests.support.mutations import spoilt
+from tests.support.profiles import examples
 from tests.support.shown import Page, printed
 
 # -- figures -------------------------------------------------------------------
@@ -191,7 +192,7 @@ def test_folders_without_a_run_are_left_out_of_a_comparison(tmp_path: Path) -> N
     assert isinstance(none.exception, RunError)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_spoilt_run_folder_is_shown_or_refused_in_one_line(
     data: st.DataObject,
