@@ -3,6 +3,7 @@ how many examples a property test runs."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Else each of the processes that tests start compiles both packages anew: 0.5 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules out of later collections of garbage: 0.1 s in every replay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=LOOPS)

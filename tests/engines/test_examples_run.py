@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.engines.vllm_server import free_port
-from tests.support.children import child
+from tests.support.children import simulating
 from tests.support.paths import ROOT
-from tests.system.test_end_to_end import records, summary_of, write_trace
+from tests.support.runs import records, summary_of, write_trace
 
 TRACE: list[dict[str, Any]] = [
     {"loadtrace": "loadtrace/1", "name": "few", "kind": "conversation"},
@@ -78,7 +78,7 @@ def test_an_example_runs_from_start_to_end(
         "HF_HUB_CACHE": str(hub), "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
     }  # fmt: skip
-    with child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=tmp_path) as gpu:
+    with simulating(tmp_path) as gpu:
         script = on_this_host(name, tmp_path, f"dcgm={gpu['power_url']}")
         log = tmp_path / "log"
         with log.open("wb") as out:

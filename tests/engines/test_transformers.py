@@ -18,7 +18,7 @@ import pytest
 from loadgen.plan.prompts import prompt_text
 from tests.engines.transformers_server import BATCHING, Serving, curt_model, serving
 from tests.support.children import record_of, wait_for
-from tests.system.test_end_to_end import loadgen, records, summary_of, write_trace
+from tests.support.runs import loadgen, records, summary_of, write_trace
 
 pytestmark = pytest.mark.transformers
 

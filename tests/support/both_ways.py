@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.children import child, is_ready, record_of, wait_for
+from tests.support.children import metering, record_of, simulating
 
 MODEL = "simulated-llama-3.1-8b"
 OF_THE_MOMENT = ("created", "metrics")
@@ -45,22 +45,13 @@ class Asked:
 @contextlib.contextmanager
 def both_ways(folder: Path, dialect: str, *simulate: str) -> Iterator[Ways]:
     """Both as real processes; nothing is cached, so the second time is as the first."""
-    engine = (
-        "loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", dialect,
-        "--no-prefix-cache", *simulate,
-    )  # fmt: skip
-    with contextlib.ExitStack() as children:
-        url = children.enter_context(child(*engine, cwd=folder))["url"]
-        proxy = children.enter_context(
-            child(
-                "proxy", "serve", "--upstream", url, "--engine", dialect,
-                "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-                "--power", f"dcgm={url}/dcgm/metrics", "--idle-watts", "105",
-                "--store", "none", cwd=folder,
-            )
-        )  # fmt: skip
-        wait_for(lambda: is_ready(proxy["admin_url"]))
-        yield Ways(url, proxy["url"], proxy["admin_url"])
+    simulated = ("--dialect", dialect, "--no-prefix-cache", *simulate)
+    metered = ("--engine", dialect, "--idle-watts", "105")
+    with (
+        simulating(folder, *simulated) as engine,
+        metering(folder, engine, *metered) as proxy,
+    ):
+        yield Ways(engine["url"], proxy["url"], proxy["admin_url"])
 
 
 def ask_both(ways: Ways, asks: Mapping[str, Ask]) -> dict[str, Asked]:

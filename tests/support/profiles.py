@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-QUICK, THOROUGH = 20, 100
+QUICK, THOROUGH = 10, 100
 """Examples of a property test that asks for none; 100 is hypothesis's own default."""
 
 
@@ -27,6 +27,6 @@ def register_profiles() -> None:
 
 
 def examples(thorough: int) -> settings:
-    """Settings of a test that needs `thorough` examples; a fifth of them is quick."""
+    """Settings of a test that needs `thorough` examples; quick, a tenth, 5 at least."""
     share = settings().max_examples / THOROUGH
     return settings(max_examples=max(5, round(thorough * share)))

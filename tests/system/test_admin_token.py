@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.certificates import authority
-from tests.support.children import PATIENCE_SECONDS, child
+from tests.support.children import PATIENCE_SECONDS, metering, simulating
 from tests.support.paths import ROOT
 
 TOKEN = "kept-out-of-every-file-0123456789"
@@ -29,20 +29,20 @@ class Guarded:
     token_file: Path
 
 
+def everywhere(token_file: Path) -> tuple[str, ...]:
+    """Options of an admin API on every address, which therefore needs a token."""
+    return ("--admin", "0.0.0.0:0", "--admin-token-file", str(token_file))
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     token_file = folder / "token"
     token_file.write_text(TOKEN + "\n")
     with (
-        child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=folder) as engine,
-        child(
-            "proxy", "serve", "--upstream", engine["url"],
-            "--power", f"dcgm={engine['power_url']}", "--store", "none",
-            "--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0",
-            "--admin-token-file", str(token_file), cwd=folder,
-        ) as proxy,
-    ):  # fmt: skip
+        simulating(folder) as engine,
+        metering(folder, engine, *everywhere(token_file), waits=False) as proxy,
+    ):
         port = proxy["admin_url"].rpartition(":")[2]
         yield Guarded(proxy["url"], f"http://127.0.0.1:{port}", token_file)
 
@@ -132,13 +132,10 @@ def test_all_of_it_behind_tls_as_security_md_says(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN)
     with (
-        child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=tmp_path) as engine,
-        child(
-            "proxy", "serve", "--upstream", engine["url"], "--store", "none",
-            "--power", f"dcgm={engine['power_url']}", "--listen", "127.0.0.1:0",
-            "--admin", "0.0.0.0:0", "--admin-token-file", str(token_file),
-            "--tls-cert", str(leaf.cert), "--tls-key", str(leaf.key), "--admin-tls",
-            cwd=tmp_path,
+        simulating(tmp_path) as engine,
+        metering(
+            tmp_path, engine, *everywhere(token_file), "--tls-cert", str(leaf.cert),
+            "--tls-key", str(leaf.key), "--admin-tls", waits=False,
         ) as proxy,
     ):  # fmt: skip
         port = proxy["admin_url"].rpartition(":")[2]

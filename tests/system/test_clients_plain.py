@@ -25,7 +25,7 @@ from tests.support.both_ways import (
     both_ways,
     plain,
 )
-from tests.support.children import record_of
+from tests.support.children import post, record_of
 
 TOKENS = 8
 LARGE_WORDS = 10_000
@@ -116,7 +116,7 @@ CURL: dict[str, Ask] = {
 
 def with_httpx(url: str, request_id: str, **more: Any) -> Any:
     headers = {"content-type": "application/json", "x-request-id": request_id}
-    reply = httpx.post(
+    reply = post(
         f"{url}/v1/chat/completions", content=body(**more), headers=headers, timeout=60
     )
     return [reply.status_code, reply.headers["content-type"], seen(reply.text)]

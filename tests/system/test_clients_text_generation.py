@@ -24,7 +24,7 @@ from tests.support.both_ways import (
     missing,
     plain,
 )
-from tests.support.children import PATIENCE_SECONDS, wait_for
+from tests.support.children import PATIENCE_SECONDS, get, wait_for
 from tests.support.relaying import relaying, run
 from tests.support.scripted import LAST_CHUNK, Peer, chunk, reply_bytes, stream_head
 from tests.support.tgi_shapes import refusal, token
@@ -228,7 +228,7 @@ def occupied(ways: Ways) -> Iterator[None]:
                     return
 
     def state(name: str) -> int:
-        return int(httpx.get(f"{ways.direct}/simulator/state").json()[name])
+        return int(get(f"{ways.direct}/simulator/state").json()[name])
 
     threads = [threading.Thread(target=hold, daemon=True) for _ in range(2)]
     threads[0].start()

@@ -37,7 +37,14 @@ from prometheus_client.parser import text_string_to_metric_families
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.support.children import PATIENCE_SECONDS, child, get, is_ready, wait_for
+from tests.support.children import (
+    PATIENCE_SECONDS,
+    get,
+    is_ready,
+    metering,
+    simulating,
+    wait_for,
+)
 from tests.support.paths import ROOT
 
 GOLDEN = ROOT / "tests" / "data" / "contracts"
@@ -127,15 +134,13 @@ class Live:
         rows = [f"{second},900\n" for second in range(600)]
         node.write_text("".join(["# boundary=node\nseconds,watts\n", *rows]))
         with (
-            child(
-                "loadgen", "simulate", "--listen", "127.0.0.1:0", "--n-gpus", "2",
-                "--fail-every", str(PROMPTS), cwd=self.folder,
+            simulating(
+                self.folder, "--n-gpus", "2", "--fail-every", str(PROMPTS)
             ) as engine,
-            child(
-                "proxy", "serve", "--upstream", engine["url"],
-                "--power", f"dcgm={engine['power_url']},csv={node}", "--gpus", "0",
-                "--bare-idle-watts", "40", "--store", f"sqlite:///{self.store}",
-                "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", cwd=self.folder,
+            metering(
+                self.folder, engine, "--gpus", "0", "--bare-idle-watts", "40",
+                "--store", f"sqlite:///{self.store}",
+                power=f"dcgm={engine['power_url']},csv={node}", waits=False,
             ) as proxy,
         ):  # fmt: skip
             yield engine, proxy

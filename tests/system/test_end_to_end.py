@@ -13,32 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.support.children import get, post
 from tests.support.paths import ROOT
-
-PATIENCE_SECONDS = 120
-SMALL_TRACE: list[dict[str, Any]] = [
-    {"loadtrace": "loadtrace/1", "name": "small", "kind": "conversation"},
-    *(
-        {
-            "id": f"small-{n}",
-            "input_length": 60 + 40 * n,
-            "output_length": 12 + 2 * n,
-            "kind": "code" if n % 3 == 0 else "conversation",
-        }
-        for n in range(18)
-    ),
-]
-
-
-def loadgen(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "loadgen", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-    )  # fmt: skip
+from tests.support.runs import (
+    PATIENCE_SECONDS,
+    SMALL_TRACE,
+    loadgen,
+    records,
+    summary_of,
+    write_trace,
+)
 
 
 def start(*command: str | Path, cwd: Path, **pipes: Any) -> subprocess.Popen[str]:
@@ -46,23 +32,6 @@ def start(*command: str | Path, cwd: Path, **pipes: Any) -> subprocess.Popen[str
         [sys.executable, "-m", *map(str, command)],
         cwd=cwd, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes,
     )  # fmt: skip
-
-
-def write_trace(folder: Path, lines: list[dict[str, Any]] | None = None) -> Path:
-    path = folder / "small.jsonl"
-    rows = SMALL_TRACE if lines is None else lines
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "requests.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return loaded
 
 
 def children_of(folder: Path) -> list[int]:
@@ -415,27 +384,27 @@ def test_the_proxy_alone_meters_any_client_and_prometheus_can_read_it(
     assert process.stdin is not None
     addresses = json.loads(process.stdout.readline())
     admin = addresses["admin_url"]
-    wait_for(lambda: httpx.get(f"{admin}/readyz").status_code == 200)
-    model = httpx.get(f"{addresses['url']}/v1/models").json()["data"][0]["id"]
+    wait_for(lambda: get(f"{admin}/readyz").status_code == 200)
+    model = get(f"{addresses['url']}/v1/models").json()["data"][0]["id"]
     body = {
         "model": model, "max_tokens": 20, "ignore_eos": True,
         "messages": [{"role": "user", "content": "one two three"}],
     }  # fmt: skip
-    reply = httpx.post(
+    reply = post(
         f"{addresses['url']}/v1/chat/completions", json=body,
         headers={"x-request-id": "by-hand"}, timeout=60,
     )  # fmt: skip
     assert reply.json()["usage"]["completion_tokens"] == 20
     assert reply.headers["x-request-id"] == "by-hand"
-    wait_for(lambda: httpx.get(f"{admin}/requests/by-hand").status_code == 200)
-    record = httpx.get(f"{admin}/requests/by-hand").json()
+    wait_for(lambda: get(f"{admin}/requests/by-hand").status_code == 200)
+    record = get(f"{admin}/requests/by-hand").json()
     assert record["energy"]["energy_joules"] > 0
     assert record["output_tokens"] == 20
-    text = httpx.get(f"{admin}/metrics").text
+    text = get(f"{admin}/metrics").text
     assert "servewatt_request_energy_joules_count" in text
-    recent = httpx.get(f"{admin}/metrics/requests").text
+    recent = get(f"{admin}/metrics/requests").text
     assert 'request_id="by-hand"' in recent
-    openmetrics = httpx.get(
+    openmetrics = get(
         f"{admin}/metrics", headers={"accept": "application/openmetrics-text"}
     ).text
     assert 'request_id="by-hand"' in openmetrics

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from proxy.wire.sse import SseDecoder
-from tests.support.children import child, is_ready, record_of, wait_for
+from tests.support.children import metering, post, record_of, simulating
 
 MODEL = "simulated-llama-3.1-8b"
 IDLE_WATTS = "90"
@@ -33,22 +33,12 @@ class Stack:
 
 @contextlib.contextmanager
 def stack(dialect: str, folder: Path) -> Iterator[Stack]:
-    with contextlib.ExitStack() as children:
-
-        def start(*command: str) -> dict[str, Any]:
-            return children.enter_context(child(*command, cwd=folder))
-
-        url = start(
-            "loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", dialect
-        )["url"]
-        serve = (
-            "proxy", "serve", "--upstream", url, "--power", f"dcgm={url}/dcgm/metrics",
-            "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--store", "none",
-            "--engine", dialect, "--idle-watts", IDLE_WATTS, "--energy-in-response",
-        )  # fmt: skip
-        waiting, prompt = start(*serve, "--energy-wait", "20"), start(*serve)
-        for one in (waiting, prompt):
-            wait_for(lambda at=one: is_ready(at["admin_url"]))  # type: ignore[misc]
+    tells = ("--engine", dialect, "--idle-watts", IDLE_WATTS, "--energy-in-response")
+    with (
+        simulating(folder, "--dialect", dialect) as engine,
+        metering(folder, engine, *tells, "--energy-wait", "20") as waiting,
+        metering(folder, engine, *tells) as prompt,
+    ):
         yield Stack(
             waiting["url"], waiting["admin_url"], prompt["url"], prompt["admin_url"]
         )
@@ -74,7 +64,7 @@ def chat(stream: bool, tokens: int = 20) -> dict[str, Any]:
 
 
 def ask(url: str, body: dict[str, Any], request_id: str, **headers: str) -> bytes:
-    reply = httpx.post(
+    reply = post(
         url, json=body, headers={"x-request-id": request_id, **headers}, timeout=60
     )
     assert reply.status_code == 200, reply.text

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.children import child, is_ready, wait_for
+from tests.support.children import child, get, is_ready, post, wait_for
 from tests.support.paths import ROOT
 
 SMALL, LARGE = "simulated-llama-3.1-8b", "simulated-llama-3.1-70b"
@@ -70,12 +70,12 @@ class Fleet:
 
     def get(self, path: str) -> dict[str, Any]:
         """What the admin API says."""
-        found: dict[str, Any] = httpx.get(f"{self.admin}{path}").json()
+        found: dict[str, Any] = get(f"{self.admin}{path}").json()
         return found
 
     def post(self, path: str) -> dict[str, Any]:
         """Change something by the admin API."""
-        reply = httpx.post(f"{self.admin}{path}")
+        reply = post(f"{self.admin}{path}")
         assert reply.status_code == 200, reply.text
         found: dict[str, Any] = reply.json()
         return found
@@ -93,15 +93,15 @@ class Fleet:
             "model": SMALL, "max_tokens": tokens, "ignore_eos": True,
             "messages": [{"role": "user", "content": "one two three"}],
         }  # fmt: skip
-        return httpx.post(
+        return post(
             f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=60
         )
 
     def engine_of(self, request_id: str) -> str:
         """Which one got a request, by its record."""
         url = f"{self.admin}/requests/{request_id}"
-        wait_for(lambda: httpx.get(url).status_code == 200)
-        return str(httpx.get(url).json()["engine"])
+        wait_for(lambda: get(url).status_code == 200)
+        return str(get(url).json()["engine"])
 
 
 @contextlib.contextmanager
@@ -232,25 +232,25 @@ def test_a_replayed_conversation_stays_with_its_replica(
 
 
 def test_the_models_of_all_are_listed_and_others_refused(three: Fleet) -> None:
-    listed = httpx.get(f"{three.url}/v1/models").json()["data"]
+    listed = get(f"{three.url}/v1/models").json()["data"]
     assert {card["id"] for card in listed} == {SMALL, LARGE}
     body = {"model": "gpt-9", "messages": []}
-    reply = httpx.post(f"{three.url}/v1/chat/completions", json=body)
+    reply = post(f"{three.url}/v1/chat/completions", json=body)
     assert reply.status_code == 404
     assert f"known: {LARGE}, {SMALL}" in reply.json()["error"]["message"]
 
 
 def test_metrics_and_admin_tell_the_engines_apart(three: Fleet) -> None:
-    text = httpx.get(f"{three.admin}/metrics").text
+    text = get(f"{three.admin}/metrics").text
     for name in three.engines:
         assert f'servewatt_upstream_up{{engine="{name}"}} 1.0' in text
         assert (
             f'servewatt_energy_joules_total{{account="idle",boundary="gpu",engine="{name}"}}'
             in text
         )
-    refused = httpx.get(f"{three.admin}/books?engine=moon")
+    refused = get(f"{three.admin}/books?engine=moon")
     assert refused.json() == {"error": "engine is one of small-a, small-b, large"}
-    assert httpx.post(f"{three.admin}/upstreams/moon/drain").status_code == 404
+    assert post(f"{three.admin}/upstreams/moon/drain").status_code == 404
 
 
 def test_a_drained_replica_finishes_and_gets_nothing_new(three: Fleet) -> None:
@@ -279,7 +279,7 @@ def test_a_drained_replica_finishes_and_gets_nothing_new(three: Fleet) -> None:
     assert reply.status_code == 503
     assert reply.headers["retry-after"] == "2"
     assert "small-a is draining, small-b is draining" in reply.text
-    assert httpx.get(f"{three.admin}/readyz").json()["models_without_engine"] == [SMALL]
+    assert get(f"{three.admin}/readyz").json()["models_without_engine"] == [SMALL]
     command = [sys.executable, "-m", "proxy", "upstreams", "--admin", three.admin]
     for name in ("small-a", "small-b"):
         done = subprocess.run(
@@ -321,9 +321,9 @@ def test_a_killed_replica_loses_what_it_had_and_nothing_else(pair: Fleet) -> Non
         record = pair.get(f"/requests/{request_id}")
         assert record["outcome"] == outcome
     assert pair.state("a")["state"] == "down"
-    text = httpx.get(f"{pair.admin}/metrics").text
+    text = get(f"{pair.admin}/metrics").text
     assert 'servewatt_upstream_up{engine="a"} 0.0' in text
-    assert httpx.get(f"{pair.admin}/readyz").json()["ready"]
+    assert get(f"{pair.admin}/readyz").json()["ready"]
 
     pair.engines["a"].start()
     wait_for(lambda: pair.state("a")["state"] == "up")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.test_end_to_end import loadgen, records, summary_of, write_trace
+from tests.support.runs import loadgen, records, summary_of, write_trace
 
 TURNS = 3
 TRACE: list[dict[str, Any]] = [

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.children import child, record_of, wait_for
+from tests.support.children import metering, record_of, simulating, wait_for
 from tests.support.paths import ROOT
 from tests.support.scripted import Peer, reply_bytes, running
 
@@ -255,13 +255,9 @@ def _metered_run(folder: Path, trace: Path) -> None:
     run = [sys.executable, "-m"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with (
-        child("loadgen", "simulate", "--listen", "127.0.0.1:0", cwd=folder) as engine,
-        child(
-            "proxy", "serve", "--upstream", engine["url"], "--store", "none",
-            "--power", f"dcgm={engine['power_url']}",
-            "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", cwd=folder,
-        ) as proxy,
-    ):  # fmt: skip
+        simulating(folder) as engine,
+        metering(folder, engine, waits=False) as proxy,
+    ):
         subprocess.run(
             [*run, "loadgen", "replay", str(trace), "--rate", "inf", "--quiet",
              "--url", proxy["url"], "--ledger", proxy["admin_url"],

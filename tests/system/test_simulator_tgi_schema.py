@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.both_ways import MODEL
-from tests.support.children import PATIENCE_SECONDS, child
+from tests.support.children import get, post, simulating
 
 COUNT, TEXT, NUMBER, FLAG = "count", "text", "number", "flag"
 PLAIN: dict[str, tuple[type, ...]] = {
@@ -124,13 +124,8 @@ def faults(value: Any, schema: Any, at: str = "reply") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = ("loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", "tgi")
-    with child(*command, cwd=tmp_path_factory.mktemp("tgi")) as announced:
+    with simulating(tmp_path_factory.mktemp("tgi"), "--dialect", "tgi") as announced:
         yield str(announced["url"])
-
-
-def post(url: str, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{url}{path}", json=body, timeout=PATIENCE_SECONDS)
 
 
 def x_headers(reply: httpx.Response) -> set[str]:
@@ -150,7 +145,7 @@ def x_headers(reply: httpx.Response) -> set[str]:
 def test_whole_replies_and_their_headers_are_as_documented(
     url: str, path: str, body: dict[str, Any], schema: Any
 ) -> None:
-    reply = post(url, path, body)
+    reply = post(f"{url}{path}", json=body)
     assert reply.status_code == 200
     assert list(faults(reply.json(), schema)) == []
     untold = {"x-compute-time"} if path == "/v1/completions" else set()
@@ -170,7 +165,7 @@ def test_whole_replies_and_their_headers_are_as_documented(
 def test_streams_and_their_headers_are_as_documented(
     url: str, path: str, body: dict[str, Any], schemas: tuple[Schema, Schema]
 ) -> None:
-    reply = post(url, path, body)
+    reply = post(f"{url}{path}", json=body)
     events = [part.removeprefix("data: ") for part in reply.text.split("\n\n") if part]
     assert ("[DONE]" in events) == path.startswith("/v1")
     *middle, last = [json.loads(event) for event in events if event != "[DONE]"]
@@ -183,15 +178,15 @@ def test_streams_and_their_headers_are_as_documented(
 @pytest.mark.parametrize("path", ["/generate", "/", "/v1/chat/completions"])
 def test_errors_are_as_documented(url: str, path: str) -> None:
     for body in ({"inputs": "", "messages": []}, {"inputs": "a", "messages": 7}):
-        reply = post(url, path, body | {"parameters": {"max_new_tokens": 0}})
+        reply = post(f"{url}{path}", json=body | {"parameters": {"max_new_tokens": 0}})
         assert reply.status_code == 422
         assert list(faults(reply.json(), ERROR)) == []
 
 
 def test_pages_are_as_documented(url: str) -> None:
-    assert list(faults(httpx.get(f"{url}/info").json(), INFO)) == []
-    assert list(faults(httpx.get(f"{url}/v1/models").json(), MODELS)) == []
-    health = httpx.get(f"{url}/health")
+    assert list(faults(get(f"{url}/info").json(), INFO)) == []
+    assert list(faults(get(f"{url}/v1/models").json(), MODELS)) == []
+    health = get(f"{url}/health")
     assert (health.status_code, health.content) == (200, b"")
 
 

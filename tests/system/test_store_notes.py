@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import URL, select
 
@@ -15,6 +15,7 @@ from proxy.store.database import RECORDS, Database
 from proxy.store.stored_record import NOTE, StoredRecord
 from proxy.store.writer import RecordWriter, TrustedClock
 from tests.support.metered import metered
+from tests.support.profiles import examples
 
 RECORD = replace(metered()[1][0], engine="vllm")
 
@@ -75,7 +76,7 @@ def test_what_a_killed_run_noted_is_a_record_of_the_next_one_without_energy(
         database.close()
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     cursors=st.lists(st.integers(1, 6), min_size=1, max_size=40),
     limit=st.integers(1, 9),

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.children import get, wait_for
+from tests.support.children import get, post, wait_for
 from tests.support.paths import ROOT
 from tests.support.power_benches import serving
 
@@ -86,7 +85,7 @@ def proxy(
 
 def ask(addresses: dict[str, Any], *names: str, model: str = "m") -> None:
     for name in names:
-        reply = httpx.post(
+        reply = post(
             f"{addresses['url']}/v1/chat/completions",
             json={"model": model, "messages": [{"role": "user", "content": "well"}]},
             headers={"x-request-id": name},
@@ -95,7 +94,7 @@ def ask(addresses: dict[str, Any], *names: str, model: str = "m") -> None:
 
 
 def shown(addresses: dict[str, Any]) -> list[str]:
-    text = httpx.get(f"{addresses['admin_url']}/requests").text
+    text = get(f"{addresses['admin_url']}/requests").text
     return [json.loads(line)["request_id"] for line in text.splitlines()]
 
 
@@ -119,12 +118,12 @@ def test_what_was_metered_is_there_after_a_restart(
     assert rows == [(engine, name, 3, None) for name in ("one", "two", "three")]
     with proxy(engine, *options) as (addresses, process):
         assert shown(addresses) == ["one", "two", "three"]
-        found = httpx.get(f"{addresses['admin_url']}/requests/two").json()
+        found = get(f"{addresses['admin_url']}/requests/two").json()
         assert found["prompt_tokens"] == 3
-        info = httpx.get(f"{addresses['admin_url']}/info").json()
+        info = get(f"{addresses['admin_url']}/info").json()
         assert info["store"]["up"]
         assert info["config"]["store"] == f"sqlite:///{path}"
-        metrics = httpx.get(f"{addresses['admin_url']}/metrics").text
+        metrics = get(f"{addresses['admin_url']}/metrics").text
         assert "\nservewatt_store_up 1.0\n" in metrics
 
 
@@ -153,7 +152,7 @@ def test_the_last_request_before_a_signal_keeps_its_joules(tmp_path: Path) -> No
         proxy(upstream, *power, "--store", f"sqlite:///{path}") as (addresses, process),
     ):
         deadline = time.monotonic() + 30
-        while httpx.get(f"{addresses['admin_url']}/readyz").status_code != 200:
+        while get(f"{addresses['admin_url']}/readyz").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         ask(addresses, "first", "last", model="simulated-llama-3.1-8b")
@@ -209,7 +208,7 @@ def test_a_store_that_cannot_be_opened_stops_no_request(
     store = f"sqlite:///{tmp_path}/nowhere/records.sqlite"
     with proxy(engine, "--store", store) as (addresses, process):
         ask(addresses, "one")
-        metrics = httpx.get(f"{addresses['admin_url']}/metrics").text
+        metrics = get(f"{addresses['admin_url']}/metrics").text
         assert "\nservewatt_store_up 0.0\n" in metrics
         process.send_signal(signal.SIGTERM)
         _, words = process.communicate(timeout=20)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.children import child, is_ready, record_of, wait_for
+from tests.support.children import get, metering, post, record_of, simulating, wait_for
 
 MODEL = "simulated-llama-3.1-8b"
 NEAR_SECONDS = 0.25  # between two processes, on a machine as busy as it likes
@@ -32,18 +32,18 @@ class Stack:
         """One request through the proxy, to its end."""
         headers = {"x-request-id": request_id}
         url = f"{self.proxy}{path}"
-        reply = httpx.post(url, json=body, headers=headers, timeout=60)
+        reply = post(url, json=body, headers=headers, timeout=60)
         assert reply.status_code == 200, reply.text
         return reply
 
     def books(self) -> dict[str, Any]:
         """All that is settled."""
-        books: dict[str, Any] = httpx.get(f"{self.admin}/books").json()
+        books: dict[str, Any] = get(f"{self.admin}/books").json()
         return books
 
     def truth(self, request_id: str) -> dict[str, Any]:
         """What the simulator knows of one request."""
-        lines = httpx.get(f"{self.engine}/simulator/truth").text.splitlines()
+        lines = get(f"{self.engine}/simulator/truth").text.splitlines()
         rows = [json.loads(line) for line in lines]
         (row,) = [row for row in rows if row["request_id"] == request_id]
         found: dict[str, Any] = row
@@ -52,16 +52,12 @@ class Stack:
 
 @contextlib.contextmanager
 def stack(dialect: str, folder: Path) -> Iterator[Stack]:
-    simulate = ("loadgen", "simulate", "--listen", "127.0.0.1:0", "--dialect", dialect)
-    ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
-    with contextlib.ExitStack() as children:
-        engine = children.enter_context(child(*simulate, cwd=folder))["url"]
-        sensor = ("--power", f"dcgm={engine}/dcgm/metrics", "--idle-watts", "105")
-        serve = ("proxy", "serve", "--upstream", engine, "--engine", dialect)
-        command = (*serve, *ports, *sensor, "--store", "none")
-        serving = children.enter_context(child(*command, cwd=folder))
-        wait_for(lambda: is_ready(serving["admin_url"]))
-        yield Stack(engine, serving["url"], serving["admin_url"])
+    metered = ("--engine", dialect, "--idle-watts", "105")
+    with (
+        simulating(folder, "--dialect", dialect) as engine,
+        metering(folder, engine, *metered) as proxy,
+    ):
+        yield Stack(engine["url"], proxy["url"], proxy["admin_url"])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +155,7 @@ def test_traffic_past_the_proxy_is_nobodys_here(vllm: Stack) -> None:
 
 
 def test_the_gauges_are_scraped_and_shown(vllm: Stack) -> None:
-    text = httpx.get(f"{vllm.admin}/metrics").text
+    text = get(f"{vllm.admin}/metrics").text
     assert 'servewatt_engine_gauges_up{engine="vllm"} 1.0' in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ IN_A_ROOM = sorted(
 )
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module imported, and every name that may be one."""
     found: set[str] = set()
@@ -88,6 +90,14 @@ def test_nothing_stands_loose_outside_the_rooms(package: str) -> None:
     assert loose <= {"__init__", "__main__", "cli", "errors"}
     rooms = {name.split(".")[1] for name in IN_A_ROOM if name.startswith(package)}
     assert rooms == set(ROOMS[package])
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_unit_tests_stand_in_the_room_of_what_they_test(package: str) -> None:
+    folder = ROOT / "tests" / "unit" / package
+    assert not list(folder.glob("*.py"))
+    rooms = {path.parent.name for path in folder.rglob("test_*.py")}
+    assert rooms <= set(ROOMS[package])
 
 
 def test_a_room_imports_only_from_rooms_above_it() -> None:

@@ -16,8 +16,8 @@ from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.results.results import Result
 from loadgen.run.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
+from tests.support.virtual_server import Server, single
 from tests.support.virtual_time import VirtualClock, run_virtually
-from tests.unit.loadgen.test_replay import Server, single
 
 
 def finished(kind: str = "code", outcome: str = "ok") -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +11,6 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from click.testing import CliRunner
-from rich.console import Console, RenderableType
 
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
@@ -32,6 +30,7 @@ from tests.support.canned_run import (
     serving,
     write_run,
 )
+from tests.support.shown import Page, printed
 
 
 def metered_run(folder: Path, count: int = 80) -> Summary:
@@ -43,13 +42,6 @@ def metered_run(folder: Path, count: int = 80) -> Summary:
     )  # fmt: skip
     with serving(CannedProxy(results)) as url:
         return finish_run(folder, info, admin_url=url, patience=Patience(10, 0))
-
-
-def printed(shown: RenderableType, width: int = 100) -> str:
-    console = Console(width=width, no_color=True, force_terminal=False)
-    with console.capture() as capture:
-        console.print(shown)
-    return capture.get()
 
 
 def test_the_table_tells_the_whole_story_in_a_hundred_columns(tmp_path: Path) -> None:
@@ -118,34 +110,6 @@ def test_runs_whose_lengths_were_caps_are_compared_per_token_served(
     assert "output lengths are caps" not in printed(table.render(forced))
     page = render_html(capped, read_results(tmp_path / "a" / "requests.jsonl"))
     assert "output lengths are caps: tgi cannot force them" in page
-
-
-class Page(HTMLParser):
-    """Collects what would reach out of the file, and which tags stay open."""
-
-    VOID = ("meta", "br", "link", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.outside: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.VOID and tag != "path":
-            self.open.append(tag)
-        self.outside += [
-            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href")
-        ]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "path":
-            assert self.open.pop() == tag
 
 
 def test_the_page_is_one_small_file_that_needs_nothing_else(tmp_path: Path) -> None:

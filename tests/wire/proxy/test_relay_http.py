@@ -331,15 +331,17 @@ def test_an_offer_of_http2_is_declined_without_harm(loop: str, body: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "owed"),
     [
-        b"",
-        b"GET /health HTTP/1.1\r\nHost:",
-        request_bytes(headers=[("Content-Length", "9")]),
+        (b"", "header"),
+        (b"GET /health HTTP/1.1\r\nHost:", "header"),
+        (request_bytes(headers=[("Content-Length", "9")]), "body"),
     ],
     ids=["nothing", "half a head", "half a body"],
 )
-def test_a_client_that_stalls_is_closed(loop: str, raw: bytes) -> None:
+def test_a_client_that_stalls_is_closed_and_counted(
+    loop: str, raw: bytes, owed: str
+) -> None:
     async def test() -> None:
         async with relaying(
             echoing,
@@ -351,6 +353,7 @@ def test_a_client_that_stalls_is_closed(loop: str, raw: bytes) -> None:
             await client.send(raw)
             await client.gone.wait()
             assert bench.upstream.requests == []
+            assert bench.relay.counters.timeouts == {owed: 1}
 
     run(loop, test)
 

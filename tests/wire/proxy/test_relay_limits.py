@@ -263,33 +263,6 @@ def test_whom_a_connection_counts_for(peer: object, address: str) -> None:
 
 @loops
 @pytest.mark.parametrize(
-    ("raw", "awaited"),
-    [
-        (b"", "header"),
-        (b"GET /health HTTP/1.1\r\nHost:", "header"),
-        (request_bytes(headers=[("Content-Length", "9")]), "body"),
-    ],
-)
-def test_what_a_silent_client_owed_is_counted(
-    loop: str, raw: bytes, awaited: str
-) -> None:
-    async def test() -> None:
-        async with relaying(
-            answering,
-            header_timeout_seconds=0.01,
-            body_timeout_seconds=0.01,
-            beat_seconds=0.01,
-        ) as bench:
-            client = await bench.client()
-            await client.send(raw)
-            await client.gone.wait()
-            assert bench.relay.counters.timeouts == {awaited: 1}
-
-    run(loop, test)
-
-
-@loops
-@pytest.mark.parametrize(
     ("first", "limit"),
     [
         (b"GET /health HTTP/1.1\r\nx: ", "header_timeout_seconds"),

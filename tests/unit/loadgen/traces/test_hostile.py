@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadgen.client.backends import RequestOptions, Target, write_request
@@ -34,6 +34,7 @@ from loadgen.traces.statistics_file import load_statistics
 from loadgen.traces.synth import SynthOptions, synthesized
 from loadgen.traces.writers import WRITERS
 from tests.support.mutations import spoilt
+from tests.support.profiles import examples
 from tests.support.trace_files import SAMPLES, read_all, turns_of
 
 FILES = sorted(p for p in SAMPLES.iterdir() if p.suffix in (".csv", ".json", ".jsonl"))
@@ -160,7 +161,7 @@ def json_lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     st.sampled_from(sorted(ROWS)), st.data(), st.dictionaries(texts, values, max_size=2)
 )
@@ -217,14 +218,14 @@ def test_any_bytes_are_read_or_refused(
     survives(gzip.compress(data) if is_packed else data, format=format)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.sampled_from(FILES), st.data())
 def test_a_spoilt_sample_is_read_or_refused(path: Path, data: st.DataObject) -> None:
     original = b"\n".join(path.read_bytes().splitlines()[:4])
     survives(data.draw(spoilt([original])), path.suffix)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.data())
 def test_a_spoilt_gzip_is_read_or_refused(data: st.DataObject) -> None:
     packed = gzip.compress(json_lines(*[ROWS["prompts"]] * 20))

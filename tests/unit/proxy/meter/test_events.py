@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.config import MeterConfig
@@ -15,11 +15,10 @@ from proxy.meter.meter import Meter
 from proxy.wire.events import EngineObserved, Event, PowerSampled
 from proxy.wire.facts import EngineGauges, Labels
 from tests.support.meter_scenes import Asked, counter_of, events_of, in_order
+from tests.support.profiles import examples
 
 BOUNDARIES = ("gpu", "node")
-quickly = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+quickly = examples(40)
 
 
 def through_json(events: Sequence[Event]) -> list[Event]:

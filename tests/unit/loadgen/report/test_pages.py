@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console, RenderableType
 from rich.table import Table
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
@@ -37,14 +35,8 @@ from tests.support.canned_run import (
     write_run,
 )
 from tests.support.mutations import spoilt
-
-
-def printed(shown: RenderableType, width: int = 100) -> str:
-    console = Console(width=width, no_color=True, force_terminal=False)
-    with console.capture() as capture:
-        console.print(shown)
-    return capture.get()
-
+from tests.support.profiles import examples
+from tests.support.shown import Page, printed
 
 # -- figures -------------------------------------------------------------------
 
@@ -120,34 +112,6 @@ def test_an_interrupted_run_tells_stopped_from_failed(tmp_path: Path) -> None:
 
 
 # -- the page ------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Collects what would reach out of the file, and which tags stay open."""
-
-    VOID = ("meta", "br", "link", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.outside: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.VOID and tag != "path":
-            self.open.append(tag)
-        self.outside += [
-            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href")
-        ]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "path":
-            assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -232,7 +196,7 @@ def test_folders_without_a_run_are_left_out_of_a_comparison(tmp_path: Path) -> N
     assert isinstance(none.exception, RunError)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_spoilt_run_folder_is_shown_or_refused_in_one_line(
     data: st.DataObject,

@@ -273,6 +273,13 @@ def test_strange_json_never_raises(name: str, fields: dict[str, Any]) -> None:
     DIALECTS[name].with_usage(data)
 
 
+def is_object(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), dict)
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 @given(data=st.binary(max_size=60))
 def test_strange_bytes_never_raise_and_carry_nothing(name: str, data: bytes) -> None:
@@ -281,7 +288,8 @@ def test_strange_bytes_never_raise_and_carry_nothing(name: str, data: bytes) -> 
     assert update.error is None or data.startswith(b'{"error":')
     assert not update.carries_token
     assert DIALECTS[name].read_reply(502, {}, data).error
-    assert DIALECTS[name].with_usage(data) == data
+    if not is_object(data):  # a request, however odd, is asked for its usage
+        assert DIALECTS[name].with_usage(data) == data
 
 
 @pytest.mark.parametrize("name", DIALECTS)
