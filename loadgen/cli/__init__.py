@@ -16,10 +16,11 @@ EXAMPLES = """\b
 Examples:
   loadgen replay traces/sharegpt.jsonl --rate 4
   loadgen report runs/20260101T120000-sharegpt
+  loadgen bins traces/azure-conv.jsonl
   loadgen traces stats traces/azure-conv.jsonl
   loadgen simulate --gpu h100 --listen 127.0.0.1:8000
 """
-COMMANDS = ("replay", "report", "simulate", "traces")
+COMMANDS = ("bins", "replay", "report", "simulate", "traces")
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""
 

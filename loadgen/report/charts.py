@@ -16,6 +16,8 @@ from html import escape
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 40
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)")
+_DARK = 0.6
+"""Shade from which a label on a cell is light."""
 _LONGEST_LOG_LABELS = 3  # decades up to which 2 and 5 are labelled too
 
 Format = Callable[[float], str]
@@ -153,6 +155,55 @@ def step_lines(
         for index, values in enumerate(series.values())
     ]
     return _chart(title, across, up, "since start", y, _span, format, "".join(lines))
+
+
+def heatmap(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[int, int], tuple[float, str]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+) -> str:
+    """A grid of cells, darker for larger values; `cells` are value and label by place.
+
+    Row 0 is at the bottom, as on an axis. Shades follow the square root of the
+    value, so that a cell with a tenth of the largest is still seen.
+    """
+    wide = (WIDTH - RIGHT - LEFT) / len(columns)
+    high = (HEIGHT - BOTTOM - TOP) / len(rows)
+    largest = max([1e-12, *(value for value, _ in cells.values())])
+    drawn = []
+    for (row, column), (value, label) in cells.items():
+        left, top = LEFT + column * wide, HEIGHT - BOTTOM - (row + 1) * high
+        shade = math.sqrt(max(value, 0.0) / largest)
+        tip = f"{y} up to {rows[row]}, {x} up to {columns[column]}: {label}"
+        drawn.append(
+            f'<rect class="c1" fill-opacity="{0.12 + 0.88 * shade:.2f}" '
+            f'x="{left + 0.5:.1f}" y="{top + 0.5:.1f}" width="{wide - 1:.1f}" '
+            f'height="{high - 1:.1f}"><title>{escape(tip)}</title></rect>'
+            f'<text class="{"over" if shade > _DARK else "cell"}" '
+            f'x="{left + wide / 2:.1f}" y="{top + high / 2 + 4:.1f}" '
+            f'text-anchor="middle">{escape(label)}</text>'
+        )
+    ticks = [
+        f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM - (row + 0.5) * high + 4:.1f}" '
+        f'text-anchor="end">{escape(name)}</text>'
+        for row, name in enumerate(rows)
+    ] + [
+        f'<text x="{LEFT + (column + 0.5) * wide:.1f}" y="{HEIGHT - BOTTOM + 17}" '
+        f'text-anchor="middle">{escape(name)}</text>'
+        for column, name in enumerate(columns)
+    ]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}, {escape(y)} by {escape(x)}">'
+        f"{''.join(drawn)}{''.join(ticks)}"
+        f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
+        f'<text class="name" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" '
+        f'text-anchor="end">{escape(x)}</text></svg>'
+    )
 
 
 # -- pieces --------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""Bins of a workload in a terminal, as a page and as csv: rendering only."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import jinja2
+import msgspec
+import rich.box
+from markupsafe import Markup
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.analysis.bins import Bin, BinTable
+from loadgen.report import charts
+from loadgen.report import format as fmt
+
+ABOUT = {
+    "paper": "edges as printed in Fernandez et al. 2025, 4.1",
+    "powers": "powers of two, the set-builder of Fernandez et al. 2025, 4.1",
+    "percentile": "edges at percentiles of these lengths",
+    "given": "edges as given",
+}
+
+
+def render(name: str, table: BinTable) -> RenderableType:
+    """The joint distribution, and for a run a line per bin."""
+    parts: list[RenderableType] = [
+        Text(),
+        Text(f"{name}: {facts(table)}"),
+        _joint(table),
+    ]
+    if table.is_run:
+        parts.append(_per_bin(table))
+    return Group(*parts)
+
+
+def facts(table: BinTable) -> str:
+    """Numbers of requests in and beyond the bins, in a sentence."""
+    text = f"{table.requests:,} requests in {len(table.bins):,} bins"
+    if table.beyond:
+        share = fmt.percent(table.beyond / table.requests)
+        text += f", {table.beyond:,} ({share}) longer than the last edge, in none"
+    if table.unknown:
+        text += f", {table.unknown:,} without known lengths"
+    return f"{text}; {ABOUT[table.edge_set]}"
+
+
+def to_csv(table: BinTable) -> str:
+    """A row per bin, headed by the names of its fields."""
+    written = io.StringIO()
+    rows = csv.writer(written, lineterminator="\n")
+    names = [field.name for field in msgspec.structs.fields(Bin)]
+    rows.writerow(names)
+    for row in table.bins:
+        values = (getattr(row, name) for name in names)
+        rows.writerow("" if value is None else value for value in values)
+    return written.getvalue()
+
+
+def page(name: str, table: BinTable, *, is_simulated: bool = False) -> str:
+    """A page of its own: the joint distribution, and of a run joules by bin."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loadgen", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = {
+        "Requests": _heatmap(table, "requests", [row.requests for row in table.bins])
+    }
+    if table.is_run:
+        joules = [row.mean_joules for row in table.bins]
+        per_token = [row.joules_per_output_token for row in table.bins]
+        latency = [row.p50_e2el_seconds for row in table.bins]
+        drawn |= {
+            "Energy of a request, mean": _heatmap(table, "energy", joules, "J"),
+            "Energy per output token": _heatmap(table, "per token", per_token, "J"),
+            "End-to-end latency, p50": _heatmap(table, "latency", latency, "s"),
+        }
+    return environment.get_template("bins.html").render(
+        name=name,
+        table=table,
+        facts=facts(table),
+        is_simulated=is_simulated,
+        charts={title: Markup(svg) for title, svg in drawn.items()},
+        columns=_columns(table),
+        rows=[_cells(row, is_run=table.is_run) for row in table.bins],
+    )
+
+
+def _heatmap(
+    table: BinTable, title: str, values: Sequence[float | None], unit: str = ""
+) -> str:
+    cells: dict[tuple[int, int], tuple[float, str]] = {}
+    for row, value in zip(table.bins, values, strict=True):
+        where = (
+            table.input_edges.index(row.input_tokens),
+            table.output_edges.index(row.output_tokens),
+        )
+        if value is not None:
+            label = fmt.quantity(value, unit) if unit else fmt.count(value)
+            cells[where] = (value, label)
+    return charts.heatmap(
+        [f"{edge:,}" for edge in table.input_edges],
+        [f"{edge:,}" for edge in table.output_edges],
+        cells, title=title, x="output tokens", y="input tokens",
+    )  # fmt: skip
+
+
+def _joint(table: BinTable) -> Table:
+    """Requests by input (rows) and output length (columns); empty bins are dots."""
+    counts = {(row.input_tokens, row.output_tokens): row.requests for row in table.bins}
+    shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("in \\ out up to", no_wrap=True)
+    for edge in table.output_edges:
+        shown.add_column(f"{edge:,}", justify="right", no_wrap=True)
+    for low in table.input_edges:
+        numbers = (counts.get((low, high)) for high in table.output_edges)
+        shown.add_row(f"{low:,}", *(f"{n:,}" if n else "·" for n in numbers))
+    return shown
+
+
+def _per_bin(table: BinTable) -> Table:
+    shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(_columns(table)):
+        shown.add_column(name, justify="right" if place else "left")
+    for row in table.bins:
+        shown.add_row(*_cells(row, is_run=True))
+    return shown
+
+
+def _columns(table: BinTable) -> list[str]:
+    named = ["in, out up to", "requests"]
+    if table.is_run:
+        named += ["energy, mean", "p50", "per output token", "TTFT p50", "E2E p50"]
+    else:
+        named += ["share", "tokens in, mean", "tokens out, mean"]
+    return named
+
+
+def _cells(row: Bin, *, is_run: bool) -> list[str]:
+    cells = [f"{row.input_tokens:,}, {row.output_tokens:,}", fmt.count(row.requests)]
+    if is_run:
+        cells += [
+            fmt.joules(row.mean_joules),
+            fmt.joules(row.p50_joules),
+            fmt.joules(row.joules_per_output_token),
+            fmt.seconds(row.p50_ttft_seconds),
+            fmt.seconds(row.p50_e2el_seconds),
+        ]
+    else:
+        cells += [
+            fmt.percent(row.fraction),
+            fmt.digits(row.mean_input_tokens),
+            fmt.digits(row.mean_output_tokens),
+        ]
+    return cells
