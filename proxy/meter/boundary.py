@@ -248,7 +248,11 @@ class Boundary:
         self._quality_requests[energy.quality] += 1
         self.ledger.count_tokens(
             key,
-            (timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens),
+            (
+                timeline.prompt_tokens,
+                timeline.cached_tokens,
+                timeline.recorded_output_tokens,
+            ),
         )
         self.ledger.release(key)
         for keys in (self._open, self._with_gap, self._without_idle):

@@ -226,6 +226,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    is_output_lower_bound: bool | None = None
+    """The reply broke off: `output_tokens` are those seen until then, the engine may
+    have made more. Null in records older than it."""
     energy: EnergyReply
 
 
