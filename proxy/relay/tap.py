@@ -81,12 +81,14 @@ class Tap:
         "_decoder",
         "_end",
         "_guard",
+        "_has_usage",
         "_headers",
         "_is_json",
         "_is_kind_open",
         "_json",
         "_json_bytes",
         "_key",
+        "_on_usage_known",
         "_reader",
         "_request_headers",
         "_settled_labels",
@@ -106,6 +108,7 @@ class Tap:
         settled_labels: Callable[[bool], Labels] | None = None,
         *,
         wants_stream: bool = False,
+        on_usage_known: Callable[[bool | None], None] | None = None,
     ) -> None:
         """`settled_labels` gives the final labels by whether the request succeeded."""
         self._guard = guard
@@ -124,6 +127,8 @@ class Tap:
         self._is_kind_open = False
         """A stream was asked for, and the first bytes will tell whether it came."""
         self._wants_stream = wants_stream
+        self._on_usage_known = on_usage_known
+        self._has_usage = False
         self._end = ReplyEnd(requires_end=reader.requires_end)
         self.reads: list[tuple[float, bytes]] = []
         """Stamped reads not parsed yet; the relay appends."""
@@ -178,6 +183,9 @@ class Tap:
             error = self._failure()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
+        if self._on_usage_known is not None:
+            is_whole = outcome == "ok" and self._decoder is not None
+            self._on_usage_known(self._has_usage if is_whole else None)
         settled = self._settled_labels
         labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
@@ -216,6 +224,8 @@ class Tap:
         self._counters.events += len(events)
         for update in updates:
             self._end.note(update)
+            if update.usage is not None or update.is_usage_only:
+                self._has_usage = True
         self._guard.feed(TokensReceived(self._key, at_seconds, updates))
 
     def _read_reply(self) -> None:

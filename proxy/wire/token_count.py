@@ -12,6 +12,8 @@ token event is of that sequence alone, so only the event at the end, which sums 
 is believed. TGI's completions have usage of each prompt at its end, for it alone:
 it is added up, and known once every prompt has ended.
 
+Cached tokens of a list of prompts are those of one of them (vLLM), so unknown.
+
 Some servers fill usage with zeros until the end, or for ever. No text has no tokens:
 beside an event that carries any, a count of zero is unknown.
 """
@@ -32,6 +34,7 @@ class TokenCount:
         "is_streamed",
         "output_tokens",
         "prompt_tokens",
+        "prompts",
         "sequences",
         "told_sequences",
     )
@@ -40,10 +43,12 @@ class TokenCount:
         self,
         *,
         sequences: int = 1,
+        prompts: int = 1,
         is_streamed: bool = True,
         has_running_usage: bool = False,
     ) -> None:
         self.sequences = max(sequences, 1)
+        self.prompts = prompts
         self.is_streamed = is_streamed
         self.has_running_usage = has_running_usage and self.sequences == 1
         """Usage comes with every event, and is cumulative over the request."""
@@ -98,7 +103,7 @@ class TokenCount:
             return None
         if usage.prompt_tokens is not None:
             self.prompt_tokens = usage.prompt_tokens
-        if usage.cached_tokens is not None:
+        if usage.cached_tokens is not None and self.prompts == 1:
             self.cached_tokens = usage.cached_tokens
         output_tokens = usage.output_tokens
         if output_tokens is None:

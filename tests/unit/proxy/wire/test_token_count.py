@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -146,3 +147,16 @@ def test_running_usage_counts_a_token_that_shows_nothing() -> None:
 def test_events_that_count_themselves_need_no_usage() -> None:
     assert counted(Update(True, tokens=2), Update(True, tokens=1)) == ([2, 1], 3)
     assert counted(Update(True, tokens=2), Update(True)) == ([2, 1], None)
+
+
+@pytest.mark.parametrize(("prompts", "cached_tokens"), [(1, 5), (2, None)])
+def test_cached_tokens_of_several_prompts_are_unknown(
+    prompts: int, cached_tokens: int | None
+) -> None:
+    body = json.dumps({"prompt": ["a"] * prompts}).encode()
+    facts = DIALECTS["vllm"].read_request("POST", "/v1/completions", body)
+    assert facts is not None
+    timeline = RequestTimeline(0, 0.0, facts)
+    timeline.receive(1.0, [Update(usage=Usage(9, 3, 5), is_end=True)], TokenLog())
+    assert timeline.cached_tokens == cached_tokens
+    assert (timeline.prompt_tokens, timeline.output_tokens) == (9, 3)
