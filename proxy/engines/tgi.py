@@ -189,6 +189,8 @@ class TgiDialect:
             error=update.error,
             is_end=True,
             text=text,
+            # Without details of the others a count is that of the best reply alone.
+            has_own_usage=not choices and details.best_of_sequences is None,
         )
 
 

@@ -271,6 +271,7 @@ class Exchange:
             self._unmetered_key = key
             upstream.guard.feed(RequestOpened(key, at_seconds, request_id, UNREAD))
             return
+        facts = upstream.with_context(facts)
         labels = core.labels.read(facts, request.headers, upstream.models or ())
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(

@@ -11,15 +11,23 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from proxy.engines.dialect import ReplyReader
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.relay.counters import RelayCounters
 from proxy.wire.events import Event, RequestClosed, TokensReceived
 from proxy.wire.facts import Labels, Update
-from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.wire.headers import (
+    Headers,
+    by_name,
+    is_compressed,
+    is_event_stream,
+    media_type,
+)
 from proxy.wire.redaction import redacted
-from proxy.wire.reply_end import ReplyEnd
+from proxy.wire.reply_end import ReplyEnd, why_no_reply
 from proxy.wire.sse import SseDecoder, begins_stream
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -233,9 +241,11 @@ class Tap:
             self._counters.unreadable_replies += 1
             return
         status = 0 if self._status is None else self._status
-        update = self._reader.read_reply(
-            status, by_name(self._headers), b"".join(self._json)
-        )
+        headers, body = by_name(self._headers), b"".join(self._json)
+        update = self._reader.read_reply(status, headers, body)
+        if self._wants_stream and update.error is None:
+            error = why_no_reply(media_type(headers), body)
+            update = msgspec.structs.replace(update, error=error)
         self._end.note(update)
         self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
 

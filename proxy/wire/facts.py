@@ -45,6 +45,8 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """Outputs asked for: prompts x n (or best_of)."""
     prompts: int = 1
     """Those that the request has, each for itself."""
+    context_tokens: int | None = None
+    """The longest that the model takes, prompt and output: no count is beyond it."""
     max_output_tokens: int | None = None
     wants_usage: bool = False
     """The client itself asked for the usage event."""

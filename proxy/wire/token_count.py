@@ -14,6 +14,7 @@ it is added up, and known once every prompt has ended.
 
 Cached tokens of a list of prompts are those of one of them (vLLM), so unknown.
 
+A count beyond the model's context, where that is known, is a mistake and unknown.
 Some servers fill usage with zeros until the end, or for ever. No text has no tokens:
 beside an event that carries any, a count of zero is unknown.
 """
@@ -29,6 +30,7 @@ class TokenCount:
     __slots__ = (
         "are_counts_exact",
         "cached_tokens",
+        "context_tokens",
         "counted_tokens",
         "has_running_usage",
         "is_streamed",
@@ -44,11 +46,13 @@ class TokenCount:
         *,
         sequences: int = 1,
         prompts: int = 1,
+        context_tokens: int | None = None,
         is_streamed: bool = True,
         has_running_usage: bool = False,
     ) -> None:
         self.sequences = max(sequences, 1)
         self.prompts = prompts
+        self.context_tokens = context_tokens
         self.is_streamed = is_streamed
         self.has_running_usage = has_running_usage and self.sequences == 1
         """Usage comes with every event, and is cumulative over the request."""
@@ -86,7 +90,9 @@ class TokenCount:
     def finish(self) -> None:
         """No more will come: fix the counts."""
         if 0 < self.told_sequences < self.sequences:
-            self.prompt_tokens = self.output_tokens = None
+            self.output_tokens = None
+            if self.prompts > 1:
+                self.prompt_tokens = None
             return
         if self.counted_tokens and not self.output_tokens:
             are_known = self.are_counts_exact
@@ -94,6 +100,8 @@ class TokenCount:
 
     def _read_usage(self, update: Update, usage: Usage) -> int | None:
         """Note usage; the cumulative output count, where this event has one."""
+        if self.context_tokens is not None:
+            usage = self._plausible(usage, self.context_tokens)
         if update.has_own_usage:
             self.told_sequences += 1
             if usage.prompt_tokens is not None:
@@ -118,3 +126,12 @@ class TokenCount:
                 self.has_running_usage = self.sequences == 1
         self.output_tokens = output_tokens
         return output_tokens
+
+    def _plausible(self, usage: Usage, context_tokens: int) -> Usage:
+        """The counts that fit in the contexts of all sequences; others are unknown."""
+        most = context_tokens * max(self.sequences, self.prompts)
+        counts = (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        if all(count is None or count <= most for count in counts):
+            return usage
+        known = (None if count is None or count > most else count for count in counts)
+        return Usage(*known)

@@ -74,6 +74,7 @@ class RequestTimeline(TokenCount):
         super().__init__(
             sequences=facts.sequences,
             prompts=facts.prompts,
+            context_tokens=facts.context_tokens,
             is_streamed=facts.is_stream,
             has_running_usage=facts.has_running_usage,
         )

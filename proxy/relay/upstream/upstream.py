@@ -15,6 +15,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.connection import UpstreamPool
+from proxy.wire.facts import RequestFacts
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ class UsageAsking(Enum):
     NEVER = auto()
     """The engine refuses to be asked, or the operator wants it left alone."""
 
+
+BOUNDED_ROUTES = frozenset(
+    ["chat", "completions", "generate", "messages", "embeddings"]
+)
+"""Routes whose sequences are counted; others compute for several turns or pairs."""
 
 MAY_FORCE_USAGE = frozenset(["vllm", "openai"])
 """Dialects of which some servers send usage unasked: vLLM with
@@ -62,6 +68,8 @@ class Upstream:
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     """The engine's own descriptions of its models, by name."""
+    context_tokens: Mapping[str, int] = field(default_factory=dict)
+    """The longest that each model takes, where the engine tells."""
     first_asking: UsageAsking = UsageAsking.ALWAYS
     """How usage is asked for until something is known of this engine."""
     usage_asking: UsageAsking = UsageAsking.ALWAYS
@@ -74,6 +82,15 @@ class Upstream:
     down_reason: str | None = None
     since_seconds: float = 0.0
     """When it went up, down, or into draining."""
+
+    def with_context(self, facts: RequestFacts) -> RequestFacts:
+        """The facts with the model's context, where a count cannot go beyond it."""
+        if facts.route not in BOUNDED_ROUTES or not self.context_tokens:
+            return facts
+        context_tokens = self.context_tokens.get(facts.model or "")
+        if context_tokens is None:
+            context_tokens = max(self.context_tokens.values())
+        return msgspec.structs.replace(facts, context_tokens=context_tokens)
 
     def mark_up(self) -> None:
         """It answered."""
