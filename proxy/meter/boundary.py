@@ -117,6 +117,8 @@ class Boundary:
         """The first edge; inf before it."""
         self.is_up = False
         """The sensor answered when it was last read."""
+        self.shared_because: str | None = None
+        """Why the devices' joules are not the engine's alone, as last observed."""
         self._timeline = timeline
         self._asked = self._deadlines = Deadlines(
             min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
