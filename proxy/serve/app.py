@@ -146,7 +146,8 @@ class _App:
             stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
         host, _ = self.config.listen
-        self.records.start(f"{socket.gethostname()}/{host}:{relay.port}")
+        own = f"{socket.gethostname()}/{host}:{relay.port}"
+        self.records.start(self.config.instance or own)
         admin = await self._open_admin()
         for upstream in self.upstreams:
             upstream.start_sensors(loop, self.errors)

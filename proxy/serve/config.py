@@ -25,6 +25,8 @@ from proxy.store.address import store_url as parse_store_url
 POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
 """Keys of `POLICIES`, whose module a help page does not load."""
 
+MAX_INSTANCE_CHARACTERS = 200
+
 
 def base_url(text: str) -> str:
     """An http(s) URL without a slash at its end. Raises ValueError."""
@@ -88,6 +90,15 @@ def _store(text: str) -> str | None:
             private_folder(folder)
         return sqlite_url(folder / "records.sqlite")
     parse_store_url(text)
+    return text
+
+
+def _instance(text: str) -> str:
+    if not text or len(text) > MAX_INSTANCE_CHARACTERS or not text.isprintable():
+        raise ValueError(
+            f"{text[:80]!r} is no name, such as proxy-a, of at most "
+            f"{MAX_INSTANCE_CHARACTERS} characters"
+        )
     return text
 
 
@@ -257,6 +268,16 @@ class ServeConfig:
             default="30d",
         ),
     ] = field(default_factory=Retention)
+    instance: Annotated[
+        str | None,
+        Option(
+            "Name of this proxy among those that share a store, kept over restarts; "
+            "no two may have the same at one time.",
+            "NAME",
+            default_is="host:port",
+            parse=_instance,
+        ),
+    ] = None
     limits: RelayLimits = field(default_factory=RelayLimits)
     drain_timeout_seconds: Annotated[
         float,
