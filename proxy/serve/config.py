@@ -326,17 +326,6 @@ def url_without_user(url: str) -> str:
 
 
 def differences(new: ServeConfig, old: ServeConfig) -> list[str]:
-    """Names of the fields that differ, those of an upstream after its name."""
-    found: list[str] = []
-    news, olds = ({u.name: u for u in c.upstreams} for c in (new, old))
-    found += [f"upstream {name} is new" for name in news if name not in olds]
-    found += [f"upstream {name} is gone" for name in olds if name not in news]
-    for name in news.keys() & olds.keys():
-        changed = _changed(news[name], olds[name])
-        found += [f"{name}.{key}" for key in changed if key != "models"]
-    return found + [key for key in _changed(new, old) if key != "upstreams"]
-
-
-def _changed(new: Any, old: Any) -> list[str]:
-    names = [field.name for field in fields(new)]
+    """Names of the fields that differ, beside the upstreams."""
+    names = [each.name for each in fields(new) if each.name != "upstreams"]
     return [name for name in names if getattr(new, name) != getattr(old, name)]
