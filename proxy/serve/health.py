@@ -62,7 +62,7 @@ class HealthWatch:
         """`has_fixed_models`: `upstream.models` is given, only their cards are read."""
         self._upstream = upstream
         self._tls = tls
-        self._asks_models = asks_models
+        self.asks_models = asks_models
         self.has_fixed_models = has_fixed_models
         self._slow = 0
         self._due_seconds = upstream.clock()
@@ -111,7 +111,7 @@ class HealthWatch:
             if reply.status >= 500:
                 reason = f"upstream {url} answered {reply.status}"
                 return self._failed(reason, is_sure=False)
-            if self._asks_models:
+            if self.asks_models:
                 await self._learn_models(client)
         self._slow = 0
         if not upstream.is_up:
