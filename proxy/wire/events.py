@@ -69,6 +69,8 @@ class EngineObserved(msgspec.Struct, frozen=True, tag=True, gc=False):
 
     at_seconds: float
     gauges: EngineGauges
+    spread_seconds: float = 0.0
+    """The engine wrote it down within so much of `at_seconds`."""
 
 
 Event = RequestOpened | TokensReceived | RequestClosed | PowerSampled | EngineObserved

@@ -64,7 +64,7 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "is_forced", "is_refused",
+        "has_preemption", "inference_seconds", "is_cut", "is_forced", "is_refused",
         "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
         "stalls", "waited_until_seconds",
@@ -83,6 +83,7 @@ class RequestTimeline(TokenCount):
         self.inference_seconds: float | None = None
         self.has_late_facts = False
         self.is_refused = False
+        self.is_cut = False
         self.is_forced = False
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
@@ -139,10 +140,16 @@ class RequestTimeline(TokenCount):
         if phases.inference_seconds is not None:
             self.inference_seconds = phases.inference_seconds
 
-    def close(self, at_seconds: float, *, is_refused: bool = False) -> None:
-        """No more bytes will come; a refused request was never computed."""
+    def close(
+        self, at_seconds: float, *, is_refused: bool = False, is_cut: bool = False
+    ) -> None:
+        """No more bytes will come; a refused request was never computed.
+
+        One that was cut did not end by itself: the engine may have gone on.
+        """
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
+        self.is_cut = is_cut
         self.finish()
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
