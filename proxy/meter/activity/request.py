@@ -145,7 +145,10 @@ class RequestTimeline(TokenCount):
     def close(
         self, at_seconds: float, *, is_refused: bool = False, is_cut: bool = False
     ) -> None:
-        """No more bytes will come; a refused request was never computed."""
+        """No more bytes will come; a refused request was never computed.
+
+        One that was cut did not end by itself: the engine may have gone on.
+        """
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
         self.is_cut = is_cut
