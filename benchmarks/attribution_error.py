@@ -1,7 +1,7 @@
 """How wrong is a request's energy? Every policy against the truth of simulated engines.
 
     python -m benchmarks.attribution_error [--only TEXT] [--requests 1000] [--seeds 3]
-        [--json] [--markdown FILE]
+        [--cache DIR] [--json] [--markdown FILE]
 
 Virtual time, no sockets. An engine decides which step computes whom and what it costs;
 its truth is the Shapley share of the real, non-linear step energy. The real `Meter`
@@ -51,7 +51,7 @@ from proxy.meter.meter import Meter
 
 SCENARIOS = [*TEXTBOOK, *BENT]
 
-BEST_GRADES = frozenset(("exact", "trusted", "high"))
+BEST_GRADES = frozenset(("exact", "good"))
 """What a record may not say of joules that are off by a tenth."""
 
 OFF = 0.1
@@ -117,9 +117,10 @@ def outcome_of(
     jitter_seconds: float,
     policies: Mapping[str, Policy] = POLICIES,
     calibrations: Mapping[str, Sums] | None = None,
+    folder: Path | None = None,
 ) -> Outcome:
-    """One scenario and seed through the meter."""
-    made = load(scenario, count)
+    """One scenario and seed through the meter; engines' runs are kept in `folder`."""
+    made = load(scenario, count, folder)
     truth = made.done.truth
     config = MeterConfig(
         policy=list(policies)[-1], policies=policies, calibrations=calibrations or {}
@@ -348,6 +349,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--jitter-ms", type=float, default=1.0)
     parser.add_argument("--only", default="", help="scenarios whose name has this")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep the engines' runs there"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -364,7 +368,8 @@ def main() -> None:
         constants = None
         if not options.only:
             constants = pool.submit(constants_rows, count, jitter_seconds)
-        found = list(pool.map(partial(run_of, count, jitter_seconds), runs))
+        run = partial(run_of, count, jitter_seconds, options.cache)
+        found = list(pool.map(run, runs))
         wrong = constants.result() if constants else []
     rows: list[Row] = []
     for number, scenario in enumerate(chosen):
@@ -388,9 +393,11 @@ def main() -> None:
         print(text)
 
 
-def run_of(count: int, jitter_seconds: float, scenario: Scenario) -> Outcome:
+def run_of(
+    count: int, jitter_seconds: float, folder: Path | None, scenario: Scenario
+) -> Outcome:
     """As `outcome_of`, for another process."""
-    return outcome_of(scenario, count, jitter_seconds)
+    return outcome_of(scenario, count, jitter_seconds, folder=folder)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 GRAPH_TOKENS = np.array([1, 2, 4, *range(8, 513, 8)], np.float64)
 """Sizes that vLLM captures CUDA graphs for; a decode step is padded to the next."""
 
-SHIFTS = 24
+SHIFTS = 12
 """Places in each random order that a member is put in."""
 
 
@@ -186,27 +186,33 @@ class StepShares:
 def divided(board: Board, columns: FloatArray, rng: np.random.Generator) -> StepShares:
     """A step of the requests in `columns`, see `work_of`, and what is whose."""
     members = columns.shape[1]
-    whole = columns.sum(axis=1)
-    seconds, joules = (float(each) for each in cost(board, Work(*whole)))
-    alone = cost(board, Work(*columns))[1]
-    if members == 1:
-        return StepShares(
-            seconds, joules, np.array([seconds]), alone, alone, np.array([joules])
-        )
-    without = np.maximum(whole[:, np.newaxis] - columns, 0.0)
-    last = joules - cost(board, Work(*without))[1]
     orders = _orders(members, rng)
-    climbing = cost(board, Work(*columns[:, orders].cumsum(axis=2)))
-    shares = []
-    for values in climbing:
-        marginal = np.diff(values, axis=1, prepend=0.0)
-        # What the first one causes is mostly what anyone would have caused: to have
-        # it drawn by lot would be noise.
-        jump = float(values[:, 0].min())
-        marginal[:, 0] -= jump
-        total = np.bincount(orders.ravel(), marginal.ravel(), members)
-        shares.append(total / len(orders) + jump / members)
-    return StepShares(seconds, joules, shares[0], shares[1], alone, last)
+    whole = columns.sum(axis=1, keepdims=True)
+    without = np.maximum(whole - columns, 0.0)
+    climbing = columns[:, orders].cumsum(axis=2).reshape(len(columns), -1)
+    found = cost(board, Work(*np.hstack([whole, columns, without, climbing])))
+    seconds, joules = (
+        _shapley(values[2 * members + 1 :].reshape(orders.shape), orders)
+        for values in found
+    )
+    whole_seconds, whole_joules = (float(values[0]) for values in found)
+    last = whole_joules - found[1][members + 1 : 2 * members + 1]
+    if members == 1:  # nobody else: a step of nobody is none
+        last = found[1][:1]
+    alone = found[1][1 : members + 1]
+    return StepShares(whole_seconds, whole_joules, seconds, joules, alone, last)
+
+
+def _shapley(climbing: FloatArray, orders: NDArray[np.int64]) -> FloatArray:
+    """Mean of what each member added; `climbing` grows along every order."""
+    marginal = np.diff(climbing, axis=1, prepend=0.0)
+    # What the first one causes is mostly what anyone would have caused: to have it
+    # drawn by lot would be noise.
+    jump = float(climbing[:, 0].min())
+    marginal[:, 0] -= jump
+    members = orders.shape[1]
+    total = np.bincount(orders.ravel(), marginal.ravel(), members)
+    return np.asarray(total / len(orders) + jump / members, np.float64)
 
 
 def _orders(members: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -23,12 +23,12 @@ from loadgen.simulator.core.truth import RequestTruth
 FloatArray = NDArray[np.float64]
 
 COUNTERS = (
-    "running", "waiting", "preemptions", "progress", "prompt_tokens",
-    "generation_tokens", "prefix_queries", "prefix_hits", "computed_prompt_tokens",
-    "cached_prompt_tokens", "iteration_tokens", "iterations", "drafts",
-    "draft_tokens", "accepted_tokens",
+    "running", "waiting", "preemptions", "progress", "prompt_tokens", "cached_tokens",
+    "output_tokens", "drafts", "draft_tokens", "accepted_tokens", "steps",
+    "step_tokens", "prefix_queries", "prefix_hits",
 )  # fmt: skip
-"""On vLLM's `/metrics`, as of the last step: the first two are gauges."""
+"""On vLLM's `/metrics`, as of the last step: the first two are gauges. Those of the
+prefix cache count when a prompt is scheduled, those of prompts at its first token."""
 
 
 @dataclass
@@ -38,8 +38,6 @@ class Tally:
     end_seconds: list[float] = field(default_factory=list)
     now: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
     rows: list[tuple[float, ...]] = field(default_factory=list)
-    iteration_tokens: list[float] = field(default_factory=list)
-    """What the histogram observed, step by step: prompts done, and tokens out."""
 
     def started(self, prompt_tokens: int, cached_tokens: int) -> None:
         """A request was looked up in the prefix cache and scheduled."""
@@ -61,15 +59,12 @@ class Tally:
         now["running"], now["waiting"] = running, waiting
         now["preemptions"] += preempted
         asked = sum(prompt for prompt, _ in prompts)
-        cached = sum(hit for _, hit in prompts)
         now["prompt_tokens"] += asked
-        now["cached_prompt_tokens"] += cached
-        now["computed_prompt_tokens"] += asked - cached
-        now["generation_tokens"] += tokens
+        now["cached_tokens"] += sum(hit for _, hit in prompts)
+        now["output_tokens"] += tokens
         now["progress"] += asked + tokens
-        now["iteration_tokens"] += asked + tokens
-        now["iterations"] += 1
-        self.iteration_tokens.append(asked + tokens)
+        now["steps"] += 1
+        now["step_tokens"] += asked + tokens
         self.end_seconds.append(end_seconds)
         self.rows.append(tuple(now.values()))
 

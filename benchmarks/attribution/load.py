@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
@@ -77,12 +81,43 @@ def engine_config(scenario: Scenario) -> EngineConfig:
     )
 
 
-def load(scenario: Scenario, count: int) -> Load:
-    """Poisson arrivals, kinds drawn evenly; the engine's run of them."""
-    return _load(scenario.load, count)
+def load(scenario: Scenario, count: int, folder: Path | None = None) -> Load:
+    """Poisson arrivals, kinds drawn evenly; the engine's run of them.
+
+    Runs are kept in `folder`, if there is one, for as long as the sources of engines
+    and loads stay as they are.
+    """
+    return _kept(scenario.load, count, folder)
 
 
 @cache
+def _kept(scenario: Scenario, count: int, folder: Path | None) -> Load:
+    if folder is None:
+        return _load(scenario, count)
+    name = sha256(f"{sources_sha256()} {scenario} {count}".encode()).hexdigest()
+    path = folder / f"{name[:32]}.pickle"
+    if path.exists():
+        made = pickle.loads(path.read_bytes())
+        assert isinstance(made, Load)
+        return made
+    made = _load(scenario, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(pickle.dumps(made))
+    part.replace(path)
+    return made
+
+
+@cache
+def sources_sha256() -> str:
+    """Digest of all that a run depends on but its scenario."""
+    root = Path(__file__).parents[2]
+    own = sorted(Path(__file__).parent.glob("*.py"))
+    core = sorted((root / "loadgen/simulator/core").glob("*.py"))
+    sources = [path.read_bytes() for path in own + core if path.name != "sight.py"]
+    return sha256(b"".join(sources)).hexdigest()
+
+
 def _load(scenario: Scenario, count: int) -> Load:
     rng = np.random.default_rng(scenario.seed)
     sides = np.random.default_rng([scenario.seed, 3])
@@ -97,7 +132,7 @@ def _load(scenario: Scenario, count: int) -> Load:
         output = lognormal(rng, *produced, 1, 2048)
         if sides.random() < scenario.embedding_fraction:
             kind, output = EMBEDDING, 1
-            prompt = lognormal(sides, 600.0, 400.0, 64, 2000)
+            prompt = lognormal(sides, 900.0, 700.0, 64, 2000)
         origin = number
         if number and rng.random() < scenario.repeat_fraction:
             origin = int(rng.integers(max(number - 40, 0), number))

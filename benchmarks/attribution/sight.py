@@ -43,8 +43,6 @@ AFTER_SECONDS = 3.0
 
 SEEN, WHOLE, PASSED, PAST = "streamed", "whole", "unmetered", "bypass"
 
-GAUGE_FIELDS = frozenset(EngineGauges.__struct_fields__)
-
 
 @dataclass(frozen=True)
 class Event:
@@ -207,14 +205,23 @@ def _beats(
 
 
 def gauges_at(tally: Tally, at_seconds: float) -> EngineGauges:
-    """What a scrape finds, as far as the meter knows a name for it."""
+    """What a scrape finds; an engine that does not speculate has no such counters."""
     found = tally.at(at_seconds)
-    counts = {
-        name: value if name == "progress" else int(value)
-        for name, value in found.items()
-        if name in GAUGE_FIELDS
-    }
-    return EngineGauges(**counts)  # type: ignore[arg-type]
+    has_drafts = tally.rows and tally.now["drafts"] > 0
+    return EngineGauges(
+        running=int(found["running"]),
+        waiting=int(found["waiting"]),
+        preemptions=int(found["preemptions"]),
+        progress=found["progress"],
+        prompt_tokens=found["prompt_tokens"],
+        cached_tokens=found["cached_tokens"],
+        output_tokens=found["output_tokens"],
+        drafts=found["drafts"] if has_drafts else None,
+        draft_tokens=found["draft_tokens"] if has_drafts else None,
+        accepted_tokens=found["accepted_tokens"] if has_drafts else None,
+        steps=found["steps"],
+        step_tokens=found["step_tokens"],
+    )
 
 
 def play(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,9 +122,9 @@ def test_the_engine_counts_what_it_did(board: str | None) -> None:
     last = made.done.tally.at(1e9)
     prompts = sum(request.prompt_tokens for request in made.requests)
     assert last["prompt_tokens"] == last["prefix_queries"] == prompts
-    assert last["computed_prompt_tokens"] + last["cached_prompt_tokens"] == prompts
-    assert last["prefix_hits"] == last["cached_prompt_tokens"] > 0
-    assert last["generation_tokens"] == sum(r.output_tokens for r in made.requests)
+    assert last["prefix_hits"] == last["cached_tokens"] > 0
+    assert last["output_tokens"] == sum(r.output_tokens for r in made.requests)
+    assert last["step_tokens"] == last["prompt_tokens"] + last["output_tokens"]
     assert last["running"] == last["waiting"] == 0
     assert gauges_at(made.done.tally, 0.0).running == 0
 
@@ -199,3 +201,10 @@ def test_the_same_load_is_computed_once() -> None:
     hidden = Scenario("a", board="dense", repeat_fraction=0.5, hides_cache=True)
     told = Scenario("b", board="dense", repeat_fraction=0.5, lag_seconds=0.3)
     assert load(hidden, SMALL) is load(told, SMALL)
+
+
+def test_runs_are_kept_in_a_folder(tmp_path: Path) -> None:
+    scenario = Scenario("any", board="dense", seed=5)
+    made = load(scenario, 2, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert pickle.loads(kept.read_bytes()).requests == made.requests
