@@ -111,7 +111,9 @@ class EngineTimeline:
         timeline = self._requests[event.key]
         self.open_requests -= 1
         is_refused = event.status in REFUSALS and not event.was_computed
-        timeline.close(event.at_seconds, is_refused=is_refused)
+        timeline.close(
+            event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
+        )
         if not timeline.is_streamed and self._has_sensor:
             self._absorb_until(event.at_seconds)
             spread_unstreamed(
