@@ -117,6 +117,8 @@ class Boundary:
         """The first edge; inf before it."""
         self.is_up = False
         """The sensor answered when it was last read."""
+        self.shared_because: str | None = None
+        """Why the devices' joules are not the engine's alone, as last observed."""
         self._timeline = timeline
         self._asked = self._deadlines = Deadlines(
             min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
@@ -246,7 +248,11 @@ class Boundary:
         self._quality_requests[energy.quality] += 1
         self.ledger.count_tokens(
             key,
-            (timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens),
+            (
+                timeline.prompt_tokens,
+                timeline.cached_tokens,
+                timeline.recorded_output_tokens,
+            ),
         )
         self.ledger.release(key)
         for keys in (self._open, self._with_gap, self._without_idle):
