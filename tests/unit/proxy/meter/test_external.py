@@ -281,19 +281,22 @@ def test_all_of_the_work_is_put_between_the_scrapes(
     spans: list[float], gap: float, prompts: float, output: float
 ) -> None:
     ends = 1.0 + np.cumsum(spans)
-    ground = Ground(ends - spans, ends, np.zeros(len(ends)), 0.02, 500.0)
-    rows = np.array(work_rows(Found(1.2, 2.2 + gap, prompts, output), ground))
-    assert rows[:, 2].sum() == pytest.approx(prompts)
-    assert rows[:, 3].sum() == pytest.approx(output)
-    assert (rows[:, 0] >= 1.2).all()
-    assert (rows[:, 1] <= 2.2 + gap).all()
-    assert (rows >= 0.0).all()
+    ground = Ground(ends - spans, ends, np.zeros(len(ends)), 0.02)
+    found = Found(1.2, 2.2 + gap, prompts, output)
+    prompt_rows, output_rows = work_rows(found, ground)
+    spread = [row[:3] for row in output_rows]
+    for rows, tokens in ((prompt_rows, prompts), (spread, output)):
+        assert sum(row[2] for row in rows) == pytest.approx(tokens)
+        assert all(1.2 <= row[0] <= row[1] <= 2.2 + gap for row in rows)
+        assert all(row[2] >= 0.0 for row in rows)
+    assert all(row[3] >= 0.0 for row in output_rows)
 
 
 def test_prompts_are_put_into_steps_that_nothing_else_explains() -> None:
     spans = np.array([0.01] * 10 + [0.2] + [0.01] * 10)
     ends = 5.0 + np.cumsum(spans)
-    ground = Ground(ends - spans, ends, np.zeros(21), 0.02, 1000.0)
-    rows = np.array(work_rows(Found(5.0, float(ends[-1]), 3000.0, 42.0), ground))
-    assert rows[10, 2] == pytest.approx(3000.0)
-    assert rows[:, 3] == pytest.approx([2.0] * 21)
+    ground = Ground(ends - spans, ends, np.zeros(21), 0.02)
+    found = Found(5.0, float(ends[-1]), 3000.0, 42.0)
+    (prompt,), output = work_rows(found, ground)
+    assert prompt == pytest.approx((ends[9], ends[10], 3000.0))
+    assert [row[2] for row in output] == pytest.approx([2.0] * 21)
