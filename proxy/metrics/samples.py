@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.meter.attribution.fit import CONSTANTS
 from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
@@ -98,6 +97,8 @@ class Snapshot:
     """Requests to the admin API that were refused, by why."""
     admin_changes: Mapping[str, int] = field(default_factory=dict)
     """Upstreams drained and resumed."""
+    reloads: Mapping[str, int] = field(default_factory=dict)
+    """Files of `--config` read again on SIGHUP, by what became of them."""
 
 
 EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]
@@ -302,8 +303,8 @@ def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Fitted constants; nothing before the first fit."""
     calibration = snapshot.meter.calibration
     if calibration is not None and calibration.fit is not None:
-        for name, joules in zip(CONSTANTS, calibration.fit.joules, strict=True):
-            yield (name,), float(joules)
+        for name, (joules, _, _) in calibration.fit.constants.items():
+            yield (name,), joules
 
 
 def stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import math
 import ssl
+from typing import Any
 
 import httpx
 import msgspec
 
-from proxy.engines.wire import UNREADABLE
+from proxy.engines.wire import UNREADABLE, as_count
 from proxy.process.http_get import GetError, get
 from proxy.relay.upstream.upstream import Upstream
 
@@ -36,6 +37,7 @@ MAX_SLOW = 2
 
 class _Card(msgspec.Struct):
     id: str
+    max_model_len: Any = None
 
 
 class _Models(msgspec.Struct):
@@ -60,7 +62,7 @@ class HealthWatch:
         """`has_fixed_models`: `upstream.models` is given, only their cards are read."""
         self._upstream = upstream
         self._tls = tls
-        self._asks_models = asks_models
+        self.asks_models = asks_models
         self.has_fixed_models = has_fixed_models
         self._slow = 0
         self._due_seconds = upstream.clock()
@@ -109,7 +111,7 @@ class HealthWatch:
             if reply.status >= 500:
                 reason = f"upstream {url} answered {reply.status}"
                 return self._failed(reason, is_sure=False)
-            if self._asks_models:
+            if self.asks_models:
                 await self._learn_models(client)
         self._slow = 0
         if not upstream.is_up:
@@ -133,7 +135,11 @@ class HealthWatch:
             url = f"{upstream.address.url}/v1/models"
             reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
             listed = _decode_models(reply.body).data
-            cards = {_decode_card(card).id: card.copy() for card in listed}
+            read = [_decode_card(card) for card in listed]
+            cards = {
+                card.id: raw.copy() for card, raw in zip(read, listed, strict=True)
+            }
+            lengths = {card.id: as_count(card.max_model_len) for card in read}
         except (GetError, *UNREADABLE) as error:
             if upstream.models is None:
                 log.warning(
@@ -142,5 +148,8 @@ class HealthWatch:
                 )  # fmt: skip
             return
         upstream.cards = cards
+        upstream.context_tokens = {
+            name: length for name, length in lengths.items() if length
+        }
         if not self.has_fixed_models:
             upstream.models = tuple(cards)

@@ -9,7 +9,7 @@ duplicates of the rest are kept.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
@@ -148,6 +148,11 @@ def is_compressed(headers: Headers) -> bool:
     """Whether a reply's bytes must be decoded before anyone can read them."""
     codings = values_of(headers, b"content-encoding")
     return any(value.strip().lower() not in (b"", b"identity") for value in codings)
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """What a reply says that it is, without parameters; empty if it does not."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def by_name(headers: Headers) -> dict[str, str]:

@@ -73,6 +73,8 @@ class RequestTimeline(TokenCount):
     def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
         super().__init__(
             sequences=facts.sequences,
+            prompts=facts.prompts,
+            context_tokens=facts.context_tokens,
             is_streamed=facts.is_stream,
             has_running_usage=facts.has_running_usage,
         )
