@@ -24,6 +24,7 @@ from proxy.admin.views import (
     EngineSources,
     ProcessRun,
     engine_books,
+    engine_hardware,
     engine_info,
     fleet_books,
     fleet_readiness,
@@ -35,7 +36,13 @@ from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
 from proxy.store.stored_record import cursor_at
-from proxy.wire.api import BooksReply, InfoReply, UpstreamReply, UpstreamsReply
+from proxy.wire.api import (
+    BooksReply,
+    HardwareReply,
+    InfoReply,
+    UpstreamReply,
+    UpstreamsReply,
+)
 
 log = logging.getLogger("servewatt.admin")
 
@@ -85,6 +92,7 @@ def admin_app(
     app.router.add_get("/requests", views.requests)
     app.router.add_get("/requests/{request_id}", views.request)
     app.router.add_get("/books", views.books)
+    app.router.add_get("/hardware", views.hardware)
     app.router.add_get("/info", views.info)
     app.router.add_get("/calibration", views.calibration)
     app.router.add_get("/upstreams", views.upstreams)
@@ -199,6 +207,32 @@ class _Views:
         if chosen not in books.boundaries:
             return _refuse(f"boundary is one of {', '.join(books.boundaries)}")
         return _json(books.boundaries[chosen])
+
+    async def hardware(self, request: web.Request) -> web.Response:
+        offset, edges = self._unix_offset_seconds(), []
+        for name in ("from_unix", "to_unix"):
+            text = request.query.get(name)
+            try:
+                edges.append(None if text is None else float(text))
+            except ValueError:
+                return _refuse(f"{name} is Unix seconds, such as 1767225600.5")
+            if text is not None and not math.isfinite(float(text)):
+                return _refuse(f"{name} is finite Unix seconds")
+        begin, end = edges
+        body = HardwareReply(
+            from_unix_seconds=begin,
+            to_unix_seconds=end,
+            engines={
+                engine.name: engine_hardware(
+                    engine,
+                    -math.inf if begin is None else begin - offset,
+                    time.monotonic() if end is None else end - offset,
+                    unix_offset_seconds=offset,
+                )
+                for engine in self._from.engines
+            },
+        )
+        return _json(body)
 
     async def info(self, request: web.Request) -> web.Response:
         engines = {e.name: engine_info(e) for e in self._from.engines}

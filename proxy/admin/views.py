@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -16,11 +16,13 @@ import msgspec
 from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
+from proxy.power.hardware import HardwareLog, board_state
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
     JOULES,
     BooksReply,
     BoundaryBooks,
+    EngineHardware,
     EngineInfo,
     FleetBooks,
     FleetReadiness,
@@ -57,6 +59,8 @@ class EngineSources:
     """None when the upstream answers, else why it does not."""
     upstream: Upstream | None = None
     run: ProcessRun = ProcessRun()
+    hardware: HardwareLog = field(default_factory=HardwareLog)
+    """How its boards worked."""
 
 
 # -- books ---------------------------------------------------------------------
@@ -313,6 +317,26 @@ def _sensor(measured: Measured) -> SensorState:
         last_error=stats.last_error if stats else None,
         clock_offset_seconds=stats.clock_offset_seconds if stats else None,
         rejected={**stats.rejected} if stats else {},
+    )
+
+
+def engine_hardware(
+    engine: EngineSources,
+    start_seconds: float,
+    end_seconds: float,
+    *,
+    unix_offset_seconds: float,
+) -> EngineHardware:
+    """The boards of one engine now, and how they worked in a window."""
+    log = engine.hardware
+    seen = log.observed_seconds()
+    stats = [measured.sampler for measured in engine.measured()]
+    return EngineHardware(
+        simulated=any(each is not None and each.is_simulated for each in stats),
+        observed_unix_seconds=None if seen is None else seen + unix_offset_seconds,
+        now=[board_state(state, boundary) for boundary, state in log.now()],
+        window=log.between(start_seconds, end_seconds),
+        series=log.series(start_seconds, end_seconds, unix_offset_seconds),
     )
 
 

@@ -18,6 +18,7 @@ from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot, Measured
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
+from proxy.power.hardware import HardwareLog
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
 from proxy.process.supervise import LoopErrors
 from proxy.relay.config import RelayConfig
@@ -26,6 +27,7 @@ from proxy.relay.upstream.upstream import Upstream, open_upstream
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
 from proxy.store.fits import CalibrationFile
+from proxy.wire.events import HardwareObserved, PowerSampled
 
 
 class MeteredUpstream:
@@ -69,6 +71,7 @@ class MeteredUpstream:
         self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
         self.run = run or ProcessRun()
+        self.hardware = HardwareLog()
 
     def open_upstream(
         self, config: RelayConfig, clock: Callable[[], float]
@@ -130,10 +133,15 @@ class MeteredUpstream:
         self, loop: asyncio.AbstractEventLoop, errors: LoopErrors
     ) -> None:
         """Read them on threads of their own, and feed the meter on the loop's."""
-        meter = self.meter
         self.sensors.start(
-            lambda event: loop.call_soon_threadsafe(meter.feed, event), errors
+            lambda event: loop.call_soon_threadsafe(self._take, event), errors
         )
+
+    def _take(self, event: PowerSampled | HardwareObserved) -> None:
+        """Feed the meter, and keep what a run will ask of its boards."""
+        if isinstance(event, HardwareObserved):
+            self.hardware.add(event)
+        self.meter.feed(event)
 
     def measured(self) -> tuple[Measured, ...]:
         """Every boundary now, the headline first; on the meter's thread only."""
@@ -160,6 +168,7 @@ class MeteredUpstream:
             self.health.answer,
             self.upstream,
             self.run,
+            self.hardware,
         )
 
     async def keep_calibration(self) -> None:
@@ -187,6 +196,9 @@ class MeteredUpstream:
             unjoined_records=dict(self.meter.unjoined_total),
             gauges=self.gauges,
             is_health_asked=not self.health.is_overdue,
+            boards=tuple(self.hardware.now()),
+            slowdown_seconds=dict(self.hardware.slowdown_seconds),
+            limit_changes=dict(self.hardware.limit_changes),
         )
 
     def _provenance(self) -> Provenance:
