@@ -220,7 +220,9 @@ def test_a_client_decodes_the_same_events_with_and_without(
 
 def test_a_client_that_did_not_ask_for_usage_sees_the_energy_only(loop: str) -> None:
     async def test() -> None:
-        async with relaying(streaming(sse(TEXT), sse(USAGE) + DONE)) as bench:
+        async with relaying(
+            streaming(sse(TEXT), sse(USAGE) + DONE), usage_event="drop"
+        ) as bench:
             reply = await ask(bench, CHAT)
             assert reply.body == sse(TEXT) + COMMENT + DONE
             assert "include_usage" in bench.upstream.requests[0].body.decode()
