@@ -32,6 +32,8 @@ class MeterConfig:
     """When the constants of `calibrated` are trusted."""
     calibrations: Mapping[str, Sums] = field(default_factory=dict)
     """What earlier runs of this engine saw at the headline, by model."""
+    sensor_fraction: float = 0.0
+    """What the headline's readings may be off by, all alike; see `interval`."""
     engine: str = ""
     """Whose meter it is, as records say."""
 

@@ -71,7 +71,7 @@ def estimated_energy(
         idle_share_joules=idle_share,
         energy_joules=prefill + decode + idle_share,
         policy=ledger.headline,
-        quality="estimated",
+        timing="estimated",
     )
 
 
