@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.meter.attribution.fit import CONSTANTS
 from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
@@ -256,8 +255,8 @@ def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Fitted constants; nothing before the first fit."""
     calibration = snapshot.meter.calibration
     if calibration is not None and calibration.fit is not None:
-        for name, joules in zip(CONSTANTS, calibration.fit.joules, strict=True):
-            yield (name,), float(joules)
+        for name, (joules, _, _) in calibration.fit.constants.items():
+            yield (name,), joules
 
 
 def stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:

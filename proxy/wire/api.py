@@ -331,7 +331,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
 
 # -- /calibration --------------------------------------------------------------
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
+"""1 had the five plain constants alone; its files are shown, and learnt anew."""
 
 
 class SavedSums(Struct, frozen=True):
@@ -343,6 +344,10 @@ class SavedSums(Struct, frozen=True):
     work: tuple[float, ...]
     joules: float
     square_joules: float
+    form: str = "plain"
+    """The form of the cost model that was in use."""
+    features: tuple[str, ...] = ()
+    """What the sums are of, in order; empty in version 1: the five of `plain`."""
 
 
 class FittedConstant(Struct, frozen=True):
@@ -366,6 +371,11 @@ class SavedCalibration(Struct, frozen=True):
     row_seconds: float = 0.0
     condition: float | None = None
     misfit: float | None = None
+    form: str | None = None
+    """The form of the cost model that is in use, see docs/attribution.md."""
+    form_errors: dict[str, float] = {}
+    """What each form missed rows by before it had seen them (root mean square), by the
+    mean row."""
     constants: dict[str, FittedConstant] = {}
     sums: SavedSums | None = None
 

@@ -14,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.shares import (
+    EXPERTS,
+    MIXED,
+    StepPlayers,
+    beside_prompts,
+    expert_shares,
+)
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 
 
@@ -153,9 +160,15 @@ def shared_seconds(
     return at_turn - at_begin, np.asarray(decoding, dtype=np.float64)
 
 
+SHARED = (*MIXED, *EXPERTS, "decode_rows", "kv_rows")
+"""Columns of `Activity.shared`: parts of steps that are divided by rules of their own,
+then the sequences decoded, step by step, and the context that they read. These are less
+than tokens where a step yields several of a sequence (speculative decoding)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Work per request in one interval, every array of shape (requests,), >= 0."""
+    """Work per request in one interval, arrays of shape (requests,), >= 0."""
 
     prefill_seconds: FloatArray
     """Time in prefill, each moment divided by the number then running."""
@@ -175,6 +188,9 @@ class Activity:
     """Steps taken part in with prefill, each divided by the number present."""
     decode_steps: FloatArray
     """Steps taken part in with decode, divided alike."""
+    shared: FloatArray | None = None
+    """Shape (requests, 2, len(SHARED)): prefill and decode; None where only sums are
+    known."""
 
 
 def activity_between(
@@ -201,7 +217,8 @@ def activity_between(
     row, row_step = _prefill_rows(
         population, steps.end_seconds[first:stop], starts[first:stop]
     )
-    share = _step_shares(stop - int(first), reads, row_step)
+    often = _often(stop - int(first), reads)
+    share = _step_shares(often, reads, row_step)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
         starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
@@ -219,6 +236,16 @@ def activity_between(
     prefill_tokens = _sum_by(
         population.row_request, population.row_tokens * row_parts, count
     )
+    sequences = population.sequences[reads.request]
+    players = StepPlayers(
+        often,
+        _sum_by(reads.step, reads.presence * sequences, len(often)),
+        row_step,
+        population.row_tokens[row],
+    )
+    shared = _shared(
+        players, reads, parts, population.row_request[row], row_parts[row], population
+    )
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
@@ -233,15 +260,60 @@ def activity_between(
         decode_steps=_sum_by(
             reads.request, reads.presence * parts * share[reads.step], count
         ),
+        shared=shared,
     )
 
 
-def _step_shares(count: int, reads: _Reads, row_step: IntArray) -> FloatArray:
-    """What one presence in each step is of it: the step by the number present."""
-    present = _sum_by(reads.step, reads.presence, count)
-    present += np.bincount(row_step, minlength=count)
-    often = np.ones(count)  # several steps in one cluster count as several
+def _shared(
+    players: StepPlayers,
+    reads: _Reads,
+    parts: FloatArray,
+    row_request: IntArray,
+    row_parts: FloatArray,
+    population: Population,
+) -> FloatArray:
+    """Shares of each request in the parts of steps that do not simply add up."""
+    count, step, row_step = len(population.keys), reads.step, players.row_step
+    sequences = population.sequences[reads.request]
+    rows = reads.presence * sequences
+    found = np.zeros((count, 2, len(SHARED)))
+
+    def put(name: str, prompts: FloatArray | None, decodes: FloatArray | None) -> None:
+        column = SHARED.index(name)
+        if prompts is not None:
+            found[:, 0, column] = _sum_by(row_request, prompts * row_parts, count)
+        if decodes is not None:
+            found[:, 1, column] = _sum_by(reads.request, decodes * parts, count)
+
+    put("decode_rows", None, rows)
+    put("kv_rows", None, rows * reads.context)
+    if len(row_step):
+        prompts = players.prompts
+        put("mixed_steps", (players.often / np.maximum(prompts, 1.0))[row_step], None)
+        kept, taken = beside_prompts(players)
+        for name, work in (
+            ("mixed_decode_tokens", reads.decoded),
+            ("mixed_kv_tokens", reads.decoded * reads.context),
+        ):
+            of_step = _sum_by(step, work, len(prompts))
+            put(name, (of_step * taken)[row_step], work * kept[step])
+    of_sequence, of_prompt = expert_shares(players)
+    for column, name in enumerate(EXPERTS):
+        put(name, of_prompt[:, column], rows * of_sequence[step, column])
+    return found
+
+
+def _often(count: int, reads: _Reads) -> FloatArray:
+    """How many steps each cluster is: as often as a request was read in it."""
+    often = np.ones(count)
     np.maximum.at(often, reads.step, reads.presence)
+    return often
+
+
+def _step_shares(often: FloatArray, reads: _Reads, row_step: IntArray) -> FloatArray:
+    """What one presence in each step is of it: the step by the number present."""
+    present = _sum_by(reads.step, reads.presence, len(often))
+    present += np.bincount(row_step, minlength=len(often))
     return np.asarray(often / np.maximum(present, 1.0), dtype=np.float64)
 
 

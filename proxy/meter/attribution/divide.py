@@ -21,8 +21,9 @@ from proxy.meter.activity.work import (
     activity_between,
     busy_seconds_until,
 )
-from proxy.meter.attribution.fit import CONSTANTS, work_of
+from proxy.meter.attribution.fit import work_of
 from proxy.meter.attribution.policies import (
+    FEATURES,
     FloatArray,
     Policy,
     attribute,
@@ -82,8 +83,8 @@ class Division:
     """Shape (policies, requests, 2): prefill and decode."""
     caused_joules: float = 0.0
     """What the requests caused: the sum of every policy's joules."""
-    work: FloatArray = field(default_factory=lambda: np.zeros(len(CONSTANTS)))
-    """What all requests did, in the order of `CONSTANTS`; zeros where nobody ran."""
+    work: FloatArray = field(default_factory=lambda: np.zeros(len(FEATURES)))
+    """What all requests did, in the order of `FEATURES`; zeros where nobody ran."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Idle share and caused joules of each that has no record."""
 
