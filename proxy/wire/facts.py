@@ -104,7 +104,12 @@ class Labels(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineGauges(msgspec.Struct, frozen=True, gc=False):
-    """One scrape of an engine's own `/metrics`. A request with n=2 counts as two."""
+    """One scrape of an engine's own `/metrics`. A request with n=2 counts as two.
+
+    The tokens and steps are counters since the engine started, over all of its ranks;
+    None: not told. One that fell, or rose faster than any engine computes, tells
+    nothing of the time between two scrapes.
+    """
 
     running: int
     waiting: int
@@ -116,6 +121,23 @@ class EngineGauges(msgspec.Struct, frozen=True, gc=False):
     It tells a gauge that was left standing: vLLM does not bring its gauges to 0
     when all requests are aborted at once (vllm-project/vllm issue 29928).
     """
+    prompt_tokens: float | None = None
+    """Of prompts whose first token has come, cached tokens included: vLLM adds the
+    whole prompt at that step, once for each of `n` outputs."""
+    cached_tokens: float | None = None
+    """The part of them that was not computed but found in a cache."""
+    output_tokens: float | None = None
+    """Generated, also for clients that have left."""
+    drafts: float | None = None
+    """How often a step of a sequence was speculated on."""
+    draft_tokens: float | None = None
+    """Tokens drafted by speculation: each is computed like one of a prompt."""
+    accepted_tokens: float | None = None
+    """Drafted tokens that became output."""
+    steps: float | None = None
+    """Steps of the engine, whatever each computed."""
+    step_tokens: float | None = None
+    """Tokens in those steps: whole prompts at their first token, and output."""
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
