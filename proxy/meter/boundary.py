@@ -25,7 +25,8 @@ from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
-from proxy.meter.attribution.fit import PRIOR, Calibration, CalibrationState
+from proxy.meter.attribution.fit import Calibration, CalibrationState
+from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
     GRADES,
     GUESSED_DOUBT,
@@ -38,7 +39,7 @@ from proxy.meter.attribution.interval import (
     grade_of,
     total_bounds,
 )
-from proxy.meter.attribution.policies import Policy
+from proxy.meter.attribution.policies import CostModel, Policy
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -110,6 +111,7 @@ class MeterState:
 
 PHASE, FITTED = "phase", "fitted"
 """Cost models whose residuals are watched."""
+PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
 BEST = "calibrated"
 """The policy that knows this engine best; `phase` until its constants are trusted."""
 NEWEST_RECORDS = 512
@@ -531,7 +533,7 @@ class Boundary:
             keys=keys,
             idle_share_joules=division.idle_share_joules,
             policy_joules=division.policy_joules,
-            doubts=self._doubts(window, ran, division, is_whole=is_whole),
+            doubts=self._doubts(window, ran, division),
         )
 
     def _doubts(
@@ -539,8 +541,6 @@ class Boundary:
         window: Window,
         ran: Sequence[RequestTimeline],
         division: Division,
-        *,
-        is_whole: bool,
     ) -> FloatArray:
         """What the window adds to the intervals of those who ran in it."""
         start, end = window.start_seconds, window.end_seconds
@@ -550,11 +550,13 @@ class Boundary:
         if external > 0:
             self._beside_others.update(timeline.key for timeline in ran)
         residual = 0.0
-        if is_whole and len(ran):
-            fit = self.calibration.fit
-            costs = {PHASE: PRIOR} | ({} if fit is None else {FITTED: fit.joules})
+        if len(ran):
+            fit, work = self.calibration.fit, division.work
+            predicted = {PHASE: float(work[: len(PHASE_JOULES)] @ PHASE_JOULES)}
+            if fit is not None:
+                predicted[FITTED] = float(fit.joules_of(work))
             found = self._errors.learn(
-                {name: float(cost @ division.work) for name, cost in costs.items()},
+                predicted,
                 division.caused_joules,
                 seconds=end - start,
                 keys=[timeline.key for timeline in ran],

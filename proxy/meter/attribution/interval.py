@@ -55,8 +55,9 @@ ROW_SECONDS = 2.0
 from one window to the next, and that is no error of a request."""
 MAX_ROWS = 25
 """The newest so many: a minute of load."""
-FIRST_ROWS = (0.02, 0.05, 0.08, 0.13, 0.18)
-"""Taken for rows until the first were seen: errors of `phase` in simulated runs."""
+FIRST_ROWS = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""Taken for rows until the first were seen: errors of a run's first ten seconds, when
+neither the engine's speed nor its constants are known."""
 LEVEL_KEEP = 0.9
 """Of the model's level per window: clocks and temperature move all requests alike."""
 MEAN_KEEP = 0.95
