@@ -36,6 +36,9 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     tables = [_load(summary), _latency(summary), *_energy(summary)]
     if len(summary.by_kind) > 1:
         tables.append(_kinds(summary))
+    boards = [*text.board_rows(summary.hardware), *text.warm_up_rows(summary.hardware)]
+    if boards:
+        tables.append(_boards(boards))
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
@@ -170,6 +173,13 @@ def _per_request(summary: Summary) -> Table:
     _figure_row(
         table, "active: without the idle share", summary.measures["active_energy"]
     )
+    if energy.interval is not None:
+        bounds = energy.interval
+        table.add_row(
+            f"90 % interval, +- {fmt.percent(bounds.half_width_fraction)}: from, to",
+            fmt.joules(bounds.low_joules),
+            fmt.joules(bounds.high_joules),
+        )
     for policy, found in energy.policy_joules_per_request.items():
         if policy != energy.policy:
             points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
@@ -197,6 +207,8 @@ def _per_token(energy: EnergyBlock) -> Table:
     )
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
+    if energy.grade:
+        _line(table, "trust", text.counted(energy.grade))
     if energy.failed_request_joules:
         _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:
@@ -223,6 +235,13 @@ def _boundaries(energy: EnergyBlock) -> Table:
         )
         if row.note:
             table.add_row(f"  {row.note}")
+    return table
+
+
+def _boards(rows: Sequence[text.BoardRow]) -> Table:
+    table = _section("GPU state")
+    for row in rows:
+        _line(table, row.name, row.text)
     return table
 
 

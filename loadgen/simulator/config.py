@@ -44,7 +44,7 @@ class ServerConfig:
         int,
         Meta(ge=0),
         Option(
-            "Refuse requests while this many wait; 0 is no limit.",
+            "Refuse requests beyond this many, running and waiting; 0 is no limit.",
             "N",
             name="max-num-queued",
         ),

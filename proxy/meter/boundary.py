@@ -28,9 +28,12 @@ from proxy.meter.attribution.divide import Division, IdleWatts, divide
 from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
+    CENTRE,
     GRADES,
     GUESSED_DOUBT,
+    SPREAD,
     WHOLE_REPLY_DOUBT,
+    Bounds,
     ErrorTracker,
     Evidence,
     FloatArray,
@@ -144,6 +147,8 @@ class Boundary:
         """The first edge; inf before it."""
         self.is_up = False
         """The sensor answered when it was last read."""
+        self.shared_because: str | None = None
+        """Why the devices' joules are not the engine's alone, as last observed."""
         self._timeline = timeline
         self._asked = self._deadlines = Deadlines(
             min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
@@ -286,7 +291,11 @@ class Boundary:
             self._half_widths.append(width / 2 / energy.energy_joules)
         self.ledger.count_tokens(
             key,
-            (timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens),
+            (
+                timeline.prompt_tokens,
+                timeline.cached_tokens,
+                timeline.recorded_output_tokens,
+            ),
         )
         self.ledger.release(key)
         for keys in (
@@ -387,7 +396,7 @@ class Boundary:
             return None
         window, among = found
         start, end = window.start_seconds, window.end_seconds
-        if timeline.gauges.awaits(end, now_seconds):
+        if timeline.awaits(end, now_seconds, self._asked.wait_seconds):
             return None
         unknown = [each for each in among if not timeline.is_known(each, start, end)]
         if unknown and now_seconds < end + self._asked.wait_seconds:
@@ -475,24 +484,25 @@ class Boundary:
                 gap_seconds=end - start,
             )
         else:
-            unmetered = self._timeline.unmetered.between(start, end)
-            external = self._timeline.gauges.external(start, end)
-            unknown = len(unmetered) + len(external)
-            policies = self.config.policies.values()
+            unseen = self._timeline.unseen(start, end)
+            policies = self.config.policies
+            everybody = [*ran, *unseen.by_work, *unseen.by_time]
             division = divide(
                 window,
-                population_of([*ran, *unmetered, *external], let_in=let_in),
+                population_of(everybody, let_in=let_in),
                 steps,
                 starts,
                 idle_watts=self.idle.watts,
-                policies=[self.bound(policy) for policy in policies],
-                external=unknown,
+                policies=[self.bound(policy) for policy in policies.values()],
+                headline=list(policies).index(self.config.policy),
+                by_work=len(unseen.by_work),
+                by_time=len(unseen.by_time),
             )
-            is_whole = not unknown and all(
+            is_whole = not unseen.by_time and all(
                 timeline.scheduled_seconds is not None for timeline in among
             )
             closing = self._divided(
-                window, measured, ran, division, len(unmetered), is_whole=is_whole
+                window, measured, ran, division, unseen.reasons, is_whole=is_whole
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
                 self._maybe_idle.append((start, end, joules))
@@ -505,13 +515,13 @@ class Boundary:
         measured: float,
         ran: Sequence[RequestTimeline],
         division: Division,
-        unmetered: int,
+        reasons: Sequence[str],
         *,
         is_whole: bool,
     ) -> Closing:
         """What a measured window posts; `is_whole`: its work is known.
 
-        Of those that are not ours to record the first are `unmetered`.
+        `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
         if self.idle.watts is None:
@@ -527,8 +537,14 @@ class Boundary:
             measured,
             idle_joules=division.idle_joules,
             unattributed_joules={
-                "unmetered": float(division.external_joules[:unmetered].sum()),
-                "external": float(division.external_joules[unmetered:].sum()),
+                reason: sum(
+                    joules
+                    for why, joules in zip(
+                        reasons, division.external_joules.tolist(), strict=True
+                    )
+                    if why == reason
+                )
+                for reason in ("unmetered", "external")
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
@@ -627,14 +643,7 @@ class Boundary:
         )
         timing = "timed" if is_exact else "estimated"
         energy = prefill + decode + idle_share
-        bounds = bounds_of(
-            energy,
-            prefill + decode,
-            ledger.doubts(key),
-            self._errors.scale(self._cost_in_use),
-            edge_seconds=self.curve.edge_seconds,
-            sensor_fraction=self.config.sensor_fraction,
-        )
+        bounds = self.bounds(key, energy, prefill + decode)
         return RequestEnergy(
             prefill_joules=prefill,
             decode_joules=decode,
@@ -646,6 +655,27 @@ class Boundary:
             low_joules=bounds.low_joules,
             high_joules=bounds.high_joules,
             grade=grade_of(energy, bounds, timing, self._evidence(timeline)),
+        )
+
+    def bounds(
+        self,
+        key: int,
+        energy_joules: float,
+        active_joules: float,
+        *,
+        guessed_joules: float = 0.0,
+    ) -> Bounds:
+        """The interval of what a request was charged; part of it may be a guess yet."""
+        doubts = self.ledger.doubts(key)
+        doubts[SPREAD] += GUESSED_DOUBT * guessed_joules
+        doubts[CENTRE] += guessed_joules
+        return bounds_of(
+            energy_joules,
+            active_joules,
+            doubts,
+            self._errors.scale(self._cost_in_use),
+            edge_seconds=self.curve.edge_seconds,
+            sensor_fraction=self.config.sensor_fraction,
         )
 
     def _evidence(self, timeline: RequestTimeline) -> Evidence:

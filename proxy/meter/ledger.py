@@ -83,6 +83,9 @@ class RequestRecord:
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
     """Name of the upstream that got it."""
+    is_output_lower_bound: bool = False
+    """The reply broke off: `output_tokens` are those seen, the engine may have made
+    more."""
     key: int = 0
     """The request's key, by which a record follows the note of it; 0: it has none."""
 

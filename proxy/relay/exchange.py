@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 
+import msgspec
+
 from proxy.engines import reader_of
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Outgoing, Refusal
@@ -27,9 +29,10 @@ from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.turns import Turns
 from proxy.relay.upstream.connection import UpstreamConnection
-from proxy.relay.upstream.upstream import Upstream
+from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
 from proxy.wire.facts import UNMETERED, RequestFacts
+from proxy.wire.headers import staying_here
 from proxy.wire.http1 import ReplyHead
 from proxy.wire.outline import Buffer, outline
 
@@ -73,6 +76,7 @@ REPEATABLE = frozenset([b"GET", b"HEAD", b"OPTIONS"])
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed is lost within a round trip."""
 
+REDIRECTS = frozenset([301, 302, 303, 307, 308])
 REFUSES_FIELDS = frozenset([400, 422])
 """How a server refuses a body that has a field it does not know."""
 MAX_REFUSAL_BYTES = 256 * 1024
@@ -249,10 +253,18 @@ class Exchange:
         never at an upstream that could not be reached while another one could.
         """
         core, request = self._core, self._request
-        upstream, admission = self._candidate.upstream, self._candidate.admission
+        upstream = self._candidate.upstream
+        is_witness = self._fit_usage()
+        admission = self._candidate.admission
         self._request_bytes = self._candidate.bytes_for(request)
         if admission.has_usage_added:
-            self._outgoing.drop_usage(UsageFilter(upstream.dialect))
+            self._outgoing.drop_usage(
+                UsageFilter(
+                    upstream.dialect,
+                    upstream.takes_usage_out,
+                    upstream.learn_it_forces_usage,
+                )
+            )
         if admission.facts is None:
             upstream.counters.unmetered += 1
             if not admission.is_work:
@@ -263,6 +275,7 @@ class Exchange:
             self._unmetered_key = key
             upstream.guard.feed(RequestOpened(key, at_seconds, request_id, UNREAD))
             return
+        facts = upstream.with_context(facts)
         labels = core.labels.read(facts, request.headers, upstream.models or ())
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(
@@ -276,6 +289,7 @@ class Exchange:
             if labels.is_provisional
             else None,
             wants_stream=facts.is_stream,
+            on_usage_known=upstream.learn_from_witness if is_witness else None,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(
@@ -288,6 +302,18 @@ class Exchange:
                 request.request_id,
                 self._end,
             )
+
+    def _fit_usage(self) -> bool:
+        """Ask for usage or not, as this upstream is; whether it is learnt from this."""
+        upstream = self._candidate.upstream
+        if not self._candidate.admission.has_usage_added:
+            return False
+        asking = upstream.usage_asking
+        is_witness = asking is UsageAsking.LEARNING and not upstream.has_witness
+        if is_witness or asking in (UsageAsking.FORCED, UsageAsking.NEVER):
+            self._candidate = self._candidate.without_usage(self._request)
+        upstream.has_witness = upstream.has_witness or is_witness
+        return is_witness
 
     async def _connect(self) -> None:
         upstream = self._candidate.upstream
@@ -334,6 +360,10 @@ class Exchange:
             self._candidate.upstream.refuse_stream_options()
         self._let_go_of_the_body()
         self._set_deadline(self._core.config.read_timeout_seconds)
+        if head.status in REDIRECTS:
+            at = self._candidate.upstream.address
+            headers = staying_here(head.headers, at.authority, at.prefix)
+            head = msgspec.structs.replace(head, headers=headers)
         self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)

@@ -33,6 +33,10 @@ class Accounts(Struct, frozen=True, kw_only=True):
     attributed_joules: Phases | None = None
     idle_share_joules: float | None = None
     """Idle power while requests ran, shared among them."""
+    attributed_low_joules: float | None = None
+    """Prefill, decode and idle share together are no less, and no more than the next,
+    with 90 %."""
+    attributed_high_joules: float | None = None
     idle_joules: float | None = None
     """Nothing ran."""
     unattributed_joules: dict[str, float] | None = None
@@ -190,7 +194,15 @@ class BoundaryEnergy(Struct, frozen=True, kw_only=True):
     energy_joules: float | None
     """Sum of the three above."""
     quality: str
-    """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
+    """Deprecated: `timing`, with `exact` for `timed`."""
+    low_joules: float | None = None
+    """With 90 % the energy is no less, and no more than `high_joules`."""
+    high_joules: float | None = None
+    timing: str | None = None
+    """`timed`, `estimated` or `unknown`: how well it is known who ran when. Null in
+    records older than it, as the next."""
+    grade: str | None = None
+    """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
 
 
 class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True):
@@ -226,6 +238,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    is_output_lower_bound: bool | None = None
+    """The reply broke off: `output_tokens` are those seen until then, the engine may
+    have made more. Null in records older than it."""
     energy: EnergyReply
 
 
@@ -327,6 +342,94 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     upstreams: list[UpstreamReply]
     store: StoreState | None
     """Null where records are kept in memory only."""
+
+
+# -- /hardware -----------------------------------------------------------------
+
+
+class BoardState(Struct, frozen=True, kw_only=True):
+    """How one board works now; null is what it does not tell."""
+
+    boundary: str
+    device: str
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    temperature_celsius: float | None = None
+    throttle_reasons: list[str] | None = None
+    power_limit_watts: float | None = None
+    corrected_ecc_errors: int | None = None
+    uncorrected_ecc_errors: int | None = None
+    last_xid: int | None = None
+    """The driver's number of its last fault; 0: there was none."""
+    process_ids: list[int] | None = None
+    other_processes: int | None = None
+    """Processes on it beside the engine's."""
+
+
+class SpreadReply(Struct, frozen=True, kw_only=True):
+    """Smallest, middle and largest of what was seen."""
+
+    min: float
+    median: float
+    max: float
+
+
+class BoardSummary(Struct, frozen=True, kw_only=True):
+    """How one board worked in a window; null is what it never told."""
+
+    boundary: str
+    device: str
+    seconds: float
+    """Of the window in which it was observed."""
+    sm_clock_hertz: SpreadReply | None = None
+    """While it worked, where it tells that it idles."""
+    memory_clock_hertz: SpreadReply | None = None
+    temperature_celsius: SpreadReply | None = None
+    throttled_seconds: float | None = None
+    """Slower than its settings allow, for whatever reason."""
+    throttled_seconds_by_reason: dict[str, float] = {}
+    """Reasons come together, so these may be more than the seconds of all."""
+    power_limit_watts: SpreadReply | None = None
+    power_limit_changes: int | None = None
+    corrected_ecc_errors: int | None = None
+    """Errors of its memory in the window."""
+    uncorrected_ecc_errors: int | None = None
+    xids: list[int] | None = None
+    """Faults that the driver noted in the window."""
+    other_processes: int | None = None
+    """The most that were on it at once beside the engine's."""
+    shared_seconds: float | None = None
+    """With another process on it."""
+    process_ids: list[int] = []
+    """All that were seen, the engine's too."""
+
+
+class HardwareSeries(Struct, frozen=True, kw_only=True):
+    """The slowest clock and the hottest board over time."""
+
+    at_unix_seconds: list[float] = []
+    sm_clock_hertz: list[float | None] = []
+    temperature_celsius: list[float | None] = []
+
+
+class EngineHardware(Struct, frozen=True, kw_only=True):
+    """The boards of one engine."""
+
+    simulated: bool = False
+    observed_unix_seconds: float | None = None
+    """When they were last observed; null: no source tells."""
+    now: list[BoardState] = []
+    window: list[BoardSummary] = []
+    """From `from_unix` to `to_unix`, as far back as is kept."""
+    series: HardwareSeries = HardwareSeries()
+
+
+class HardwareReply(Struct, frozen=True, kw_only=True):
+    """`/hardware`: clocks, temperature, throttling, limits, errors, processes."""
+
+    from_unix_seconds: float | None = None
+    to_unix_seconds: float | None = None
+    engines: dict[str, EngineHardware] = {}
 
 
 # -- /calibration --------------------------------------------------------------

@@ -43,6 +43,10 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     is_stream: bool = False
     sequences: int = 1
     """Outputs asked for: prompts x n (or best_of)."""
+    prompts: int = 1
+    """Those that the request has, each for itself."""
+    context_tokens: int | None = None
+    """The longest that the model takes, prompt and output: no count is beyond it."""
     max_output_tokens: int | None = None
     wants_usage: bool = False
     """The client itself asked for the usage event."""
@@ -151,3 +155,32 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     """When the sensor measured it, monotonic; None: while it was read."""
     is_outside: bool = False
     """A device of the host but not of the engine: `--gpus` left it out."""
+
+
+class HardwareState(msgspec.Struct, frozen=True, gc=False):
+    """How one board works at one moment, beside its power; None: it does not tell."""
+
+    device: str
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    temperature_celsius: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why its clocks are below what they could be; empty: they are not."""
+    power_limit_watts: float | None = None
+    """The limit that is enforced now."""
+    corrected_ecc_errors: int | None = None
+    """Errors of its memory since the driver was loaded."""
+    uncorrected_ecc_errors: int | None = None
+    last_xid: int | None = None
+    """The driver's number of its last fault; 0: there was none."""
+    process_ids: tuple[int, ...] | None = None
+    """Processes with a compute context on it, in the driver's own numbering."""
+
+    @property
+    def other_processes(self) -> int | None:
+        """Processes beside the engine's, which has one on each of its boards.
+
+        None where the list is empty, as inside a container: one that lacks the engine
+        itself tells nothing of others.
+        """
+        return len(self.process_ids) - 1 if self.process_ids else None

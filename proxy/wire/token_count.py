@@ -12,6 +12,12 @@ token event is of that sequence alone, so only the event at the end, which sums 
 is believed. TGI's completions have usage of each prompt at its end, for it alone:
 it is added up, and known once every prompt has ended.
 
+A stream that breaks off has no final usage: what was seen of it until then is the least
+that the engine computed, and is told apart from a count.
+
+Cached tokens of a list of prompts are those of one of them (vLLM), so unknown.
+
+A count beyond the model's context, where that is known, is a mistake and unknown.
 Some servers fill usage with zeros until the end, or for ever. No text has no tokens:
 beside an event that carries any, a count of zero is unknown.
 """
@@ -27,11 +33,14 @@ class TokenCount:
     __slots__ = (
         "are_counts_exact",
         "cached_tokens",
+        "context_tokens",
         "counted_tokens",
+        "has_final_usage",
         "has_running_usage",
         "is_streamed",
         "output_tokens",
         "prompt_tokens",
+        "prompts",
         "sequences",
         "told_sequences",
     )
@@ -40,13 +49,19 @@ class TokenCount:
         self,
         *,
         sequences: int = 1,
+        prompts: int = 1,
+        context_tokens: int | None = None,
         is_streamed: bool = True,
         has_running_usage: bool = False,
     ) -> None:
         self.sequences = max(sequences, 1)
+        self.prompts = prompts
+        self.context_tokens = context_tokens
         self.is_streamed = is_streamed
         self.has_running_usage = has_running_usage and self.sequences == 1
         """Usage comes with every event, and is cumulative over the request."""
+        self.has_final_usage = False
+        """The engine has told the counts of the whole reply."""
         self.counted_tokens: float = 0
         """Tokens of all events so far; 0 of a reply that is not a stream."""
         self.are_counts_exact = True
@@ -81,16 +96,28 @@ class TokenCount:
     def finish(self) -> None:
         """No more will come: fix the counts."""
         if 0 < self.told_sequences < self.sequences:
-            self.prompt_tokens = self.output_tokens = None
+            self.output_tokens = None
+            if self.prompts > 1:
+                self.prompt_tokens = None
             return
         if self.counted_tokens and not self.output_tokens:
             are_known = self.are_counts_exact
             self.output_tokens = int(self.counted_tokens) if are_known else None
 
+    @property
+    def least_output_tokens(self) -> int | None:
+        """Output tokens seen of a stream without final usage; None if none were."""
+        if self.has_final_usage or not self.is_streamed:
+            return None
+        return max(int(self.counted_tokens), self.output_tokens or 0) or None
+
     def _read_usage(self, update: Update, usage: Usage) -> int | None:
         """Note usage; the cumulative output count, where this event has one."""
+        if self.context_tokens is not None:
+            usage = self._plausible(usage, self.context_tokens)
         if update.has_own_usage:
             self.told_sequences += 1
+            self.has_final_usage = self.told_sequences >= self.sequences
             if usage.prompt_tokens is not None:
                 self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
             if usage.output_tokens is not None:
@@ -98,7 +125,7 @@ class TokenCount:
             return None
         if usage.prompt_tokens is not None:
             self.prompt_tokens = usage.prompt_tokens
-        if usage.cached_tokens is not None:
+        if usage.cached_tokens is not None and self.prompts == 1:
             self.cached_tokens = usage.cached_tokens
         output_tokens = usage.output_tokens
         if output_tokens is None:
@@ -111,5 +138,18 @@ class TokenCount:
                 return None
             if update.finish_reason is None:
                 self.has_running_usage = self.sequences == 1
+            else:
+                self.has_final_usage = True
+        else:
+            self.has_final_usage = True
         self.output_tokens = output_tokens
         return output_tokens
+
+    def _plausible(self, usage: Usage, context_tokens: int) -> Usage:
+        """The counts that fit in the contexts of all sequences; others are unknown."""
+        most = context_tokens * max(self.sequences, self.prompts)
+        counts = (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        if all(count is None or count <= most for count in counts):
+            return usage
+        known = (None if count is None or count > most else count for count in counts)
+        return Usage(*known)

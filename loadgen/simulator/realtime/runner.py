@@ -17,6 +17,7 @@ from typing import Protocol
 
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.engine import EngineSimulator, Step
+from loadgen.simulator.core.hardware import Board, BoardReading
 from loadgen.simulator.core.scheduler import SimRequest
 from loadgen.simulator.core.sensor import (
     GpuSensor,
@@ -50,7 +51,7 @@ class Ticket:
     words: Sequence[Sequence[str]]
     """The replies, decided beforehand."""
     truths: Sequence[RequestTruth]
-    engine_ids: Sequence[str]
+    engine_ids: list[str]
     outcome: asyncio.Future[str]
     """Set when the request is over: `ok`, `aborted` or `failed`."""
     fails_at: int | None = None
@@ -67,7 +68,7 @@ class Ticket:
     @property
     def texts(self) -> list[str]:
         """The reply of each sequence."""
-        return [" ".join(words) for words in self.words]
+        return [self.generation.reply_of(words) for words in self.words]
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +79,11 @@ class _Job:
     index: int
     words: list[bytes]
     count: int = field(default=0)
+    part_ends: int = 0
+    """Count at which the engine is done with what it was given."""
+    later_parts: deque[int] = field(default_factory=deque)
+    later: list[RequestTruth] = field(default_factory=list)
+    """Truths of the parts after the first."""
 
 
 def unix_offset_seconds(
@@ -115,6 +121,10 @@ class Runner:
             GpuSensor(self.curve, sensor, n_gpus=config.n_gpus, index=index)
             for index in range(config.n_gpus)
         ]
+        self.board = Board(
+            config.gpu, self.curve, cap_watts=config.cap_watts, n_gpus=config.n_gpus
+        )
+        """Each of the group: they work alike."""
         self.metrics = metrics
         self.records: deque[TruthRecord] = deque(maxlen=TRUTHS_KEPT)
         self.busy_joules = 0.0
@@ -131,14 +141,18 @@ class Runner:
         """Queue a request now; its tokens go to `sink` as they come."""
         config, self._submitted = self.engine.config, self._submitted + 1
         now_seconds = time.monotonic()
+        key = generation.text_key or generation.request_id
         replies = [
-            reply_words(config.seed, generation.request_id, i, generation.output_tokens)
+            reply_words(config.seed, key, i, generation.output_tokens)
             for i in range(generation.sequences)
         ]
+        if generation.end_token is not None:
+            replies = [[*words[:-1], generation.end_token] for words in replies]
+        parts = generation.parts or (generation.output_tokens,)
         names = [f"{self._submitted}/{i}" for i in range(generation.sequences)]
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             prompt = generation.words_of(index)
-            tokens = max(1, len(prompt)), generation.output_tokens
+            tokens = max(1, len(prompt)), parts[0]
             hashes = block_hashes([*prompt, *words] if config.prefix_cache else [])
             self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
@@ -153,7 +167,15 @@ class Runner:
         )
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             spoken = [words[0].encode(), *(b" " + word.encode() for word in words[1:])]
-            self._jobs[name] = _Job(ticket, index, spoken)
+            if generation.end_token is not None:
+                spoken[-1] = generation.end_token.encode()
+            self._jobs[name] = _Job(
+                ticket,
+                index,
+                spoken,
+                part_ends=parts[0],
+                later_parts=deque(parts[1:]),
+            )
         self._wake.set()
         return ticket
 
@@ -179,12 +201,19 @@ class Runner:
             self.engine.running + ending,
             self.engine.waiting,
             self.engine.kv_used_fraction,
+            decoding=sum(job.count > 0 for job in self._jobs.values()),
         )
 
     def readings(self) -> list[SensorReading]:
         """The reading of each GPU now."""
         now_seconds = time.monotonic()
         return [sensor.read(now_seconds) for sensor in self.sensors]
+
+    def board_reading(self) -> BoardReading:
+        """How each GPU works now."""
+        step = self._in_flight
+        speed = None if step is None else step.speed_fraction
+        return self.board.read(time.monotonic(), speed)
 
     def total_joules(self) -> float:
         """Exact energy of the group since the start, up to now."""
@@ -229,17 +258,39 @@ class Runner:
             is_last = job.count == len(job.words)
             ticket.sink.token(job.index, job.words[job.count - 1], job.count, is_last)
             if is_last:
+                _add_up(ticket.truths[job.index], job.later)
                 ticket.unfinished -= 1
                 if not ticket.unfinished:
                     self.metrics.finished(ticket.generation, ticket.truths)
                     self._close(ticket, "ok")
+            elif job.count == job.part_ends and job.later_parts:
+                self._submit_next_part(self._jobs.pop(name))
         if step.finished:
             self.curve.forget_before(step.end_seconds - CURVE_SECONDS)
+
+    def _submit_next_part(self, job: _Job) -> None:
+        """The prompt and all that was written go to the back of the queue."""
+        ticket, generation = job.ticket, job.ticket.generation
+        prompt, words = generation.words_of(job.index), ticket.words[job.index]
+        part = job.later_parts.popleft()
+        name = f"{ticket.engine_ids[job.index]}+{job.count}"
+        hashes = block_hashes(
+            [*prompt, *words] if self.engine.config.prefix_cache else []
+        )
+        so_far = max(1, len(prompt)) + job.count
+        self.engine.submit(SimRequest(name, time.monotonic(), so_far, part, hashes))
+        job.later.append(self.engine.truth[name])
+        job.part_ends += part
+        ticket.engine_ids.append(name)
+        self._jobs[name] = job
+        self._wake.set()
 
     def _close(self, ticket: Ticket, outcome: str) -> None:
         ticket.is_closed = True
         for name in ticket.engine_ids:
-            self._jobs.pop(name, None)
+            job = self._jobs.pop(name, None)
+            if job is not None:
+                _add_up(ticket.truths[job.index], job.later)
             self.engine.abort(name)
             self.engine.truth.pop(name, None)
         record = truth_record(
@@ -252,3 +303,16 @@ class Runner:
         self.records.append(record)
         if not ticket.outcome.done():
             ticket.outcome.set_result(outcome)
+
+
+def _add_up(truth: RequestTruth, later: list[RequestTruth]) -> None:
+    """The parts of one sequence as one; each counts once."""
+    for part in later:
+        truth.prefill_joules += part.prefill_joules
+        truth.decode_joules += part.decode_joules
+        truth.idle_share_joules += part.idle_share_joules
+        truth.prefilled_tokens += part.prefilled_tokens
+        truth.output_tokens += part.output_tokens
+        truth.preemptions += part.preemptions
+        truth.last_token_seconds = part.last_token_seconds or truth.last_token_seconds
+    later.clear()

@@ -73,7 +73,7 @@ class VllmApi:
                 created=int(time.time()),
                 limits=self._limits,
             )
-            if self._queue_limit and self._runner.engine.waiting >= self._queue_limit:
+            if self._is_full(generation.sequences):
                 self._runner.metrics.failed("overloaded")
                 self._overloaded_streams += generation.is_stream
                 # vLLM in a burst: some streams get the status line, others a 200
@@ -88,6 +88,12 @@ class VllmApi:
         if generation.is_stream:
             return await self._stream(request, generation, headers)
         return await self._whole(generation, headers)
+
+    def _is_full(self, sequences: int) -> bool:
+        """Running and waiting sequences and the new ones are more than the limit."""
+        engine = self._runner.engine
+        wanted = engine.running + engine.waiting + sequences
+        return 0 < self._queue_limit < wanted
 
     async def _stream(
         self, request: web.Request, generation: VllmGeneration, headers: dict[str, str]

@@ -136,6 +136,30 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
+    def taken_seconds(
+        self, requests: Sequence[RequestTimeline], seen: Seen
+    ) -> FloatArray:
+        """Time of each step that the prompts of some requests took, shape (steps,)."""
+        starts, ends = seen.starts, seen.steps.end_seconds
+        left = ends - starts
+        taken = np.zeros(len(ends))
+        for request in requests:
+            first = request.first_token_seconds
+            if first is None or request.prompt_tokens is None:
+                continue
+            computed = request.prompt_tokens - (request.cached_tokens or 0)
+            seconds = computed * self.speed.token_seconds
+            step = seen.step_at(first)
+            while 0 <= step < len(ends) and seconds > 0:
+                if ends[step] <= request.arrived_seconds:
+                    break
+                part = min(seconds, float(left[step]))
+                left[step] -= part
+                taken[step] += part
+                seconds -= part
+                step -= 1
+        return taken
+
     def _place_tied(self, tied: list[_Prefill], seen: Seen) -> None:
         """Jobs of one instant fill the same room, in proportion to their tokens."""
         spans: dict[tuple[int, int], list[tuple[_Prefill, float]]] = {}

@@ -64,7 +64,7 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "is_forced", "is_refused",
+        "has_preemption", "inference_seconds", "is_cut", "is_forced", "is_refused",
         "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
         "stalls", "waited_until_seconds",
@@ -73,6 +73,8 @@ class RequestTimeline(TokenCount):
     def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
         super().__init__(
             sequences=facts.sequences,
+            prompts=facts.prompts,
+            context_tokens=facts.context_tokens,
             is_streamed=facts.is_stream,
             has_running_usage=facts.has_running_usage,
         )
@@ -83,6 +85,7 @@ class RequestTimeline(TokenCount):
         self.inference_seconds: float | None = None
         self.has_late_facts = False
         self.is_refused = False
+        self.is_cut = False
         self.is_forced = False
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
@@ -139,10 +142,16 @@ class RequestTimeline(TokenCount):
         if phases.inference_seconds is not None:
             self.inference_seconds = phases.inference_seconds
 
-    def close(self, at_seconds: float, *, is_refused: bool = False) -> None:
-        """No more bytes will come; a refused request was never computed."""
+    def close(
+        self, at_seconds: float, *, is_refused: bool = False, is_cut: bool = False
+    ) -> None:
+        """No more bytes will come; a refused request was never computed.
+
+        One that was cut did not end by itself: the engine may have gone on.
+        """
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
+        self.is_cut = is_cut
         self.finish()
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
@@ -155,6 +164,18 @@ class RequestTimeline(TokenCount):
             self.counted_tokens += tokens
         self.first_token_seconds = stamps_seconds[0]
         self.last_token_seconds = stamps_seconds[-1]
+
+    @property
+    def is_output_lower_bound(self) -> bool:
+        """True when the reply broke off after some tokens, uncounted by the engine."""
+        return self.is_cut and self.least_output_tokens is not None
+
+    @property
+    def recorded_output_tokens(self) -> int | None:
+        """Output tokens for record and metrics: a count, or at least what was seen."""
+        if self.is_output_lower_bound:
+            return self.least_output_tokens
+        return self.output_tokens
 
     @property
     def is_count_exact(self) -> bool:

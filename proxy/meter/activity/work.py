@@ -8,11 +8,12 @@ a step is spread evenly over the step's duration, so an interval may be cut anyw
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy.meter.activity.external import ExternalWork
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.shares import (
     EXPERTS,
@@ -50,6 +51,10 @@ class Population:
     """Stretches between two tokens in which the engine had set it aside."""
     stall_seconds: FloatArray
     """Shape (stalls, 2)."""
+    work_request: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Work without stamps, of those that no proxy saw: position of the request."""
+    work_rows: FloatArray = field(default_factory=lambda: np.empty((0, 6)))
+    """Shape (rows, 6), see `WorkRow`."""
 
 
 INFINITY = float("inf")
@@ -94,6 +99,13 @@ def population_of(
         ],
         np.float64,
     ).reshape(len(requests), 8)
+    work = [
+        (position, *row)
+        for position, request in enumerate(requests)
+        if isinstance(request, ExternalWork)
+        for row in request.work_rows
+    ]
+    unseen = np.array(work, np.float64).reshape(len(work), 7)
     return Population(
         np.array([request.key for request in requests], np.int64),
         arrived_seconds=columns[:, 0],
@@ -109,6 +121,8 @@ def population_of(
         row_tokens=table[:, 3],
         stall_request=stalls[:, 0].astype(np.int64),
         stall_seconds=stalls[:, 1:3],
+        work_request=unseen[:, 0].astype(np.int64),
+        work_rows=unseen[:, 1:],
     )
 
 
@@ -218,7 +232,14 @@ def activity_between(
         population, steps.end_seconds[first:stop], starts[first:stop]
     )
     often = _often(stop - int(first), reads)
-    share = _step_shares(often, reads, row_step)
+    unseen = _unseen_work(
+        start_seconds,
+        end_seconds,
+        population,
+        steps.end_seconds[first:stop],
+        starts[first:stop],
+    )
+    share = _step_shares(often, reads, row_step, unseen)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
         starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
@@ -246,21 +267,65 @@ def activity_between(
     shared = _shared(
         players, reads, parts, population.row_request[row], row_parts[row], population
     )
+    work_request = population.work_request
+    prefill_tokens += _sum_by(work_request, unseen.prefill, count)
+    hidden = _sum_by(work_request, unseen.decoded, count)
+    hidden_steps = unseen.alone + unseen.present * np.append(share, 0.0)[unseen.step]
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
         prefill_tokens=prefill_tokens,
         prefill_context_tokens=prefill_tokens * look_back,
-        output_tokens=_sum_by(reads.request, tokens, count),
-        decode_tokens=_sum_by(reads.request, decoded, count),
-        kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
+        output_tokens=_sum_by(reads.request, tokens, count) + hidden,
+        decode_tokens=_sum_by(reads.request, decoded, count) + hidden,
+        kv_tokens=_sum_by(reads.request, decoded * reads.context, count)
+        + hidden * population.context_tokens,
         prefill_steps=_sum_by(
             population.row_request[row], row_parts[row] * share[row_step], count
         ),
         decode_steps=_sum_by(
             reads.request, reads.presence * parts * share[reads.step], count
-        ),
+        )
+        + _sum_by(work_request, hidden_steps, count),
         shared=shared,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unseen:
+    """Rows of work without stamps, as far as they lie in an interval."""
+
+    prefill: FloatArray
+    decoded: FloatArray
+    step: IntArray
+    """Index of the step that each belongs to; as many as there are for none."""
+    whole: FloatArray
+    """How many were present in that step, all of it."""
+    present: FloatArray
+    """The same for the part of it in the interval."""
+    alone: FloatArray
+    """Steps that nobody else took part in."""
+
+
+def _unseen_work(
+    start_seconds: float,
+    end_seconds: float,
+    population: Population,
+    ends: FloatArray,
+    starts: FloatArray,
+) -> _Unseen:
+    rows = population.work_rows
+    parts = _overlap(rows[:, 0], rows[:, 1], start_seconds, end_seconds)
+    step = np.searchsorted(ends, rows[:, 1], side="left")
+    is_step = np.append(starts, np.inf)[step] < rows[:, 1]
+    whole = np.where(is_step, rows[:, 4], 0.0)
+    return _Unseen(
+        prefill=rows[:, 2] * parts,
+        decoded=rows[:, 3] * parts,
+        step=np.where(is_step, step, len(ends)),
+        whole=whole,
+        present=whole * parts,
+        alone=rows[:, 5] * parts + np.where(is_step, 0.0, rows[:, 4] * parts),
     )
 
 
@@ -310,10 +375,14 @@ def _often(count: int, reads: _Reads) -> FloatArray:
     return often
 
 
-def _step_shares(often: FloatArray, reads: _Reads, row_step: IntArray) -> FloatArray:
+def _step_shares(
+    often: FloatArray, reads: _Reads, row_step: IntArray, unseen: _Unseen
+) -> FloatArray:
     """What one presence in each step is of it: the step by the number present."""
-    present = _sum_by(reads.step, reads.presence, len(often))
-    present += np.bincount(row_step, minlength=len(often))
+    count = len(often)
+    present = _sum_by(reads.step, reads.presence, count)
+    present += np.bincount(row_step, minlength=count)
+    present += np.bincount(unseen.step, unseen.whole, count + 1)[:count]
     return np.asarray(often / np.maximum(present, 1.0), dtype=np.float64)
 
 

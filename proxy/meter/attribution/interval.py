@@ -327,6 +327,11 @@ class Evidence:
     """The cost model's constants are this engine's, and trusted."""
 
 
+NOTHING_KNOWN = Evidence(
+    is_cache_told=False, is_alone=False, has_counter=False, is_fitted=False
+)
+
+
 def grade_of(
     energy_joules: float, bounds: Bounds, timing: str, evidence: Evidence
 ) -> str:

@@ -316,15 +316,6 @@ class Chooser:
 
     def choose(self, request: ClientRequest) -> list[Candidate] | Answer | Refusal:
         """Where a request may go, the first choice first; or the relay's own answer."""
-        chosen = self._choose(request)
-        if not isinstance(chosen, list):
-            return chosen
-        return [
-            one if one.upstream.takes_stream_options else one.without_usage(request)
-            for one in chosen
-        ]
-
-    def _choose(self, request: ClientRequest) -> list[Candidate] | Answer | Refusal:
         admitted = {name: self._admit(name, request) for name in self._dialects}
         if len(self._upstreams) == 1:
             (upstream,) = self._upstreams
@@ -361,7 +352,7 @@ class Chooser:
             request.method.decode("latin-1"),
             request.target.decode("latin-1"),
             request.readable_body,
-            asks_for_usage=self._config.asks_for_usage,
+            asks_for_usage=self._config.usage_event != "keep",
             allow_unknown=self._config.allow_unknown_routes,
             allowed=self._config.allow_route,
             large=None if request.outline is None else (request.body, request.outline),

@@ -77,10 +77,8 @@ def test_the_scale_is_that_of_one_request_however_many_share_a_window(
     assert scale.typical_joules == pytest.approx(10.8, rel=0.15)
 
 
-def test_before_the_first_window_the_interval_is_that_of_an_uncalibrated_model() -> (
-    None
-):
-    assert 0.1 < ErrorTracker().scale("phase").relative < 0.3
+def test_before_the_first_window_the_interval_is_wide() -> None:
+    assert 0.3 < ErrorTracker().scale("phase").relative < 0.7
 
 
 def test_a_model_that_is_off_by_a_factor_is_no_error_of_requests() -> None:

@@ -208,6 +208,49 @@ def test_an_aborted_request_keeps_what_it_consumed() -> None:
     assert records["r0"].energy.energy_joules == pytest.approx(300 * 0.48, rel=0.05)
 
 
+USAGE = Usage(100, 20)
+FINAL = Update(is_usage_only=True, usage=USAGE)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "updates", "tokens", "is_bound"),
+    [
+        pytest.param("aborted", [], 20, True, id="seen until its client left"),
+        pytest.param("upstream_error", [], 20, True, id="seen until the engine died"),
+        pytest.param("timeout", [], 20, True, id="seen until time was up"),
+        pytest.param("error", [FINAL], 20, False, id="counted, then an error"),
+        pytest.param("ok", [FINAL], 20, False, id="whole"),
+        pytest.param("ok", [], None, False, id="whole, but never counted"),
+    ],
+)  # fmt: skip
+def test_tokens_of_a_stream_that_breaks_off_are_a_lower_bound(
+    outcome: str, updates: list[Update], tokens: int | None, is_bound: bool
+) -> None:
+    meter = Meter()
+    play(meter, counter(6.0))
+    facts = RequestFacts("chat", is_stream=True)
+    meter.feed(RequestOpened(1, 2.0, "cut", facts, Labels()))
+    for at in ticks(2.1, 20):
+        meter.feed(TokensReceived(1, at, (Update(carries_token=True),)))
+    meter.feed(TokensReceived(1, 2.6, tuple(updates)))
+    meter.feed(RequestClosed(1, 2.6, outcome, status=200))
+    (record,) = meter.settle(20.0)
+    assert record.output_tokens == tokens
+    assert record.is_output_lower_bound is is_bound
+
+
+@pytest.mark.parametrize("outcome", ["aborted", "error"])
+def test_a_reply_of_which_no_token_was_seen_has_no_bound(outcome: str) -> None:
+    meter = Meter()
+    play(meter, counter(6.0))
+    facts = RequestFacts("chat", is_stream=True)
+    meter.feed(RequestOpened(1, 2.0, "cut", facts, Labels()))
+    meter.feed(RequestClosed(1, 2.6, outcome, status=200))
+    (record,) = meter.settle(20.0)
+    assert record.output_tokens is None
+    assert not record.is_output_lower_bound
+
+
 def test_several_sequences_are_one_request() -> None:
     meter = Meter()
     facts = RequestFacts("chat", is_stream=True, sequences=3)
