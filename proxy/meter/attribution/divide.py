@@ -97,40 +97,49 @@ def divide(
     *,
     idle_watts: float | None,
     policies: Sequence[Policy],
-    external: int = 0,
+    headline: int = 0,
+    by_work: int = 0,
+    by_time: int = 0,
 ) -> Division:
     """Divide a window among a population, all of whom ran in it.
 
-    The last `external` of them have no record here: of those only the time they
-    ran is known, so by that they get their part, under every policy the same.
-    Unknown idle watts count as 0: then what requests caused includes their idle.
+    The last of them have no record here. Of `by_time` only the time they ran is
+    known, so by that they get their part, under every policy the same. Of `by_work`,
+    before those, the work is known: they take part in the division of the rest like a
+    request, and are charged what policy number `headline` says. Unknown idle watts
+    count as 0: then what requests caused includes their idle.
     """
     edges = window.edges_seconds
     spans = np.clip(np.diff(window.joules), 0.0, None)
     if not len(population.keys):
-        return _all_idle(spans, len(policies), 0)
+        return _all_idle(spans, len(policies), 0, 0)
     idle, shared, caused = split_idle(edges, spans, population, idle_watts)
     activity = activity_between(
         window.start_seconds, window.end_seconds, population, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(population.keys) - external)
+        unseen = by_work + by_time
+        return _all_idle(spans, len(policies), len(population.keys) - unseen, unseen)
     shares = attribute(shared, activity, by_running_time).sum(axis=1)
-    own = len(shares) - external
+    known = len(shares) - by_time
+    own = known - by_work
     seconds = by_running_time(activity).sum(axis=1)
-    parts = seconds[own:] / seconds.sum()
-    left = max(caused - caused * float(seconds[own:].sum() / seconds.sum()), 0.0)
-    charged = [
-        attribute(left, activity, partial(_among_first, own, policy))[:own]
-        for policy in policies
-    ]
+    parts = seconds[known:] / seconds.sum()
+    left = max(caused - caused * float(seconds[known:].sum() / seconds.sum()), 0.0)
+    charged = np.stack(
+        [
+            attribute(left, activity, partial(_among_first, known, policy))
+            for policy in policies
+        ]
+    )
+    worked = charged[headline, own:known].sum(axis=1)
     return Division(
         idle,
         shares[:own],
-        np.stack(charged),
+        charged[:, :own],
         left,
         work_of(activity),
-        caused * parts + shares[own:],
+        np.concatenate((worked, caused * parts)) + shares[own:],
     )
 
 
@@ -166,6 +175,11 @@ def split_idle(
     return float(idle.sum()), float(shared.sum()), caused
 
 
-def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:
+def _all_idle(spans: FloatArray, policies: int, requests: int, unseen: int) -> Division:
     nothing = np.zeros((policies, requests, 2))
-    return Division(float(spans.sum()), np.zeros(requests), nothing)
+    return Division(
+        float(spans.sum()),
+        np.zeros(requests),
+        nothing,
+        external_joules=np.zeros(unseen),
+    )
