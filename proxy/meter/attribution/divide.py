@@ -4,6 +4,11 @@ Rule: all joules of the window come back in the result. A span between two edges
 in which nobody ran is idle as measured; where somebody ran part of it, idle watts
 are charged for every second, to the idle account or to those who ran, and the
 rest is what the requests caused.
+
+What those who ran are charged of idle is divided twice. By default whoever makes the
+engine busy longer pays: seconds of the steps are divided as joules are, with constants
+of their own. Beside it stands the plain rule, in which whoever runs pays at every
+moment alike.
 """
 
 from __future__ import annotations
@@ -78,11 +83,15 @@ class Division:
 
     idle_joules: float
     idle_share_joules: FloatArray
-    """Shape (requests,)."""
+    """By the time that each caused, shape (requests,)."""
+    idle_by_time_joules: FloatArray
+    """By the time that each ran, shape (requests,); of the books no part."""
     policy_joules: FloatArray
     """Shape (policies, requests, 2): prefill and decode."""
     caused_joules: float = 0.0
     """What the requests caused: the sum of every policy's joules."""
+    busy_seconds: float = 0.0
+    """How long anybody ran."""
     work: FloatArray = field(default_factory=lambda: np.zeros(len(FEATURES)))
     """What all requests did, in the order of `FEATURES`; zeros where nobody ran."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -97,12 +106,14 @@ def divide(
     *,
     idle_watts: float | None,
     policies: Sequence[Policy],
+    idle_policy: Policy = by_running_time,
     external: int = 0,
 ) -> Division:
     """Divide a window among a population, all of whom ran in it.
 
     The last `external` of them have no record here: of those only the time they
-    ran is known, so by that they get their part, under every policy the same.
+    ran is known, so by that they get their part, under every policy the same, and of
+    idle; what is left of idle `idle_policy` divides, whose weights are seconds.
     Unknown idle watts count as 0: then what requests caused includes their idle.
     """
     edges = window.edges_seconds
@@ -115,8 +126,10 @@ def divide(
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
         return _all_idle(spans, len(policies), len(population.keys) - external)
-    shares = attribute(shared, activity, by_running_time).sum(axis=1)
-    own = len(shares) - external
+    by_time = attribute(shared, activity, by_running_time).sum(axis=1)
+    own = len(by_time) - external
+    theirs = max(shared - float(by_time[own:].sum()), 0.0)
+    shares = attribute(theirs, activity, partial(_among_first, own, idle_policy))
     seconds = by_running_time(activity).sum(axis=1)
     parts = seconds[own:] / seconds.sum()
     left = max(caused - caused * float(seconds[own:].sum() / seconds.sum()), 0.0)
@@ -126,11 +139,13 @@ def divide(
     ]
     return Division(
         idle,
-        shares[:own],
+        shares[:own].sum(axis=1),
+        by_time[:own],
         np.stack(charged),
         left,
+        float(seconds.sum()),
         work_of(activity),
-        caused * parts + shares[own:],
+        caused * parts + by_time[own:],
     )
 
 
@@ -168,4 +183,5 @@ def split_idle(
 
 def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:
     nothing = np.zeros((policies, requests, 2))
-    return Division(float(spans.sum()), np.zeros(requests), nothing)
+    none = np.zeros(requests)
+    return Division(float(spans.sum()), none, none, nothing)
