@@ -334,7 +334,7 @@ class Boundary:
             return None
         window, among = found
         start, end = window.start_seconds, window.end_seconds
-        if timeline.gauges.awaits(end, now_seconds):
+        if timeline.awaits(end, now_seconds, self._asked.wait_seconds):
             return None
         unknown = [each for each in among if not timeline.is_known(each, start, end)]
         if unknown and now_seconds < end + self._asked.wait_seconds:
@@ -422,25 +422,26 @@ class Boundary:
                 gap_seconds=end - start,
             )
         else:
-            unmetered = self._timeline.unmetered.between(start, end)
-            external = self._timeline.gauges.external(start, end)
-            unknown = len(unmetered) + len(external)
-            policies = self.config.policies.values()
+            unseen = self._timeline.unseen(start, end)
+            policies = self.config.policies
+            everybody = [*ran, *unseen.by_work, *unseen.by_time]
             division = divide(
                 window,
-                population_of([*ran, *unmetered, *external], let_in=let_in),
+                population_of(everybody, let_in=let_in),
                 steps,
                 starts,
                 idle_watts=self.idle.watts,
-                policies=[self.bound(policy) for policy in policies],
+                policies=[self.bound(policy) for policy in policies.values()],
                 idle_policy=self.idle_policy,
-                external=unknown,
+                headline=list(policies).index(self.config.policy),
+                by_work=len(unseen.by_work),
+                by_time=len(unseen.by_time),
             )
-            is_whole = not unknown and all(
+            is_whole = not unseen.by_time and all(
                 timeline.scheduled_seconds is not None for timeline in among
             )
             closing = self._divided(
-                window, measured, ran, division, len(unmetered), is_whole=is_whole
+                window, measured, ran, division, unseen.reasons, is_whole=is_whole
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
                 self._maybe_idle.append((start, end, joules))
@@ -453,13 +454,13 @@ class Boundary:
         measured: float,
         ran: Sequence[RequestTimeline],
         division: Division,
-        unmetered: int,
+        reasons: Sequence[str],
         *,
         is_whole: bool,
     ) -> Closing:
         """What a measured window posts; `is_whole`: its work is known.
 
-        Of those that are not ours to record the first are `unmetered`.
+        `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
         seconds = window.end_seconds - window.start_seconds
@@ -474,8 +475,14 @@ class Boundary:
             measured,
             idle_joules=division.idle_joules,
             unattributed_joules={
-                "unmetered": float(division.external_joules[:unmetered].sum()),
-                "external": float(division.external_joules[unmetered:].sum()),
+                reason: sum(
+                    joules
+                    for why, joules in zip(
+                        reasons, division.external_joules.tolist(), strict=True
+                    )
+                    if why == reason
+                )
+                for reason in ("unmetered", "external")
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,

@@ -91,6 +91,7 @@ class MeteredUpstream:
             tls=self._tls,
             asks_models=not self.is_alone,
             has_fixed_models=bool(self.config.models),
+            path=self.config.health_path,
         )
         return self.upstream
 

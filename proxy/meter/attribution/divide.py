@@ -107,45 +107,56 @@ def divide(
     idle_watts: float | None,
     policies: Sequence[Policy],
     idle_policy: Policy = by_running_time,
-    external: int = 0,
+    headline: int = 0,
+    by_work: int = 0,
+    by_time: int = 0,
 ) -> Division:
     """Divide a window among a population, all of whom ran in it.
 
-    The last `external` of them have no record here: of those only the time they
-    ran is known, so by that they get their part, under every policy the same, and of
-    idle; what is left of idle `idle_policy` divides, whose weights are seconds.
-    Unknown idle watts count as 0: then what requests caused includes their idle.
+    The last of them have no record here. Of `by_time` only the time they ran is
+    known, so by that they get their part, under every policy the same, and of idle.
+    Of `by_work`, before those, the work is known: they take part in the division of
+    the rest like a request, and are charged what policy number `headline` says. What
+    is left of idle `idle_policy` divides, whose weights are seconds. Unknown idle watts
+    count as 0: then what requests caused includes their idle.
     """
     edges = window.edges_seconds
     spans = np.clip(np.diff(window.joules), 0.0, None)
     if not len(population.keys):
-        return _all_idle(spans, len(policies), 0)
+        return _all_idle(spans, len(policies), 0, 0)
     idle, shared, caused = split_idle(edges, spans, population, idle_watts)
     activity = activity_between(
         window.start_seconds, window.end_seconds, population, steps, starts
     )
     if not (activity.prefill_seconds + activity.decode_seconds).any():
-        return _all_idle(spans, len(policies), len(population.keys) - external)
-    by_time = attribute(shared, activity, by_running_time).sum(axis=1)
-    own = len(by_time) - external
-    theirs = max(shared - float(by_time[own:].sum()), 0.0)
-    shares = attribute(theirs, activity, partial(_among_first, own, idle_policy))
+        unseen = by_work + by_time
+        return _all_idle(spans, len(policies), len(population.keys) - unseen, unseen)
+    plain = attribute(shared, activity, by_running_time).sum(axis=1)
+    known = len(plain) - by_time
+    own = known - by_work
+    theirs = max(shared - float(plain[known:].sum()), 0.0)
+    among_known = partial(_among_first, known, idle_policy)
+    shares = attribute(theirs, activity, among_known).sum(axis=1)
+    shares[known:] = plain[known:]
     seconds = by_running_time(activity).sum(axis=1)
-    parts = seconds[own:] / seconds.sum()
-    left = max(caused - caused * float(seconds[own:].sum() / seconds.sum()), 0.0)
-    charged = [
-        attribute(left, activity, partial(_among_first, own, policy))[:own]
-        for policy in policies
-    ]
+    parts = seconds[known:] / seconds.sum()
+    left = max(caused - caused * float(seconds[known:].sum() / seconds.sum()), 0.0)
+    charged = np.stack(
+        [
+            attribute(left, activity, partial(_among_first, known, policy))
+            for policy in policies
+        ]
+    )
+    worked = charged[headline, own:known].sum(axis=1)
     return Division(
         idle,
-        shares[:own].sum(axis=1),
-        by_time[:own],
-        np.stack(charged),
+        shares[:own],
+        plain[:own],
+        charged[:, :own],
         left,
         float(seconds.sum()),
         work_of(activity),
-        caused * parts + by_time[own:],
+        np.concatenate((worked, caused * parts)) + shares[own:],
     )
 
 
@@ -181,7 +192,9 @@ def split_idle(
     return float(idle.sum()), float(shared.sum()), caused
 
 
-def _all_idle(spans: FloatArray, policies: int, requests: int) -> Division:
+def _all_idle(spans: FloatArray, policies: int, requests: int, unseen: int) -> Division:
     nothing = np.zeros((policies, requests, 2))
     none = np.zeros(requests)
-    return Division(float(spans.sum()), none, none, nothing)
+    return Division(
+        float(spans.sum()), none, none, nothing, external_joules=np.zeros(unseen)
+    )
