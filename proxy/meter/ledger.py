@@ -42,6 +42,10 @@ class RequestEnergy:
     grade: str = "unknown"
     """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
 
+    idle_share_by_time_joules: float | None = None
+    """The idle share under the other rule, which is in no sum: every moment of idle
+    divided equally among those who ran, and not by the time that each caused."""
+
     @property
     def quality(self) -> str:
         """The timing under its older name, with its older word for `timed`."""
@@ -140,6 +144,8 @@ class Closing:
     keys: Sequence[int] = ()
     """Keys of the requests, each at most once."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
+    idle_by_time_joules: FloatArray | None = None
+    """The idle shares under the other rule; None: the same."""
     policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
     """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""
     doubts: FloatArray | None = None
@@ -156,6 +162,7 @@ class Ledger:
         self._entries = np.zeros((64, len(self.policies), 2))
         self._idle_shares = np.zeros(64)
         self._doubts = np.zeros((64, DOUBTS))
+        self._idle_by_time = np.zeros(64)
         self._classes = np.zeros(64, np.int64)
         self._free = list(range(63, -1, -1))
         self._slots: dict[int, int] = {}
@@ -179,7 +186,7 @@ class Ledger:
             self._grow()
         slot = self._slots[key] = self._free.pop()
         self._entries[slot] = 0.0
-        self._idle_shares[slot] = 0.0
+        self._idle_shares[slot] = self._idle_by_time[slot] = 0.0
         self._doubts[slot] = 0.0
         self._classes[slot] = CLASSES if labels is None else self._class_id(labels)
 
@@ -199,6 +206,10 @@ class Ledger:
     def doubts(self, key: int) -> FloatArray:
         """Doubts so far, shape (DOUBTS,)."""
         return np.array(self._doubts[self._slots[key]], np.float64)
+
+    def idle_by_time(self, key: int) -> float:
+        """The idle share so far, under the other rule."""
+        return float(self._idle_by_time[self._slots[key]])
 
     def count_tokens(self, key: int, tokens: Sequence[int | None]) -> None:
         """Prompt, cached and output tokens of a finished request; None adds none."""
@@ -232,6 +243,10 @@ class Ledger:
             self._idle_shares[slots] += closing.idle_share_joules
             if closing.doubts is not None:
                 self._doubts[slots] += closing.doubts
+            by_time = closing.idle_by_time_joules
+            self._idle_by_time[slots] += (
+                closing.idle_share_joules if by_time is None else by_time
+            )
             head = closing.policy_joules[self._head]
             posted = np.column_stack((head, closing.idle_share_joules))
             np.add.at(self._class_joules, self._classes[slots], posted)
@@ -304,6 +319,7 @@ class Ledger:
         self._entries = np.concatenate((self._entries, np.zeros_like(self._entries)))
         self._idle_shares = np.concatenate((self._idle_shares, np.zeros(size)))
         self._doubts = np.concatenate((self._doubts, np.zeros_like(self._doubts)))
+        self._idle_by_time = np.concatenate((self._idle_by_time, np.zeros(size)))
         self._classes = np.concatenate((self._classes, np.zeros(size, np.int64)))
         self._free = list(range(2 * size - 1, size - 1, -1))
 

@@ -94,6 +94,7 @@ RECORDS = Table(
     Column("engine", Text),
     Column("instance", Text),
     Column("is_output_lower_bound", Boolean),
+    Column("idle_share_by_time_joules", Double),
     Column("low_joules", Double),
     Column("high_joules", Double),
     Column("timing", Text),
@@ -114,6 +115,7 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     # not released yet: what is added before it is joins this line
     5: (
         RECORDS.c.is_output_lower_bound,
+        RECORDS.c.idle_share_by_time_joules,
         RECORDS.c.low_joules,
         RECORDS.c.high_joules,
         RECORDS.c.timing,

@@ -246,6 +246,18 @@ class WorkLog:
         place = self._compared + self._is_begun
         return self._scrapes[place] if place < len(self._scrapes) else None
 
+    def prompt_rises(self) -> tuple[float, float] | None:
+        """How far prompt and cached tokens rise in the next pair; None: not known."""
+        scrape = self.next_scrape()
+        if scrape is None or not self._is_begun:
+            return None
+        before = self._scrapes[self._compared]
+        rises = _rises(before, scrape)
+        cached = _rise(before.gauges.cached_tokens, scrape.gauges.cached_tokens)
+        if rises is None or not 0 <= cached <= rises[0]:
+            return None
+        return rises[0], cached
+
     def scrape_after(self, at_seconds: float) -> Scrape | None:
         """The first scrape at or after an instant; None: it has not come."""
         place = bisect_left(self._scrapes, at_seconds, key=attrgetter("at_seconds"))
@@ -328,23 +340,32 @@ def _computed_part(before: Scrape, scrape: Scrape, prompts: float) -> float:
 
 EXTERNAL = RequestFacts("external")
 
-WorkRow = tuple[float, float, float, float, float, float]
-"""Start, end, prompt tokens, output tokens, how many were present in the step that
-ends there, and how many steps it was where none was seen."""
+OutputRow = tuple[float, float, float, float]
+"""Start, end, output tokens, and how many steps it was where none was seen."""
+
+PromptRow = tuple[float, float, float]
+"""Start, end, prompt tokens computed."""
+
+MIN_PROMPT_TOKENS = 16.0
+"""Fewer in a step are its jitter, not a prompt."""
 
 
 class ExternalWork(RequestTimeline):
     """Stands in for all external requests between two scrapes."""
 
-    __slots__ = ("reason", "work_rows")
+    __slots__ = ("output_rows", "reason")
 
     def __init__(
-        self, key: int, began: float, ended: float, rows: list[WorkRow]
+        self,
+        key: int,
+        began: float,
+        ended: float,
+        rows: tuple[list[PromptRow], list[OutputRow]],
     ) -> None:
         super().__init__(key, began, EXTERNAL)
         self.scheduled_seconds = self.first_token_seconds = began
         self.last_token_seconds = ended
-        self.work_rows = rows
+        self.prefill_rows, self.output_rows = rows
         self.reason = "external"
         """Why its joules are unattributed."""
         self.close(ended)
@@ -360,11 +381,9 @@ class Ground:
     """What the proxy's own prompts took of each, at the speed learnt."""
     step_seconds: float
     """How long a step lasts where none was seen."""
-    prompt_tokens: float
-    """A prompt's length, as assumed."""
 
 
-def work_rows(found: Found, ground: Ground) -> list[WorkRow]:
+def work_rows(found: Found, ground: Ground) -> tuple[list[PromptRow], list[OutputRow]]:
     """External work laid on the time between two scrapes.
 
     Output comes alike in every step, seen or not. Prompts are where time is left that
@@ -389,18 +408,30 @@ def work_rows(found: Found, ground: Ground) -> list[WorkRow]:
     unseen = gaps / plain
     count = parts.sum() + unseen.sum()
     if count <= 0:
-        return [(start, end, found.prompt_tokens, found.output_tokens, 0.0, 1.0)]
+        return (
+            [(start, end, found.prompt_tokens)],
+            [(start, end, found.output_tokens, 1.0)],
+        )
     each = found.output_tokens / count
-    room = spare.sum() + gaps.sum()
-    if room > 0:
-        prompts, in_gaps = (found.prompt_tokens * part / room for part in (spare, gaps))
-    else:
-        prompts = found.prompt_tokens * (ends - starts) / (ends - starts).sum()
-        in_gaps = np.zeros(0)
-    present = each * parts + prompts / ground.prompt_tokens
+    room = np.concatenate((spare, gaps))
+    if not room.any():
+        room = np.concatenate((ends - starts, gaps))
+    prompts = found.prompt_tokens * room / room.sum()
+    is_prompt = prompts >= min(MIN_PROMPT_TOKENS, prompts.max())
+    prompts *= found.prompt_tokens / max(prompts[is_prompt].sum(), 1e-300)
     # alone it makes no more steps than it has tokens, nor than there was time for
-    alone = np.minimum(unseen, unseen * each + in_gaps / ground.prompt_tokens)
-    seen_rows = (starts, ends, prompts, each * parts, present, 0 * parts)
-    gap_rows = (gap_starts, gap_ends, in_gaps, each * unseen, 0 * gaps, alone)
-    table = np.concatenate((np.column_stack(seen_rows), np.column_stack(gap_rows)))
-    return [(a, b, c, d, e, f) for a, b, c, d, e, f in table.tolist()]
+    alone = np.minimum(unseen, each * unseen)
+    froms, untils = np.append(starts, gap_starts), np.append(ends, gap_ends)
+    prompt_table = np.column_stack((froms, untils, prompts))[is_prompt & (prompts > 0)]
+    output_table = np.column_stack(
+        (
+            froms,
+            untils,
+            np.append(each * parts, each * unseen),
+            np.append(0.0 * parts, alone),
+        )
+    )
+    return (
+        [(a, b, c) for a, b, c in prompt_table.tolist()],
+        [(a, b, c, d) for a, b, c, d in output_table.tolist()],
+    )

@@ -64,7 +64,8 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "is_cut", "is_forced", "is_refused",
+        "has_preemption", "inference_seconds", "inferred_cached_tokens", "is_cut",
+        "is_forced", "is_refused",
         "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
         "stalls", "waited_until_seconds",
@@ -90,6 +91,7 @@ class RequestTimeline(TokenCount):
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
+        self.inferred_cached_tokens: float | None = None
         self.prefill_rows: list[tuple[float, float, float]] = []
         self.pauses: list[tuple[float, float, float]] = []
         self.stalls: list[tuple[float, float]] = []
@@ -145,10 +147,7 @@ class RequestTimeline(TokenCount):
     def close(
         self, at_seconds: float, *, is_refused: bool = False, is_cut: bool = False
     ) -> None:
-        """No more bytes will come; a refused request was never computed.
-
-        One that was cut did not end by itself: the engine may have gone on.
-        """
+        """No more bytes will come; a refused request was never computed."""
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
         self.is_cut = is_cut
@@ -181,6 +180,13 @@ class RequestTimeline(TokenCount):
     def is_count_exact(self) -> bool:
         """True when prompt and output counts come from the engine."""
         return self.prompt_tokens is not None and self.output_tokens is not None
+
+    @property
+    def uncomputed_tokens(self) -> float:
+        """Prompt tokens found in a cache, as told, else as inferred, else none."""
+        if self.cached_tokens is not None:
+            return float(self.cached_tokens)
+        return self.inferred_cached_tokens or 0.0
 
     @property
     def is_exact_so_far(self) -> bool:

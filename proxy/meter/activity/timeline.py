@@ -43,6 +43,7 @@ from proxy.meter.activity.external import (
     WorkLog,
     work_rows,
 )
+from proxy.meter.activity.hidden_cache import HiddenCache
 from proxy.meter.activity.own_count import OwnCount
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import RequestTimeline, TokenLog
@@ -102,6 +103,7 @@ class EngineTimeline:
         self._starts: FloatArray = np.empty(0)
         self._placement = PromptPlacement()
         self._work = WorkLog()
+        self._cache = HiddenCache()
         self._counted = OwnCount()
         self._external: list[ExternalWork] = []
         self._external_total = 0
@@ -141,8 +143,9 @@ class EngineTimeline:
         timeline = self._requests[event.key]
         self.open_requests -= 1
         is_refused = event.status in REFUSALS and not event.was_computed
-        is_cut = event.outcome != "ok" and not is_refused
-        timeline.close(event.at_seconds, is_refused=is_refused, is_cut=is_cut)
+        timeline.close(
+            event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
+        )
         if not timeline.is_streamed and self._has_sensor:
             self._absorb_until(event.at_seconds)
             spread_unstreamed(
@@ -268,7 +271,7 @@ class EngineTimeline:
             return False
         if not self._work.is_told:
             return self.gauges.awaits(end_seconds, now_seconds)
-        if not self._expects_external(end_seconds):
+        if not self._expects_news(end_seconds):
             return False
         scrape = self._work.scrape_after(end_seconds)
         if scrape is None:
@@ -351,11 +354,12 @@ class EngineTimeline:
 
     # the engine's own count
 
-    def _expects_external(self, end_seconds: float) -> bool:
-        """Whether others may have worked since the last scrape compared."""
+    def _expects_news(self, end_seconds: float) -> bool:
+        """Whether the next scrape may tell of hidden work since the last one."""
         compared_seconds = self._work.compared_seconds
         return compared_seconds < end_seconds and (
             self._work.is_expected()
+            or self._cache.is_hidden(compared_seconds)
             or self.unmetered.were_there(compared_seconds, end_seconds)
         )
 
@@ -364,7 +368,7 @@ class EngineTimeline:
         scrape = self._work.next_scrape()
         return (
             scrape is not None
-            and self._expects_external(end_seconds)
+            and self._expects_news(end_seconds)
             and scrape.at_seconds + scrape.flight_seconds <= self.until_seconds
         )
 
@@ -385,7 +389,12 @@ class EngineTimeline:
         count = self._counted.with_live(
             self._requests, self._book.steps, self.log, self.settled_seconds
         )
+        was_hidden = self._cache.is_hidden(before_seconds)
+        rises = self._work.prompt_rises()
         found = self._work.compare(count.prompts, count.outputs)
+        if rises is not None:
+            known_seconds = scrape.at_seconds + scrape.flight_seconds
+            self._look_for_cache(before_seconds, known_seconds, *rises, was_hidden)
         self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
         if found is None:
             self._counted_from_seconds = scrape.at_seconds
@@ -396,6 +405,40 @@ class EngineTimeline:
         elif not found.is_nothing:
             known_seconds = scrape.at_seconds + scrape.flight_seconds
             self._stand_in(found.after(self.settled_seconds), known_seconds)
+
+    def _look_for_cache(
+        self,
+        since_seconds: float,
+        known_seconds: float,
+        prompts: float,
+        cached: float,
+        was_hidden: bool,
+    ) -> None:
+        """Infer what a cache held of prompts, where the engine tells only the sum."""
+        requests = [
+            timeline
+            for timeline in self.requests()
+            if timeline.prompt_tokens is not None
+            and timeline.first_token_seconds is not None
+            and since_seconds < timeline.first_token_seconds <= known_seconds
+        ]
+        hits = self._cache.observe(since_seconds, known_seconds, requests, cached)
+        if not was_hidden and hits:
+            self._placement.speed.restart()  # learnt from prompts as if all computed
+        if not was_hidden or self.settled_seconds > since_seconds:
+            return
+        steps = self._book.steps
+        is_in = (steps.end_seconds > since_seconds) & (
+            steps.end_seconds <= known_seconds
+        )
+        self._cache.infer(
+            requests,
+            self._starts[is_in],
+            steps.end_seconds[is_in],
+            prompts - cached,
+            prompts,
+            self._placement.speed,
+        )
 
     def _stand_in(self, found: Found, known_seconds: float) -> None:
         """Somebody did that work, on the time that the own work leaves.
@@ -425,7 +468,6 @@ class EngineTimeline:
             ends[is_open],
             self._placement.taken_seconds(own, seen)[is_open],
             STEP_SECONDS,
-            max(prompt_tokens, 1.0),
         )
         key = WORK_KEY + self._external_total
         work = ExternalWork(key, start_seconds, end_seconds, work_rows(found, ground))
