@@ -130,9 +130,12 @@ NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 class Boundary:
     """Closes windows of one group of devices into one ledger."""
 
-    def __init__(self, config: MeterConfig, timeline: EngineTimeline) -> None:
+    def __init__(
+        self, config: MeterConfig, timeline: EngineTimeline, name: str = ""
+    ) -> None:
         """`config` has the idle watts and the saved fits that are this boundary's."""
         self.config = config
+        self._name = name
         self.curve = GroupCurve(
             join_readings=JOIN_READINGS,
             join_seconds=JOIN_SECONDS,
@@ -176,6 +179,7 @@ class Boundary:
         names = tuple(config.policies)
         self._best = names.index(BEST if BEST in names else config.policy)
         """The policy that intervals lie around."""
+        self._unfitted = names.index(PHASE) if PHASE in names else self._best
 
     # what is seen
 
@@ -323,7 +327,7 @@ class Boundary:
         low, high = total_bounds(
             books.prefill_joules + books.decode_joules + books.idle_share_joules,
             others.get("external", 0.0) + others.get("unmetered", 0.0),
-            sensor_fraction=self.config.sensor_fraction,
+            sensor_fraction=self.config.sensor_fraction(self._name),
         )
         return replace(books, attributed_low_joules=low, attributed_high_joules=high)
 
@@ -586,6 +590,7 @@ class Boundary:
         return doubts_of(
             active,
             inclusive_joules=active + division.idle_share_joules,
+            unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
             doubts=relative,
             residual_joules=residual,
             external_joules=external,
@@ -687,7 +692,7 @@ class Boundary:
             doubts,
             self._errors.scale(self._cost_in_use),
             edge_seconds=self.curve.edge_seconds,
-            sensor_fraction=self.config.sensor_fraction,
+            sensor_fraction=self.config.sensor_fraction(self._name),
         )
 
     def _evidence(self, timeline: RequestTimeline) -> Evidence:

@@ -307,6 +307,9 @@ class SensorState(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None
     rejected: dict[str, int] = {}
     """Figures that were not believed since start, by reason."""
+    accuracy_fraction: float | None = None
+    """What readings may be off by, all alike, as the maker states it: a part of every
+    interval. Null: nobody states it."""
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -336,6 +339,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     version: str
     run: str | None = None
     """The process that answers; another one after a restart."""
+    interval_level: float = 0.9
+    """Nominal probability that joules are between their bounds."""
     config: dict[str, Any] = {}
     """The configuration without secrets."""
     sensor: SensorState | UnsetType = UNSET

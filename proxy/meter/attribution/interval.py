@@ -10,9 +10,10 @@ of every request, though nobody knows which. Added to it, for each request alone
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
 - its part of what was charged to others than the proxy's requests;
-- time in which the proxy was too starved to stamp what it read.
+- how far its joules moved when the constants were fitted: a load of ever the same mix
+  hides errors of the model's form from the residuals.
 
-The model's form: the interval lies around the joules of the best model in use and
+The interval lies around the joules of the best model in use and
 reaches out to the published ones, where the headline policy is another. The sensor's
 own accuracy is a part by itself, see `bounds_of`.
 """
@@ -45,6 +46,8 @@ SPREAD_FACTOR = 1.1
 """Half width by residual scale: tails of requests are longer than those of windows."""
 EXTERNAL_FRACTION = 0.3
 """Half width of the joules charged to others."""
+FORM_FRACTION = 0.2
+"""Half width of what fitting the constants moved from one request to others."""
 WHOLE_REPLY_DOUBT = 3.0
 GUESSED_DOUBT = 2.0
 """Errors of replies that came in one piece, and of those whose counts or stretches the
@@ -174,12 +177,13 @@ class ErrorTracker:
             residuals.end_row(root)
 
 
-SPREAD, PULL, EDGES, EXTERNAL, STARVED, CENTRE = range(6)
+SPREAD, PULL, EDGES, EXTERNAL, FORM, CENTRE = range(6)
 """Columns of what is kept of a request, each a sum over its windows:
 
 joules that its neighbours in the window could have had in its place; its part of the
 residuals, signed; squares of its watts in its first and last window; its part of the
-joules charged to others; joules of starved time; active joules under the best model."""
+joules charged to others; how far its joules differ from those by the constants that
+nobody fitted, signed; active joules under the best model."""
 DOUBTS = 6
 
 
@@ -187,6 +191,7 @@ def doubts_of(
     joules: FloatArray,
     *,
     inclusive_joules: FloatArray,
+    unfitted_joules: FloatArray,
     doubts: FloatArray,
     residual_joules: float,
     external_joules: float,
@@ -196,7 +201,8 @@ def doubts_of(
 ) -> FloatArray:
     """What a window adds to the doubts of its requests, shape (requests, DOUBTS).
 
-    `joules` are active ones under the best model, `doubts` relative; `began` and
+    `joules` are active ones under the best model, `unfitted_joules` those before any
+    constants were fitted, `doubts` relative; `began` and
     `ended` tell for whom it was the first and the last window.
     """
     found = np.zeros((len(joules), DOUBTS))
@@ -214,6 +220,7 @@ def doubts_of(
     if external_joules > 0:
         own = max(total - external_joules, 1e-12)
         found[:, EXTERNAL] = inclusive_joules / own * external_joules
+    found[:, FORM] = unfitted_joules - joules
     found[:, CENTRE] = joules
     return found
 
@@ -253,13 +260,13 @@ def bounds_of(
     half = inclusive * np.sqrt(
         (scale.relative * size * doubts[SPREAD]) ** 2
         + RESIDUAL_WEIGHT * doubts[PULL] ** 2
+        + (FORM_FRACTION * doubts[FORM]) ** 2
     )
     half = float(
         np.sqrt(
             half**2
             + (_DEVIATIONS * edge_seconds) ** 2 * doubts[EDGES]
             + (EXTERNAL_FRACTION * doubts[EXTERNAL]) ** 2
-            + doubts[STARVED] ** 2
         )
     )
     below, above = _around(energy_joules - centre, half)
