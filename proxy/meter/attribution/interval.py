@@ -20,6 +20,7 @@ own accuracy is a part by itself, see `bounds_of`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class _Residuals:
     row_joules: float = 0.0
     rows: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ROWS))
     """Residual of a row by what one request's relative error would make of it."""
+    _scale: float | None = None
+    """As of the newest row; asked for with every record."""
 
     def observe(self, predicted: float, joules: float) -> float:
         """What the sensor showed less what the model said, at the model's level."""
@@ -91,13 +94,16 @@ class _Residuals:
         """`size_joules` is the root of the sum of the requests' squared sizes."""
         if size_joules > 0:
             self.rows.append(abs(self.row_joules) / size_joules)
+            self._scale = None
         self.row_joules = 0.0
 
     @property
     def scale(self) -> float:
         """Standard deviation of a typical request's relative error."""
-        made_up = FIRST_ROWS[len(self.rows) // 2 :]
-        return float(np.quantile([*self.rows, *made_up], 0.68))
+        if self._scale is None:
+            made_up = FIRST_ROWS[len(self.rows) // 2 :]
+            self._scale = float(np.quantile([*self.rows, *made_up], 0.68))
+        return self._scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,29 +257,25 @@ def bounds_of(
     what the sensor's readings may be off by, half width by level: of all requests
     alike, and no comparison of windows shows it.
     """
+    spread, pull, edges, external, form, best = doubts.tolist()
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
-    centre = doubts[CENTRE] * inclusive if active_joules > 0 else energy_joules
+    centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
-    if scale.typical_joules > 0 and doubts[CENTRE] > 0:
-        ratio = scale.typical_joules / doubts[CENTRE]
+    if scale.typical_joules > 0 and best > 0:
+        ratio = scale.typical_joules / best
         size = min(max(ratio ** (1 - SIZE_EXPONENT), 1 / MAX_SIZE), MAX_SIZE)
-    half = inclusive * np.sqrt(
-        (scale.relative * size * doubts[SPREAD]) ** 2
-        + RESIDUAL_WEIGHT * doubts[PULL] ** 2
-        + (FORM_FRACTION * doubts[FORM]) ** 2
-    )
-    half = float(
-        np.sqrt(
-            half**2
-            + (_DEVIATIONS * edge_seconds) ** 2 * doubts[EDGES]
-            + (EXTERNAL_FRACTION * doubts[EXTERNAL]) ** 2
-        )
+    half = math.sqrt(
+        (inclusive * scale.relative * size * spread) ** 2
+        + RESIDUAL_WEIGHT * (inclusive * pull) ** 2
+        + (inclusive * FORM_FRACTION * form) ** 2
+        + (_DEVIATIONS * edge_seconds) ** 2 * edges
+        + (EXTERNAL_FRACTION * external) ** 2
     )
     below, above = _around(energy_joules - centre, half)
     sensor = sensor_fraction * energy_joules
     return Bounds(
-        max(energy_joules - float(np.hypot(below, sensor)), 0.0),
-        energy_joules + float(np.hypot(above, sensor)),
+        max(energy_joules - math.hypot(below, sensor), 0.0),
+        energy_joules + math.hypot(above, sensor),
         max(below, above) / energy_joules if energy_joules > 0 else 0.0,
     )
 
