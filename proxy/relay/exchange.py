@@ -27,7 +27,7 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
@@ -109,6 +109,8 @@ class Core:
     """Taps with reads that the next beat parses."""
     turns: Turns
     """Work that clients can make large."""
+    large_reads: LargeReads
+    """Clients that send much, read in turns."""
     exchanges: set[Exchange]
     on_exchange_over: Callable[[], None]
 
