@@ -26,7 +26,7 @@ from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
 from proxy.meter.attribution.fit import Calibration, CalibrationState
-from proxy.meter.attribution.policies import Policy
+from proxy.meter.attribution.policies import Policy, by_calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -111,6 +111,8 @@ class Boundary:
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
         self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.durations = Calibration(config.fit_rules)
+        """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf
         """End of the last closed window; -inf before the first edge."""
         self.measured_from_seconds = math.inf
@@ -127,6 +129,8 @@ class Boundary:
         self._stopped_seconds = math.inf
         self._blocked: tuple[RequestTimeline, Window] | None = None
         self._maybe_idle: deque[tuple[float, float, float]] = deque()
+        self._to_learn: deque[tuple[Window, Division, bool]] = deque()
+        """Windows that are divided and not fitted yet; whether a cache is in doubt."""
         self._with_gap: set[int] = set()
         """Requests of whose time a part was not measured."""
         self._without_idle: set[int] = set()
@@ -430,6 +434,7 @@ class Boundary:
                 starts,
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies.values()],
+                idle_policy=self.idle_policy,
                 headline=list(policies).index(self.config.policy),
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
@@ -444,6 +449,7 @@ class Boundary:
                 self._maybe_idle.append((start, end, joules))
         self.ledger.close(closing)
         self.settled_seconds = end
+        self._learn_costs()
 
     def _divided(
         self,
@@ -460,14 +466,13 @@ class Boundary:
         `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
+        seconds = window.end_seconds - window.start_seconds
+        if is_whole:
+            self.durations.learn(division.work, division.busy_seconds, seconds)
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self.calibration.learn(
-                division.work,
-                division.caused_joules,
-                window.end_seconds - window.start_seconds,
-            )
+            self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
         return Closing(
             window.end_seconds,
             measured,
@@ -484,12 +489,40 @@ class Boundary:
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
+            idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
         )
+
+    def _learn_costs(self) -> None:
+        """Fit what windows cost, in order, each once its work is beyond doubt.
+
+        One whose prompts a cache may have held waits for the scrape that tells, and
+        is left out if it tells of a cache.
+        """
+        while self._to_learn:
+            window, division, has_doubt = self._to_learn[0]
+            verdict = self._timeline.cache_verdict(window.end_seconds)
+            if has_doubt and verdict is None:
+                return
+            self._to_learn.popleft()
+            if not (has_doubt and verdict):
+                self.calibration.learn(
+                    division.work,
+                    division.caused_joules,
+                    window.end_seconds - window.start_seconds,
+                )
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""
         return self.calibration.bound(policy)
+
+    @property
+    def idle_policy(self) -> Policy:
+        """The rule of the idle share, with the constants in use; weights are seconds.
+
+        Until they are trusted, those of `phase`: what takes energy takes time.
+        """
+        return self.durations.bound(by_calibration)
 
     def _learn_idle(self, now_seconds: float) -> None:
         """Quiet windows are loaded idle unless the engine's gauges object."""
@@ -533,6 +566,7 @@ class Boundary:
             prefill_joules=prefill,
             decode_joules=decode,
             idle_share_joules=idle_share,
+            idle_share_by_time_joules=ledger.idle_by_time(key),
             energy_joules=prefill + decode + idle_share,
             policy=ledger.headline,
             quality="exact" if is_exact else "estimated",

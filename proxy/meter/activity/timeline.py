@@ -304,6 +304,27 @@ class EngineTimeline:
             return Unseen([*by_work, *by_time], [], (*reasons, *timed))
         return Unseen(by_work, by_time, (*reasons, *timed))
 
+    def has_doubt(self, requests: Iterable[RequestTimeline]) -> bool:
+        """Whether a cache may have held prompts of these, and nobody has told."""
+        return self._work.is_told and any(
+            timeline.prompt_tokens is not None
+            and timeline.cached_tokens is None
+            and timeline.inferred_cached_tokens is None
+            for timeline in requests
+        )
+
+    def cache_verdict(self, at_seconds: float) -> bool | None:
+        """Whether a cache was found that replies do not tell of; None: not known yet.
+
+        Without scrapes for a while nobody will tell: then there is none.
+        """
+        if self._work.compared_seconds >= at_seconds:
+            return self._cache.is_hidden(at_seconds)
+        is_waiting = self._work.is_told and self.settled_seconds < at_seconds + (
+            2 * ALIVE_SECONDS
+        )
+        return None if is_waiting else self._cache.is_hidden(at_seconds)
+
     def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """Whether nobody was there in between."""
         if self.unmetered.were_there(start_seconds, end_seconds):
@@ -393,8 +414,8 @@ class EngineTimeline:
         rises = self._work.prompt_rises()
         found = self._work.compare(count.prompts, count.outputs)
         if rises is not None:
-            known_seconds = scrape.at_seconds + scrape.flight_seconds
-            self._look_for_cache(before_seconds, known_seconds, *rises, was_hidden)
+            span = before_seconds, scrape.at_seconds
+            self._look_for_cache(span, *rises, was_hidden)
         self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
         if found is None:
             self._counted_from_seconds = scrape.at_seconds
@@ -408,30 +429,31 @@ class EngineTimeline:
 
     def _look_for_cache(
         self,
-        since_seconds: float,
-        known_seconds: float,
+        span: tuple[float, float],
         prompts: float,
         cached: float,
         was_hidden: bool,
     ) -> None:
         """Infer what a cache held of prompts, where the engine tells only the sum."""
+        since_seconds, until_seconds = span
         requests = [
             timeline
             for timeline in self.requests()
             if timeline.prompt_tokens is not None
             and timeline.first_token_seconds is not None
-            and since_seconds < timeline.first_token_seconds <= known_seconds
+            and since_seconds < timeline.first_token_seconds <= until_seconds
         ]
-        hits = self._cache.observe(since_seconds, known_seconds, requests, cached)
+        hits = self._cache.observe(until_seconds, requests, cached)
         if not was_hidden and hits:
             self._placement.speed.restart()  # learnt from prompts as if all computed
         if not was_hidden or self.settled_seconds > since_seconds:
             return
         steps = self._book.steps
         is_in = (steps.end_seconds > since_seconds) & (
-            steps.end_seconds <= known_seconds
+            steps.end_seconds <= until_seconds
         )
         self._cache.infer(
+            span,
             requests,
             self._starts[is_in],
             steps.end_seconds[is_in],
