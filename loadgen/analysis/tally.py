@@ -1,7 +1,7 @@
 """One pass over the records of a run: everything `summary.json` counts.
 
 A record belongs to the window by its intended start. Memory does not grow with
-tokens: 48 bytes per request for what changes over time, 8 per measure up to a
+tokens: 36 bytes per request for what changes over time, 8 per measure up to a
 million values, then a bounded histogram. A request whose joules are not known is
 counted, never taken as 0.
 """
@@ -205,7 +205,7 @@ class Tally:
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
-        self._first_tokens = array("d")
+        self._first_tokens = array("f")
         """Three of each answered request: sent, its TTFT, prompt tokens computed."""
 
     def add_all(self, results: Iterable[Result]) -> Tally:

@@ -54,16 +54,16 @@ CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdminSources:
-    """Sources of everything that the admin API shows."""
+    """Sources of everything that the admin API shows; replaced as they change."""
 
     engines: Sequence[EngineSources]
     """One source or more."""
     records: Archive
     version: str
     config: Mapping[str, Any]
-    """The configuration without secrets."""
+    """The configuration in use, without secrets."""
     render_metrics: Callable[[bool], bytes]
     """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
     render_recent: Callable[[], bytes]
@@ -71,6 +71,7 @@ class AdminSources:
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
     run: ProcessRun = field(default_factory=ProcessRun)
+    """What sums over engines belong to."""
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 
@@ -188,7 +189,6 @@ class _Views:
                 at,
                 unix_offset_seconds=offset,
                 sample_interval_seconds=self._from.sample_interval_seconds,
-                run=self._from.run,
             )
             for engine in self._from.engines
         }
@@ -196,7 +196,9 @@ class _Views:
         if name is not None and name not in replies:
             return _refuse(f"engine is one of {', '.join(replies)}")
         if name is None and len(replies) > 1:
-            books: BooksReply = fleet_books(replies)
+            books: BooksReply = fleet_books(
+                replies, unix_offset_seconds=offset, run=self._from.run
+            )
         else:
             books = replies[name or self._from.engines[0].name]
         chosen = request.query.get("boundary")

@@ -97,6 +97,8 @@ class Snapshot:
     """Requests to the admin API that were refused, by why."""
     admin_changes: Mapping[str, int] = field(default_factory=dict)
     """Upstreams drained and resumed."""
+    reloads: Mapping[str, int] = field(default_factory=dict)
+    """Files of `--config` read again on SIGHUP, by what became of them."""
 
 
 EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from proxy.admin.views import EngineSources
+from proxy.admin.views import EngineSources, ProcessRun
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
@@ -34,10 +34,16 @@ class MeteredUpstream:
     """One upstream and all that is metered of it."""
 
     def __init__(
-        self, config: UpstreamConfig, metering: MeterOptions, *, is_alone: bool = True
+        self,
+        config: UpstreamConfig,
+        metering: MeterOptions,
+        *,
+        is_alone: bool = True,
+        run: ProcessRun | None = None,
     ) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work.
 
+        `run` is what its books belong to.
         Beside others it is blind for GPUs that are not its own: they may be theirs.
         """
         self._tls = config.tls.context()
@@ -65,6 +71,7 @@ class MeteredUpstream:
         self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
         self.hardware = HardwareLog()
+        self.run = run or ProcessRun()
 
     def open_upstream(
         self, config: RelayConfig, clock: Callable[[], float]
@@ -84,6 +91,7 @@ class MeteredUpstream:
             tls=self._tls,
             asks_models=not self.is_alone,
             has_fixed_models=bool(self.config.models),
+            path=self.config.health_path,
         )
         return self.upstream
 
@@ -103,14 +111,19 @@ class MeteredUpstream:
         else:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 
-    def take_models(self, models: tuple[str, ...]) -> bool:
-        """Serve these from now on; whether they are others than before."""
+    def asks_models_from_now_on(self) -> bool:
+        """It gets others beside it; whether it was alone until now."""
+        was_alone = not self.health.asks_models
+        self.health.asks_models = True
+        return was_alone
+
+    def take_models(self, models: tuple[str, ...]) -> None:
+        """Serve these from now on; none: those that it lists itself."""
         if models == self.config.models:
-            return False
+            return
         self.config = replace(self.config, models=models)
         self.upstream.models = models or None
         self.health.has_fixed_models = bool(models)
-        return True
 
     @property
     def unsettled(self) -> int:
@@ -156,6 +169,7 @@ class MeteredUpstream:
             self.health.answer,
             self.upstream,
             self.hardware,
+            self.run,
         )
 
     async def keep_calibration(self) -> None:

@@ -149,19 +149,25 @@ class Database:
         self.engine = _engine(url)
         self._run = run
         self._upstream = upstream
-        self._upstreams = dict(upstreams or {})
-        addresses = sorted({upstream, *self._upstreams.values()})
-        self._own = (
-            RECORDS.c.upstream == upstream
-            if len(addresses) == 1
-            else RECORDS.c.upstream.in_(addresses)
-        )
+        self._upstreams: dict[str, str] = {}
+        self._addresses = {upstream}
+        self.take_upstreams(upstreams or {})
         self._settled = RECORDS.c.quality != NOTE
         self.instance = ""
         """Whose notes are taken over at once: no two have the same at one time."""
         self.began: int | None = None
         """Cursor when this run began: later rows of other runs are theirs to tell."""
         self._insert = INSERTS[self.engine.dialect.name]
+
+    def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
+        """Write for these from now on; records of earlier ones are still read."""
+        self._upstreams |= upstreams
+        self._addresses |= set(upstreams.values())
+        self._own = (
+            RECORDS.c.upstream == self._upstream
+            if len(self._addresses) == 1
+            else RECORDS.c.upstream.in_(sorted(self._addresses))
+        )
 
     def open(self) -> int:
         """Create or check the tables; the highest cursor ever stored, or 0.
