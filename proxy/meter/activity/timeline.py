@@ -58,6 +58,7 @@ from proxy.meter.activity.unstreamed import (
     STEP_SECONDS,
     StepPace,
     spread_orphan,
+    spread_so_far,
     spread_unstreamed,
 )
 from proxy.wire.events import (
@@ -110,6 +111,8 @@ class EngineTimeline:
         self._placement = PromptPlacement()
         self._work = WorkLog()
         self._pace = StepPace()
+        self._unspread: list[RequestTimeline] = []
+        """Replies in one piece whose tokens have no place yet."""
         self._last_scrape: EngineObserved | None = None
         self._cache = HiddenCache()
         self._counted = OwnCount()
@@ -121,7 +124,7 @@ class EngineTimeline:
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for until its request is closed."""
-        self._absorbed_seconds = -math.inf
+        self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
     # what is seen
@@ -155,17 +158,10 @@ class EngineTimeline:
             event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
         )
         if not timeline.is_streamed and self._has_sensor:
-            self._absorb_until(event.at_seconds)
-            spread_unstreamed(
-                timeline,
-                self._book,
-                self._starts,
-                self.log,
-                pace=self._pace,
-                prompt_token_seconds=self.prompt_token_seconds,
-                settled_seconds=self.settled_seconds,
-            )
             self._learn_pace(timeline)
+            timeline.is_unspread = True
+            self._unspread.append(timeline)
+            self._spread(event.at_seconds)
         has_left = event.outcome in LEFT and not is_refused
         # the engine may not notice: its gauges, where there are any, will tell
         if has_left and self.gauges.is_alive(event.at_seconds):
@@ -179,6 +175,7 @@ class EngineTimeline:
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
         self._count_steps(event)
+        self._spread(event.at_seconds)
         self._work.add(Scrape(event.at_seconds, event.spread_seconds, event.gauges))
         for timeline in self.gauges.orphans.take_ended():
             spread_orphan(timeline, self._book, self.log, step_seconds=STEP_SECONDS)
@@ -197,6 +194,8 @@ class EngineTimeline:
             self.log.clear()
             return
         self.until_seconds = now_seconds - straggler_seconds
+        self._now_seconds = now_seconds
+        self._spread(now_seconds)
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(now_seconds)
         self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
@@ -223,13 +222,16 @@ class EngineTimeline:
         until_seconds = self.until_seconds
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
         for stop, go, _ in reversed(timeline.pauses):  # in order of time
-            if go <= until_seconds:
-                break
-            if stop < end_seconds:
+            is_open = go > until_seconds or self.gauges.will_tell(go, self._now_seconds)
+            if is_open and stop < end_seconds:
                 return False
+            if go <= until_seconds and not is_open:
+                break
         closed = timeline.closed_seconds
         if closed is not None:
             if timeline.may_be_orphan and closed < end_seconds:
+                return False
+            if timeline.is_unspread:
                 return False
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:
@@ -265,6 +267,7 @@ class EngineTimeline:
         if end_seconds > self.settled_seconds:
             while self._is_pair_due(end_seconds):
                 self._compare(is_in_time=True)
+            self._spread_open(end_seconds, among)
             self._place(end_seconds, among)
             self._count_own(end_seconds)
             self.settled_seconds = end_seconds
@@ -384,6 +387,59 @@ class EngineTimeline:
     def prompt_token_seconds(self) -> float:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
+
+    def _spread(self, now_seconds: float) -> None:
+        """Put tokens of replies in one piece where they were, as far as can be known.
+
+        The engine's count of its steps is waited for: the next scrape tells it.
+        """
+        if not self._unspread:
+            return
+        last, waiting = self._last_scrape, []
+        tells_steps = last is not None and last.gauges.steps is not None
+        is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        for timeline in self._unspread:
+            closed = timeline.closed_seconds or 0.0
+            if is_told and last is not None and last.at_seconds < closed:
+                waiting.append(timeline)
+                continue
+            self._absorb_until(now_seconds)
+            timeline.is_unspread = False
+            spread_unstreamed(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                settled_seconds=self.settled_seconds,
+            )
+        self._unspread = waiting
+
+    def _spread_open(
+        self, end_seconds: float, among: Iterable[RequestTimeline]
+    ) -> None:
+        """A window cannot wait for a reply in one piece: it decodes, as far as known.
+
+        Its tokens so far are guessed, one in each step; those left come later.
+        """
+        whole = [
+            timeline
+            for timeline in among
+            if timeline.closed_seconds is None and not timeline.is_streamed
+        ]
+        for timeline in whole:
+            spread_so_far(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                span=(self.settled_seconds, end_seconds),
+            )
+        if whole:
+            self._absorb_until(max(end_seconds, self.until_seconds))
 
     def _learn_pace(self, timeline: RequestTimeline) -> None:
         """A reply in one piece has ended: it took so long for so many tokens."""
@@ -586,7 +642,13 @@ class EngineTimeline:
             if timeline.pauses and timeline.scheduled_seconds is not None
         ]
         steps = self._book.steps
-        seen = Seen(steps, self._starts, self.settled_seconds, until_seconds)
+        seen = Seen(
+            steps,
+            self._starts,
+            self.settled_seconds,
+            until_seconds,
+            self.gauges.was_calm,
+        )
         self._placement.place(due, seen, paused)
 
     def _needed(

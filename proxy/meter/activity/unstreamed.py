@@ -44,6 +44,11 @@ class StepPace:
         """From, to, and the mean step in between."""
         self._replies: deque[tuple[float, float, float]] = deque(maxlen=REPLIES)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was seen that tells it."""
+        return bool(self._counted) or len(self._replies) >= ENOUGH_REPLIES
+
     def count(
         self, start_seconds: float, end_seconds: float, steps: float, busy: float
     ) -> None:
@@ -145,28 +150,74 @@ def spread_unstreamed(
     closed, output = timeline.closed_seconds, timeline.output_tokens
     if closed is None or not output:
         return
-    arrived = timeline.arrived_seconds
-    together = timeline.inference_seconds
+    arrived, last = timeline.arrived_seconds, timeline.last_token_seconds
+    together, decode = timeline.inference_seconds, timeline.decode_seconds
     earliest = arrived if together is None else max(closed - together, arrived)
-    decode = timeline.decode_seconds
-    if decode is not None:
-        earliest = max(closed - decode, arrived)
-    ends = steps.steps.end_seconds
-    clock = pace.between(earliest, closed)
-    candidates = step_ends(ends, starts, earliest, closed, clock)
+    prompt_tokens = (timeline.prompt_tokens or 0) - timeline.uncomputed_tokens
+    prompt = prompt_tokens * prompt_token_seconds
     reads = min(max(output // timeline.sequences, 1), MAX_READS)
-    if decode is None:
-        computed = (timeline.prompt_tokens or 0) - timeline.uncomputed_tokens
-        alone = earliest + computed * prompt_token_seconds
-        # its prompt took some time, however many steps would have fitted
-        late = candidates[candidates >= min(alone, closed)]
-        candidates = late[-reads:] if len(late) else candidates[-1:]
+    if decode is None and last is None and not pace.is_known:
+        whole = prompt + reads * STEP_SECONDS
+        decode = (closed - earliest) * (1 - prompt / whole)
+        if together is not None:
+            timeline.prefill_seconds = together - decode
+    if last is not None:  # a part has its place already
+        begin = min(last, closed)
+    elif decode is not None:
+        begin = max(closed - decode, arrived)
+    else:  # its prompt took some time, however many steps would have fitted
+        begin = min(earliest + prompt, closed)
+    clock = pace.between(begin, closed)
+    candidates = step_ends(steps.steps.end_seconds, starts, begin, closed, clock)
+    if last is not None:
+        reads = len(candidates)
+    elif decode is not None:
+        candidates = np.concatenate(([begin], candidates))
+    else:
+        candidates = candidates[-reads:]
         if together is not None:
             timeline.prefill_seconds = float(candidates[0]) - earliest
     place = np.linspace(0, len(candidates) - 1, reads)
     stamps = candidates[np.rint(place).astype(np.int64)]
     floor = np.nextafter(settled_seconds, np.inf)
     timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
+
+
+GUESSED_TOKENS = 1000.0
+"""Length of a prompt that nobody has told yet."""
+
+
+def spread_so_far(
+    timeline: RequestTimeline,
+    steps: StepBook,
+    starts: FloatArray,
+    log: TokenLog,
+    *,
+    pace: StepPace,
+    prompt_token_seconds: float,
+    span: tuple[float, float],
+) -> None:
+    """Guess the tokens of a reply that has not come, in a span to be settled."""
+    begin, end = span
+    last = timeline.last_token_seconds
+    if last is None:
+        prompt_seconds = GUESSED_TOKENS * prompt_token_seconds
+        last = timeline.arrived_seconds + prompt_seconds
+    begin = max(begin, last)
+    if begin >= end:
+        return
+    clock = pace.between(begin, end)
+    stamps = step_ends(steps.steps.end_seconds, starts, begin, end, clock)[:-1]
+    if not len(stamps):
+        return
+    before = timeline.counted_tokens
+    for at_seconds in stamps.tolist():
+        log.add(at_seconds, timeline.key, float(timeline.sequences), before)
+        before += timeline.sequences
+    timeline.counted_tokens = before
+    if timeline.first_token_seconds is None:
+        timeline.first_token_seconds = float(stamps[0])
+    timeline.last_token_seconds = float(stamps[-1])
 
 
 def step_ends(
