@@ -14,8 +14,7 @@ fixed part plus sums, some of the work hidden from the meter: see
 
 Relative error is |attributed - true| / true per request, over all seeds; bias is
 attributed / true over a kind. `active` leaves the idle share out on both sides,
-`inclusive` takes it in. The truth shares idle by the duration that each request causes,
-the meter by running time.
+`inclusive` takes it in: the truth shares idle by the duration that each request causes.
 """
 
 from __future__ import annotations

@@ -484,6 +484,8 @@ def _clocks(phase: Finding) -> str:
             texts.append(f"{heat['max']:.0f} °C")
         if board["throttled_seconds"]:
             texts.append(f"throttled {board['throttled_seconds']:.0f} s")
+        if board["other_processes"]:
+            texts.append("not alone on the board")
     return ", ".join(texts)
 
 

@@ -26,7 +26,7 @@ from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
 from proxy.meter.attribution.fit import Calibration, CalibrationState
-from proxy.meter.attribution.policies import Policy
+from proxy.meter.attribution.policies import Policy, by_calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -111,6 +111,8 @@ class Boundary:
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
         self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.durations = Calibration(config.fit_rules)
+        """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf
         """End of the last closed window; -inf before the first edge."""
         self.measured_from_seconds = math.inf
@@ -432,6 +434,7 @@ class Boundary:
                 starts,
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies.values()],
+                idle_policy=self.idle_policy,
                 headline=list(policies).index(self.config.policy),
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
@@ -463,6 +466,9 @@ class Boundary:
         `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
+        seconds = window.end_seconds - window.start_seconds
+        if is_whole:
+            self.durations.learn(division.work, division.busy_seconds, seconds)
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
@@ -483,6 +489,7 @@ class Boundary:
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
+            idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
         )
 
@@ -508,6 +515,14 @@ class Boundary:
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""
         return self.calibration.bound(policy)
+
+    @property
+    def idle_policy(self) -> Policy:
+        """The rule of the idle share, with the constants in use; weights are seconds.
+
+        Until they are trusted, those of `phase`: what takes energy takes time.
+        """
+        return self.durations.bound(by_calibration)
 
     def _learn_idle(self, now_seconds: float) -> None:
         """Quiet windows are loaded idle unless the engine's gauges object."""
@@ -551,6 +566,7 @@ class Boundary:
             prefill_joules=prefill,
             decode_joules=decode,
             idle_share_joules=idle_share,
+            idle_share_by_time_joules=ledger.idle_by_time(key),
             energy_joules=prefill + decode + idle_share,
             policy=ledger.headline,
             quality="exact" if is_exact else "estimated",

@@ -94,6 +94,7 @@ RECORDS = Table(
     Column("engine", Text),
     Column("instance", Text),
     Column("is_output_lower_bound", Boolean),
+    Column("idle_share_by_time_joules", Double),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
@@ -107,7 +108,7 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     3: (RECORDS.c.engine,),
     4: (RECORDS.c.instance,),
     # not released yet: what is added before it is joins this line
-    5: (RECORDS.c.is_output_lower_bound,),
+    5: (RECORDS.c.is_output_lower_bound, RECORDS.c.idle_share_by_time_joules),
 }
 """Columns by the version that brought them: nullable, for the records before them.
 A store of any version gets those that it lacks when it is opened."""

@@ -201,6 +201,9 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     """Active joules (prefill and decode) under every policy."""
     boundaries: dict[str, BoundaryEnergy] = {}
     """Energy inside the other boundaries; left out where there is none. Never added."""
+    idle_share_by_time_joules: float | None = None
+    """`idle_share_joules` under the other rule, part of no sum: each moment divided
+    equally among those who ran. Left out where unknown, and in older records."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):

@@ -69,8 +69,10 @@ class VllmMetrics:
 
     def finished(self, generation: Generation, truths: Sequence[RequestTruth]) -> None:
         """A request got all its tokens."""
+        reason = generation.finish_reason
+        reason = reason if reason in FINISHED else "stop"  # a tool was called
         for truth in truths:
-            self._success[generation.finish_reason] += 1
+            self._success[reason] += 1
             self._prompt.observe(truth.prompt_tokens)
             self._output.observe(truth.output_tokens)
             scheduled, first = truth.scheduled_seconds, truth.first_token_seconds

@@ -35,9 +35,18 @@ ENGINE_FAILED = "SIMULATED failure, injected by --fail-every."
 
 
 class VllmApi:
-    """`queue_limit` is vLLM's max_num_queued_reqs; 0 is no limit."""
+    """`queue_limit` is vLLM's max_num_queued_reqs; 0 is no limit. `echoes_ids` is its
+    `--enable-request-id-headers`."""
 
-    def __init__(self, runner: Runner, limits: Limits, queue_limit: int = 0) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        queue_limit: int = 0,
+        *,
+        echoes_ids: bool = False,
+    ) -> None:
+        self._echoes_ids = echoes_ids
         self._runner = runner
         self._limits = limits
         self._queue_limit = queue_limit
@@ -60,7 +69,7 @@ class VllmApi:
         self, request: web.Request, *, is_chat: bool
     ) -> web.StreamResponse:
         request_id = request_id_of(request)
-        headers = {"x-request-id": request_id}
+        headers = {"x-request-id": request_id} if self._echoes_ids else {}
         try:
             if request.content_type != "application/json":
                 message = "Unsupported Media Type: Only 'application/json' is allowed"
@@ -117,8 +126,8 @@ class VllmApi:
         if not ticket.is_ok:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
-        model, texts = self._limits.model, ticket.texts
-        body = unstreamed_reply(generation, model, texts, ticket.truths)
+        model = self._limits.model
+        body = unstreamed_reply(generation, model, ticket.words, ticket.truths)
         return json_reply(body, headers=headers)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
