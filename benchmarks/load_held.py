@@ -2,6 +2,7 @@
 
     python -m benchmarks.load_held [--streams 1000] [--seconds 600] [--json FILE]
     python -m benchmarks.load_held --faults       1 % of clients leave, one restart
+    python -m benchmarks.load_held --faults all   and all that is below
 
 A scripted engine (5 tokens a second in each stream, streams of 15 s), a SIMULATED
 sensor and a whole `metering-proxy serve` with its SQLite store run as processes of
@@ -9,6 +10,14 @@ their own. `--streams` clients ask one after another, each as soon as its last s
 ended, for `--seconds`; streams under way then end by themselves. With `--faults` one
 request in a hundred is left at a random moment, and half-way the engine is killed and
 started again on its port a second later.
+
+With `--faults all` everything goes wrong at once: the sensor shows nonsense every
+fourth second (`scripted_engine.NONSENSE`), one request in twenty names a model of its
+own invention, `benchmarks.hostile_clients` attack relay and admin port, and in the
+first third of the time proxy and engine are ended and started again, in turn by SIGTERM
+and by SIGKILL (`RESTARTS`). Then every answered request must be in the store once; of
+a proxy that was killed, those answered in its last second may be missing, and are
+counted.
 
 Afterwards every request that the clients sent is looked up in the proxy's ledger, by
 id: same outcome, same tokens. Printed too: the proxy's resident memory minute by
@@ -23,10 +32,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
 import random
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +47,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +55,7 @@ import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.hostile_clients import JUNK, PREFIX
 from benchmarks.relay_cost import cpu_seconds
 from loadgen.client.backends import RequestOptions, Target, write_request
 from loadgen.client.client import HttpClient
@@ -52,7 +65,21 @@ from proxy.process.host import raise_open_files
 FIRST_MS = 200
 GAP_MS = 200
 LEAVE_SHARE = 0.01
+JUNK_SHARE = 0.05
 RESTART_SECONDS = 1.0
+RESTARTS: tuple[tuple[float, str, int], ...] = (
+    (0.05, "proxy", signal.SIGTERM),
+    (0.10, "proxy", signal.SIGKILL),
+    (0.15, "engine", signal.SIGKILL),
+    (0.18, "proxy", signal.SIGTERM),
+    (0.22, "engine", signal.SIGTERM),
+    (0.26, "proxy", signal.SIGKILL),
+    (0.30, "engine", signal.SIGKILL),
+)
+"""When, as a part of the time, who is ended how, with `--faults all`."""
+DRAIN_SECONDS = 3.0
+KILL_LOSS_SECONDS = 1.0
+"""Requests answered so long before a `kill -9` may be without record."""
 RETRY_SECONDS = 0.5
 """A client whose engine is away does not hammer."""
 PATIENCE_SECONDS = 60.0
@@ -63,8 +90,12 @@ SAME_OUTCOME = {
     "ok": {"ok"},
     # the last byte and the leave may cross on their way
     "left": {"aborted", "ok"},
-    "failed": {"upstream_error"},
+    # by the engine's end, or by the proxy's
+    "failed": {"upstream_error", "aborted"},
+    # by the engine, or by the proxy while it had none
+    "refused": {"error", "upstream_error"},
 }
+FAULTS = ("none", "some", "all")
 
 
 @dataclass(frozen=True)
@@ -74,7 +105,27 @@ class Scale:
     streams: int = 1000
     seconds: float = 600.0
     tokens: int = 75
-    has_faults: bool = False
+    faults: str = "none"
+    """One of `FAULTS`."""
+    restarts: tuple[tuple[float, str, int], ...] = RESTARTS
+    """Of proxy and engine, with all faults."""
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether clients leave and the engine is restarted."""
+        return self.faults != "none"
+
+    @property
+    def has_all_faults(self) -> bool:
+        """Whether everything goes wrong."""
+        return self.faults == "all"
+
+    @property
+    def calm_seconds(self) -> float:
+        """When the last restart is over."""
+        if self.has_all_faults:
+            return max(part for part, *_ in self.restarts) * self.seconds
+        return self.seconds / 2 if self.has_faults else 0.0
 
     @property
     def stream_seconds(self) -> float:
@@ -88,6 +139,14 @@ class Seen:
 
     outcomes: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Outcome and tokens of every request that was sent whole."""
+    ended_seconds: dict[str, float] = field(default_factory=dict)
+    """When it ended for its client, monotonic."""
+    ends: list[tuple[float, float, int]] = field(default_factory=list)
+    """From when to when the proxy was away, and the signal that ended it."""
+    residuals: list[float] = field(default_factory=list)
+    """Joules that the books of a proxy missed before it was ended."""
+    hostile: dict[str, Any] = field(default_factory=dict)
+    """The hostile clients' own account."""
     unsent: int = 0
     late_ms: Counter[int] = field(default_factory=Counter)
     """Gaps between reads of a stream over the engine's gap, in whole milliseconds."""
@@ -117,6 +176,19 @@ class Held:
     """Unknown, not none: the sensor could not be read while they ran."""
     gap_seconds: float
     left_over: dict[str, float]
+    restarts: list[str] = field(default_factory=list)
+    twice: int = 0
+    """Requests with two records."""
+    lost_by_kill: int = 0
+    """Answered in the last second of a proxy that was killed, and without record."""
+    unread: int = 0
+    """Sent into the end of a proxy, and never read by it."""
+    hostile_answered: int = 0
+    attacks: dict[str, int] = field(default_factory=dict)
+    rejected_readings: dict[str, float] = field(default_factory=dict)
+    """By reason, since the last start of the proxy."""
+    models: list[str] = field(default_factory=list)
+    """Labels of the metrics."""
     faults: list[str] = field(default_factory=list)
     """What is not as it should be; empty in a good run."""
 
@@ -134,7 +206,8 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         yield child, child.stdout.readline()
     finally:
-        child.stdin.close()
+        with contextlib.suppress(OSError):  # it was ended before
+            child.stdin.close()
         child.wait()
         child.stdout.close()
 
@@ -142,7 +215,33 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def engine_command(scale: Scale, port: int = 0) -> list[str]:
     script = str(Path(__file__).with_name("scripted_engine.py"))
     command = [script, "--tokens", str(scale.tokens), "--port", str(port)]
-    return [*command, "--first-ms", str(FIRST_MS), "--gap-ms", str(GAP_MS)]
+    bad = ["--bad-readings"] if scale.has_all_faults else []
+    return [*command, "--first-ms", str(FIRST_MS), "--gap-ms", str(GAP_MS), *bad]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Restartable:
+    """A child that is ended and started again on its ports."""
+
+    def __init__(self, stack: contextlib.ExitStack, *command: str) -> None:
+        self._stack = stack
+        self._command = command
+        self.child, self.line = stack.enter_context(process(*command))
+
+    def end(self, number: int) -> None:
+        """Blocks until it is gone."""
+        self.child.send_signal(number)
+        self.child.wait()
+
+    def start(self) -> None:
+        """Blocks until it says that it is there."""
+        self.child, self.line = self._stack.enter_context(process(*self._command))
 
 
 class Crowd:
@@ -153,6 +252,7 @@ class Crowd:
         self._seen = seen
         self._target = Target(url, "openai", model="scripted")
         self._client = HttpClient(self._target, time.monotonic)
+        self._junk = itertools.count()
         self._random = random.Random(scale.streams)
         self._ends = time.monotonic() + scale.seconds
 
@@ -168,12 +268,15 @@ class Crowd:
         while time.monotonic() < self._ends:
             asked += 1
             outcome = await self._stream(f"c{client}-{asked}")
-            if outcome == "failed":
+            if outcome in ("failed", "refused"):
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _stream(self, request_id: str) -> str:
+        target = self._target
+        if self._scale.has_all_faults and self._random.random() < JUNK_SHARE:
+            target = replace(target, model=f"{JUNK}{next(self._junk)}")
         request = write_request(
-            self._target,
+            target,
             RequestOptions(),
             [{"role": "user", "content": "hello " * 20}],
             request_id=request_id,
@@ -202,34 +305,72 @@ class Crowd:
             outcome = "ok"
         else:
             outcome = "failed"
+        if self._scale.has_all_faults and (response.status or 200) >= 400:
+            outcome = "refused"
         self._seen.outcomes[request_id] = (outcome, said.count(b'" word"'))
+        self._seen.ended_seconds[request_id] = time.monotonic()
         gaps = np.diff(np.unique(response.stamps)) * 1000 - GAP_MS
         self._seen.late_ms.update(np.maximum(gaps, 0).astype(int).tolist())
         return outcome
 
 
-async def watch_memory(pid: int, seen: Seen) -> None:
-    """Once a second, until cancelled."""
+async def watch_memory(proxy: Restartable, seen: Seen) -> None:
+    """Once a second, until cancelled; nothing while the proxy is away."""
     began = time.monotonic()
     while True:
-        status = Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240  no disk
-        kib = int(status.partition("VmRSS:")[2].split()[0])
-        seen.resident_kib.append((time.monotonic() - began, kib))
+        with contextlib.suppress(OSError, IndexError):
+            path = Path(f"/proc/{proxy.child.pid}/status")
+            status = path.read_text()  # noqa: ASYNC240  no disk
+            kib = int(status.partition("VmRSS:")[2].split()[0])
+            seen.resident_kib.append((time.monotonic() - began, kib))
         await asyncio.sleep(1.0)
 
 
-async def restart_half_way(
-    engine: subprocess.Popen[str],
-    port: int,
-    scale: Scale,
-    stack: contextlib.ExitStack,
-) -> None:
+async def restart_half_way(engine: Restartable, scale: Scale) -> None:
     """Kill the engine as a crash would, start it again on its port."""
     await asyncio.sleep(scale.seconds / 2)
-    engine.kill()
-    await asyncio.to_thread(engine.wait)
+    await asyncio.to_thread(engine.end, signal.SIGKILL)
     await asyncio.sleep(RESTART_SECONDS)
-    stack.enter_context(process(*engine_command(scale, port)))
+    await asyncio.to_thread(engine.start)
+
+
+async def restart_all(
+    proxy: Restartable, engine: Restartable, scale: Scale, seen: Seen, admin_url: str
+) -> None:
+    """End and start again whoever is due, and note when the proxy was away."""
+    began = time.monotonic()
+    for part, name, number in scale.restarts:
+        await asyncio.sleep(began + part * scale.seconds - time.monotonic())
+        if name == "engine":
+            await asyncio.to_thread(engine.end, number)
+            await asyncio.sleep(RESTART_SECONDS)
+            await asyncio.to_thread(engine.start)
+            continue
+        books = json.loads(await asyncio.to_thread(get, f"{admin_url}/books"))
+        seen.residuals.append(books["residual_joules"] or 0.0)
+        gone = time.monotonic()
+        await asyncio.to_thread(proxy.end, number)
+        await asyncio.sleep(RESTART_SECONDS)
+        await asyncio.to_thread(proxy.start)
+        seen.ends.append((gone, time.monotonic(), number))
+
+
+def proxy_command(
+    scale: Scale, engine_port: int, sensor_port: int, folder: str
+) -> list[str]:
+    """The proxy, on ports that stay the same where it is started again."""
+    command = [
+        "-m", "proxy", "serve", "--announce",
+        "--upstream", f"http://127.0.0.1:{engine_port}",
+        "--power", f"dcgm=http://127.0.0.1:{sensor_port}/dcgm/metrics",
+        "--store", f"sqlite:///{folder}/records.sqlite",
+    ]  # fmt: skip
+    ports = [free_port(), free_port()] if scale.has_all_faults else [0, 0]
+    for option, port in zip(("--listen", "--admin"), ports, strict=True):
+        command += [option, f"127.0.0.1:{port}"]
+    if scale.has_all_faults:
+        command += ["--drain-timeout", str(DRAIN_SECONDS), "--drain-delay", "0.2"]
+    return command
 
 
 def run(scale: Scale) -> Held:
@@ -239,33 +380,41 @@ def run(scale: Scale) -> Held:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         _, sensor = stack.enter_context(process(*engine_command(scale)))
-        engine, line = stack.enter_context(process(*engine_command(scale)))
-        port = int(line)
-        proxy, announced = stack.enter_context(
-            process(
-                "-m", "proxy", "serve", "--announce",
-                "--upstream", f"http://127.0.0.1:{port}",
-                "--power", f"dcgm=http://127.0.0.1:{int(sensor)}/dcgm/metrics",
-                "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-                "--store", f"sqlite:///{folder}/records.sqlite",
-            )
-        )  # fmt: skip
-        urls = json.loads(announced)
+        engine_port = free_port()
+        engine = Restartable(stack, *engine_command(scale, engine_port))
+        command = proxy_command(scale, engine_port, int(sensor), folder)
+        proxy = Restartable(stack, *command)
+        urls = json.loads(proxy.line)
         wait_until_ready(urls["admin_url"])
-        files = count_files(proxy.pid)
-        spent, began = cpu_seconds(proxy.pid), time.monotonic()
+        files = count_files(proxy.child.pid)
+        ports = [url.rpartition(":")[2] for url in (urls["url"], urls["admin_url"])]
 
-        async def hold() -> None:
-            watching = asyncio.create_task(watch_memory(proxy.pid, seen))
+        async def hold() -> float:
+            watching = asyncio.create_task(watch_memory(proxy, seen))
             crowd = asyncio.create_task(Crowd(urls["url"], scale, seen).stay())
-            if scale.has_faults:
-                await restart_half_way(engine, port, scale, stack)
+            if scale.has_all_faults:
+                await restart_all(proxy, engine, scale, seen, urls["admin_url"])
+            elif scale.has_faults:
+                await restart_half_way(engine, scale)
+            spent, began = cpu_seconds(proxy.child.pid), time.monotonic()
             await crowd
             watching.cancel()
+            return (cpu_seconds(proxy.child.pid) - spent) / (time.monotonic() - began)
 
-        uvloop.run(hold())
-        share = (cpu_seconds(proxy.pid) - spent) / (time.monotonic() - began)
-        return figures(scale, seen, share, urls["admin_url"], (proxy.pid, files))
+        with hostile(ports, seen) if scale.has_all_faults else contextlib.nullcontext():
+            share = uvloop.run(hold())
+        return figures(scale, seen, share, urls["admin_url"], (proxy.child.pid, files))
+
+
+@contextlib.contextmanager
+def hostile(ports: list[str], seen: Seen) -> Iterator[None]:
+    """Hostile clients while others are served, and what they say afterwards."""
+    with process("-m", "benchmarks.hostile_clients", *ports) as (child, _):
+        yield
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.close()
+        seen.hostile = json.loads(child.stdout.readline())
 
 
 # --- what the proxy says ------------------------------------------------------
@@ -339,17 +488,22 @@ def figures(
 ) -> Held:
     books = settled_books(admin_url)
     held = left_over(admin_url, *proxy)
-    records = {record["request_id"]: record for record in ledger(admin_url)}
+    found = list(ledger(admin_url))
+    records = {record["request_id"]: record for record in found}
     late = sorted(seen.late_ms.elements())
     minutes, trend = memory(seen.resident_kib, scale)
     clients = Counter(outcome for outcome, _ in seen.outcomes.values())
+    differences = list(mismatches(seen, records))
+    families = list(
+        text_string_to_metric_families(get(f"{admin_url}/metrics").decode())
+    )
     result = Held(
         scale=asdict(scale),
         machine=f"{os.cpu_count()} vCPU, Python {platform.python_version()}",
         date=time.strftime("%Y-%m-%d"),
         clients={**clients, "unsent": seen.unsent},
         records=dict(Counter(str(r["outcome"]) for r in records.values())),
-        mismatches=list(mismatches(seen, records)),
+        mismatches=[why for why in differences if why not in EXCUSES],
         failed_without_fault=0 if scale.has_faults else clients["failed"],
         late_p50_ms=late[len(late) // 2],
         late_p99_ms=late[int(len(late) * 0.99)],
@@ -357,7 +511,7 @@ def figures(
         proxy_cpu_share=round(share, 3),
         resident_mib_by_minute=minutes,
         trend_mib_per_minute=trend,
-        residual_joules=books["residual_joules"],
+        residual_joules=max([books["residual_joules"], *seen.residuals], key=abs),
         measured_joules=books["measured_joules"],
         records_without_energy=sum(
             record["energy"]["energy_joules"] is None
@@ -366,17 +520,53 @@ def figures(
         ),
         gap_seconds=round(books["gap_seconds"], 3),
         left_over=held,
+        restarts=[
+            f"{signal.Signals(number).name}, away for {back - gone:.1f} s"
+            for gone, back, number in seen.ends
+        ],
+        twice=len(found) - len(records),
+        lost_by_kill=differences.count(KILLED),
+        unread=differences.count(UNREAD),
+        hostile_answered=len(seen.hostile.get("answered", ())),
+        attacks=seen.hostile.get("attacks", {}),
+        rejected_readings={
+            sample.labels["reason"]: sample.value
+            for family in families
+            if family.name == "servewatt_readings_rejected"
+            for sample in family.samples
+            if sample.value and sample.name.endswith("_total")
+        },
+        models=sorted(
+            {
+                sample.labels["model"]
+                for family in families
+                for sample in family.samples
+                if "model" in sample.labels
+            }
+        ),
     )
-    result.faults += faults(result)
+    result.faults += [
+        f"a hostile client: {why}" for why in seen.hostile.get("failed", ())
+    ]
+    result.faults += faults(result, may_lack_energy=scale.has_all_faults)
     return result
 
 
+KILLED = "answered in the last second before a kill, or cut by it"
+UNREAD = "sent into the end of a proxy that never read it"
+REFUSED = "refused by the proxy"
+EXCUSES = (KILLED, UNREAD, REFUSED)
+
+
 def mismatches(seen: Seen, records: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Requests that clients and ledger tell differently."""
+    """Requests that clients and ledger tell differently; or an excuse for one."""
     for request_id, (outcome, tokens) in seen.outcomes.items():
         record = records.get(request_id)
         if record is None:
-            yield f"{request_id}: {outcome} for its client, not in the ledger"
+            yield (
+                excuse(seen, outcome, tokens, seen.ended_seconds[request_id])
+                or f"{request_id}: {outcome} for its client, not in the ledger"
+            )
         elif record["outcome"] not in SAME_OUTCOME[outcome]:
             yield f"{request_id}: {outcome} for its client, {record['outcome']}"
         elif outcome == "ok" and record["output_tokens"] != tokens:
@@ -384,7 +574,27 @@ def mismatches(seen: Seen, records: dict[str, dict[str, Any]]) -> Iterator[str]:
         elif tokens and record["energy"]["energy_joules"] == 0:
             yield f"{request_id}: {tokens} tokens for no energy"
     for request_id in records.keys() - seen.outcomes.keys():
-        yield f"{request_id}: in the ledger, sent by nobody"
+        if not request_id.startswith(PREFIX):
+            yield f"{request_id}: in the ledger, sent by nobody"
+    for request_id, ended_seconds in seen.hostile.get("answered", {}).items():
+        if request_id not in records:
+            yield (
+                excuse(seen, "ok", 0, ended_seconds)
+                or f"{request_id}: answered, not in the ledger"
+            )
+
+
+def excuse(seen: Seen, outcome: str, tokens: int, ended_seconds: float) -> str | None:
+    """Why a request may be without record; None where it may not."""
+    for gone, back, number in seen.ends:
+        slack = KILL_LOSS_SECONDS if number == signal.SIGKILL else 0.0
+        if not gone - slack <= ended_seconds <= back + RETRY_SECONDS:
+            continue
+        if number == signal.SIGKILL:
+            return KILLED
+        if outcome == "failed" and not tokens:
+            return UNREAD
+    return REFUSED if outcome == "refused" else None
 
 
 def memory(
@@ -397,7 +607,7 @@ def memory(
     """
     by_minute = {int(at // 60): kib / 1024 for at, kib in resident}
     # a thousand failures at once are held by other objects: warm up again after them
-    warm_seconds = WARM_SECONDS + (scale.seconds / 2 if scale.has_faults else 0.0)
+    warm_seconds = WARM_SECONDS + scale.calm_seconds
     flat = [x for x in resident if warm_seconds <= x[0] <= scale.seconds]
     trend = None
     if scale.seconds >= warm_seconds + WARM_SECONDS:
@@ -406,14 +616,19 @@ def memory(
     return [round(mib, 1) for mib in by_minute.values()], trend
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(held: Held, *, may_lack_energy: bool) -> Iterator[str]:
     if held.mismatches:
         yield f"{len(held.mismatches)} requests told differently"
     if held.failed_without_fault:
         yield f"{held.failed_without_fault} requests failed"
+    if held.twice:
+        yield f"{held.twice} requests have two records"
+    if set(held.models) - {"scripted", "other", "unknown"}:
+        yield f"labels of models: {held.models[:10]}"
     if (held.trend_mib_per_minute or 0.0) > MAX_TREND_MIB_PER_MINUTE:
         yield f"memory grows by {held.trend_mib_per_minute} MiB a minute"
-    if held.records_without_energy and not held.gap_seconds:
+    may_lack_energy = may_lack_energy or held.gap_seconds > 0
+    if held.records_without_energy and not may_lack_energy:
         yield f"{held.records_without_energy} records lack their energy"
     if abs(held.residual_joules) > 1e-3:
         yield f"the books are open by {held.residual_joules} J"
@@ -424,10 +639,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--tokens", type=int, default=75)
+    parser.add_argument(
+        "--faults", nargs="?", const="some", default="none", choices=FAULTS
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    held = run(Scale(options.streams, options.seconds, has_faults=options.faults))
+    held = run(Scale(options.streams, options.seconds, options.tokens, options.faults))
     shown = asdict(held)
     shown["mismatches"] = [*held.mismatches[:20], f"{len(held.mismatches)} in all"]
     text = json.dumps(shown, indent=2)

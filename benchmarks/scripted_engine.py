@@ -1,15 +1,16 @@
 """A scripted vLLM-style server for benchmarks: fixed delays, known stamps.
 
     python benchmarks/scripted_engine.py [--first-ms 50] [--gap-ms 10] [--tokens 100]
-                                         [--port 0]
+                                         [--port 0] [--bad-readings]
 
 Prints its port on the first line and ends when its stdin does. Every chat request
 gets `tokens` events, the first `first-ms` after the request was read, each as one
 HTTP chunk with running usage, as vLLM sends them. `GET /stamps` returns what
 really happened, one line per request: id, when it was read, when its first and
 last token were written, on the machine's monotonic clock. `GET /dcgm/metrics` shows a
-SIMULATED GPU that draws 400 W at all times. Built to cost little: both sides of a
-measurement share two cores.
+SIMULATED GPU that draws 400 W at all times; with `--bad-readings` each of some
+seconds shows nonsense instead. A model whose name begins with `junk-` is a 404. Built
+to cost little: both sides of a measurement share two cores.
 """
 
 from __future__ import annotations
@@ -33,6 +34,24 @@ servewatt_simulated 1
 DCGM_FI_DEV_POWER_USAGE{{gpu="0",modelName="SIMULATED"}} {watts}
 DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0",modelName="SIMULATED"}} {millijoules}
 """
+NONSENSE = (
+    ("NaN", "NaN"),
+    ("-400", "-5"),
+    ("1e12", "{millijoules}"),
+    ("9223372036854775794", "9223372036854775794"),
+    ("400", "18446744073709551615"),
+    ("+Inf", "{millijoules}"),
+    ("140737488355328.0", "140737488355328.0"),
+    ("watts", "joules"),
+    ("400", "1"),
+)
+"""Watts and millijoules as broken sensors show them; DCGM's blanks among them."""
+JUNK = b'"junk-'
+NO_MODEL = (
+    b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\n"
+    b"content-length: 60\r\n\r\n"
+    b'{"error": {"message": "model_is_junk", "code": 404}}        '
+)
 COMMON = (
     '{"id":"chatcmpl-00000000-0000-4000-8000-000000000000",'
     '"object":"chat.completion.chunk","created":1795211693,"model":"scripted",'
@@ -57,7 +76,15 @@ def token_event(number: int, tokens: int) -> bytes:
 class Script:
     """The replies, encoded once."""
 
-    def __init__(self, first_seconds: float, gap_seconds: float, tokens: int) -> None:
+    def __init__(
+        self,
+        first_seconds: float,
+        gap_seconds: float,
+        tokens: int,
+        *,
+        has_bad_readings: bool = False,
+    ) -> None:
+        self.has_bad_readings = has_bad_readings
         self.first_seconds = first_seconds
         self.gap_seconds = gap_seconds
         role = chunk(
@@ -104,6 +131,9 @@ class Connection(asyncio.Protocol):
         if len(rest) < int(headers.get(b"content-length", 0)):
             return
         self.buffer = b""
+        if JUNK in rest[:100]:
+            self.transport.write(NO_MODEL)
+            return
         if head.startswith(b"GET"):
             self.answer(head.split(b" ")[1])
             return
@@ -134,8 +164,7 @@ class Connection(asyncio.Protocol):
     def answer(self, path: bytes) -> None:
         """What else can be asked for."""
         if path == b"/dcgm/metrics":
-            spent = int(time.monotonic() * WATTS * 1000)
-            body = SENSOR.format(watts=WATTS, millijoules=spent)
+            body = self.sensor(time.monotonic())
         elif path == b"/stamps":
             body = "".join(json.dumps(line) + "\n" for line in self.script.stamps)
             self.script.stamps.clear()
@@ -144,6 +173,15 @@ class Connection(asyncio.Protocol):
         head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n"
         kind = "content-type: application/json\r\n\r\n"
         self.transport.write((head + kind + body).encode())
+
+    def sensor(self, now: float) -> str:
+        """The GPU's page; every fourth second of it may be nonsense."""
+        watts, millijoules = str(WATTS), str(int(now * WATTS * 1000))
+        second = int(now)
+        if self.script.has_bad_readings and second % 4 == 0:
+            watts, counter = NONSENSE[second // 4 % len(NONSENSE)]
+            millijoules = counter.format(millijoules=millijoules)
+        return SENSOR.format(watts=watts, millijoules=millijoules)
 
 
 async def serve(script: Script, port: int) -> None:
@@ -163,8 +201,14 @@ def main() -> None:
     parser.add_argument("--gap-ms", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--bad-readings", action="store_true")
     options = parser.parse_args()
-    script = Script(options.first_ms / 1000, options.gap_ms / 1000, options.tokens)
+    script = Script(
+        options.first_ms / 1000,
+        options.gap_ms / 1000,
+        options.tokens,
+        has_bad_readings=options.bad_readings,
+    )
     uvloop.run(serve(script, options.port))
 
 

@@ -12,7 +12,8 @@ from msgspec import field
 
 from loadgen.analysis.distribution import Stats
 from loadgen.analysis.verdict import Verdict
-from proxy.wire.api import Accounts, BoundaryRatio
+from loadgen.analysis.warmup import WarmUp
+from proxy.wire.api import Accounts, BoardSummary, BoundaryRatio
 
 
 class PerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,15 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     reason: str | None = None
     """Why joules are null."""
     definitions: dict[str, str] = field(default_factory=dict)
+
+
+class HardwareBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """How the boards worked in the window; empty where the proxy could not observe."""
+
+    simulated: bool = False
+    boards: list[BoardSummary] = field(default_factory=list)
+    warm_up: list[WarmUp] = field(default_factory=list)
+    """Figures that drifted at the beginning, beyond what load explains."""
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +266,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyBlock
     measures: dict[str, Stats | None]
     window: WindowBlock
+    hardware: HardwareBlock = field(default_factory=HardwareBlock)
     goodput: Goodput | None
     outcomes: dict[str, int]
     errors: list[ErrorRow]

@@ -15,11 +15,13 @@ import msgspec
 from loadgen import __version__
 from loadgen.analysis.distribution import Stats
 from loadgen.analysis.energy import energy_block
+from loadgen.analysis.hardware import hardware_block
 from loadgen.analysis.schema import (
     EnergyBlock,
     ErrorRow,
     Goodput,
     GroupRow,
+    HardwareBlock,
     Lag,
     Schedule,
     Summary,
@@ -74,13 +76,14 @@ def summarise(
 ) -> Summary:
     """The summary of a run, from one pass over its records."""
     energy = energy_block(metering, tally)
+    hardware = hardware_block(metering, tally, energy.power, info.zero_unix_seconds)
     measures = _all_stats(tally)
     seconds = tally.window.seconds
     tokens = tally.output_tokens
     return Summary(
         simulated=info.simulated or energy.simulated,
         simulated_engine=info.simulated,
-        verdict=judge(_facts(tally, info, header, energy, metering)),
+        verdict=judge(_facts(tally, info, header, energy, hardware, metering)),
         trace=header.trace if header else None,
         trace_format=header.trace_format if header else None,
         arrival=header.arrival if header else None,
@@ -105,6 +108,7 @@ def summarise(
         energy=energy,
         measures=measures,
         window=_window_block(tally, info, run_seconds),
+        hardware=hardware,
         goodput=_goodput(tally) if tally.goodput else None,
         outcomes=dict(tally.outcomes.most_common()),
         errors=[
@@ -169,6 +173,7 @@ def _facts(
     info: RunInfo,
     header: PlanHeader | None,
     energy: EnergyBlock,
+    hardware: HardwareBlock,
     metering: Metering,
 ) -> RunFacts:
     lag = tally.lag.stats("s")
@@ -191,6 +196,8 @@ def _facts(
         interrupted=info.interrupted,
         failure=info.failure,
         energy=_energy_facts(energy, metering) if asked else None,
+        boards=hardware.boards,
+        warm_up=hardware.warm_up,
     )
 
 

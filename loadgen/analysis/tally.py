@@ -1,7 +1,7 @@
 """One pass over the records of a run: everything `summary.json` counts.
 
 A record belongs to the window by its intended start. Memory does not grow with
-tokens: 24 bytes per request for the concurrency sweep, 8 per measure up to a
+tokens: 36 bytes per request for what changes over time, 8 per measure up to a
 million values, then a bounded histogram. A request whose joules are not known is
 counted, never taken as 0.
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from loadgen.analysis.distribution import Distribution
 from loadgen.analysis.lengths import Fidelity
+from loadgen.analysis.warmup import in_flight
 from loadgen.results.measures import (
     MEASURES,
     POOLED_MEASURES,
@@ -204,6 +205,8 @@ class Tally:
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
+        self._first_tokens = array("f")
+        """Three of each answered request: sent, its TTFT, prompt tokens computed."""
 
     def add_all(self, results: Iterable[Result]) -> Tally:
         """Take every record into account; returns itself."""
@@ -265,6 +268,16 @@ class Tally:
         """Requests in flight: mean weighted by time, and peak, by sweep line."""
         return concurrency(self._sent, self._finished)
 
+    def in_flight(self, at_seconds: Sequence[float]) -> list[float]:
+        """Requests that were sent and not finished, at instants of the run."""
+        return in_flight(at_seconds, self._sent, self._finished)
+
+    def first_tokens(self) -> tuple[list[float], list[float], list[float]]:
+        """Sent, TTFT and computed prompt tokens of answered requests, as sent."""
+        rows = np.asarray(self._first_tokens).reshape(-1, 3)
+        sent, ttft, prompts = rows[np.argsort(rows[:, 0], kind="stable")].T.tolist()
+        return sent, ttft, prompts
+
     def energy_inside(self, boundary: str, *, is_headline: bool) -> BoundaryTally:
         """Joules inside one boundary; the headline's are the requests' own."""
         if not is_headline:
@@ -283,6 +296,10 @@ class Tally:
             self.measures[name].add(measure.of(result))
         for name, pooled in POOLED_MEASURES.items():
             self.pooled[name].extend(pooled.of(result))
+        sent, first = result.sent_seconds, result.first_token_seconds
+        if sent is not None and first is not None:
+            computed = (result.prompt_tokens or 0) - (result.cached_tokens or 0)
+            self._first_tokens.extend((sent, first - sent, max(computed, 0)))
         self.prompt_tokens += result.prompt_tokens or 0
         self.cached_tokens += result.cached_tokens or 0
         self.output_tokens += result.output_tokens or 0

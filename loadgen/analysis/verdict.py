@@ -7,12 +7,18 @@ one sentence with the figure and the threshold it broke.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from loadgen.analysis.warmup import WarmUp, degrades
+from proxy.wire.api import BoardSummary
+
 VALID, DEGRADED, INVALID = "valid", "degraded", "invalid"
+POWER_CAP = "sw_power_cap"
+FIGURES = {"ttft": "TTFT", "power": "power", "sm_clock": "SM clock"}
 EXIT_CODES: dict[str, int] = {VALID: 0, DEGRADED: 0, INVALID: 3}
 
 
@@ -45,6 +51,11 @@ class Thresholds:
     """Requests without joules: above it, J/request describes another population."""
     missed_reading_fraction: float = 0.01
     gap_fraction: float = 0.01
+    throttled_fraction: float = 0.01
+    """Too hot or short of power from outside: the board is not what it is sold as."""
+    power_capped_fraction: float = 0.05
+    """At its power limit a board is slower than it could be; a full one touches it."""
+    shared_fraction: float = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +101,9 @@ class RunFacts:
     """Why it ended itself before its plan did."""
     energy: EnergyFacts | None = None
     """None when no metering was asked for."""
+    boards: Sequence[BoardSummary] = ()
+    """How they worked in the window."""
+    warm_up: Sequence[WarmUp] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +125,10 @@ def judge(facts: RunFacts, limits: Thresholds = DEFAULT) -> Verdict:
         *_of_completion(facts, limits),
         *_of_schedule(facts, limits),
         *_of_client(facts, limits),
+        *_of_warm_up(facts),
     ]
+    for board in facts.boards:
+        findings += _of_board(board, limits)
     if facts.energy is not None:
         findings += _of_energy(facts.energy, limits)
     order = (INVALID, DEGRADED)
@@ -199,6 +216,65 @@ def _of_client(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
         INVALID if is_invalid else DEGRADED,
         f"this client was too busy to stamp on time: event loop lag p99 {_ms(lag)}, "
         f"limit {_ms(threshold)}",
+    )
+
+
+def _of_board(board: BoardSummary, limits: Thresholds) -> Iterator[Finding]:
+    name, seen = board.device, board.seconds
+    if not seen:
+        return
+    for reason, seconds in board.throttled_seconds_by_reason.items():
+        is_cap = reason == POWER_CAP
+        limit = limits.power_capped_fraction if is_cap else limits.throttled_fraction
+        if seconds > limit * seen:
+            yield (
+                DEGRADED,
+                f"{name} was throttled for {seconds:.0f} s of {seen:.0f} s ({reason}): "
+                f"{seconds / seen:.0%}, limit {limit:.0%}",
+            )
+    watts = board.power_limit_watts
+    if board.power_limit_changes and watts is not None:
+        times = (
+            "once"
+            if board.power_limit_changes == 1
+            else (f"{board.power_limit_changes} times")
+        )
+        yield (
+            DEGRADED,
+            f"the power limit of {name} was changed {times}, between {watts.min:g} W "
+            f"and {watts.max:g} W",
+        )
+    shared = board.shared_seconds or 0.0
+    if shared > limits.shared_fraction * seen:
+        yield (
+            DEGRADED,
+            f"another process was on {name} for {shared:.0f} s of {seen:.0f} s: its "
+            "joules are among those of the requests",
+        )
+    if board.uncorrected_ecc_errors:
+        yield (
+            DEGRADED,
+            f"{name} had {board.uncorrected_ecc_errors} memory errors that it could "
+            "not correct",
+        )
+    if board.xids:
+        faults = ", ".join(map(str, board.xids))
+        yield DEGRADED, f"the driver noted faults of {name}: XID {faults}"
+
+
+def _of_warm_up(facts: RunFacts) -> Iterator[Finding]:
+    """One sentence for all figures: the remedy is one."""
+    found = [each for each in facts.warm_up if degrades(each)]
+    if not found:
+        return
+    seconds = max(each.seconds for each in found)
+    shifts = ", ".join(
+        f"mean {FIGURES[each.signal]} {each.mean_shift:+.1%}" for each in found
+    )
+    yield (
+        DEGRADED,
+        f"the first {seconds:.0f} s were warm-up, unlike the rest at equal load "
+        f"({shifts}); leave them out with --warmup {math.ceil(seconds)}",
     )
 
 

@@ -20,7 +20,7 @@ from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
 from proxy.admin.client import AdminClient, AdminError
 from proxy.process.files import PRIVATE, whole_file
-from proxy.wire.api import BooksReply
+from proxy.wire.api import BooksReply, HardwareReply
 
 MAX_BINS = 60
 """Bins of the power curve; each costs one small request to the proxy."""
@@ -203,12 +203,18 @@ def read_metering(
         curve = [admin.books(zero_unix_seconds + edge) for edge in edges]
     except AdminError:
         curve = []  # an extra: the totals above stand without it
+    hardware: HardwareReply | None = None
+    with suppress(AdminError):  # a proxy that is older than this
+        hardware = admin.hardware(
+            zero_unix_seconds + start_seconds, zero_unix_seconds + end_seconds
+        )
     return Metering(
         opening=opening,
         closing=closing,
         window_seconds=end_seconds - start_seconds,
         curve=curve,
         edges_seconds=edges,
+        hardware=hardware,
         is_restarted=begun is not None,
         reason=reason,
     )

@@ -36,6 +36,9 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     tables = [_load(summary), _latency(summary), *_energy(summary)]
     if len(summary.by_kind) > 1:
         tables.append(_kinds(summary))
+    boards = [*text.board_rows(summary.hardware), *text.warm_up_rows(summary.hardware)]
+    if boards:
+        tables.append(_boards(boards))
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
@@ -223,6 +226,13 @@ def _boundaries(energy: EnergyBlock) -> Table:
         )
         if row.note:
             table.add_row(f"  {row.note}")
+    return table
+
+
+def _boards(rows: Sequence[text.BoardRow]) -> Table:
+    table = _section("GPU state")
+    for row in rows:
+        _line(table, row.name, row.text)
     return table
 
 

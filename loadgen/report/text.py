@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from loadgen.analysis.schema import EnergyBlock, LengthBlock, Summary
+from loadgen.analysis.schema import (
+    EnergyBlock,
+    HardwareBlock,
+    LengthBlock,
+    Summary,
+)
 from loadgen.client.abilities import length_note
 from loadgen.report import format as fmt
+from proxy.wire.api import BoardSummary, SpreadReply
 
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
@@ -110,6 +116,96 @@ def idle_text(energy: EnergyBlock) -> str:
     if model < 0:
         return f"{text}, below the {fmt.watts(bare)} told for bare idle: one is wrong"
     return f"{text}, of which {fmt.watts(model)} because it is resident"
+
+
+class BoardRow(NamedTuple):
+    """One board, and how it worked in the window."""
+
+    name: str
+    text: str
+
+
+def board_rows(hardware: HardwareBlock) -> Iterator[BoardRow]:
+    """What each board told; one that told nothing has no row."""
+    for board in hardware.boards:
+        parts = [
+            _spread(board.sm_clock_hertz, "SM clock {} MHz", 1e-6),
+            _spread(board.memory_clock_hertz, "memory clock {} MHz", 1e-6),
+            _spread(board.temperature_celsius, "{} °C"),
+            _spread(board.power_limit_watts, "power limit {} W"),
+            _throttled(board),
+            _errors(board),
+            _processes(board),
+        ]
+        text = "; ".join(filter(None, parts))
+        if text:
+            yield BoardRow(board.device, text)
+
+
+def warm_up_rows(hardware: HardwareBlock) -> Iterator[BoardRow]:
+    """Every figure that drifted at the beginning."""
+    for found in hardware.warm_up:
+        name, shown = _DRIFTS[found.signal]
+        text = f"{name} {shown(found.before)} in the first "
+        text += f"{fmt.seconds(found.seconds)}, "
+        text += f"then {shown(found.after)}, at equal load"
+        if not found.is_steady:
+            text += ", and on to the end"
+        yield BoardRow("warm-up" if found.is_steady else "drift", text)
+
+
+_DRIFTS = {
+    "ttft": ("TTFT", fmt.seconds),
+    "power": ("power", fmt.watts),
+    "sm_clock": ("SM clock", lambda hertz: f"{hertz / 1e6:,.0f} MHz"),
+    "temperature": ("temperature", lambda celsius: f"{celsius:.0f} °C"),
+}
+
+
+def _spread(found: SpreadReply | None, form: str, factor: float = 1.0) -> str:
+    """`1,980 (1,410 to 1,980)` in a form; one figure where all were the same."""
+    if found is None:
+        return ""
+    low, middle, high = (
+        f"{value * factor:,.0f}" for value in (found.min, found.median, found.max)
+    )
+    return form.format(middle if low == high else f"{middle} ({low} to {high})")
+
+
+def _throttled(board: BoardSummary) -> str:
+    if board.throttled_seconds is None:
+        return ""
+    if not board.throttled_seconds:
+        return "never throttled"
+    by = ", ".join(
+        f"{fmt.seconds(seconds)} {reason}"
+        for reason, seconds in board.throttled_seconds_by_reason.items()
+    )
+    part = fmt.percent(board.throttled_seconds / board.seconds)
+    return f"throttled {part} of the time ({by})"
+
+
+def _errors(board: BoardSummary) -> str:
+    parts = []
+    if board.corrected_ecc_errors or board.uncorrected_ecc_errors:
+        parts.append(
+            f"{board.corrected_ecc_errors or 0} corrected and "
+            f"{board.uncorrected_ecc_errors or 0} uncorrected memory errors"
+        )
+    if board.xids:
+        parts.append(f"XID {', '.join(map(str, board.xids))}")
+    return "; ".join(parts)
+
+
+def _processes(board: BoardSummary) -> str:
+    if board.other_processes is None:
+        return ""
+    if not board.other_processes:
+        return "no other process"
+    return (
+        f"up to {board.other_processes} other processes for "
+        f"{fmt.seconds(board.shared_seconds)}"
+    )
 
 
 def headline(summary: Summary) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.wire.api import BooksReply, EnergyReply
+from proxy.wire.api import BooksReply, EnergyReply, HardwareReply
 
 
 class EnergyPart(EnergyReply, frozen=True, kw_only=True, omit_defaults=False):
@@ -71,6 +71,8 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[BooksReply] = []
     """At `edges_seconds` of the run, for its power over time."""
     edges_seconds: list[float] = []
+    hardware: HardwareReply | None = None
+    """How the boards worked in the window; None where the proxy does not tell."""
     is_restarted: bool = False
     """The proxy was restarted: its books do not span the window."""
     reason: str | None = None

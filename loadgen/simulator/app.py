@@ -142,6 +142,19 @@ class Readings:
             page.family("DCGM_FI_DEV_POWER_USAGE", "gauge", power),
             page.family("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "counter", energy),
         ]
+        board = self._runner.board_reading()
+        for field, value in (
+            ("SM_CLOCK", round(board.sm_clock_hertz / 1e6)),
+            ("MEM_CLOCK", round(board.memory_clock_hertz / 1e6)),
+            ("GPU_TEMP", round(board.temperature_celsius)),
+            ("CLOCK_THROTTLE_REASONS", board.reason_bits),
+            ("POWER_MGMT_LIMIT", board.power_limit_watts),
+            ("ECC_SBE_VOL_TOTAL", 0),
+            ("ECC_DBE_VOL_TOTAL", 0),
+            ("XID_ERRORS", 0),
+        ):
+            rows = [(own, value) for own in labels]
+            families.append(page.family(f"DCGM_FI_DEV_{field}", "gauge", rows))
         return web.Response(text=page.text(families))
 
     async def truth(self, request: web.Request) -> web.Response:

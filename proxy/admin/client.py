@@ -16,6 +16,7 @@ import msgspec
 from proxy.errors import ProxyError
 from proxy.wire.api import (
     BooksReply,
+    HardwareReply,
     ReadinessReply,
     RequestReply,
     UpstreamReply,
@@ -119,6 +120,16 @@ class AdminClient:
         """Give an upstream no new requests, or give it some again."""
         path = f"/upstreams/{upstream}/{'drain' if is_draining else 'resume'}"
         return self._decoded(path, self._ask("POST", path), UpstreamReply)
+
+    def hardware(
+        self, from_unix_seconds: float, to_unix_seconds: float
+    ) -> HardwareReply:
+        """How the boards worked between two instants."""
+        query = {
+            "from_unix": f"{from_unix_seconds:.6f}",
+            "to_unix": f"{to_unix_seconds:.6f}",
+        }
+        return self._get("/hardware", HardwareReply, query)
 
     def calibration(self) -> bytes:
         """The document of all calibrations, to be read by `store.fits.decoded`."""

@@ -24,6 +24,7 @@ from proxy.admin.views import (
     EngineSources,
     ProcessRun,
     engine_books,
+    engine_hardware,
     engine_info,
     fleet_books,
     fleet_readiness,
@@ -35,7 +36,13 @@ from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
 from proxy.store.stored_record import cursor_at
-from proxy.wire.api import BooksReply, InfoReply, UpstreamReply, UpstreamsReply
+from proxy.wire.api import (
+    BooksReply,
+    HardwareReply,
+    InfoReply,
+    UpstreamReply,
+    UpstreamsReply,
+)
 
 log = logging.getLogger("servewatt.admin")
 
@@ -47,16 +54,16 @@ CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdminSources:
-    """Sources of everything that the admin API shows."""
+    """Sources of everything that the admin API shows; replaced as they change."""
 
     engines: Sequence[EngineSources]
     """One source or more."""
     records: Archive
     version: str
     config: Mapping[str, Any]
-    """The configuration without secrets."""
+    """The configuration in use, without secrets."""
     render_metrics: Callable[[bool], bytes]
     """Exposition text; True for OpenMetrics (with exemplars). Runs on a thread."""
     render_recent: Callable[[], bytes]
@@ -64,6 +71,7 @@ class AdminSources:
     freshen: Callable[[], None]
     """Take one snapshot for the metrics, on the event loop."""
     run: ProcessRun = field(default_factory=ProcessRun)
+    """What sums over engines belong to."""
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 
@@ -84,6 +92,7 @@ def admin_app(
     app.router.add_get("/requests", views.requests)
     app.router.add_get("/requests/{request_id}", views.request)
     app.router.add_get("/books", views.books)
+    app.router.add_get("/hardware", views.hardware)
     app.router.add_get("/info", views.info)
     app.router.add_get("/calibration", views.calibration)
     app.router.add_get("/upstreams", views.upstreams)
@@ -180,7 +189,6 @@ class _Views:
                 at,
                 unix_offset_seconds=offset,
                 sample_interval_seconds=self._from.sample_interval_seconds,
-                run=self._from.run,
             )
             for engine in self._from.engines
         }
@@ -188,7 +196,9 @@ class _Views:
         if name is not None and name not in replies:
             return _refuse(f"engine is one of {', '.join(replies)}")
         if name is None and len(replies) > 1:
-            books: BooksReply = fleet_books(replies)
+            books: BooksReply = fleet_books(
+                replies, unix_offset_seconds=offset, run=self._from.run
+            )
         else:
             books = replies[name or self._from.engines[0].name]
         chosen = request.query.get("boundary")
@@ -197,6 +207,32 @@ class _Views:
         if chosen not in books.boundaries:
             return _refuse(f"boundary is one of {', '.join(books.boundaries)}")
         return _json(books.boundaries[chosen])
+
+    async def hardware(self, request: web.Request) -> web.Response:
+        offset, edges = self._unix_offset_seconds(), []
+        for name in ("from_unix", "to_unix"):
+            text = request.query.get(name)
+            try:
+                edges.append(None if text is None else float(text))
+            except ValueError:
+                return _refuse(f"{name} is Unix seconds, such as 1767225600.5")
+            if text is not None and not math.isfinite(float(text)):
+                return _refuse(f"{name} is finite Unix seconds")
+        begin, end = edges
+        body = HardwareReply(
+            from_unix_seconds=begin,
+            to_unix_seconds=end,
+            engines={
+                engine.name: engine_hardware(
+                    engine,
+                    -math.inf if begin is None else begin - offset,
+                    time.monotonic() if end is None else end - offset,
+                    unix_offset_seconds=offset,
+                )
+                for engine in self._from.engines
+            },
+        )
+        return _json(body)
 
     async def info(self, request: web.Request) -> web.Response:
         engines = {e.name: engine_info(e) for e in self._from.engines}

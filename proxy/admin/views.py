@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -16,11 +16,13 @@ import msgspec
 from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
+from proxy.power.hardware import HardwareLog, board_state
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
     JOULES,
     BooksReply,
     BoundaryBooks,
+    EngineHardware,
     EngineInfo,
     FleetBooks,
     FleetReadiness,
@@ -35,7 +37,10 @@ from proxy.wire.api import (
 
 @dataclass(frozen=True, slots=True)
 class ProcessRun:
-    """The process that measures; after a restart all books begin anew."""
+    """What books belong to: a process, or the part of it since its upstreams changed.
+
+    Books of two runs have no difference.
+    """
 
     name: str = ""
     began_seconds: float = 0.0
@@ -53,6 +58,9 @@ class EngineSources:
     upstream_state: Callable[[], Awaitable[str | None]]
     """None when the upstream answers, else why it does not."""
     upstream: Upstream | None = None
+    hardware: HardwareLog = field(default_factory=HardwareLog)
+    """How its boards worked."""
+    run: ProcessRun = ProcessRun()
 
 
 # -- books ---------------------------------------------------------------------
@@ -64,7 +72,6 @@ def engine_books(
     *,
     unix_offset_seconds: float,
     sample_interval_seconds: float,
-    run: ProcessRun = ProcessRun(),
 ) -> BooksReply:
     """The books of one engine, as of an instant: the headline's, and every one."""
     replies = {
@@ -74,7 +81,7 @@ def engine_books(
             at_seconds,
             unix_offset_seconds=unix_offset_seconds,
             sample_interval_seconds=sample_interval_seconds,
-            run=run,
+            run=engine.run,
         )
         for measured in engine.measured()
     }
@@ -150,8 +157,13 @@ def _joules_of(books: Books) -> dict[str, Any]:
     return {name: getattr(books, name) for name in JOULES if name not in shown} | shown
 
 
-def fleet_books(replies: Mapping[str, BooksReply]) -> FleetBooks:
-    """The books of several engines: the sums, and each one's.
+def fleet_books(
+    replies: Mapping[str, BooksReply],
+    *,
+    unix_offset_seconds: float = 0.0,
+    run: ProcessRun = ProcessRun(),
+) -> FleetBooks:
+    """The books of several engines: the sums, which belong to `run`, and each one's.
 
     Boundaries that not all of them have are in no sum.
     """
@@ -165,9 +177,16 @@ def fleet_books(replies: Mapping[str, BooksReply]) -> FleetBooks:
         name: {engine: reply.boundaries[name] for engine, reply in replies.items()}
         for name in shared
     }
+    own: dict[str, Any] = {
+        "run": run.name,
+        "run_unix_seconds": run.began_seconds + unix_offset_seconds,
+    }
     return FleetBooks(
         **_sum(replies),
-        boundaries={name: BoundaryBooks(**_sum(s)) for name, s in boundaries.items()},
+        **own,
+        boundaries={
+            name: BoundaryBooks(**_sum(s), **own) for name, s in boundaries.items()
+        },
         engines=dict(replies),
     )
 
@@ -178,8 +197,6 @@ SUMMED = (
 )  # fmt: skip
 WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
 JOINED = ("boundary", "source", "policy", "sample_interval_seconds", "idle_source")
-OWN = ("run", "run_unix_seconds")
-"""The same for every engine of one process."""
 """One value where all have the same. What is in no list stays null: an engine's
 other GPUs may be another engine's, and a ratio of ratios means nothing."""
 
@@ -204,7 +221,6 @@ def _sum(books: Mapping[str, BoundaryBooks]) -> dict[str, Any]:
         total |= summed(each)
     total |= {name: _all(each, name, sum) for name in SUMMED}
     total |= {name: _all(each, name, max) for name in WORST}
-    total |= {name: getattr(each[0], name) for name in OWN}
     for name in JOINED:
         values = [getattr(reply, name) for reply in each]
         texts = list(map(str, values))
@@ -301,6 +317,26 @@ def _sensor(measured: Measured) -> SensorState:
         last_error=stats.last_error if stats else None,
         clock_offset_seconds=stats.clock_offset_seconds if stats else None,
         rejected={**stats.rejected} if stats else {},
+    )
+
+
+def engine_hardware(
+    engine: EngineSources,
+    start_seconds: float,
+    end_seconds: float,
+    *,
+    unix_offset_seconds: float,
+) -> EngineHardware:
+    """The boards of one engine now, and how they worked in a window."""
+    log = engine.hardware
+    seen = log.observed_seconds()
+    stats = [measured.sampler for measured in engine.measured()]
+    return EngineHardware(
+        simulated=any(each is not None and each.is_simulated for each in stats),
+        observed_unix_seconds=None if seen is None else seen + unix_offset_seconds,
+        now=[board_state(state, boundary) for boundary, state in log.now()],
+        window=log.between(start_seconds, end_seconds),
+        series=log.series(start_seconds, end_seconds, unix_offset_seconds),
     )
 
 

@@ -59,16 +59,23 @@ def _paragraph(entry: SavedCalibration) -> str:
         escaped(f"{entry.engine}, {entry.model or 'no model yet'}: {trust}"),
         f"  {entry.rows:.0f} rows of {entry.row_seconds:g} s of load",
     ]
+    if entry.form is not None:
+        lines.append(f"  form of the cost model: {escaped(entry.form)}")
     for name, constant in entry.constants.items():
         lines.append(
-            f"  {name:24} {constant.joules:10.3g} "
-            f"+- {constant.standard_error_joules:8.2g}  {constant.unit}"
+            f"  {escaped(name):26} {constant.joules:10.3g} "
+            f"+- {constant.standard_error_joules:8.2g}  {escaped(constant.unit)}"
         )
     if entry.misfit is not None:
         condition = "infinite" if entry.condition is None else f"{entry.condition:.0f}"
         lines.append(
             f"  condition {condition}; {entry.misfit:.1%} of a row's energy unexplained"
         )
+    if entry.form_errors:
+        missed = ", ".join(
+            f"{escaped(name)} {error:.1%}" for name, error in entry.form_errors.items()
+        )
+        lines.append(f"  rows not yet seen are missed by: {missed}")
     return "\n".join(lines)
 
 

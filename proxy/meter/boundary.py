@@ -26,7 +26,7 @@ from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
 from proxy.meter.attribution.divide import Division, IdleWatts, divide
 from proxy.meter.attribution.fit import Calibration, CalibrationState
-from proxy.meter.attribution.policies import Policy
+from proxy.meter.attribution.policies import Policy, by_calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -111,12 +111,16 @@ class Boundary:
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
         self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.durations = Calibration(config.fit_rules)
+        """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf
         """End of the last closed window; -inf before the first edge."""
         self.measured_from_seconds = math.inf
         """The first edge; inf before it."""
         self.is_up = False
         """The sensor answered when it was last read."""
+        self.shared_because: str | None = None
+        """Why the devices' joules are not the engine's alone, as last observed."""
         self._timeline = timeline
         self._asked = self._deadlines = Deadlines(
             min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
@@ -246,7 +250,11 @@ class Boundary:
         self._quality_requests[energy.quality] += 1
         self.ledger.count_tokens(
             key,
-            (timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens),
+            (
+                timeline.prompt_tokens,
+                timeline.cached_tokens,
+                timeline.recorded_output_tokens,
+            ),
         )
         self.ledger.release(key)
         for keys in (self._open, self._with_gap, self._without_idle):
@@ -326,7 +334,7 @@ class Boundary:
             return None
         window, among = found
         start, end = window.start_seconds, window.end_seconds
-        if timeline.gauges.awaits(end, now_seconds):
+        if timeline.awaits(end, now_seconds, self._asked.wait_seconds):
             return None
         unknown = [each for each in among if not timeline.is_known(each, start, end)]
         if unknown and now_seconds < end + self._asked.wait_seconds:
@@ -414,24 +422,26 @@ class Boundary:
                 gap_seconds=end - start,
             )
         else:
-            unmetered = self._timeline.unmetered.between(start, end)
-            external = self._timeline.gauges.external(start, end)
-            unknown = len(unmetered) + len(external)
-            policies = self.config.policies.values()
+            unseen = self._timeline.unseen(start, end)
+            policies = self.config.policies
+            everybody = [*ran, *unseen.by_work, *unseen.by_time]
             division = divide(
                 window,
-                population_of([*ran, *unmetered, *external], let_in=let_in),
+                population_of(everybody, let_in=let_in),
                 steps,
                 starts,
                 idle_watts=self.idle.watts,
-                policies=[self.bound(policy) for policy in policies],
-                external=unknown,
+                policies=[self.bound(policy) for policy in policies.values()],
+                idle_policy=self.idle_policy,
+                headline=list(policies).index(self.config.policy),
+                by_work=len(unseen.by_work),
+                by_time=len(unseen.by_time),
             )
-            is_whole = not unknown and all(
+            is_whole = not unseen.by_time and all(
                 timeline.scheduled_seconds is not None for timeline in among
             )
             closing = self._divided(
-                window, measured, ran, division, len(unmetered), is_whole=is_whole
+                window, measured, ran, division, unseen.reasons, is_whole=is_whole
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
                 self._maybe_idle.append((start, end, joules))
@@ -444,39 +454,53 @@ class Boundary:
         measured: float,
         ran: Sequence[RequestTimeline],
         division: Division,
-        unmetered: int,
+        reasons: Sequence[str],
         *,
         is_whole: bool,
     ) -> Closing:
         """What a measured window posts; `is_whole`: its work is known.
 
-        Of those that are not ours to record the first are `unmetered`.
+        `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
+        seconds = window.end_seconds - window.start_seconds
+        if is_whole:
+            self.durations.learn(division.work, division.busy_seconds, seconds)
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self.calibration.learn(
-                division.work,
-                division.caused_joules,
-                window.end_seconds - window.start_seconds,
-            )
+            self.calibration.learn(division.work, division.caused_joules, seconds)
         return Closing(
             window.end_seconds,
             measured,
             idle_joules=division.idle_joules,
             unattributed_joules={
-                "unmetered": float(division.external_joules[:unmetered].sum()),
-                "external": float(division.external_joules[unmetered:].sum()),
+                reason: sum(
+                    joules
+                    for why, joules in zip(
+                        reasons, division.external_joules.tolist(), strict=True
+                    )
+                    if why == reason
+                )
+                for reason in ("unmetered", "external")
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
+            idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
         )
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""
         return self.calibration.bound(policy)
+
+    @property
+    def idle_policy(self) -> Policy:
+        """The rule of the idle share, with the constants in use; weights are seconds.
+
+        Until they are trusted, those of `phase`: what takes energy takes time.
+        """
+        return self.durations.bound(by_calibration)
 
     def _learn_idle(self, now_seconds: float) -> None:
         """Quiet windows are loaded idle unless the engine's gauges object."""
@@ -520,6 +544,7 @@ class Boundary:
             prefill_joules=prefill,
             decode_joules=decode,
             idle_share_joules=idle_share,
+            idle_share_by_time_joules=ledger.idle_by_time(key),
             energy_joules=prefill + decode + idle_share,
             policy=ledger.headline,
             quality="exact" if is_exact else "estimated",

@@ -24,7 +24,7 @@ from proxy.meter.activity.work import (
     shared_seconds,
 )
 from proxy.meter.attribution.divide import split_idle
-from proxy.meter.attribution.policies import attribute, by_running_time
+from proxy.meter.attribution.policies import attribute
 from proxy.meter.boundary import Boundary
 from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
 from proxy.meter.ledger import RequestEnergy
@@ -91,7 +91,7 @@ def unsettled_shares(
         edges, np.diff(joules), population, boundary.idle.watts
     )
     policy = boundary.bound(boundary.config.policies[boundary.config.policy])
-    idle_shares = attribute(shared, activity, by_running_time).sum(axis=1)
+    idle_shares = attribute(shared, activity, boundary.idle_policy).sum(axis=1)
     return np.column_stack((attribute(caused, activity, policy), idle_shares))
 
 

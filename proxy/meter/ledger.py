@@ -34,6 +34,9 @@ class RequestEnergy:
     """Active joules (prefill + decode) under every policy, on the same intervals."""
     boundaries: Mapping[str, RequestEnergy] = field(default_factory=dict)
     """What it cost at the other boundaries metered; never summed: they overlap."""
+    idle_share_by_time_joules: float | None = None
+    """The idle share under the other rule, which is in no sum: every moment of idle
+    divided equally among those who ran, and not by the time that each caused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class RequestRecord:
     """The tenant as filed, where that is not bounded as the label is."""
     engine: str = ""
     """Name of the upstream that got it."""
+    is_output_lower_bound: bool = False
+    """The reply broke off: `output_tokens` are those seen, the engine may have made
+    more."""
     key: int = 0
     """The request's key, by which a record follows the note of it; 0: it has none."""
 
@@ -117,6 +123,8 @@ class Closing:
     keys: Sequence[int] = ()
     """Keys of the requests, each at most once."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
+    idle_by_time_joules: FloatArray | None = None
+    """The idle shares under the other rule; None: the same."""
     policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
     """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""
 
@@ -130,6 +138,7 @@ class Ledger:
         self._head = self.policies.index(headline)
         self._entries = np.zeros((64, len(self.policies), 2))
         self._idle_shares = np.zeros(64)
+        self._idle_by_time = np.zeros(64)
         self._classes = np.zeros(64, np.int64)
         self._free = list(range(63, -1, -1))
         self._slots: dict[int, int] = {}
@@ -153,7 +162,7 @@ class Ledger:
             self._grow()
         slot = self._slots[key] = self._free.pop()
         self._entries[slot] = 0.0
-        self._idle_shares[slot] = 0.0
+        self._idle_shares[slot] = self._idle_by_time[slot] = 0.0
         self._classes[slot] = CLASSES if labels is None else self._class_id(labels)
 
     def classify(self, key: int, labels: tuple[str, ...]) -> None:
@@ -168,6 +177,10 @@ class Ledger:
         """Joules so far, shape (policies, 2), and the idle share."""
         slot = self._slots[key]
         return self._entries[slot].copy(), float(self._idle_shares[slot])
+
+    def idle_by_time(self, key: int) -> float:
+        """The idle share so far, under the other rule."""
+        return float(self._idle_by_time[self._slots[key]])
 
     def count_tokens(self, key: int, tokens: Sequence[int | None]) -> None:
         """Prompt, cached and output tokens of a finished request; None adds none."""
@@ -199,6 +212,10 @@ class Ledger:
             slots = [self._slots[key] for key in closing.keys]
             self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
             self._idle_shares[slots] += closing.idle_share_joules
+            by_time = closing.idle_by_time_joules
+            self._idle_by_time[slots] += (
+                closing.idle_share_joules if by_time is None else by_time
+            )
             head = closing.policy_joules[self._head]
             posted = np.column_stack((head, closing.idle_share_joules))
             np.add.at(self._class_joules, self._classes[slots], posted)
@@ -270,6 +287,7 @@ class Ledger:
         size = len(self._entries)
         self._entries = np.concatenate((self._entries, np.zeros_like(self._entries)))
         self._idle_shares = np.concatenate((self._idle_shares, np.zeros(size)))
+        self._idle_by_time = np.concatenate((self._idle_by_time, np.zeros(size)))
         self._classes = np.concatenate((self._classes, np.zeros(size, np.int64)))
         self._free = list(range(2 * size - 1, size - 1, -1))
 

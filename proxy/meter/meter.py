@@ -6,9 +6,9 @@ kept once, in the engine's timeline; each boundary divides its own joules over i
 first boundary, the headline, makes the records; what the others measured is put beside
 it.
 
-Pure: time enters by argument. The relay, the sensors and the scrape of the engine's
-gauges `feed` it; a beat calls `settle`. All calls come from one thread (the event
-loop's); instants are monotonic seconds.
+Pure: time enters by argument. The relay, the sensors, the watch of the hardware and
+the scrape of the engine's gauges `feed` it; a beat calls `settle`. All calls come from
+one thread (the event loop's); instants are monotonic seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from proxy.meter.estimate import EnergySoFar, estimated_energy
 from proxy.meter.ledger import Books, RequestEnergy, RequestRecord
 from proxy.wire.events import (
     Event,
+    HardwareObserved,
     PowerSampled,
     RequestClosed,
     RequestOpened,
@@ -130,6 +131,8 @@ class Meter:
             self._open(event)
         elif isinstance(event, RequestClosed):
             self._close(event)
+        elif isinstance(event, HardwareObserved):
+            self._boundaries[event.boundary].shared_because = event.shared_because
         elif self.config.has_sensor:
             self._timeline.observe(event)
 
@@ -196,6 +199,10 @@ class Meter:
     def books_of(self, boundary: str, at_seconds: float | None = None) -> Books:
         """The accounts of one boundary. Raises KeyError for another name."""
         return self._boundaries[boundary].books_at(at_seconds)
+
+    def shared_because(self, boundary: str) -> str | None:
+        """Why a boundary's joules are not the engine's alone. Raises KeyError."""
+        return self._boundaries[boundary].shared_because
 
     def oldest_of(self, boundary: str) -> float | None:
         """The earliest instant whose accounts are known. Raises KeyError."""
@@ -338,7 +345,8 @@ class Meter:
             finished_seconds=closed.at_seconds,
             prompt_tokens=timeline.prompt_tokens,
             cached_tokens=timeline.cached_tokens,
-            output_tokens=timeline.output_tokens,
+            output_tokens=timeline.recorded_output_tokens,
+            is_output_lower_bound=timeline.is_output_lower_bound,
             energy=energy,
             engine=self.config.engine,
             key=closed.key,

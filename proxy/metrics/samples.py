@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proxy.meter.attribution.fit import CONSTANTS
 from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
@@ -14,6 +13,7 @@ from proxy.power.gate import REASONS
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
+from proxy.wire.facts import HardwareState
 
 Sample = tuple[tuple[str, ...], float]
 PHASES = ("prefill", "decode", "idle_share")
@@ -67,6 +67,12 @@ class EngineSnapshot:
     gauges: GaugeStats | None = None
     is_health_asked: bool = True
     """The watch of its health asks in time."""
+    boards: Sequence[tuple[str, HardwareState]] = ()
+    """Boundary and state of every board that tells one."""
+    slowdown_seconds: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """By boundary, device and reason."""
+    limit_changes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By boundary and device."""
 
     @property
     def meter(self) -> MeterState:
@@ -91,6 +97,8 @@ class Snapshot:
     """Requests to the admin API that were refused, by why."""
     admin_changes: Mapping[str, int] = field(default_factory=dict)
     """Upstreams drained and resumed."""
+    reloads: Mapping[str, int] = field(default_factory=dict)
+    """Files of `--config` read again on SIGHUP, by what became of them."""
 
 
 EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]
@@ -178,6 +186,45 @@ def by_device(figures: Callable[[Measured], Mapping[str, float]]) -> EngineSampl
     return samples
 
 
+def by_board(figure: Callable[[HardwareState], float | None]) -> EngineSamples:
+    """One value for each board that tells this one."""
+
+    def samples(snapshot: EngineSnapshot) -> Iterator[Sample]:
+        for boundary, state in snapshot.boards:
+            value = figure(state)
+            if value is not None:
+                yield (boundary, state.device), float(value)
+
+    return samples
+
+
+def ecc_errors(snapshot: EngineSnapshot) -> Iterator[Sample]:
+    """Errors of memory by board, corrected and not."""
+    for boundary, state in snapshot.boards:
+        for kind, count in (
+            ("corrected", state.corrected_ecc_errors),
+            ("uncorrected", state.uncorrected_ecc_errors),
+        ):
+            if count is not None:
+                yield (boundary, state.device, kind), float(count)
+
+
+def slowdowns(snapshot: EngineSnapshot) -> Iterator[Sample]:
+    """Seconds of slowdown by board; 0 by the commonest reason on one that tells."""
+    told = {
+        (boundary, state.device, "sw_power_cap"): 0.0
+        for boundary, state in snapshot.boards
+        if state.throttle_reasons is not None
+    }
+    yield from sorted({**told, **snapshot.slowdown_seconds}.items())
+
+
+def limit_changes(snapshot: EngineSnapshot) -> Iterator[Sample]:
+    """How often a board's power limit was another one."""
+    for key, count in sorted(snapshot.limit_changes.items()):
+        yield key, float(count)
+
+
 def accounts(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Joules by boundary and account; nothing without a sensor."""
     for measured in _with_sensor(snapshot):
@@ -256,8 +303,8 @@ def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:
     """Fitted constants; nothing before the first fit."""
     calibration = snapshot.meter.calibration
     if calibration is not None and calibration.fit is not None:
-        for name, joules in zip(CONSTANTS, calibration.fit.joules, strict=True):
-            yield (name,), float(joules)
+        for name, (joules, _, _) in calibration.fit.constants.items():
+            yield (name,), joules
 
 
 def stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:

@@ -22,6 +22,7 @@ __all__ = ["METRICS", "EngineSnapshot", "MetricSpec", "Snapshot"]
 
 REFUSED = ("wrong_token", "no_token", "host", "site")
 CHANGES = ("drain", "resume")
+RELOADS = ("used", "refused")
 
 PROXY_METRICS: dict[str, MetricSpec] = {
     "servewatt_refused_requests_total": MetricSpec(
@@ -95,6 +96,12 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         "Upstreams drained and resumed by the admin API.",
         ("change",),
         lambda s: [((what,), float(s.admin_changes.get(what, 0))) for what in CHANGES],
+    ),
+    "servewatt_config_reloads_total": MetricSpec(
+        "counter",
+        "Files of --config read again on SIGHUP: used, or refused for a mistake.",
+        ("outcome",),
+        lambda s: [((what,), float(s.reloads.get(what, 0))) for what in RELOADS],
     ),
     "servewatt_event_loop_lag_seconds": MetricSpec(
         "gauge",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from proxy.wire.facts import Reading
+from proxy.wire.facts import HardwareState, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +86,15 @@ class LimitedSource(Protocol):
 
     def limit_watts(self) -> float | None:
         """Power limit of all devices together; None where one does not tell."""
+
+
+@runtime_checkable
+class HardwareSource(Protocol):
+    """A source that knows how its boards work, beside their power."""
+
+    def hardware(self) -> Sequence[HardwareState]:
+        """Every chosen board now; what one does not tell is None.
+
+        Called from another thread than `read`. Raises SensorError when the boards
+        cannot be asked at all.
+        """

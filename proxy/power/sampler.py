@@ -88,6 +88,8 @@ class Sampler:
             self.stats.boundary = boundary
         self.errors = LoopErrors()
         """Defects; what a source cannot do is counted in `stats`."""
+        self.source: EnergySource | None = None
+        """The one that is open and answers, for other questions than its energy."""
         self._boundary = boundary
         self._open_source = open_source
         self._deliver = deliver
@@ -128,7 +130,7 @@ class Sampler:
             source: EnergySource | None = None
             before = self.stats.samples
             try:
-                source = self._open_source()
+                source = self.source = self._open_source()
                 self._read_on_grid(source)
             except ProxyError as error:
                 failures = 0 if self.stats.samples > before else failures
@@ -138,6 +140,7 @@ class Sampler:
                 self.errors.note("sampler", error)
                 self._failed(f"{type(error).__name__}: {error}")
             finally:
+                self.source = None
                 with self.errors.caught("sampler"):
                     if source is not None:
                         source.close()

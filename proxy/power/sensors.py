@@ -1,7 +1,8 @@
 """Which sensor measures which boundary, and the threads that read them.
 
 Rule: one source per boundary and one thread per source, so a sensor that hangs or
-fails takes nothing from the others. What they read is handed on as events.
+fails takes nothing from the others. What they read is handed on as events. How the
+boards work beside their power is asked by a second thread, for the same reason.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import BOUNDARIES, stated_max_watts
 from proxy.power.energy_source import EnergySource
+from proxy.power.hardware_watch import HardwareWatch
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.power.sampler import Sampler, SamplerStats, read_once
 from proxy.power.sources import source_opener
 from proxy.process.supervise import LoopErrors
-from proxy.wire.events import PowerSampled
+from proxy.wire.events import HardwareObserved, PowerSampled
 
 log = logging.getLogger("servewatt.proxy")
 
@@ -85,7 +87,7 @@ class Sensors:
     def __init__(self, sensors: Sequence[Sensor], interval_seconds: float) -> None:
         self.sources = {sensor.boundary: sensor.source for sensor in sensors}
         """Names of the sources, by boundary."""
-        self._deliver: Callable[[PowerSampled], object] | None = None
+        self._deliver: Callable[[PowerSampled | HardwareObserved], object] | None = None
         self._samplers = {
             sensor.boundary: Sampler(
                 sensor.open,
@@ -96,10 +98,14 @@ class Sensors:
             )
             for sensor in sensors
         }
+        self._watches = [
+            HardwareWatch(boundary, _answering(sampler), self._hand_on)
+            for boundary, sampler in self._samplers.items()
+        ]
 
     def start(
         self,
-        deliver: Callable[[PowerSampled], object],
+        deliver: Callable[[PowerSampled | HardwareObserved], object],
         errors: LoopErrors | None = None,
     ) -> None:
         """Begin to read; `deliver` is called on the sensors' threads."""
@@ -107,9 +113,14 @@ class Sensors:
         for sampler in self._samplers.values():
             sampler.errors = errors or sampler.errors
             sampler.start()
+        for watch in self._watches:
+            watch.errors = errors or watch.errors
+            watch.start()
 
     def stop(self) -> None:
         """End the threads; waits for reads in progress, not without bound."""
+        for watch in self._watches:
+            watch.stop()
         for sampler in self._samplers.values():
             sampler.stop()
 
@@ -117,13 +128,15 @@ class Sensors:
         """Whether each has answered lately; from the meters' thread."""
         for sampler in self._samplers.values():
             sampler.check(now_seconds)
+        for watch in self._watches:
+            watch.check(now_seconds)
 
     def stats_of(self, boundary: str) -> SamplerStats | None:
         """How the sensor of a boundary does; None where there is none."""
         sampler = self._samplers.get(boundary)
         return None if sampler is None else sampler.stats
 
-    def _hand_on(self, event: PowerSampled) -> None:
+    def _hand_on(self, event: PowerSampled | HardwareObserved) -> None:
         if self._deliver is not None:
             with suppress(RuntimeError):  # the event loop has just been closed
                 self._deliver(event)
@@ -138,3 +151,8 @@ def _sensor(power: str, gpus: tuple[str, ...], shows_outside: bool) -> Sensor:
         boundary = source.boundary
         source.close()
     return Sensor(boundary, name, opener, stated_max_watts(power))
+
+
+def _answering(sampler: Sampler) -> Callable[[], EnergySource | None]:
+    """The source that a sampler has open, while it answers."""
+    return lambda: sampler.source if sampler.stats.is_up else None

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 
+import msgspec
+
 from proxy.engines import reader_of
 from proxy.relay.assembly import Assembly
 from proxy.relay.client.request import ClientRequest
@@ -26,11 +28,12 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
 from proxy.wire.facts import UNMETERED, RequestFacts
+from proxy.wire.headers import staying_here
 from proxy.wire.http1 import ReplyHead
 from proxy.wire.outline import Buffer, outline
 
@@ -74,6 +77,7 @@ REPEATABLE = frozenset([b"GET", b"HEAD", b"OPTIONS"])
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed is lost within a round trip."""
 
+REDIRECTS = frozenset([301, 302, 303, 307, 308])
 REFUSES_FIELDS = frozenset([400, 422])
 """How a server refuses a body that has a field it does not know."""
 MAX_REFUSAL_BYTES = 256 * 1024
@@ -106,6 +110,8 @@ class Core:
     """Taps with reads that the next beat parses."""
     turns: Turns
     """Work that clients can make large."""
+    large_reads: LargeReads
+    """Clients that send much, read in turns."""
     exchanges: set[Exchange]
     on_exchange_over: Callable[[], None]
 
@@ -373,6 +379,10 @@ class Exchange:
             self._candidate.upstream.refuse_stream_options()
         self._let_go_of_the_body()
         self._set_deadline(self._core.config.read_timeout_seconds)
+        if head.status in REDIRECTS:
+            at = self._candidate.upstream.address
+            headers = staying_here(head.headers, at.authority, at.prefix)
+            head = msgspec.structs.replace(head, headers=headers)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
         if self._assembly is None or not self._assembly.begin(head):

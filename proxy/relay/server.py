@@ -19,7 +19,7 @@ from proxy.relay.exchange import Core
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import RequestMeter
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 
 BEAT_BUDGET_SECONDS = 0.002
@@ -47,6 +47,8 @@ class RelayServer:
         self._clients = Clients(config, counters)
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._left: list[Upstream] = []
+        """Upstreams that get nothing new and have connections."""
         self._drained: asyncio.Event = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._core = Core(
@@ -61,6 +63,7 @@ class RelayServer:
             loop=loop,
             unparsed=deque(),
             turns=Turns(loop, clock),
+            large_reads=LargeReads(loop),
             exchanges=set(),
             on_exchange_over=self._exchange_over,
         )
@@ -86,6 +89,13 @@ class RelayServer:
         self.port = self._server.sockets[0].getsockname()[1]
         self._beat()
 
+    def take_upstreams(self, upstreams: Sequence[Upstream]) -> None:
+        """Route to these from now on; requests under way stay where they are."""
+        core = self._core
+        self._left += [each for each in core.upstreams if each not in upstreams]
+        core.upstreams = tuple(upstreams)
+        core.chooser = Chooser(core.config, upstreams)
+
     async def drain(self, timeout_seconds: float) -> int:
         """Take no new connections, let requests finish; how many were left over."""
         self._stop_listening()
@@ -107,7 +117,7 @@ class RelayServer:
             exchange.stop()
         for client in self._clients:
             client.transport.abort()
-        for upstream in self._core.upstreams:
+        for upstream in self._upstreams():
             upstream.pool.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -116,9 +126,12 @@ class RelayServer:
             await self._drained.wait()
         # An aborted transport is gone within a turn or two of the loop.
         while self._clients or any(  # noqa: ASYNC110
-            upstream.counters.upstream_open for upstream in self._core.upstreams
+            upstream.counters.upstream_open for upstream in self._upstreams()
         ):
             await asyncio.sleep(0)
+
+    def _upstreams(self) -> tuple[Upstream, ...]:
+        return (*self._core.upstreams, *self._left)
 
     def _stop_listening(self) -> None:
         if self._server is not None:
@@ -139,8 +152,11 @@ class RelayServer:
         self._clients.relieve()
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
-        for upstream in core.upstreams:
+        for upstream in self._upstreams():
             upstream.pool.close_stale(now_seconds)
+        self._left = [
+            each for each in self._left if each.in_flight or each.counters.upstream_open
+        ]
         self._parse()
 
     def _parse(self) -> None:

@@ -25,6 +25,8 @@ from proxy.store.address import store_url as parse_store_url
 POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
 """Keys of `POLICIES`, whose module a help page does not load."""
 
+MAX_INSTANCE_CHARACTERS = 200
+
 
 def base_url(text: str) -> str:
     """An http(s) URL without a slash at its end. Raises ValueError."""
@@ -51,6 +53,12 @@ def _address(text: str) -> tuple[str, int]:
 
 def _engine_metrics(text: str) -> str:
     return text if text in {"auto", "none"} else base_url(text)
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or not text.isascii() or len(text.split()) != 1:
+        raise ValueError(f"{text!r} is no path, such as /health")
+    return text
 
 
 def _power(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,6 +96,15 @@ def _store(text: str) -> str | None:
             private_folder(folder)
         return sqlite_url(folder / "records.sqlite")
     parse_store_url(text)
+    return text
+
+
+def _instance(text: str) -> str:
+    if not text or len(text) > MAX_INSTANCE_CHARACTERS or not text.isprintable():
+        raise ValueError(
+            f"{text[:80]!r} is no name, such as proxy-a, of at most "
+            f"{MAX_INSTANCE_CHARACTERS} characters"
+        )
     return text
 
 
@@ -135,6 +152,16 @@ class UpstreamConfig:
     ] = ()
     models: tuple[str, ...] = ()
     """Those it serves, by the `[[upstream]]` table; empty: as it lists them itself."""
+    health_path: Annotated[
+        str | None,
+        Option(
+            "Where the upstream tells, by any status below 500, that it is up; such "
+            "as /health/liveliness of LiteLLM.",
+            "PATH",
+            parse=_path,
+            default_is="/health; /v1/models for openai",
+        ),
+    ] = None
     engine_metrics: Annotated[
         str,
         Option(
@@ -257,6 +284,16 @@ class ServeConfig:
             default="30d",
         ),
     ] = field(default_factory=Retention)
+    instance: Annotated[
+        str | None,
+        Option(
+            "Name of this proxy among those that share a store, kept over restarts; "
+            "no two may have the same at one time.",
+            "NAME",
+            default_is="host:port",
+            parse=_instance,
+        ),
+    ] = None
     limits: RelayLimits = field(default_factory=RelayLimits)
     drain_timeout_seconds: Annotated[
         float,
@@ -305,17 +342,6 @@ def url_without_user(url: str) -> str:
 
 
 def differences(new: ServeConfig, old: ServeConfig) -> list[str]:
-    """Names of the fields that differ, those of an upstream after its name."""
-    found: list[str] = []
-    news, olds = ({u.name: u for u in c.upstreams} for c in (new, old))
-    found += [f"upstream {name} is new" for name in news if name not in olds]
-    found += [f"upstream {name} is gone" for name in olds if name not in news]
-    for name in news.keys() & olds.keys():
-        changed = _changed(news[name], olds[name])
-        found += [f"{name}.{key}" for key in changed if key != "models"]
-    return found + [key for key in _changed(new, old) if key != "upstreams"]
-
-
-def _changed(new: Any, old: Any) -> list[str]:
-    names = [field.name for field in fields(new)]
+    """Names of the fields that differ, beside the upstreams."""
+    names = [each.name for each in fields(new) if each.name != "upstreams"]
     return [name for name in names if getattr(new, name) != getattr(old, name)]

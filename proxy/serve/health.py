@@ -58,11 +58,14 @@ class HealthWatch:
         tls: ssl.SSLContext,
         asks_models: bool,
         has_fixed_models: bool,
+        path: str | None = None,
     ) -> None:
-        """`has_fixed_models`: `upstream.models` is given, only their cards are read."""
+        """`has_fixed_models`: `upstream.models` is given, only their cards are read.
+        `path` is asked in place of the dialect's own."""
         self._upstream = upstream
         self._tls = tls
-        self._asks_models = asks_models
+        self.asks_models = asks_models
+        self._path = path
         self.has_fixed_models = has_fixed_models
         self._slow = 0
         self._due_seconds = upstream.clock()
@@ -96,10 +99,7 @@ class HealthWatch:
     async def ask(self, *, is_steady: bool = False) -> str | None:
         """None when it answers, else one line why not."""
         upstream = self._upstream
-        path = HEALTH_PATHS.get(upstream.dialect.name, "/health")
-        if is_steady:
-            path = STEADY_PATHS.get(upstream.dialect.name, path)
-        url = f"{upstream.address.url}{path}"
+        url = f"{upstream.address.url}{self._asked_path(is_steady)}"
         async with httpx.AsyncClient(
             trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
         ) as client:
@@ -111,13 +111,20 @@ class HealthWatch:
             if reply.status >= 500:
                 reason = f"upstream {url} answered {reply.status}"
                 return self._failed(reason, is_sure=False)
-            if self._asks_models:
+            if self.asks_models:
                 await self._learn_models(client)
         self._slow = 0
         if not upstream.is_up:
             log.warning("upstream %s is up again", upstream.name)
         upstream.mark_up()
         return None
+
+    def _asked_path(self, is_steady: bool) -> str:
+        name = self._upstream.dialect.name
+        if self._path is not None:
+            return self._path
+        path = HEALTH_PATHS.get(name, "/health")
+        return STEADY_PATHS.get(name, path) if is_steady else path
 
     def _failed(self, reason: str, *, is_sure: bool) -> str:
         upstream = self._upstream

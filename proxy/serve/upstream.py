@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from proxy.admin.views import EngineSources
+from proxy.admin.views import EngineSources, ProcessRun
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot, Measured
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
+from proxy.power.hardware import HardwareLog
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
 from proxy.process.supervise import LoopErrors
 from proxy.relay.config import RelayConfig
@@ -26,16 +27,23 @@ from proxy.relay.upstream.upstream import Upstream, open_upstream
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
 from proxy.store.fits import CalibrationFile
+from proxy.wire.events import HardwareObserved, PowerSampled
 
 
 class MeteredUpstream:
     """One upstream and all that is metered of it."""
 
     def __init__(
-        self, config: UpstreamConfig, metering: MeterOptions, *, is_alone: bool = True
+        self,
+        config: UpstreamConfig,
+        metering: MeterOptions,
+        *,
+        is_alone: bool = True,
+        run: ProcessRun | None = None,
     ) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work.
 
+        `run` is what its books belong to.
         Beside others it is blind for GPUs that are not its own: they may be theirs.
         """
         self._tls = config.tls.context()
@@ -62,6 +70,8 @@ class MeteredUpstream:
         self.meter = Meter(meter_config)
         self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
+        self.hardware = HardwareLog()
+        self.run = run or ProcessRun()
 
     def open_upstream(
         self, config: RelayConfig, clock: Callable[[], float]
@@ -81,6 +91,7 @@ class MeteredUpstream:
             tls=self._tls,
             asks_models=not self.is_alone,
             has_fixed_models=bool(self.config.models),
+            path=self.config.health_path,
         )
         return self.upstream
 
@@ -100,14 +111,19 @@ class MeteredUpstream:
         else:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
 
-    def take_models(self, models: tuple[str, ...]) -> bool:
-        """Serve these from now on; whether they are others than before."""
+    def asks_models_from_now_on(self) -> bool:
+        """It gets others beside it; whether it was alone until now."""
+        was_alone = not self.health.asks_models
+        self.health.asks_models = True
+        return was_alone
+
+    def take_models(self, models: tuple[str, ...]) -> None:
+        """Serve these from now on; none: those that it lists itself."""
         if models == self.config.models:
-            return False
+            return
         self.config = replace(self.config, models=models)
         self.upstream.models = models or None
         self.health.has_fixed_models = bool(models)
-        return True
 
     @property
     def unsettled(self) -> int:
@@ -118,10 +134,15 @@ class MeteredUpstream:
         self, loop: asyncio.AbstractEventLoop, errors: LoopErrors
     ) -> None:
         """Read them on threads of their own, and feed the meter on the loop's."""
-        meter = self.meter
         self.sensors.start(
-            lambda event: loop.call_soon_threadsafe(meter.feed, event), errors
+            lambda event: loop.call_soon_threadsafe(self._take, event), errors
         )
+
+    def _take(self, event: PowerSampled | HardwareObserved) -> None:
+        """Feed the meter, and keep what a run will ask of its boards."""
+        if isinstance(event, HardwareObserved):
+            self.hardware.add(event)
+        self.meter.feed(event)
 
     def measured(self) -> tuple[Measured, ...]:
         """Every boundary now, the headline first; on the meter's thread only."""
@@ -147,6 +168,8 @@ class MeteredUpstream:
             self.measured,
             self.health.answer,
             self.upstream,
+            self.hardware,
+            self.run,
         )
 
     async def keep_calibration(self) -> None:
@@ -174,6 +197,9 @@ class MeteredUpstream:
             unjoined_records=dict(self.meter.unjoined_total),
             gauges=self.gauges,
             is_health_asked=not self.health.is_overdue,
+            boards=tuple(self.hardware.now()),
+            slowdown_seconds=dict(self.hardware.slowdown_seconds),
+            limit_changes=dict(self.hardware.limit_changes),
         )
 
     def _provenance(self) -> Provenance:

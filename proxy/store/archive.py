@@ -131,6 +131,11 @@ class Archive:
             self._database.began = self._recent.horizon
             self._writer.start()
 
+    def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
+        """Store records of these engines, by name, under these addresses."""
+        if self._database is not None:
+            self._database.take_upstreams(upstreams)
+
     def stop(self) -> None:
         """Write what waits; blocks, but not without bound."""
         if self._writer is not None:

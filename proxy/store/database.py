@@ -9,12 +9,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     URL,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -43,9 +45,8 @@ from proxy.process.files import private_file
 from proxy.store.address import shown_url
 from proxy.store.stored_record import NOTE
 
-SCHEMA_VERSION = 4
-"""Version 2 added `boundaries`, version 3 `engine`, version 4 `instance`; older
-stores get all of them."""
+SCHEMA_VERSION = 5
+"""What `ADDED` brings a store to."""
 OLDEST_VERSION = 1
 ORPHANED_SECONDS = 3600.0
 """Longer than any proxy waits for the energy of a request."""
@@ -92,14 +93,25 @@ RECORDS = Table(
     Column("boundaries", Text),
     Column("engine", Text),
     Column("instance", Text),
+    Column("is_output_lower_bound", Boolean),
+    Column("idle_share_by_time_joules", Double),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
 name of the upstream in the proxy's configuration, `instance` the host and port of
-the proxy; both are null in records older than they are. A row of quality `pending`
-is no record yet: it notes a request whose energy is still measured."""
-ADDED = (RECORDS.c.boundaries, RECORDS.c.engine, RECORDS.c.instance)
-"""Columns that version 1 did not have."""
+the proxy, `is_output_lower_bound` is true where the reply broke off and
+`output_tokens` are those seen until then; each of them is null in records older than
+it. A row of quality `pending` is no record yet: it notes a request whose energy is
+still measured."""
+ADDED: Mapping[int, tuple[Column[Any], ...]] = {
+    2: (RECORDS.c.boundaries,),
+    3: (RECORDS.c.engine,),
+    4: (RECORDS.c.instance,),
+    # not released yet: what is added before it is joins this line
+    5: (RECORDS.c.is_output_lower_bound, RECORDS.c.idle_share_by_time_joules),
+}
+"""Columns by the version that brought them: nullable, for the records before them.
+A store of any version gets those that it lacks when it is opened."""
 
 Index("servewatt_records_request_id", RECORDS.c.request_id)
 Index("servewatt_records_finished", RECORDS.c.finished_unix_seconds)
@@ -138,19 +150,25 @@ class Database:
         self.engine = _engine(url)
         self._run = run
         self._upstream = upstream
-        self._upstreams = dict(upstreams or {})
-        addresses = sorted({upstream, *self._upstreams.values()})
-        self._own = (
-            RECORDS.c.upstream == upstream
-            if len(addresses) == 1
-            else RECORDS.c.upstream.in_(addresses)
-        )
+        self._upstreams: dict[str, str] = {}
+        self._addresses = {upstream}
+        self.take_upstreams(upstreams or {})
         self._settled = RECORDS.c.quality != NOTE
         self.instance = ""
         """Whose notes are taken over at once: no two have the same at one time."""
         self.began: int | None = None
         """Cursor when this run began: later rows of other runs are theirs to tell."""
         self._insert = INSERTS[self.engine.dialect.name]
+
+    def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
+        """Write for these from now on; records of earlier ones are still read."""
+        self._upstreams |= upstreams
+        self._addresses |= set(upstreams.values())
+        self._own = (
+            RECORDS.c.upstream == self._upstream
+            if len(self._addresses) == 1
+            else RECORDS.c.upstream.in_(sorted(self._addresses))
+        )
 
     def open(self) -> int:
         """Create or check the tables; the highest cursor ever stored, or 0.
@@ -302,13 +320,13 @@ def _create_tables(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         # its `if not exists` can fail when two create the same at the same time
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
+    else:  # sqlite3 begins no transaction for these statements
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     if inspect(connection).has_table(META.name):
         found = connection.scalar(select(META.c.value).where(META.c.name == "schema"))
-        if found is not None and OLDEST_VERSION <= found < SCHEMA_VERSION:
-            _add_columns(connection)
-            return
         if found is not None:
             _check_version(found)
+            _add_columns(connection)
             return
     for table in METADATA.sorted_tables:
         connection.execute(CreateTable(table, if_not_exists=True))
@@ -320,17 +338,18 @@ def _create_tables(connection: Connection) -> None:
 def _add_columns(connection: Connection) -> None:
     """Up to this version, in the caller's transaction: what is there stays as it is."""
     there = {found["name"] for found in inspect(connection).get_columns(RECORDS.name)}
-    for column in ADDED:
+    for column in chain.from_iterable(ADDED.values()):
         if column.name not in there:  # else another proxy was faster, or killed here
-            added = f"ALTER TABLE {RECORDS.name} ADD COLUMN {column.name} TEXT"
+            kind = column.type.compile(connection.dialect)
+            added = f"ALTER TABLE {RECORDS.name} ADD COLUMN {column.name} {kind}"
             connection.execute(text(added))
-    is_schema = META.c.name == "schema"
-    connection.execute(META.update().where(is_schema).values(value=SCHEMA_VERSION))
+    is_older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
+    connection.execute(META.update().where(is_older).values(value=SCHEMA_VERSION))
 
 
 def _check_version(found: int) -> None:
-    """Raises ConfigError unless this program writes that version."""
-    if found == SCHEMA_VERSION:
+    """Raises ConfigError unless this program can bring it to its own version."""
+    if OLDEST_VERSION <= found <= SCHEMA_VERSION:
         return
     age, way_out = (
         ("newer", "upgrade servewatt, or name another --store")

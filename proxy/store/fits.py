@@ -1,7 +1,8 @@
 """Calibrations that outlive the process: one file, written whole, one model at a time.
 
 Rule: `sums` is the truth, from which the fit is computed again; all else is for
-readers. A file of another version, or one that does not hold, is refused whole.
+readers. A file of an unknown version, or one that does not hold, is refused whole; what
+an older version summed up otherwise is shown, and learnt anew.
 The document is the same in the file, the admin API and `calibrate --json`.
 """
 
@@ -17,8 +18,11 @@ import msgspec
 import numpy as np
 
 from proxy.errors import ConfigError, ProxyError
-from proxy.meter.attribution.fit import CONSTANTS, UNITS, CalibrationState, Sums
+from proxy.meter.attribution.fit import CalibrationState, Sums
+from proxy.meter.attribution.forms import CONSTANTS, FORMS, PLAIN
+from proxy.meter.attribution.policies import FEATURES
 from proxy.process.files import PRIVATE, whole_file
+from proxy.process.terminal import escaped
 from proxy.wire.api import (
     CALIBRATION_VERSION,
     CalibrationReply,
@@ -56,6 +60,7 @@ class CalibrationFile:
             entry.model: sums_of(entry.sums)
             for entry in found
             if entry.engine == engine and entry.model is not None and entry.sums
+            if _is_usable(entry, self._path)
         }
 
     def is_due(self, now_seconds: float) -> bool:
@@ -108,10 +113,7 @@ def saved_of(
     constants = {}
     if fit is not None:
         constants = {
-            name: FittedConstant(joules, error, UNITS[name])
-            for name, joules, error in zip(
-                CONSTANTS, fit.joules.tolist(), fit.error_joules.tolist(), strict=True
-            )
+            name: FittedConstant(*shown) for name, shown in fit.constants.items()
         }
     is_conditioned = fit is not None and math.isfinite(fit.condition)
     return SavedCalibration(
@@ -124,6 +126,8 @@ def saved_of(
         row_seconds=state.row_seconds,
         condition=fit.condition if fit and is_conditioned else None,
         misfit=fit.misfit if fit else None,
+        form=fit.form if fit else None,
+        form_errors=state.form_errors,
         constants=constants,
         sums=SavedSums(
             sums.rows,
@@ -132,6 +136,8 @@ def saved_of(
             tuple(sums.work.tolist()),
             sums.joules,
             sums.square_joules,
+            sums.form,
+            FEATURES,
         ),
     )
 
@@ -150,10 +156,10 @@ def decoded(content: bytes, place: str) -> tuple[SavedCalibration, ...]:
         document = msgspec.json.decode(content, type=CalibrationReply)
     except msgspec.DecodeError as error:
         raise ProxyError(f"{place} is no calibration: {error}") from None
-    if document.version != CALIBRATION_VERSION:
+    if not 1 <= document.version <= CALIBRATION_VERSION:
         raise ProxyError(
             f"{place} is calibration version {document.version}, "
-            f"expected {CALIBRATION_VERSION}; give another path"
+            f"expected {CALIBRATION_VERSION} or 1; give another path"
         )
     for entry in document.calibrations:
         if entry.sums is not None:
@@ -170,16 +176,29 @@ def sums_of(saved: SavedSums) -> Sums:
         np.array(saved.work, np.float64),
         saved.joules,
         saved.square_joules,
+        saved.form if saved.form in FORMS else PLAIN,
     )
+
+
+def _is_usable(entry: SavedCalibration, path: Path | None) -> bool:
+    """Whether its sums are of the features that this version fits; logged if not."""
+    if entry.sums is not None and entry.sums.features == FEATURES:
+        return True
+    log.warning(
+        "calibration of %s, %s in %s is of another version: its constants are learnt "
+        "anew",
+        escaped(entry.engine), escaped(str(entry.model)), path,
+    )  # fmt: skip
+    return False
 
 
 def _check(saved: SavedSums, place: str) -> None:
     """Sums of rows are symmetric and never negative."""
-    size = len(CONSTANTS)
+    size = len(saved.features or CONSTANTS)
     lengths = {len(saved.squares), len(saved.products), len(saved.work)}
     lengths |= {len(row) for row in saved.squares}
     if lengths != {size}:
-        raise ProxyError(f"{place}: sums are not of {size} constants")
+        raise ProxyError(f"{place}: sums are not of {size} features")
     squares = np.array(saved.squares)
     numbers = [saved.rows, saved.joules, saved.square_joules]
     if min(*numbers, *saved.products, *saved.work, squares.min()) < 0:

@@ -201,6 +201,9 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     """Active joules (prefill and decode) under every policy."""
     boundaries: dict[str, BoundaryEnergy] = {}
     """Energy inside the other boundaries; left out where there is none. Never added."""
+    idle_share_by_time_joules: float | None = None
+    """`idle_share_joules` under the other rule, part of no sum: each moment divided
+    equally among those who ran. Left out where unknown, and in older records."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
@@ -226,6 +229,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    is_output_lower_bound: bool | None = None
+    """The reply broke off: `output_tokens` are those seen until then, the engine may
+    have made more. Null in records older than it."""
     energy: EnergyReply
 
 
@@ -329,9 +335,98 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     """Null where records are kept in memory only."""
 
 
+# -- /hardware -----------------------------------------------------------------
+
+
+class BoardState(Struct, frozen=True, kw_only=True):
+    """How one board works now; null is what it does not tell."""
+
+    boundary: str
+    device: str
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    temperature_celsius: float | None = None
+    throttle_reasons: list[str] | None = None
+    power_limit_watts: float | None = None
+    corrected_ecc_errors: int | None = None
+    uncorrected_ecc_errors: int | None = None
+    last_xid: int | None = None
+    """The driver's number of its last fault; 0: there was none."""
+    process_ids: list[int] | None = None
+    other_processes: int | None = None
+    """Processes on it beside the engine's."""
+
+
+class SpreadReply(Struct, frozen=True, kw_only=True):
+    """Smallest, middle and largest of what was seen."""
+
+    min: float
+    median: float
+    max: float
+
+
+class BoardSummary(Struct, frozen=True, kw_only=True):
+    """How one board worked in a window; null is what it never told."""
+
+    boundary: str
+    device: str
+    seconds: float
+    """Of the window in which it was observed."""
+    sm_clock_hertz: SpreadReply | None = None
+    """While it worked, where it tells that it idles."""
+    memory_clock_hertz: SpreadReply | None = None
+    temperature_celsius: SpreadReply | None = None
+    throttled_seconds: float | None = None
+    """Slower than its settings allow, for whatever reason."""
+    throttled_seconds_by_reason: dict[str, float] = {}
+    """Reasons come together, so these may be more than the seconds of all."""
+    power_limit_watts: SpreadReply | None = None
+    power_limit_changes: int | None = None
+    corrected_ecc_errors: int | None = None
+    """Errors of its memory in the window."""
+    uncorrected_ecc_errors: int | None = None
+    xids: list[int] | None = None
+    """Faults that the driver noted in the window."""
+    other_processes: int | None = None
+    """The most that were on it at once beside the engine's."""
+    shared_seconds: float | None = None
+    """With another process on it."""
+    process_ids: list[int] = []
+    """All that were seen, the engine's too."""
+
+
+class HardwareSeries(Struct, frozen=True, kw_only=True):
+    """The slowest clock and the hottest board over time."""
+
+    at_unix_seconds: list[float] = []
+    sm_clock_hertz: list[float | None] = []
+    temperature_celsius: list[float | None] = []
+
+
+class EngineHardware(Struct, frozen=True, kw_only=True):
+    """The boards of one engine."""
+
+    simulated: bool = False
+    observed_unix_seconds: float | None = None
+    """When they were last observed; null: no source tells."""
+    now: list[BoardState] = []
+    window: list[BoardSummary] = []
+    """From `from_unix` to `to_unix`, as far back as is kept."""
+    series: HardwareSeries = HardwareSeries()
+
+
+class HardwareReply(Struct, frozen=True, kw_only=True):
+    """`/hardware`: clocks, temperature, throttling, limits, errors, processes."""
+
+    from_unix_seconds: float | None = None
+    to_unix_seconds: float | None = None
+    engines: dict[str, EngineHardware] = {}
+
+
 # -- /calibration --------------------------------------------------------------
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
+"""1 had the five plain constants alone; its files are shown, and learnt anew."""
 
 
 class SavedSums(Struct, frozen=True):
@@ -343,6 +438,10 @@ class SavedSums(Struct, frozen=True):
     work: tuple[float, ...]
     joules: float
     square_joules: float
+    form: str = "plain"
+    """The form of the cost model that was in use."""
+    features: tuple[str, ...] = ()
+    """What the sums are of, in order; empty in version 1: the five of `plain`."""
 
 
 class FittedConstant(Struct, frozen=True):
@@ -366,6 +465,11 @@ class SavedCalibration(Struct, frozen=True):
     row_seconds: float = 0.0
     condition: float | None = None
     misfit: float | None = None
+    form: str | None = None
+    """The form of the cost model that is in use, see docs/attribution.md."""
+    form_errors: dict[str, float] = {}
+    """What each form missed rows by before it had seen them (root mean square), by the
+    mean row."""
     constants: dict[str, FittedConstant] = {}
     sums: SavedSums | None = None
 

@@ -1,4 +1,4 @@
-"""The five messages of which all metering is made.
+"""The six messages of which all metering is made.
 
 The relay, the sensors and the scrape of the engine's gauges tell a meter what they
 saw in these and in nothing else. Instants are monotonic seconds, energy is in joules,
@@ -11,7 +11,14 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.wire.facts import EngineGauges, Labels, Reading, RequestFacts, Update
+from proxy.wire.facts import (
+    EngineGauges,
+    HardwareState,
+    Labels,
+    Reading,
+    RequestFacts,
+    Update,
+)
 
 
 class RequestOpened(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -69,6 +76,34 @@ class EngineObserved(msgspec.Struct, frozen=True, tag=True, gc=False):
 
     at_seconds: float
     gauges: EngineGauges
+    spread_seconds: float = 0.0
+    """The engine wrote it down within so much of `at_seconds`."""
 
 
-Event = RequestOpened | TokensReceived | RequestClosed | PowerSampled | EngineObserved
+class HardwareObserved(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """How the boards of one source work, asked about once a second beside its power."""
+
+    boundary: str
+    at_seconds: float
+    states: tuple[HardwareState, ...] = ()
+    """Empty where the source tells nothing, or tells nothing any more."""
+
+    @property
+    def shared_because(self) -> str | None:
+        """Why the boards' joules are not the engine's alone; None: nothing says so."""
+        shared = [
+            f"{state.other_processes} on {state.device}"
+            for state in self.states
+            if state.other_processes
+        ]
+        return f"processes beside the engine: {', '.join(shared)}" if shared else None
+
+
+Event = (
+    RequestOpened
+    | TokensReceived
+    | RequestClosed
+    | PowerSampled
+    | EngineObserved
+    | HardwareObserved
+)

@@ -108,7 +108,12 @@ class Labels(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineGauges(msgspec.Struct, frozen=True, gc=False):
-    """One scrape of an engine's own `/metrics`. A request with n=2 counts as two."""
+    """One scrape of an engine's own `/metrics`. A request with n=2 counts as two.
+
+    The tokens and steps are counters since the engine started, over all of its ranks;
+    None: not told. One that fell, or rose faster than any engine computes, tells
+    nothing of the time between two scrapes.
+    """
 
     running: int
     waiting: int
@@ -120,6 +125,23 @@ class EngineGauges(msgspec.Struct, frozen=True, gc=False):
     It tells a gauge that was left standing: vLLM does not bring its gauges to 0
     when all requests are aborted at once (vllm-project/vllm issue 29928).
     """
+    prompt_tokens: float | None = None
+    """Of prompts whose first token has come, cached tokens included: vLLM adds the
+    whole prompt at that step, once for each of `n` outputs."""
+    cached_tokens: float | None = None
+    """The part of them that was not computed but found in a cache."""
+    output_tokens: float | None = None
+    """Generated, also for clients that have left."""
+    drafts: float | None = None
+    """How often a step of a sequence was speculated on."""
+    draft_tokens: float | None = None
+    """Tokens drafted by speculation: each is computed like one of a prompt."""
+    accepted_tokens: float | None = None
+    """Drafted tokens that became output."""
+    steps: float | None = None
+    """Steps of the engine, whatever each computed."""
+    step_tokens: float | None = None
+    """Tokens in those steps: whole prompts at their first token, and output."""
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
@@ -133,3 +155,32 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     """When the sensor measured it, monotonic; None: while it was read."""
     is_outside: bool = False
     """A device of the host but not of the engine: `--gpus` left it out."""
+
+
+class HardwareState(msgspec.Struct, frozen=True, gc=False):
+    """How one board works at one moment, beside its power; None: it does not tell."""
+
+    device: str
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    temperature_celsius: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why its clocks are below what they could be; empty: they are not."""
+    power_limit_watts: float | None = None
+    """The limit that is enforced now."""
+    corrected_ecc_errors: int | None = None
+    """Errors of its memory since the driver was loaded."""
+    uncorrected_ecc_errors: int | None = None
+    last_xid: int | None = None
+    """The driver's number of its last fault; 0: there was none."""
+    process_ids: tuple[int, ...] | None = None
+    """Processes with a compute context on it, in the driver's own numbering."""
+
+    @property
+    def other_processes(self) -> int | None:
+        """Processes beside the engine's, which has one on each of its boards.
+
+        None where the list is empty, as inside a container: one that lacks the engine
+        itself tells nothing of others.
+        """
+        return len(self.process_ids) - 1 if self.process_ids else None

@@ -66,6 +66,31 @@ def request_id_of(headers: Headers) -> bytes:
     return uuid.uuid4().hex.encode()
 
 
+def staying_here(headers: Headers, authority: bytes, prefix: bytes) -> Headers:
+    """A redirect to the address that an upstream is asked at, as a path of this proxy.
+
+    An engine makes it of the Host that it was sent, its own (vLLM answers a trailing
+    slash so): a client that follows it would get there and pass the proxy by. Any other
+    location stays as it is, and so does one that as a path would name another host.
+    """
+    return [
+        (name, _path_here(value, authority, prefix))
+        if name.lower() == b"location"
+        else (name, value)
+        for name, value in headers
+    ]
+
+
+def _path_here(location: bytes, authority: bytes, prefix: bytes) -> bytes:
+    scheme, _, rest = location.partition(b"://")
+    host, slash, path = rest.partition(b"/")
+    is_own = scheme.lower() in (b"http", b"https") and host.lower() == authority.lower()
+    if not (is_own and slash) or not (slash + path).startswith(prefix + b"/"):
+        return location
+    here = (slash + path).removeprefix(prefix)
+    return location if here.startswith((b"//", b"/\\")) else here
+
+
 def request_head(
     method: bytes,
     target: bytes,

@@ -12,6 +12,9 @@ token event is of that sequence alone, so only the event at the end, which sums 
 is believed. TGI's completions have usage of each prompt at its end, for it alone:
 it is added up, and known once every prompt has ended.
 
+A stream that breaks off has no final usage: what was seen of it until then is the least
+that the engine computed, and is told apart from a count.
+
 Cached tokens of a list of prompts are those of one of them (vLLM), so unknown.
 
 A count beyond the model's context, where that is known, is a mistake and unknown.
@@ -32,6 +35,7 @@ class TokenCount:
         "cached_tokens",
         "context_tokens",
         "counted_tokens",
+        "has_final_usage",
         "has_running_usage",
         "is_streamed",
         "output_tokens",
@@ -56,6 +60,8 @@ class TokenCount:
         self.is_streamed = is_streamed
         self.has_running_usage = has_running_usage and self.sequences == 1
         """Usage comes with every event, and is cumulative over the request."""
+        self.has_final_usage = False
+        """The engine has told the counts of the whole reply."""
         self.counted_tokens: float = 0
         """Tokens of all events so far; 0 of a reply that is not a stream."""
         self.are_counts_exact = True
@@ -98,12 +104,20 @@ class TokenCount:
             are_known = self.are_counts_exact
             self.output_tokens = int(self.counted_tokens) if are_known else None
 
+    @property
+    def least_output_tokens(self) -> int | None:
+        """Output tokens seen of a stream without final usage; None if none were."""
+        if self.has_final_usage or not self.is_streamed:
+            return None
+        return max(int(self.counted_tokens), self.output_tokens or 0) or None
+
     def _read_usage(self, update: Update, usage: Usage) -> int | None:
         """Note usage; the cumulative output count, where this event has one."""
         if self.context_tokens is not None:
             usage = self._plausible(usage, self.context_tokens)
         if update.has_own_usage:
             self.told_sequences += 1
+            self.has_final_usage = self.told_sequences >= self.sequences
             if usage.prompt_tokens is not None:
                 self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
             if usage.output_tokens is not None:
@@ -124,6 +138,10 @@ class TokenCount:
                 return None
             if update.finish_reason is None:
                 self.has_running_usage = self.sequences == 1
+            else:
+                self.has_final_usage = True
+        else:
+            self.has_final_usage = True
         self.output_tokens = output_tokens
         return output_tokens
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.results import EnergyPart, Result
+from proxy.wire.api import EngineHardware, HardwareReply
 
 ZERO_UNIX = 1_800_000_000.0
 IDLE_WATTS = 60.0
@@ -99,6 +100,7 @@ class CannedProxy:
     body: bytes | None = None
     """Instead of every reply."""
     status: int = 200
+    hardware: dict[str, EngineHardware] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     asked_from: list[float] = field(default_factory=list)
     """Of every reading of records, the instant it began at."""
@@ -113,6 +115,8 @@ class CannedProxy:
         if path == "/requests":
             self.asked_from.append(float(query["from_unix"][0]))
             return self.requests(int(query["since"][0]), int(query["limit"][0]))
+        if path == "/hardware":
+            return msgspec.json.encode(HardwareReply(engines=self.hardware))
         raise AssertionError(path)
 
     def books(self, at_seconds: float) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.energy_source import EnergySource
 from proxy.power.sources import source_opener
 from proxy.power.sources.csv import CsvSource, parse_recording
-from proxy.wire.facts import Reading
+from proxy.wire.facts import HardwareState, Reading
 from tests.support.paths import ROOT
 
 Route = Callable[[], "tuple[int, str, dict[str, str]]"]
@@ -348,6 +349,7 @@ def csv_bench(folder: Path) -> Iterator[Bench]:
 
 CHILD = """
 import json, sys
+import msgspec
 from proxy.errors import ProxyError
 from proxy.power.sources import source_opener
 source = None
@@ -365,6 +367,8 @@ for line in sys.stdin:
                                  for r in source.read()]}
         elif command == "max_watts":
             said = dict(source.max_watts())
+        elif command == "hardware":
+            said = {"states": msgspec.to_builtins(source.hardware())}
         else:
             source.close()
     except ProxyError as error:
@@ -390,6 +394,10 @@ class ChildSource:
 
     def max_watts(self) -> dict[str, float]:
         return self._ask("max_watts")
+
+    def hardware(self) -> Sequence[HardwareState]:
+        states = self._ask("hardware")["states"]
+        return msgspec.convert(states, list[HardwareState])
 
     def close(self) -> None:
         self._ask("close")

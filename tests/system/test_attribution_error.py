@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.attribution_error import Row, Scenario, learnt, rows_of
+from benchmarks.attribution.scenarios import Scenario
+from benchmarks.attribution_error import Row, learnt, rows_of
 from proxy.meter.attribution.policies import by_calibration
 
 

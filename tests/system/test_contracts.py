@@ -64,7 +64,7 @@ PROMPTS = 5
 DATA_KEYS = re.compile(
     r"(.*[. ])?(boundaries|by_kind|by_turn|device_watts|devices|dropped|engines"
     r"|gap_seconds|idle_accelerators_watts|labels|lacking|metadata|outcomes|quality"
-    r"|sensors|unattributed_joules|policy_joules\.[a-z]+)"
+    r"|sensors|throttled_seconds_by_reason|unattributed_joules|policy_joules\.[a-z]+)"
 )
 """Objects whose keys are what was measured, and no names of ours: written as `*`."""
 
@@ -72,6 +72,7 @@ SOMETIMES: dict[str, Contract] = {
     "admin-api": {
         "GET /books boundaries.*.unattributed_joules.*": "number",
         "GET /books unattributed_joules.*": "number",
+        "GET /hardware engines.*.now[].throttle_reasons[]": "string",
         "GET /info engines.*.sensor.last_error": "null|string",
         "GET /info engines.*.sensors.*.last_error": "null|string",
         "GET /info sensor.last_error": "null|string",
@@ -80,6 +81,7 @@ SOMETIMES: dict[str, Contract] = {
         "GET /readyz reasons[]": "string",
     },
     "admin-metrics": {
+        "servewatt_device_other_processes": "gauge, boundary, device, engine",
         "servewatt_client_timeouts_total": "counter, awaited",
         "servewatt_loop_errors_total": "counter, loop",
         "servewatt_unattributed_energy_joules_total": (

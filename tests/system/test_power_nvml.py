@@ -16,6 +16,7 @@ from proxy.meter.curve import DeviceCurve
 from proxy.power.energy_source import EnergySource
 from proxy.power.sampler import Sampler
 from proxy.wire.events import PowerSampled
+from proxy.wire.facts import HardwareState
 from tests.support.power_benches import ChildSource, child, compile_nvml
 
 PATIENCE_SECONDS = 20
@@ -253,3 +254,107 @@ def test_a_name_and_a_uuid_may_mean_one_board(library: Path) -> None:
         env=os.environ | environment(library, [1]) | {"SERVEWATT_NVML_BOARDS": "2"},
     )  # fmt: skip
     assert done.stdout.split() == ["GPU-stub-1", "GPU-stub-1", "None", "None"]
+
+
+STATE = """\
+sm 1980
+memory 2619
+celsius 61
+reasons 5
+limit 700000
+corrected 2
+uncorrected 0
+pids 4711 12
+"""
+
+
+def stated(library: Path, state: str) -> dict[str, str]:
+    path = library / "state"
+    path.write_text(state)
+    return {"SERVEWATT_NVML_STATE": str(path)}
+
+
+def state_of(library: Path, state: str, **more: str) -> HardwareState:
+    script = environment(library, [1000])
+    with child(**script, **stated(library, state), **more) as process:
+        source = ChildSource(process, "nvml")
+        assert [r.joules for r in source.read()] == [1.0]
+        (found,) = source.hardware()
+        source.close()
+    return found
+
+
+def test_a_board_tells_how_it_works_beside_its_power(library: Path) -> None:
+    expected = HardwareState(
+        "gpu0", 1.98e9, 2.619e9, 61.0, ("gpu_idle", "sw_power_cap"), 700.0, 2, 0,
+        None, (12, 4711),
+    )  # fmt: skip
+    assert state_of(library, STATE) == expected
+    # the same by the older name of the reasons
+    assert state_of(library, STATE, SERVEWATT_NVML_OLD="1") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("sm -3", "sm_clock_hertz"),
+        ("sm 4294967295", "sm_clock_hertz"),
+        ("celsius 4294967295", "temperature_celsius"),
+        ("celsius 9000", "temperature_celsius"),
+        ("reasons -3", "throttle_reasons"),
+        ("corrected -3", "corrected_ecc_errors"),
+        ("pids -4", "process_ids"),  # no permission
+    ],
+)
+def test_what_a_board_does_not_tell_costs_nothing_else(
+    library: Path, line: str, field: str
+) -> None:
+    name = line.split()[0]
+    lines = [
+        line if kept.startswith(f"{name} ") else kept for kept in STATE.split("\n")
+    ]
+    found = state_of(library, "\n".join(lines))
+    told = {name for name in found.__struct_fields__ if getattr(found, name) is None}
+    assert told == {field, "last_xid"}
+
+
+def test_a_board_that_tells_nothing_is_no_failed_reading(library: Path) -> None:
+    assert state_of(library, "") == HardwareState("gpu0", power_limit_watts=700.0)
+
+
+def test_a_lost_board_has_no_state(library: Path) -> None:
+    script = environment(library, [1000, -15])
+    with child(**script, **stated(library, STATE)) as process:
+        source = ChildSource(process, "nvml")
+        source.read()
+        with pytest.raises(SensorError, match="GPU is lost"):
+            source.read()
+        with pytest.raises(SensorError, match="nvml state of gpu0: GPU is lost"):
+            source.hardware()
+
+
+HANGING = """
+import queue, sys, time
+from proxy.power.sensors import Sensors, plan_sensors
+from proxy.wire.events import HardwareObserved
+events = queue.Queue()
+sensors = Sensors(plan_sensors(["nvml"], ()), 0.01)
+sensors.start(events.put)
+readings, deadline = 0, time.monotonic() + float(sys.argv[1])
+while readings < 300 and time.monotonic() < deadline:
+    readings += not isinstance(events.get(timeout=10), HardwareObserved)
+sensors.check(time.monotonic() + 60)  # a minute later, as its clock would have it
+stats = sensors.stats_of("gpu")
+print(readings, stats.errors, stats.samples >= 300)
+sensors.stop()
+"""
+
+
+def test_a_question_that_hangs_takes_no_reading_with_it(library: Path) -> None:
+    more = environment(library, [1000]) | stated(library, f"{STATE}hang 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(PATIENCE_SECONDS)], check=True,
+        capture_output=True, text=True, env=os.environ | more, timeout=60,
+    )  # fmt: skip
+    # the check's one gap is of power, which did not hang and was read in time
+    assert done.stdout.split() == ["300", "1", "True"]

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 from msgspec import to_builtins
-from sqlalchemy import URL, make_url, select, text
+from sqlalchemy import URL, create_engine, inspect, make_url, select, text
 
 from proxy.errors import ConfigError
 from proxy.meter.ledger import RequestEnergy
 from proxy.store.archive import Archive
-from proxy.store.database import META, SCHEMA_VERSION, Database
-from proxy.store.stored_record import StoredRecord, reply_from, row_of
+from proxy.store.database import ADDED, META, RECORDS, SCHEMA_VERSION, Database
+from proxy.store.stored_record import StoredRecord, reply_from, reply_of, row_of
 from tests.support.stored_records import record, stored
 
 
@@ -122,39 +122,102 @@ def test_a_schema_of_another_version_is_refused(
         Archive(url, upstream="http://engine")
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, 2), (2, 1)])
-def test_an_older_store_gets_its_columns_and_keeps_its_records(
-    url: URL, version: int, lacks: int
-) -> None:
-    old = opened(url)
-    old.write([row_of(stored(1))])
-    with old.engine.begin() as connection:
-        for column in ("engine", "boundaries")[:lacks]:
-            drop = f"ALTER TABLE servewatt_records DROP COLUMN {column}"
-            connection.execute(text(drop))
+FIRST_SCHEMA = (
+    """CREATE TABLE servewatt_meta (
+    name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL)""",
+    """CREATE TABLE servewatt_records (
+    upstream TEXT NOT NULL, sequence BIGINT NOT NULL, run TEXT NOT NULL,
+    request_id TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
+    kind TEXT NOT NULL, tenant TEXT NOT NULL, outcome TEXT NOT NULL, error TEXT,
+    status INTEGER, arrived_unix_seconds DOUBLE PRECISION NOT NULL,
+    scheduled_unix_seconds DOUBLE PRECISION, first_token_unix_seconds DOUBLE PRECISION,
+    last_token_unix_seconds DOUBLE PRECISION,
+    finished_unix_seconds DOUBLE PRECISION NOT NULL, prompt_tokens BIGINT,
+    cached_tokens BIGINT, output_tokens BIGINT, prefill_joules DOUBLE PRECISION,
+    decode_joules DOUBLE PRECISION, idle_share_joules DOUBLE PRECISION,
+    energy_joules DOUBLE PRECISION, policy TEXT NOT NULL, quality TEXT NOT NULL,
+    policy_joules TEXT NOT NULL, PRIMARY KEY (upstream, sequence, run))""",
+    """CREATE INDEX servewatt_records_request_id
+    ON servewatt_records (request_id)""",
+    """CREATE INDEX servewatt_records_finished
+    ON servewatt_records (finished_unix_seconds)""",
+    "INSERT INTO servewatt_meta VALUES ('schema', 1)",
+    """INSERT INTO servewatt_records VALUES (
+    'http://engine', 1, 'old', 'r1', 'chat', 'm', 'code', 'none', 'ok', NULL, 200,
+    1.25, 1.5, 2.0, 3.0, 3.125, 1000, 16, 7, 20.1, 30.2, 5.3, 55.6, 'phase', 'exact',
+    '{"phase": 50.3}')""",
+)
+"""The tables as version 1 made them, with one record."""
+LATER_COLUMNS = {2: "boundaries", 3: "engine", 4: "instance"}
+"""What each later version added to them, all of it text."""
+
+
+def made_by_version(url: URL, version: int, *, halfway: bool) -> None:
+    """A store of that version; `halfway`: its upgrade was killed between columns."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in FIRST_SCHEMA:
+            connection.exec_driver_sql(statement)
+        for column in list(LATER_COLUMNS.values())[: version - 1 + halfway]:
+            added = f"ALTER TABLE servewatt_records ADD COLUMN {column} TEXT"
+            connection.execute(text(added))
         connection.execute(META.update().values(value=version))
-    old.close()
-    for _ in range(2):  # killed halfway: the column is there, the version is not
+    engine.dispose()
+
+
+def columns_of(database: Database) -> dict[str, str]:
+    found = inspect(database.engine).get_columns("servewatt_records")
+    return {column["name"]: str(column["type"]) for column in found}
+
+
+@pytest.mark.parametrize("halfway", [False, True], ids=["whole", "killed halfway"])
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_store_of_any_earlier_version_gets_its_columns_and_keeps_its_records(
+    url: URL, version: int, halfway: bool
+) -> None:
+    made_by_version(url, version, halfway=halfway)
+    for _ in range(2):  # what is done twice is done once
         database = opened(url)
         with database.engine.begin() as connection:
             assert connection.scalar(select(META.c.value)) == SCHEMA_VERSION
-            connection.execute(META.update().values(value=version))
+        assert set(columns_of(database)) == {column.name for column in RECORDS.columns}
         database.close()
     database = opened(url)
     beside = RequestEnergy(1.0, 2.0, 3.0, 6.0, "phase", "estimated")
     energy = replace(record(2).energy, boundaries={"node": beside})
-    database.write([row_of(StoredRecord(2, 1.7e9, replace(record(2), energy=energy)))])
-    replies = [to_builtins(reply_from(row)) for row in database.page(0, 9, 9)]
-    assert [reply["engine"] for reply in replies] == [None, "vllm"]
-    first, second = (reply["energy"] for reply in replies)
-    assert "boundaries" not in first
-    assert second["boundaries"] == {
-        "node": {
-            "prefill_joules": 1.0, "decode_joules": 2.0, "idle_share_joules": 3.0,
-            "energy_joules": 6.0, "quality": "estimated",
-        }
-    }  # fmt: skip
+    cut = replace(record(2), energy=energy, is_output_lower_bound=True)
+    database.write([row_of(StoredRecord(2, 1.7e9, cut))])
+    first, second = (reply_from(row) for row in database.page(0, 9, 9))
+    assert (first.request_id, first.output_tokens) == ("r1", 7)
+    assert first.energy.energy_joules == 55.6
+    assert (first.engine, first.is_output_lower_bound) == (None, None)
+    assert to_builtins(second) == to_builtins(reply_of(StoredRecord(2, 1.7e9, cut)))
+    assert "boundaries" not in to_builtins(first.energy)
     database.close()
+
+
+def test_added_columns_are_those_of_a_new_store(url: URL) -> None:
+    added = {column.name for columns in ADDED.values() for column in columns}
+    new = opened(url)
+    wanted = {name: kind for name, kind in columns_of(new).items() if name in added}
+    with new.engine.begin() as connection:
+        for table in ("servewatt_records", "servewatt_meta"):
+            connection.execute(text(f"DROP TABLE {table}"))
+    new.close()
+    made_by_version(url, 1, halfway=False)
+    old = opened(url)
+    found = columns_of(old)
+    assert {name: found[name] for name in added} == wanted
+    old.close()
+
+
+def test_several_may_upgrade_one_store_at_the_same_time(url: URL) -> None:
+    made_by_version(url, 1, halfway=False)
+    databases = [Database(url, "http://engine", str(run)) for run in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(Database.open, databases)) == [1, 1, 1, 1]
+    for database in databases:
+        database.close()
 
 
 def test_a_file_that_is_no_database_is_left_alone(

@@ -73,7 +73,7 @@ class EngineConfig:
         float | None,
         Option("Watts per GPU.", "W", name="power-cap", default_is="its TDP"),
     ] = None
-    """Per GPU; None: the TDP. A step that would exceed it takes longer."""
+    """Per GPU; None: the GPU's own limit. A step that would exceed it takes longer."""
     step_overhead_seconds: float = 0.0008
     """Assumed: scheduling, sampling and kernel launches of every step."""
     layer_sync_seconds: float = 0.000012
@@ -108,8 +108,9 @@ class EngineConfig:
     @property
     def cap_watts(self) -> float:
         """Power cap per GPU."""
-        cap_watts = self.power_cap_watts
-        return self.gpu.tdp_watts if cap_watts is None else cap_watts
+        if self.power_cap_watts is not None:
+            return self.power_cap_watts
+        return self.gpu.limit_watts or self.gpu.tdp_watts
 
     @property
     def capacity_blocks(self) -> int:

@@ -43,6 +43,8 @@ class Step:
     """Requests in the batch after the step."""
     waiting: int
     kv_used_fraction: float
+    speed_fraction: float = 1.0
+    """Below 1 where the power cap made it take longer."""
 
     @property
     def watts(self) -> float:
@@ -153,6 +155,7 @@ class EngineSimulator:
             running=self.running,
             waiting=self.waiting,
             kv_used_fraction=self.kv_used_fraction,
+            speed_fraction=self.cost.uncapped_seconds(flops_sum, kv_sum) / step_seconds,
         )
 
     def _work(self, batch: Batch) -> tuple[FloatArray, FloatArray]:

@@ -37,6 +37,11 @@ class Gpu:
     """Assumed board power while only memory is busy, as part of TDP: V100 boards
     (300 W) were reported at 180-200 W in decode, 270-300 W in prefill
     (1CatAI/1Cat-vLLM issue 535)."""
+    limit_watts: float | None = None
+    """Power limit that somebody has set; None: the TDP."""
+    sm_clock_hertz: float = 1.98e9
+    """Published: boost clock."""
+    memory_clock_hertz: float = 2.619e9
 
     @property
     def active_watts(self) -> float:
@@ -94,15 +99,31 @@ class Model:
 
 GPUS: dict[str, Gpu] = {
     # NVIDIA A100 80GB data sheet: 312 TFLOPS, 2,039 / 1,935 GB/s, 400 / 300 W.
-    "a100-sxm": Gpu("NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 80e9, 400, 65),
-    "a100-pcie": Gpu("NVIDIA A100 80GB PCIe", 312e12, 1935e9, 80e9, 300, 60),
+    "a100-sxm": Gpu(
+        "NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 80e9, 400, 65,
+        sm_clock_hertz=1.41e9, memory_clock_hertz=1.593e9,
+    ),
+    "a100-pcie": Gpu(
+        "NVIDIA A100 80GB PCIe", 312e12, 1935e9, 80e9, 300, 60,
+        sm_clock_hertz=1.41e9, memory_clock_hertz=1.512e9,
+    ),
     # NVIDIA H100 data sheet, SXM column: 1,979 sparse, 3.35 TB/s, up to 700 W.
     "h100": Gpu("NVIDIA H100 80GB HBM3", 989.4e12, 3350e9, 80e9, 700, 110),
     # NVIDIA H200 data sheet, SXM column: the H100's die, 4.8 TB/s and 141 GB.
-    "h200": Gpu("NVIDIA H200", 989.4e12, 4800e9, 141e9, 700, 120),
+    "h200": Gpu(
+        "NVIDIA H200", 989.4e12, 4800e9, 141e9, 700, 120, memory_clock_hertz=3.201e9
+    ),
+    # The same H100 behind a power limit that somebody set: it throttles under load.
+    "h100-350w": Gpu(
+        "NVIDIA H100 80GB HBM3 (limited to 350 W)", 989.4e12, 3350e9, 80e9, 700, 110,
+        limit_watts=350,
+    ),
     # NVIDIA RTX A6000 data sheet and GA102 white paper: 154.8 dense, GDDR6.
-    "a6000": Gpu("NVIDIA RTX A6000", 154.8e12, 768e9, 48e9, 300, 40),
-}
+    "a6000": Gpu(
+        "NVIDIA RTX A6000", 154.8e12, 768e9, 48e9, 300, 40,
+        sm_clock_hertz=1.8e9, memory_clock_hertz=8.001e9,
+    ),
+}  # fmt: skip
 
 MODELS: dict[str, Model] = {
     # meta-llama model cards and config.json; parameters counted from the shapes.
@@ -114,6 +135,7 @@ PRESETS: dict[str, tuple[str, str, int]] = {
     "a6000-8b": ("a6000", "llama-3.1-8b", 1),
     "a100-8b": ("a100-sxm", "llama-3.1-8b", 1),
     "h100-8b": ("h100", "llama-3.1-8b", 1),
+    "h100-350w-8b": ("h100-350w", "llama-3.1-8b", 1),
     "h200-8b": ("h200", "llama-3.1-8b", 1),
     "a100-70b": ("a100-sxm", "llama-3.1-70b", 4),
     "h100-70b": ("h100", "llama-3.1-70b", 4),

@@ -53,11 +53,16 @@ class Roofline:
 
     def seconds(self, flops: float, kv_bytes: float) -> float:
         """Duration of a step; `kv_bytes` without the weights."""
+        return max(
+            self.uncapped_seconds(flops, kv_bytes),
+            self.overhead_seconds + self.work_joules(flops, kv_bytes) / self.work_watts,
+        )
+
+    def uncapped_seconds(self, flops: float, kv_bytes: float) -> float:
+        """Its duration at full clocks, whatever power that takes."""
         moved_bytes = kv_bytes + self.weight_bytes
         return self.overhead_seconds + max(
-            flops / self.flops_per_second,
-            moved_bytes / self.bytes_per_second,
-            self.work_joules(flops, kv_bytes) / self.work_watts,
+            flops / self.flops_per_second, moved_bytes / self.bytes_per_second
         )
 
     def work_joules(self, flops: float, kv_bytes: float) -> float:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.engine import EngineSimulator, Step
+from loadgen.simulator.core.hardware import Board, BoardReading
 from loadgen.simulator.core.scheduler import SimRequest
 from loadgen.simulator.core.sensor import (
     GpuSensor,
@@ -125,6 +126,10 @@ class Runner:
             GpuSensor(self.curve, sensor, n_gpus=config.n_gpus, index=index)
             for index in range(config.n_gpus)
         ]
+        self.board = Board(
+            config.gpu, self.curve, cap_watts=config.cap_watts, n_gpus=config.n_gpus
+        )
+        """Each of the group: they work alike."""
         self.metrics = metrics
         self.records: deque[TruthRecord] = deque(maxlen=TRUTHS_KEPT)
         self.busy_joules = 0.0
@@ -208,6 +213,12 @@ class Runner:
         """The reading of each GPU now."""
         now_seconds = time.monotonic()
         return [sensor.read(now_seconds) for sensor in self.sensors]
+
+    def board_reading(self) -> BoardReading:
+        """How each GPU works now."""
+        step = self._in_flight
+        speed = None if step is None else step.speed_fraction
+        return self.board.read(time.monotonic(), speed)
 
     def total_joules(self) -> float:
         """Exact energy of the group since the start, up to now."""

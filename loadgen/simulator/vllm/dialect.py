@@ -31,6 +31,8 @@ VERSION = "0.32.0+simulated"
 FINGERPRINT = "vllm-0.32.0-simulated"
 DONE = b"data: [DONE]\n\n"
 DEFAULT_COMPLETION_TOKENS = 16
+DETAILS = ("cached_tokens", "created_cache_tokens", "multimodal_tokens")
+"""Whole replies have them all; streams, those that are not null."""
 CHAT_ONLY = ("prompt_logprobs", "prompt_token_ids", "prompt_text")
 BUSY = (
     "The engine is currently busy and cannot accept new requests. "
@@ -561,7 +563,7 @@ def unstreamed_reply(
         "usage": usage(
             generation,
             output_tokens,
-            prompt_tokens_details=details,
+            prompt_tokens_details={**dict.fromkeys(DETAILS), **details},
             completion_tokens_details=None,
         ),
         **(dict.fromkeys(CHAT_ONLY) if generation.is_chat else {}),
@@ -617,8 +619,9 @@ def _choice(
         "logprobs": logprobs,
         "finish_reason": generation.finish_reason,
         "stop_reason": generation.stop_reason,
-        **dict.fromkeys(("token_ids", "routed_experts")),
+        "token_ids": None,
         **({} if generation.is_chat else dict.fromkeys(CHAT_ONLY[:2])),
+        "routed_experts": None,
     }
 
 

@@ -41,10 +41,14 @@ class PromptSpeed:
     """
 
     def __init__(self) -> None:
-        self.token_seconds = PROMPT_TOKEN_SECONDS
         self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self._tokens = 0.0
-        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Nothing is learnt yet, or it was from wrong counts."""
+        self.token_seconds = PROMPT_TOKEN_SECONDS
+        self._samples.clear()
+        self._tokens = self._seconds = 0.0
 
     def learn(self, tokens: float, seconds: float) -> None:
         """A prompt took these seconds alone, or was done in passing (0 seconds)."""
@@ -136,6 +140,30 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
+    def taken_seconds(
+        self, requests: Sequence[RequestTimeline], seen: Seen
+    ) -> FloatArray:
+        """Time of each step that the prompts of some requests took, shape (steps,)."""
+        starts, ends = seen.starts, seen.steps.end_seconds
+        left = ends - starts
+        taken = np.zeros(len(ends))
+        for request in requests:
+            first = request.first_token_seconds
+            if first is None or request.prompt_tokens is None:
+                continue
+            computed = request.prompt_tokens - request.uncomputed_tokens
+            seconds = computed * self.speed.token_seconds
+            step = seen.step_at(first)
+            while 0 <= step < len(ends) and seconds > 0:
+                if ends[step] <= request.arrived_seconds:
+                    break
+                part = min(seconds, float(left[step]))
+                left[step] -= part
+                taken[step] += part
+                seconds -= part
+                step -= 1
+        return taken
+
     def _place_tied(self, tied: list[_Prefill], seen: Seen) -> None:
         """Jobs of one instant fill the same room, in proportion to their tokens."""
         spans: dict[tuple[int, int], list[tuple[_Prefill, float]]] = {}
@@ -184,7 +212,7 @@ class PromptPlacement:
             return request.estimated_prompt_tokens + job.pause[2]
         if request.prompt_tokens is not None:
             request.estimated_prompt_tokens = float(request.prompt_tokens)
-            return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
+            return max(request.prompt_tokens - request.uncomputed_tokens, 1.0)
         earliest = max(earliest_seconds, job.arrived_seconds, seen.settled_seconds)
         allowed = (job.at_seconds - earliest) / self.speed.token_seconds
         request.estimated_prompt_tokens = max(allowed, 1.0)
@@ -201,6 +229,8 @@ class PromptPlacement:
         ]
         if not prompts or not len(seen.starts):
             return
+        if any(job.request.inferred_cached_tokens is not None for job in prompts):
+            return  # a guess teaches nothing
         last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
         earliest = min(
             max(
@@ -211,7 +241,7 @@ class PromptPlacement:
         )
         alone_from = max(earliest, seen.settled_seconds, self._released_seconds)
         tokens = sum(
-            (job.request.prompt_tokens or 0) - (job.request.cached_tokens or 0)
+            (job.request.prompt_tokens or 0) - job.request.uncomputed_tokens
             for job in prompts
         )
         end = float(seen.steps.end_seconds[last])

@@ -64,7 +64,8 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "is_forced", "is_refused",
+        "has_preemption", "inference_seconds", "inferred_cached_tokens", "is_cut",
+        "is_forced", "is_refused",
         "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
         "stalls", "waited_until_seconds",
@@ -85,10 +86,12 @@ class RequestTimeline(TokenCount):
         self.inference_seconds: float | None = None
         self.has_late_facts = False
         self.is_refused = False
+        self.is_cut = False
         self.is_forced = False
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
+        self.inferred_cached_tokens: float | None = None
         self.prefill_rows: list[tuple[float, float, float]] = []
         self.pauses: list[tuple[float, float, float]] = []
         self.stalls: list[tuple[float, float]] = []
@@ -141,10 +144,13 @@ class RequestTimeline(TokenCount):
         if phases.inference_seconds is not None:
             self.inference_seconds = phases.inference_seconds
 
-    def close(self, at_seconds: float, *, is_refused: bool = False) -> None:
+    def close(
+        self, at_seconds: float, *, is_refused: bool = False, is_cut: bool = False
+    ) -> None:
         """No more bytes will come; a refused request was never computed."""
         self.closed_seconds = at_seconds
         self.is_refused = is_refused
+        self.is_cut = is_cut
         self.finish()
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
@@ -159,9 +165,28 @@ class RequestTimeline(TokenCount):
         self.last_token_seconds = stamps_seconds[-1]
 
     @property
+    def is_output_lower_bound(self) -> bool:
+        """True when the reply broke off after some tokens, uncounted by the engine."""
+        return self.is_cut and self.least_output_tokens is not None
+
+    @property
+    def recorded_output_tokens(self) -> int | None:
+        """Output tokens for record and metrics: a count, or at least what was seen."""
+        if self.is_output_lower_bound:
+            return self.least_output_tokens
+        return self.output_tokens
+
+    @property
     def is_count_exact(self) -> bool:
         """True when prompt and output counts come from the engine."""
         return self.prompt_tokens is not None and self.output_tokens is not None
+
+    @property
+    def uncomputed_tokens(self) -> float:
+        """Prompt tokens found in a cache, as told, else as inferred, else none."""
+        if self.cached_tokens is not None:
+            return float(self.cached_tokens)
+        return self.inferred_cached_tokens or 0.0
 
     @property
     def is_exact_so_far(self) -> bool:

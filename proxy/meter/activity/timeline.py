@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 
 import numpy as np
@@ -32,6 +33,18 @@ from proxy.meter.activity.engine_load import (
     LEFT,
     GaugeLog,
 )
+from proxy.meter.activity.external import (
+    CONTEXT_TOKENS,
+    WORK_KEY,
+    ExternalWork,
+    Found,
+    Ground,
+    Scrape,
+    WorkLog,
+    work_rows,
+)
+from proxy.meter.activity.hidden_cache import HiddenCache
+from proxy.meter.activity.own_count import OwnCount
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import (
@@ -58,6 +71,18 @@ GAUGES_SECONDS = 30.0
 """Scrapes are kept so long: prompts wait in queues, idle windows for a scrape."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Those who ran in an interval and get no record, in order of keys."""
+
+    by_work: Sequence[RequestTimeline]
+    """Their work is known by the engine's count."""
+    by_time: Sequence[RequestTimeline]
+    """Of these only the time is known."""
+    reasons: Sequence[str]
+    """Why the joules of each are unattributed; first those known by their work."""
+
+
 class EngineTimeline:
     """All requests of an engine that some boundary has yet to settle."""
 
@@ -77,6 +102,13 @@ class EngineTimeline:
         self._book = StepBook()
         self._starts: FloatArray = np.empty(0)
         self._placement = PromptPlacement()
+        self._work = WorkLog()
+        self._cache = HiddenCache()
+        self._counted = OwnCount()
+        self._external: list[ExternalWork] = []
+        self._external_total = 0
+        self._counted_from_seconds = math.inf
+        """Since then all scrapes were compared, and told something."""
         self._requests: dict[int, RequestTimeline] = {}
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
@@ -111,7 +143,9 @@ class EngineTimeline:
         timeline = self._requests[event.key]
         self.open_requests -= 1
         is_refused = event.status in REFUSALS and not event.was_computed
-        timeline.close(event.at_seconds, is_refused=is_refused)
+        timeline.close(
+            event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
+        )
         if not timeline.is_streamed and self._has_sensor:
             self._absorb_until(event.at_seconds)
             spread_unstreamed(
@@ -133,6 +167,7 @@ class EngineTimeline:
         requests = list(self._requests.values())
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
+        self._work.add(Scrape(event.at_seconds, event.spread_seconds, event.gauges))
         for timeline in self.gauges.orphans.take_ended():
             spread_orphan(timeline, self._book, self.log)
         if seen.has_preempted:
@@ -216,10 +251,58 @@ class EngineTimeline:
         `among` are those who were there before it and are not settled.
         """
         if end_seconds > self.settled_seconds:
+            while self._is_pair_due(end_seconds):
+                self._compare(is_in_time=True)
             self._place(end_seconds, among)
+            self._count_own(end_seconds)
             self.settled_seconds = end_seconds
             self._placement.forget(end_seconds)
+            while (scrape := self._work.next_scrape()) is not None:
+                if scrape.at_seconds + scrape.flight_seconds > end_seconds:
+                    break
+                self._compare(is_in_time=False)
         return self._book.steps, self._starts
+
+    def awaits(
+        self, end_seconds: float, now_seconds: float, wait_seconds: float
+    ) -> bool:
+        """Whether the next scrape says what others did before an instant."""
+        if end_seconds <= self.settled_seconds:
+            return False
+        if not self._work.is_told:
+            return self.gauges.awaits(end_seconds, now_seconds)
+        if not self._expects_news(end_seconds):
+            return False
+        scrape = self._work.scrape_after(end_seconds)
+        if scrape is None:
+            return self.gauges.is_alive(now_seconds)
+        until_seconds = scrape.at_seconds + scrape.flight_seconds
+        if self.until_seconds < until_seconds:
+            return True
+        return now_seconds < end_seconds + wait_seconds and any(
+            not self._is_counted(timeline, until_seconds)
+            for timeline in self._requests.values()
+        )
+
+    def unseen(self, start_seconds: float, end_seconds: float) -> Unseen:
+        """Who ran in between and has no record: settled, so the same to all."""
+        by_work: list[RequestTimeline] = [
+            work
+            for work in self._external
+            if work.arrived_seconds < end_seconds and work.end_seconds > start_seconds
+        ]
+        reasons = [work.reason for work in self._external if work in by_work]
+        unmetered = self.unmetered.between(start_seconds, end_seconds)
+        external = self.gauges.external(start_seconds, end_seconds)
+        by_time = [*unmetered, *external]
+        timed = ["unmetered"] * len(unmetered) + ["external"] * len(external)
+        is_counted = (
+            self._counted_from_seconds <= start_seconds
+            and self._work.compared_seconds >= end_seconds
+        )
+        if is_counted:  # they did what the engine counted, and nothing else
+            return Unseen([*by_work, *by_time], [], (*reasons, *timed))
+        return Unseen(by_work, by_time, (*reasons, *timed))
 
     def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """Whether nobody was there in between."""
@@ -252,8 +335,12 @@ class EngineTimeline:
             self._busy_until_seconds,
             self.unmetered.forget(max(settled_seconds, unmeasured_seconds)),
         )
+        self._external = [
+            work for work in self._external if work.end_seconds > settled_seconds
+        ]
         self._starts = self._starts[steps - len(self._book.steps.end_seconds) :]
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
+        self._work.forget(settled_seconds - GAUGES_SECONDS)
 
     @property
     def steps(self) -> StepBook:
@@ -264,6 +351,138 @@ class EngineTimeline:
     def prompt_token_seconds(self) -> float:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
+
+    # the engine's own count
+
+    def _expects_news(self, end_seconds: float) -> bool:
+        """Whether the next scrape may tell of hidden work since the last one."""
+        compared_seconds = self._work.compared_seconds
+        return compared_seconds < end_seconds and (
+            self._work.is_expected()
+            or self._cache.is_hidden(compared_seconds)
+            or self.unmetered.were_there(compared_seconds, end_seconds)
+        )
+
+    def _is_pair_due(self, end_seconds: float) -> bool:
+        """Whether the next pair has to be compared before a window that ends here."""
+        scrape = self._work.next_scrape()
+        return (
+            scrape is not None
+            and self._expects_news(end_seconds)
+            and scrape.at_seconds + scrape.flight_seconds <= self.until_seconds
+        )
+
+    def _is_counted(self, timeline: RequestTimeline, until_seconds: float) -> bool:
+        """Whether it is known what the engine had counted for it by an instant."""
+        if timeline.closed_seconds is not None:
+            return not timeline.may_be_orphan
+        if timeline.arrived_seconds >= until_seconds or timeline.is_exact_so_far:
+            return True
+        return timeline.is_streamed and timeline.first_token_seconds is None
+
+    def _compare(self, *, is_in_time: bool) -> None:
+        """The next pair of scrapes; what it shows is charged if it is in time."""
+        scrape = self._work.next_scrape()
+        assert scrape is not None
+        self._absorb_until(self.until_seconds)
+        before_seconds = self._work.compared_seconds
+        count = self._counted.with_live(
+            self._requests, self._book.steps, self.log, self.settled_seconds
+        )
+        was_hidden = self._cache.is_hidden(before_seconds)
+        rises = self._work.prompt_rises()
+        found = self._work.compare(count.prompts, count.outputs)
+        if rises is not None:
+            known_seconds = scrape.at_seconds + scrape.flight_seconds
+            self._look_for_cache(before_seconds, known_seconds, *rises, was_hidden)
+        self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
+        if found is None:
+            self._counted_from_seconds = scrape.at_seconds
+            return
+        is_long = scrape.at_seconds - before_seconds > ALIVE_SECONDS
+        if is_long or not is_in_time:
+            self._counted_from_seconds = scrape.at_seconds
+        elif not found.is_nothing:
+            known_seconds = scrape.at_seconds + scrape.flight_seconds
+            self._stand_in(found.after(self.settled_seconds), known_seconds)
+
+    def _look_for_cache(
+        self,
+        since_seconds: float,
+        known_seconds: float,
+        prompts: float,
+        cached: float,
+        was_hidden: bool,
+    ) -> None:
+        """Infer what a cache held of prompts, where the engine tells only the sum."""
+        requests = [
+            timeline
+            for timeline in self.requests()
+            if timeline.prompt_tokens is not None
+            and timeline.first_token_seconds is not None
+            and since_seconds < timeline.first_token_seconds <= known_seconds
+        ]
+        hits = self._cache.observe(since_seconds, known_seconds, requests, cached)
+        if not was_hidden and hits:
+            self._placement.speed.restart()  # learnt from prompts as if all computed
+        if not was_hidden or self.settled_seconds > since_seconds:
+            return
+        steps = self._book.steps
+        is_in = (steps.end_seconds > since_seconds) & (
+            steps.end_seconds <= known_seconds
+        )
+        self._cache.infer(
+            requests,
+            self._starts[is_in],
+            steps.end_seconds[is_in],
+            prompts - cached,
+            prompts,
+            self._placement.speed,
+        )
+
+    def _stand_in(self, found: Found, known_seconds: float) -> None:
+        """Somebody did that work, on the time that the own work leaves.
+
+        What fell on time already settled is charged to nobody. Only what was known at
+        some instant is looked at, or a later beat would put it elsewhere.
+        """
+        stayed = self.unmetered.span(found.start_seconds, found.end_seconds)
+        if stayed is not None:
+            found = replace(found, start_seconds=stayed[0], end_seconds=stayed[1])
+        start_seconds, end_seconds = found.start_seconds, found.end_seconds
+        own = [
+            timeline
+            for timeline in self.among(self.settled_seconds, end_seconds)
+            if timeline.prompt_tokens is not None
+            and timeline.first_token_seconds is not None
+            and self.settled_seconds < timeline.first_token_seconds <= known_seconds
+        ]
+        prompt_tokens = float(CONTEXT_TOKENS)
+        if own:
+            prompt_tokens = sum(each.prompt_tokens or 0 for each in own) / len(own)
+        seen = Seen(self._book.steps, self._starts, self.settled_seconds, end_seconds)
+        ends = self._book.steps.end_seconds
+        is_open = (ends > self.settled_seconds) & (ends <= known_seconds)
+        ground = Ground(
+            self._starts[is_open],
+            ends[is_open],
+            self._placement.taken_seconds(own, seen)[is_open],
+            STEP_SECONDS,
+        )
+        key = WORK_KEY + self._external_total
+        work = ExternalWork(key, start_seconds, end_seconds, work_rows(found, ground))
+        work.estimated_prompt_tokens = prompt_tokens
+        if stayed is not None:
+            work.reason = "unmetered"
+        self._external_total += 1
+        self._external.append(work)
+
+    def _count_own(self, end_seconds: float) -> None:
+        """Keep what becomes settled now: the engine's count is compared later."""
+        if self._work.is_told:
+            self._counted.settle(
+                self._requests, self._book.steps, self.settled_seconds, end_seconds
+            )
 
     # parts
 

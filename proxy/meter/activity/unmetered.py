@@ -56,6 +56,22 @@ class Unmetered:
             for stay in self._stays.values()
         )
 
+    def span(
+        self, start_seconds: float, end_seconds: float
+    ) -> tuple[float, float] | None:
+        """From when to when some were open in between; None: nobody was."""
+        spans = [
+            (
+                max(stay.began_seconds, start_seconds),
+                min(stay.ended_seconds, end_seconds),
+            )
+            for stay in self._stays.values()
+        ]
+        open_spans = [(began, ended) for began, ended in spans if ended > began]
+        if not open_spans:
+            return None
+        return min(open_spans)[0], max(ended for _, ended in open_spans)
+
     def between(
         self, start_seconds: float, end_seconds: float
     ) -> list[RequestTimeline]:

@@ -8,12 +8,21 @@ a step is spread evenly over the step's duration, so an interval may be cut anyw
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy.meter.activity.external import ExternalWork
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.shares import (
+    EXPERT_TOKENS,
+    EXPERTS,
+    MIXED,
+    StepPlayers,
+    beside_prompts,
+    expert_shares,
+)
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 
 
@@ -43,6 +52,10 @@ class Population:
     """Stretches between two tokens in which the engine had set it aside."""
     stall_seconds: FloatArray
     """Shape (stalls, 2)."""
+    work_request: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Output without stamps, of those that no proxy saw: position of the request."""
+    work_rows: FloatArray = field(default_factory=lambda: np.empty((0, 4)))
+    """Shape (rows, 4), see `OutputRow`."""
 
 
 INFINITY = float("inf")
@@ -79,7 +92,7 @@ def population_of(
                 _or_inf(request.first_token_seconds),
                 request.end_seconds,
                 request.estimated_prompt_tokens,
-                request.cached_tokens or 0.0,
+                request.uncomputed_tokens,
                 request.token_scale,
                 request.sequences,
             )
@@ -87,6 +100,13 @@ def population_of(
         ],
         np.float64,
     ).reshape(len(requests), 8)
+    output = [
+        (position, *row)
+        for position, request in enumerate(requests)
+        if isinstance(request, ExternalWork)
+        for row in request.output_rows
+    ]
+    unseen = np.array(output, np.float64).reshape(len(output), 5)
     return Population(
         np.array([request.key for request in requests], np.int64),
         arrived_seconds=columns[:, 0],
@@ -102,6 +122,8 @@ def population_of(
         row_tokens=table[:, 3],
         stall_request=stalls[:, 0].astype(np.int64),
         stall_seconds=stalls[:, 1:3],
+        work_request=unseen[:, 0].astype(np.int64),
+        work_rows=unseen[:, 1:],
     )
 
 
@@ -153,9 +175,15 @@ def shared_seconds(
     return at_turn - at_begin, np.asarray(decoding, dtype=np.float64)
 
 
+SHARED = (*MIXED, *EXPERTS, "decode_rows", "kv_rows")
+"""Columns of `Activity.shared`: parts of steps that are divided by rules of their own,
+then the sequences decoded, step by step, and the context that they read. These are less
+than tokens where a step yields several of a sequence (speculative decoding)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Work per request in one interval, every array of shape (requests,), >= 0."""
+    """Work per request in one interval, arrays of shape (requests,), >= 0."""
 
     prefill_seconds: FloatArray
     """Time in prefill, each moment divided by the number then running."""
@@ -175,6 +203,9 @@ class Activity:
     """Steps taken part in with prefill, each divided by the number present."""
     decode_steps: FloatArray
     """Steps taken part in with decode, divided alike."""
+    shared: FloatArray | None = None
+    """Shape (requests, 2, len(SHARED)): prefill and decode; None where only sums are
+    known."""
 
 
 def activity_between(
@@ -201,13 +232,22 @@ def activity_between(
     row, row_step = _prefill_rows(
         population, steps.end_seconds[first:stop], starts[first:stop]
     )
-    share = _step_shares(stop - int(first), reads, row_step)
+    often = _often(stop - int(first), reads)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
         starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
     )
     ended = steps.end_seconds[first:stop][reads.step]
     parts = _overlap(np.minimum(began, ended), ended, start_seconds, end_seconds)
+    unseen, unseen_parts, alone = _unseen_output(
+        start_seconds,
+        end_seconds,
+        population,
+        steps.end_seconds[first:stop],
+        starts[first:stop],
+    )
+    reads, parts = _joined(reads, unseen), np.concatenate((parts, unseen_parts))
+    share = _step_shares(often, reads, row_step)
     tokens, decoded = reads.tokens * parts, reads.decoded * parts
     row_parts = _overlap(
         population.row_seconds[:, 0],
@@ -219,29 +259,87 @@ def activity_between(
     prefill_tokens = _sum_by(
         population.row_request, population.row_tokens * row_parts, count
     )
+    sequences = population.sequences[reads.request]
+    players = StepPlayers(
+        often,
+        _sum_by(reads.step, reads.presence * sequences, len(often)),
+        row_step,
+        population.row_tokens[row],
+    )
+    shared = _shared(
+        players, reads, parts, population.row_request[row], row_parts[row], population
+    )
+    shared += alone.shared
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
         prefill_tokens=prefill_tokens,
         prefill_context_tokens=prefill_tokens * look_back,
-        output_tokens=_sum_by(reads.request, tokens, count),
-        decode_tokens=_sum_by(reads.request, decoded, count),
-        kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
+        output_tokens=_sum_by(reads.request, tokens, count) + alone.tokens,
+        decode_tokens=_sum_by(reads.request, decoded, count) + alone.tokens,
+        kv_tokens=_sum_by(reads.request, decoded * reads.context, count)
+        + alone.tokens * population.context_tokens,
         prefill_steps=_sum_by(
             population.row_request[row], row_parts[row] * share[row_step], count
         ),
         decode_steps=_sum_by(
             reads.request, reads.presence * parts * share[reads.step], count
-        ),
+        )
+        + alone.steps,
+        shared=shared,
     )
 
 
-def _step_shares(count: int, reads: _Reads, row_step: IntArray) -> FloatArray:
-    """What one presence in each step is of it: the step by the number present."""
-    present = _sum_by(reads.step, reads.presence, count)
-    present += np.bincount(row_step, minlength=count)
-    often = np.ones(count)  # several steps in one cluster count as several
+def _shared(
+    players: StepPlayers,
+    reads: _Reads,
+    parts: FloatArray,
+    row_request: IntArray,
+    row_parts: FloatArray,
+    population: Population,
+) -> FloatArray:
+    """Shares of each request in the parts of steps that do not simply add up."""
+    count, step, row_step = len(population.keys), reads.step, players.row_step
+    sequences = population.sequences[reads.request]
+    rows = reads.presence * sequences
+    found = np.zeros((count, 2, len(SHARED)))
+
+    def put(name: str, prompts: FloatArray | None, decodes: FloatArray | None) -> None:
+        column = SHARED.index(name)
+        if prompts is not None:
+            found[:, 0, column] = _sum_by(row_request, prompts * row_parts, count)
+        if decodes is not None:
+            found[:, 1, column] = _sum_by(reads.request, decodes * parts, count)
+
+    put("decode_rows", None, rows)
+    put("kv_rows", None, rows * reads.context)
+    if len(row_step):
+        prompts = players.prompts
+        put("mixed_steps", (players.often / np.maximum(prompts, 1.0))[row_step], None)
+        kept, taken = beside_prompts(players)
+        for name, work in (
+            ("mixed_decode_tokens", reads.decoded),
+            ("mixed_kv_tokens", reads.decoded * reads.context),
+        ):
+            of_step = _sum_by(step, work, len(prompts))
+            put(name, (of_step * taken)[row_step], work * kept[step])
+    of_sequence, of_prompt = expert_shares(players)
+    for column, name in enumerate(EXPERTS):
+        put(name, of_prompt[:, column], rows * of_sequence[step, column])
+    return found
+
+
+def _often(count: int, reads: _Reads) -> FloatArray:
+    """How many steps each cluster is: as often as a request was read in it."""
+    often = np.ones(count)
     np.maximum.at(often, reads.step, reads.presence)
+    return often
+
+
+def _step_shares(often: FloatArray, reads: _Reads, row_step: IntArray) -> FloatArray:
+    """What one presence in each step is of it: the step by the number present."""
+    present = _sum_by(reads.step, reads.presence, len(often))
+    present += np.bincount(row_step, minlength=len(often))
     return np.asarray(often / np.maximum(present, 1.0), dtype=np.float64)
 
 
@@ -271,6 +369,69 @@ class _Reads:
     tokens: FloatArray
     decoded: FloatArray
     context: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """Work in time without a step of anybody else's, every first axis (requests,)."""
+
+    tokens: FloatArray
+    steps: FloatArray
+    shared: FloatArray
+
+
+def _joined(left: _Reads, right: _Reads) -> _Reads:
+    return _Reads(
+        *(
+            np.concatenate((getattr(left, name), getattr(right, name)))
+            for name in ("request", "step", "presence", "tokens", "decoded", "context")
+        )
+    )
+
+
+def _unseen_output(
+    start_seconds: float,
+    end_seconds: float,
+    population: Population,
+    ends: FloatArray,
+    starts: FloatArray,
+) -> tuple[_Reads, FloatArray, _Alone]:
+    """Output of those that no proxy saw: as reads of steps seen, their parts, the rest.
+
+    Each token in a step stands for a sequence that was present.
+    """
+    rows, request = population.work_rows, population.work_request
+    count = len(population.keys)
+    parts = _overlap(rows[:, 0], rows[:, 1], start_seconds, end_seconds)
+    step = np.searchsorted(ends, rows[:, 1], side="left")
+    is_in = (np.append(starts, np.inf)[step] < rows[:, 1]) & (rows[:, 2] > 0)
+    tokens = rows[is_in, 2]
+    reads = _Reads(
+        request[is_in],
+        step[is_in],
+        tokens,
+        tokens,
+        tokens,
+        population.context_tokens[request[is_in]],
+    )
+    of, tokens = request[~is_in], (rows[:, 2] * parts)[~is_in]
+    alone = (rows[:, 3] * parts)[~is_in]
+    shared = np.zeros((count, 2, len(SHARED)))
+    at_once = tokens / np.where(alone > 0, alone, 1.0)
+    for name, work in (
+        ("decode_rows", tokens),
+        ("kv_rows", tokens * population.context_tokens[of]),
+        *(
+            (name, -np.expm1(-at_once / constant) * alone)
+            for name, constant in zip(EXPERTS, EXPERT_TOKENS, strict=True)
+        ),
+    ):
+        shared[:, 1, SHARED.index(name)] = _sum_by(of, work, count)
+    return (
+        reads,
+        parts[is_in],
+        _Alone(_sum_by(of, tokens, count), _sum_by(of, alone, count), shared),
+    )
 
 
 def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Reads:

@@ -6,18 +6,19 @@ lose or invent any. A policy sees an `Activity` and returns weights of shape
 number counts as 0.
 
 `phase` is the Shapley value of the cost model of a step, `F + sum of additive
-parts`: the additive part belongs to its request, F to all present equally.
+parts`: the additive part belongs to its request, F to all present equally. What
+`calibrated` adds to it is divided by its own Shapley value (`activity/shares`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxy.meter.activity.work import Activity
+from proxy.meter.activity.work import SHARED, Activity
 
 FloatArray = NDArray[np.float64]
 Policy = Callable[[Activity], FloatArray]
@@ -77,13 +78,53 @@ def by_phase(activity: Activity, cost: CostModel | None = None) -> FloatArray:
     return np.stack((prefill, decode), axis=1)
 
 
-def by_calibration(activity: Activity, cost: CostModel | None = None) -> FloatArray:
-    """As `by_phase`, with the constants fitted to what the sensor counted.
+FEATURES = (
+    *(field.name.removesuffix("_joules") for field in fields(CostModel)),
+    *SHARED,
+)
+"""What a step can cost something for: the five of `CostModel`, and what is shared."""
 
-    The settlement gives them, as known before the window; None while they are not
-    trusted, and then this is `phase`.
+
+def features_of(activity: Activity) -> FloatArray:
+    """What each request did, shape (requests, 2, len(FEATURES)): prefill and decode.
+
+    Work that requests have together is there as the Shapley share of each, so the
+    sum over requests is what the steps did, and any weights of the columns divide
+    fairly. What is shared is 0 where it is not known.
     """
-    return by_phase(activity, cost)
+    found = np.zeros((len(activity.prefill_tokens), 2, len(FEATURES)))
+    found[:, 0, 0] = activity.prefill_steps
+    found[:, 1, 0] = activity.decode_steps
+    found[:, 0, 1] = activity.prefill_tokens
+    found[:, 0, 2] = activity.prefill_context_tokens
+    found[:, 1, 3] = activity.decode_tokens
+    found[:, 1, 4] = activity.kv_tokens
+    if activity.shared is not None:
+        found[:, :, -len(SHARED) :] = activity.shared
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FittedCost:
+    """What was learnt about one engine: joules of each feature."""
+
+    joules: FloatArray
+    """Shape (len(FEATURES),); some forms have differences here, below 0."""
+    plain: CostModel
+    """The same rows, fitted with the five constants alone."""
+
+
+def by_calibration(activity: Activity, cost: FittedCost | None = None) -> FloatArray:
+    """Requests pay what the form of the cost model that was fitted says.
+
+    The settlement gives it, as known before the window; None while it is not
+    trusted, and then this is `phase`. Where only sums are known, the plain form.
+    """
+    if cost is None:
+        return by_phase(activity)
+    if activity.shared is None:
+        return by_phase(activity, cost.plain)
+    return np.asarray(features_of(activity) @ cost.joules, dtype=np.float64)
 
 
 POLICIES: dict[str, Policy] = {

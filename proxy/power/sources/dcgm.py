@@ -19,8 +19,16 @@ from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import base_url, parse_argument
 from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
+from proxy.power.hardware import (
+    celsius,
+    clock_hertz,
+    error_count,
+    limit_watts,
+    throttle_reasons,
+    xid_number,
+)
 from proxy.power.http import HttpSensor, read_samples
-from proxy.wire.facts import Reading
+from proxy.wire.facts import HardwareState, Reading
 
 log = logging.getLogger("servewatt.power")
 
@@ -28,6 +36,19 @@ ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 POWER = "DCGM_FI_DEV_POWER_USAGE"
 LIMITS = ("DCGM_FI_DEV_POWER_MGMT_LIMIT_MAX", "DCGM_FI_DEV_POWER_MGMT_LIMIT")
 """Not in the exporter's default list."""
+SM_CLOCK, MEMORY_CLOCK = "DCGM_FI_DEV_SM_CLOCK", "DCGM_FI_DEV_MEM_CLOCK"
+TEMPERATURE, XID = "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_XID_ERRORS"
+REASONS = (
+    "DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
+    "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
+)
+"""The new name of a field, and the old one."""
+CORRECTED = "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL"
+UNCORRECTED = "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"
+SHOWN = (
+    ENERGY, POWER, *LIMITS, SM_CLOCK, MEMORY_CLOCK, TEMPERATURE, XID, *REASONS,
+    CORRECTED, UNCORRECTED,
+)  # fmt: skip
 MIG_LABELS = ("GPU_I_ID", "GPU_I_PROFILE")
 EXAMPLE = "dcgm=http://host:9400/metrics"
 
@@ -52,6 +73,7 @@ class DcgmSource:
         self._text = ""
         self._readings: list[Reading] = []
         self._uuids: tuple[str, ...] = ()
+        self._states: tuple[HardwareState, ...] = ()
         self._limits: dict[str, float] = {}
         self._said: frozenset[str] = frozenset()
         self.is_simulated = False
@@ -69,7 +91,7 @@ class DcgmSource:
             page = parse_dcgm(text, self._gpus)
         except ConfigError as error:
             raise ConfigError(f"dcgm at {self._url}: {error}") from None
-        self._uuids = page.uuids
+        self._uuids, self._states = page.uuids, page.states
         self.is_simulated, self._limits = page.is_simulated, page.limits
         for name in sorted(page.repeated - self._said):
             log.warning(
@@ -91,6 +113,10 @@ class DcgmSource:
         self.read()
         return self._uuids
 
+    def hardware(self) -> Sequence[HardwareState]:
+        """The chosen boards on the page that was read last; it has no processes."""
+        return self._states
+
     def max_watts(self) -> dict[str, float]:
         """The highest limit of each board, where the exporter shows it."""
         return self._limits
@@ -111,6 +137,8 @@ class DcgmPage:
     """Boards with more than one row for one figure: several exporters, or pods."""
     uuids: tuple[str, ...]
     """Those of the chosen boards."""
+    states: tuple[HardwareState, ...]
+    """How the chosen boards work, as far as the page has it."""
     is_simulated: bool
 
 
@@ -142,6 +170,22 @@ class _Board:
         value = self.figures.get(name)
         return None if value is None else value / 1000
 
+    def state(self, device: str) -> HardwareState:
+        """How it works, as far as the page has it."""
+        shown = self.figures.get
+        masks = [value for name in REASONS if (value := shown(name)) is not None]
+        return HardwareState(
+            device,
+            sm_clock_hertz=clock_hertz(shown(SM_CLOCK)),
+            memory_clock_hertz=clock_hertz(shown(MEMORY_CLOCK)),
+            temperature_celsius=celsius(shown(TEMPERATURE)),
+            throttle_reasons=throttle_reasons(masks[0]) if masks else None,
+            power_limit_watts=limit_watts(shown(LIMITS[1])),
+            corrected_ecc_errors=error_count(shown(CORRECTED)),
+            uncorrected_ecc_errors=error_count(shown(UNCORRECTED)),
+            last_xid=xid_number(shown(XID)),
+        )
+
 
 def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
     """Readings by board; `gpus` are indices or UUIDs, all others are outside.
@@ -151,7 +195,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
     Prometheus' format; ConfigError for a MIG board, whose joules its instances
     share, and where an index (or no choice) would mix the boards of two hosts.
     """
-    samples, is_simulated = read_samples(text, (ENERGY, POWER, *LIMITS))
+    samples, is_simulated = read_samples(text, SHOWN)
     boards: dict[tuple[str, ...], _Board] = {}
     for sample in samples:
         uuid, index = sample.labels.get("UUID", ""), sample.labels.get("gpu", "?")
@@ -170,6 +214,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
             )
     indices = Counter(board.index for board in shown)
     readings: list[Reading] = []
+    states: list[HardwareState] = []
     limits: dict[str, float] = {}
     for board in shown:
         is_alone = indices[board.index] == 1
@@ -180,6 +225,8 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
                 all(board is not one for one in chosen),
             )
         )  # fmt: skip
+        if not readings[-1].is_outside:
+            states.append(board.state(device))
         known = [board.figures.get(name) for name in LIMITS]
         limits[device] = max((watts for watts in known if watts), default=0.0)
     return DcgmPage(
@@ -189,6 +236,7 @@ def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
             f"GPU {board.uuid or board.index}" for board in chosen if board.is_repeated
         ),
         tuple(board.uuid for board in chosen if board.uuid),
+        tuple(sorted(states, key=lambda state: state.device)),
         is_simulated,
     )
 

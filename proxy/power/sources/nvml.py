@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,13 +23,26 @@ from proxy.errors import ConfigError, SensorError
 from proxy.power.argument import visible_gpus
 from proxy.power.blanks import NVML, figure
 from proxy.power.energy_source import EnergySource, SourceOptions
-from proxy.wire.facts import Reading
+from proxy.power.hardware import (
+    celsius,
+    clock_hertz,
+    error_count,
+    limit_watts,
+    throttle_reasons,
+)
+from proxy.wire.facts import HardwareState, Reading
 
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_INVALID_ARGUMENT,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
 )
+VOID = (
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_GPU_IS_LOST,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+)
+"""After these every handle is void; any other error is of one figure alone."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 OUTSIDE_SECONDS = 1.0
 """Interval of reading boards that the engine does not use: they are not attributed."""
@@ -101,6 +114,10 @@ class NvmlSource:
                 if limit:
                     found[name] = limit
         return found
+
+    def hardware(self) -> Sequence[HardwareState]:
+        """Clocks, temperature and the like of every chosen board."""
+        return [_state(name, handle) for name, handle in self._devices]
 
     def _read_others(self) -> list[Reading]:
         """Boards of the host that the engine does not use, at their own interval."""
@@ -252,6 +269,43 @@ def _watts(name: str, handle: Any) -> float | None:
         if error.value in UNSUPPORTED:
             return None
         raise SensorError(f"nvml power of {name}: {error}") from None
+
+
+def _state(name: str, handle: Any) -> HardwareState:
+    def told(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(handle, *arguments)
+        except pynvml.NVMLError as error:
+            if error.value in VOID:
+                raise SensorError(f"nvml state of {name}: {error}") from None
+            return None  # boards and drivers differ in what they tell
+
+    def ecc_errors(kind: int) -> int | None:
+        since_driver = pynvml.NVML_VOLATILE_ECC
+        return error_count(told(pynvml.nvmlDeviceGetTotalEccErrors, kind, since_driver))
+
+    mask = told(pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+    if mask is None:  # its name in drivers before 2023
+        mask = told(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+    watts = _thousandth(told(pynvml.nvmlDeviceGetEnforcedPowerLimit))
+    if watts is None:
+        watts = _thousandth(told(pynvml.nvmlDeviceGetPowerManagementLimit))
+    # by its version: without one, an old driver is no NVMLError
+    processes = told(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+    clock, heat = pynvml.nvmlDeviceGetClockInfo, pynvml.nvmlDeviceGetTemperature
+    return HardwareState(
+        name,
+        sm_clock_hertz=clock_hertz(told(clock, pynvml.NVML_CLOCK_SM)),
+        memory_clock_hertz=clock_hertz(told(clock, pynvml.NVML_CLOCK_MEM)),
+        temperature_celsius=celsius(told(heat, pynvml.NVML_TEMPERATURE_GPU)),
+        throttle_reasons=throttle_reasons(mask),
+        power_limit_watts=limit_watts(watts),
+        corrected_ecc_errors=ecc_errors(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
+        uncorrected_ecc_errors=ecc_errors(pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
+        process_ids=None
+        if processes is None
+        else tuple(sorted({int(process.pid) for process in processes})),
+    )
 
 
 def _thousandth(value: object) -> float | None:

@@ -14,8 +14,15 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
+from loadgen.report.terminal import render
 from loadgen.results.recorder import read_results
 from loadgen.run.finish import begin_run, finish_run, load_run
+from proxy.wire.api import (
+    BoardSummary,
+    EngineHardware,
+    HardwareSeries,
+    SpreadReply,
+)
 from tests.support.canned_run import (
     ZERO_UNIX,
     CannedProxy,
@@ -25,6 +32,7 @@ from tests.support.canned_run import (
     serving,
     write_run,
 )
+from tests.support.shown import printed
 
 INFO = RunInfo(zero_unix_seconds=ZERO_UNIX, metered=True, loop_lag_p99_seconds=0.001)
 
@@ -316,3 +324,45 @@ def test_power_over_time_adds_up_to_what_was_measured(tmp_path: Path) -> None:
     start, end = proxy.books(0.0), proxy.books(power.edges_seconds[-1])
     measured = end["measured_joules"] - start["measured_joules"]
     assert joules == pytest.approx(measured)
+
+
+def test_how_the_gpu_worked_is_in_the_summary_the_verdict_and_the_report(
+    tmp_path: Path,
+) -> None:
+    results = made_results(300)
+    times = [float(second) for second in range(80)]
+    board = BoardSummary(
+        boundary="gpu", device="gpu0", seconds=80.0, throttled_seconds=20.0,
+        throttled_seconds_by_reason={"sw_thermal_slowdown": 20.0},
+        sm_clock_hertz=SpreadReply(min=1.2e9, median=1.7e9, max=1.98e9),
+    )  # fmt: skip
+    series = HardwareSeries(
+        at_unix_seconds=[ZERO_UNIX + second for second in times],
+        sm_clock_hertz=[1.98e9 if second > 9 else 1.2e9 for second in times],
+        temperature_celsius=[None] * len(times),
+    )
+    engine = EngineHardware(simulated=True, window=[board], series=series)
+    write_run(tmp_path, results)
+    proxy = CannedProxy(results, hardware={"vllm": engine})
+    summary = finished(tmp_path, proxy)
+    assert summary.hardware.boards == [board]
+    assert [each.signal for each in summary.hardware.warm_up] == ["sm_clock"]
+    reasons = " ".join(summary.verdict.reasons)
+    assert "gpu0 was throttled for 20 s of 80 s (sw_thermal_slowdown)" in reasons
+    assert "the first 10 s were warm-up" in reasons
+    page = (tmp_path / "report.html").read_text()
+    assert "SM clock 1,700 (1,200 to 1,980) MHz" in page
+    assert "SM clock 1,200 MHz in the first 10.0 s, then 1,980 MHz" in page
+    shown = printed(render(summary))
+    assert "throttled 25.0 % of the time (20.0 s sw_thermal_slowdown)" in " ".join(
+        shown.split()
+    )
+
+
+def test_boards_of_several_engines_are_told_apart(tmp_path: Path) -> None:
+    results = made_results(5)
+    board = BoardSummary(boundary="gpu", device="gpu0", seconds=80.0)
+    engines = {name: EngineHardware(window=[board]) for name in ("one", "two")}
+    write_run(tmp_path, results)
+    summary = finished(tmp_path, CannedProxy(results, hardware=engines))
+    assert [each.device for each in summary.hardware.boards] == ["one/gpu0", "two/gpu0"]

@@ -23,9 +23,13 @@ from proxy.admin.views import EngineSources, engine_books, fleet_books
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
+from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
 from proxy.store.address import sqlite_url
 from proxy.store.archive import Archive
+from proxy.wire.api import HardwareReply
+from proxy.wire.events import HardwareObserved
+from proxy.wire.facts import HardwareState
 from tests.support.metered import metered
 
 
@@ -39,6 +43,7 @@ def ask(
     is_stopping: bool = False,
     upstream: str | None = None,
     kept: Archive | None = None,
+    boards: HardwareLog | None = None,
     render: Callable[[bool], bytes] = lambda is_open: (
         b"openmetrics" if is_open else b"text"
     ),
@@ -63,8 +68,11 @@ def ask(
             for name in boundaries.names
         ]  # fmt: skip
 
+    engine = EngineSources(
+        "vllm", boundaries, measured, upstream_state, hardware=boards or HardwareLog()
+    )
     sources = AdminSources(
-        engines=[EngineSources("vllm", boundaries, measured, upstream_state)],
+        engines=[engine],
         records=kept,
         version="test",
         config={},
@@ -189,6 +197,8 @@ def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) ->
         "/requests?limit=0",
         "/requests?from_unix=nan",
         "/requests?from_unix=yesterday",
+        "/hardware?from_unix=x",
+        "/hardware?to_unix=inf",
         "/books?at=noon",
         "/books?at=nan",
     ],
@@ -265,6 +275,43 @@ def test_the_calibration_is_shown_with_the_reason_why_it_is_not_trusted() -> Non
         assert entry["is_fitted"] is False
         assert "rows of load seen" in entry["reason"]
         assert entry["constants"]["step_joules"]["unit"] == "J per step"
+
+    ask(visit)
+
+
+def test_a_run_can_ask_how_the_boards_worked_in_its_window() -> None:
+    boards = HardwareLog()
+    now = time.monotonic()
+    for age in range(20, 0, -1):
+        reasons = ("sw_power_cap",) if age > 15 else ()
+        state = HardwareState("gpu0", temperature_celsius=60.0 - age)
+        state = msgspec.structs.replace(state, throttle_reasons=reasons)
+        boards.add(HardwareObserved("gpu", now - age, (state,)))
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        async def told(query: str) -> Any:
+            reply = await client.get(f"/hardware{query}")
+            found = msgspec.json.decode(reply.content, type=HardwareReply)
+            return found.engines["vllm"]
+
+        whole = await told("")
+        assert whole.now[0].temperature_celsius == 59.0
+        assert whole.window[0].throttled_seconds == pytest.approx(5.0)
+        assert len(whole.series.at_unix_seconds) == 20
+        begin = time.time() - 10
+        late = await told(f"?from_unix={begin}&to_unix={begin + 5}")
+        assert late.window[0].seconds == pytest.approx(5.0, abs=0.1)
+        assert late.window[0].throttled_seconds == 0.0
+        assert late.window[0].temperature_celsius.min >= 49.0
+
+    ask(visit, boards=boards)
+
+
+def test_without_a_source_that_tells_the_boards_are_unknown() -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        (engine,) = (await client.get("/hardware")).json()["engines"].values()
+        assert engine["observed_unix_seconds"] is None
+        assert engine["now"] == engine["window"] == []
 
     ask(visit)
 

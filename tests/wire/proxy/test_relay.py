@@ -170,6 +170,22 @@ def test_the_target_keeps_its_query_and_gets_the_configured_prefix(loop: str) ->
     run(loop, test)
 
 
+def test_a_redirect_to_the_engine_leads_to_this_proxy(loop: str) -> None:
+    async def redirect(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            to = f"http://{request.one('host')}/engine/v1/completions".encode()
+            fields = [("Location", to.decode())]
+            await peer.send(reply_bytes(307, headers=fields))
+
+    async def test() -> None:
+        async with relaying(redirect, path="/engine/") as bench:
+            reply = await ask(await bench.client(), target="/v1/completions/")
+            assert reply.status == 307
+            assert reply.one("location") == "/v1/completions"
+
+    run(loop, test)
+
+
 # --- headers ------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.power.sensors import Sensors, plan_sensors
-from proxy.wire.events import PowerSampled
+from proxy.wire.events import HardwareObserved, PowerSampled
 from tests.support.power_benches import serving
 
 PATIENCE_SECONDS = 20
@@ -26,7 +26,7 @@ def test_a_sensor_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     def page() -> tuple[int, str, dict[str, str]]:
         return 200, f'DCGM_FI_DEV_POWER_USAGE{{gpu="0"}} {next(watts)}\n', {}
 
-    events: queue.Queue[PowerSampled] = queue.Queue()
+    events: queue.Queue[PowerSampled | HardwareObserved] = queue.Queue()
     with serving({"/metrics": page}) as url:
         powers = [
             f"dcgm={url}/metrics",

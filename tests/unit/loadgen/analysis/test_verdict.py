@@ -16,6 +16,8 @@ from loadgen.analysis.verdict import (
     judge,
     lag_limit_seconds,
 )
+from loadgen.analysis.warmup import WarmUp
+from proxy.wire.api import BoardSummary, SpreadReply
 
 GOOD_ENERGY: dict[str, Any] = {
     "measured_joules": 1000.0,
@@ -138,3 +140,67 @@ def test_more_lag_never_makes_a_run_better(
     sooner = judge(facts(lag_p99_seconds=lag, **counts))
     later = judge(facts(lag_p99_seconds=lag + more, **counts))
     assert order.index(later.status) >= order.index(sooner.status)
+
+
+def board(**changes: Any) -> BoardSummary:
+    return BoardSummary(boundary="gpu", device="gpu0", seconds=100.0, **changes)
+
+
+LIMITS = SpreadReply(min=500.0, median=700.0, max=700.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (
+            {"throttled_seconds_by_reason": {"hw_thermal_slowdown": 2.0}},
+            "throttled for 2 s of 100 s (hw_thermal_slowdown)",
+        ),
+        ({"throttled_seconds_by_reason": {"sw_power_cap": 6.0}}, "6%, limit 5%"),
+        (
+            {"power_limit_watts": LIMITS, "power_limit_changes": 2},
+            "changed 2 times, between 500 W and 700 W",
+        ),
+        ({"shared_seconds": 30.0}, "another process was on gpu0 for 30 s of 100 s"),
+        ({"uncorrected_ecc_errors": 1}, "1 memory errors"),
+        ({"xids": [79]}, "XID 79"),
+    ],
+)
+def test_a_board_that_did_not_work_as_it_should_degrades_a_run(
+    changes: dict[str, Any], word: str
+) -> None:
+    verdict = judge(facts(boards=[board(**changes)]))
+    assert verdict.status == "degraded"
+    assert any(word in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"throttled_seconds_by_reason": {"sw_power_cap": 4.0, "hw_slowdown": 0.5}},
+        {"power_limit_watts": LIMITS, "power_limit_changes": 0},
+        {"shared_seconds": 0.0, "other_processes": 0, "corrected_ecc_errors": 9},
+    ],
+)
+def test_a_board_that_worked_or_told_nothing_is_no_reason(
+    changes: dict[str, Any],
+) -> None:
+    assert judge(facts(boards=[board(**changes)])).status == "valid"
+    unobserved = BoardSummary(
+        boundary="gpu", device="gpu0", seconds=0.0,
+        throttled_seconds_by_reason={"hw_slowdown": 0.0},
+    )  # fmt: skip
+    assert judge(facts(boards=[unobserved])).status == "valid"
+
+
+def test_a_warm_up_that_moves_the_mean_degrades_a_run_and_says_the_remedy() -> None:
+    drift = WarmUp(
+        signal="ttft", seconds=12.2, before=0.9, after=0.1, mean_shift=0.2
+    )  # fmt: skip
+    verdict = judge(facts(warm_up=[drift]))
+    assert verdict.status == "degraded"
+    assert "--warmup 13" in verdict.reasons[0]
+    assert "mean TTFT +20.0%" in verdict.reasons[0]
+    small = WarmUp(signal="ttft", seconds=1.0, before=0.9, after=0.1, mean_shift=0.01)
+    assert judge(facts(warm_up=[small])).status == "valid"

@@ -17,7 +17,7 @@ from proxy.meter.attribution.policies import (
     by_phase,
 )
 
-FIELDS = list(Activity.__dataclass_fields__)
+FIELDS = [name for name in Activity.__dataclass_fields__ if name != "shared"]
 
 
 def activity(**columns: list[float]) -> Activity:

@@ -1,4 +1,4 @@
-"""The five messages: written down, read back, fed again, with nothing lost."""
+"""The six messages: written down, read back, fed again, with nothing lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from proxy.meter.config import MeterConfig
 from proxy.meter.ledger import Books, RequestRecord
 from proxy.meter.meter import Meter
-from proxy.wire.events import EngineObserved, Event, PowerSampled
-from proxy.wire.facts import EngineGauges, Labels
+from proxy.wire.events import EngineObserved, Event, HardwareObserved, PowerSampled
+from proxy.wire.facts import EngineGauges, HardwareState, Labels
 from tests.support.meter_scenes import Asked, counter_of, events_of, in_order
 from tests.support.profiles import examples
 
@@ -76,7 +76,11 @@ def recordings(draw: st.DrawFn) -> list[Event]:
         EngineObserved(0.4 + n, EngineGauges(draw(st.integers(0, 4)), 0, 0, float(n)))
         for n in range(6)
     ]
-    return in_order(events_of(requests), *counters, [gap], pages)
+    states = [
+        HardwareObserved("gpu", 0.3 + n, (HardwareState("gpu0", process_ids=(7, 8)),))
+        for n in range(6)
+    ]
+    return in_order(events_of(requests), *counters, [gap], pages, states)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -99,11 +103,12 @@ def test_every_message_says_what_it_is() -> None:
         *events_of([Asked(1.0, [1.1])]),
         PowerSampled("node", 2.0, gap_reason="no answer"),
         EngineObserved(3.0, EngineGauges(1, 0)),
+        HardwareObserved("gpu", 4.0, (HardwareState("gpu0", throttle_reasons=()),)),
     ]
     written = msgspec.json.decode(msgspec.json.encode(events))
     assert [message["type"] for message in written] == [
         "RequestOpened", "TokensReceived", "TokensReceived", "RequestClosed",
-        "PowerSampled", "EngineObserved",
+        "PowerSampled", "EngineObserved", "HardwareObserved",
     ]  # fmt: skip
     assert written[4] == {
         "type": "PowerSampled", "boundary": "node", "at_seconds": 2.0,

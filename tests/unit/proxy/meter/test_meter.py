@@ -77,7 +77,10 @@ def test_a_queued_request_pays_nothing_while_it_waits() -> None:
     waits = Asked(1.0, ticks(4.1, 10), prefill_seconds=0.1)
     runs = Asked(0.9, ticks(1.0, 150), prefill_seconds=0.1)
     _, records = settled([waits, runs], counter(7.0))
-    assert records["r0"].energy.energy_joules == pytest.approx(300 * 0.28, rel=0.05)
+    energy = records["r0"].energy
+    assert energy.idle_share_by_time_joules is not None
+    by_time = energy.policy_joules["equal"] + energy.idle_share_by_time_joules
+    assert by_time == pytest.approx(300 * 0.28, rel=0.05)
 
 
 def test_without_a_sensor_records_come_at_once_and_energy_is_unknown() -> None:
@@ -206,6 +209,49 @@ def test_an_aborted_request_keeps_what_it_consumed() -> None:
     _, records = settled([asked], counter(6.0))
     assert records["r0"].outcome == "aborted"
     assert records["r0"].energy.energy_joules == pytest.approx(300 * 0.48, rel=0.05)
+
+
+USAGE = Usage(100, 20)
+FINAL = Update(is_usage_only=True, usage=USAGE)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "updates", "tokens", "is_bound"),
+    [
+        pytest.param("aborted", [], 20, True, id="seen until its client left"),
+        pytest.param("upstream_error", [], 20, True, id="seen until the engine died"),
+        pytest.param("timeout", [], 20, True, id="seen until time was up"),
+        pytest.param("error", [FINAL], 20, False, id="counted, then an error"),
+        pytest.param("ok", [FINAL], 20, False, id="whole"),
+        pytest.param("ok", [], None, False, id="whole, but never counted"),
+    ],
+)  # fmt: skip
+def test_tokens_of_a_stream_that_breaks_off_are_a_lower_bound(
+    outcome: str, updates: list[Update], tokens: int | None, is_bound: bool
+) -> None:
+    meter = Meter()
+    play(meter, counter(6.0))
+    facts = RequestFacts("chat", is_stream=True)
+    meter.feed(RequestOpened(1, 2.0, "cut", facts, Labels()))
+    for at in ticks(2.1, 20):
+        meter.feed(TokensReceived(1, at, (Update(carries_token=True),)))
+    meter.feed(TokensReceived(1, 2.6, tuple(updates)))
+    meter.feed(RequestClosed(1, 2.6, outcome, status=200))
+    (record,) = meter.settle(20.0)
+    assert record.output_tokens == tokens
+    assert record.is_output_lower_bound is is_bound
+
+
+@pytest.mark.parametrize("outcome", ["aborted", "error"])
+def test_a_reply_of_which_no_token_was_seen_has_no_bound(outcome: str) -> None:
+    meter = Meter()
+    play(meter, counter(6.0))
+    facts = RequestFacts("chat", is_stream=True)
+    meter.feed(RequestOpened(1, 2.0, "cut", facts, Labels()))
+    meter.feed(RequestClosed(1, 2.6, outcome, status=200))
+    (record,) = meter.settle(20.0)
+    assert record.output_tokens is None
+    assert not record.is_output_lower_bound
 
 
 def test_several_sequences_are_one_request() -> None:

@@ -38,7 +38,6 @@ MILLIJOULE = 1e-3
 EAGER = FitRules(
     row_seconds=0.0,
     min_rows=2,
-    max_condition=math.inf,
     max_split_error=math.inf,
     max_misfit=math.inf,
 )

@@ -19,18 +19,23 @@ from proxy.metrics.recent import render_recent
 from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
 from proxy.metrics.table import METRICS
 from proxy.power.engine_load import GaugeStats
+from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
-from proxy.wire.events import EngineObserved
-from proxy.wire.facts import EngineGauges
+from proxy.wire.events import EngineObserved, HardwareObserved
+from proxy.wire.facts import EngineGauges, HardwareState
 from tests.support.metered import metered
+
+STATE = HardwareState(
+    "gpu0", 1.98e9, 2.6e9, 61.0, ("hw_thermal_slowdown",), 700.0, 2, 0, 31, (7, 9)
+)
 
 
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
     meter, records = metered(
-        MeterConfig(fit_rules=FitRules(row_seconds=0.1, min_rows=1), engine="vllm")
+        MeterConfig(fit_rules=FitRules(row_seconds=0.1, min_rows=1000), engine="vllm")
     )
     meter.feed(EngineObserved(7.9, EngineGauges(running=0, waiting=0)))
     found = Metrics()
@@ -40,12 +45,18 @@ def metrics() -> Metrics:
         url="sqlite:///x", is_up=True, last_error=None,
         queue_records=3, written_total=5, dropped_total=2, deleted_total=1,
     )  # fmt: skip
+    boards = HardwareLog()
+    for at in (1.0, 2.0):
+        boards.add(HardwareObserved("gpu", at, (STATE,)))
     engine = EngineSnapshot(
         "vllm",
         [Measured("gpu", "nvml", meter.state(), up)],
         RelayCounters(chunks=7),
         records_without_energy=found.records_without_energy["vllm"],
         gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
+        boards=tuple(boards.now()),
+        slowdown_seconds=dict(boards.slowdown_seconds),
+        limit_changes=dict(boards.limit_changes),
     )
     found.show(Snapshot([engine], RelayCounters(), loop_lag_seconds=0.001, store=store))
     found.observe([])
@@ -160,14 +171,33 @@ def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> 
     assert set(METRICS) - shown == without_cause
 
 
+def test_each_board_shows_how_it_works_and_how_long_it_was_slowed(
+    metrics: Metrics,
+) -> None:
+    shown, of = values(metrics), "boundary=gpu,device=gpu0,engine=vllm"
+    for name, value in {
+        "sm_clock_hertz": 1.98e9,
+        "temperature_celsius": 61.0,
+        "power_limit_watts": 700.0,
+        "power_limit_changes_total": 0.0,
+        "last_xid": 31.0,
+        "other_processes": 1.0,
+    }.items():
+        assert shown[f"servewatt_device_{name}{{{of}}}"] == value
+    slowed = "servewatt_device_throttled_seconds_total"
+    assert shown[f"{slowed}{{{of},reason=hw_thermal_slowdown}}"] == 1.0
+    assert shown[f"{slowed}{{{of},reason=sw_power_cap}}"] == 0.0
+    errors = "servewatt_device_ecc_errors{boundary=gpu,device=gpu0,engine=vllm,kind="
+    assert shown[f"{errors}corrected}}"] == 2.0
+
+
 def test_fitted_constants_are_shown(metrics: Metrics) -> None:
     shown = values(metrics)
     constants = [name for name in shown if name.startswith("servewatt_calibration_j")]
     assert len(constants) == 5
     assert all(shown[name] >= 0 for name in constants)
-    assert (
-        shown["servewatt_calibration_fitted{engine=vllm}"] == 0.0
-    )  # two requests of one shape
+    # two requests are not enough
+    assert shown["servewatt_calibration_fitted{engine=vllm}"] == 0.0
 
 
 def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:

@@ -14,8 +14,11 @@ from click.testing import CliRunner
 
 from proxy.cli import cli
 from proxy.errors import ConfigError, ProxyError
-from proxy.meter.attribution.fit import PRIOR, Calibration, CalibrationState
+from proxy.meter.attribution.fit import Calibration, CalibrationState
+from proxy.meter.attribution.forms import PRIOR
+from proxy.meter.attribution.policies import FEATURES
 from proxy.store.fits import SAVE_SECONDS, CalibrationFile, decoded, encoded, saved_of
+from proxy.wire.api import CALIBRATION_VERSION
 
 
 def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState:
@@ -24,8 +27,8 @@ def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState
     calibration = Calibration()
     calibration.serve(model)
     for _ in range(rows):
-        work = rng.uniform(0.1, 1.0, 5) * 100 / PRIOR
-        joules = level * float((work * PRIOR).sum()) + rng.normal()
+        work = rng.uniform(0.1, 1.0, len(FEATURES)) * 100 / PRIOR
+        joules = level * float((work * PRIOR)[:5].sum()) + rng.normal()
         calibration.learn(work, joules, 2.0)
     return calibration.state
 
@@ -111,10 +114,10 @@ def with_sums(**changed: Any) -> bytes:
     [
         (b"{", "is no calibration"),
         (b'{"calibrations": 3}', "is no calibration"),
-        (b'{"version": 2, "calibrations": []}', "version 2, expected 1"),
-        (with_sums(products=[1.0]), "not of 5 constants"),
+        (b'{"version": 3, "calibrations": []}', "version 3, expected 2 or 1"),
+        (with_sums(products=[1.0]), "not of 13 features"),
         (with_sums(rows=-1.0), "negative"),
-        (with_sums(squares=[[0.0, 9.0, 0.0, 0.0, 0.0]] + [[0.0] * 5] * 4), "squares"),
+        (with_sums(squares=[[0.0, 9.0] + [0.0] * 11] + [[0.0] * 13] * 12), "squares"),
     ],
 )
 def test_a_file_that_does_not_hold_is_refused_and_not_overwritten(
@@ -127,6 +130,44 @@ def test_a_file_that_does_not_hold_is_refused_and_not_overwritten(
     with pytest.raises(ConfigError, match="--calibration"):
         CalibrationFile(str(path), "vllm")
     assert path.read_bytes() == content
+
+
+def test_a_file_of_the_first_version_is_shown_and_learnt_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = document()
+    sums = found["calibrations"][0]["sums"]
+    for name in ("form", "features"):
+        del sums[name]
+    sums["squares"] = [row[:5] for row in sums["squares"][:5]]
+    for name in ("products", "work"):
+        sums[name] = sums[name][:5]
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(found | {"version": 1}))
+    with caplog.at_level(logging.WARNING):
+        file = CalibrationFile(str(path), "vllm")
+    assert not file.by_model
+    assert "learnt anew" in caplog.text
+    shown = CliRunner().invoke(cli, ["calibrate", str(path)])
+    assert shown.exit_code == 0
+    assert "vllm, m: trusted" in shown.output
+    file.save(state_of("m", rows=20))
+    assert json.loads(path.read_bytes())["version"] == CALIBRATION_VERSION
+
+
+def test_the_form_in_use_is_saved_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    state = state_of("llama")
+    bent = replace(state, sums=replace(state.sums, form="mixed"))
+    CalibrationFile(str(path), "vllm").save(bent)
+    later = Calibration(saved=CalibrationFile(str(path), "vllm").by_model)
+    later.serve("llama")
+    assert later.fit is not None
+    assert later.fit.form == "mixed"
+    path.write_bytes(encoded([saved_of(later.state, "vllm")]))
+    shown = CliRunner().invoke(cli, ["calibrate", str(path)]).output
+    assert "form of the cost model: mixed" in shown
+    assert "mixed_step_joules" in shown
 
 
 def test_the_command_shows_constants_units_errors_and_trust(tmp_path: Path) -> None:

@@ -112,6 +112,30 @@ def test_ledger_and_load_count_every_stream_of_tgi_alike(
     agree(DIALECTS["tgi"], reads, sequences)
 
 
+WHOLE = {
+    path.stem: ("openai", stream_body(path.stem))
+    for path in STREAMS
+    if path.stem.startswith("vllm")
+} | {name: ("tgi", shape.body) for name, shape in TGI_STREAMS.items()}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(cut=st.integers(0, 20_000))
+def test_what_was_seen_of_a_cut_stream_is_at_most_its_count(
+    name: str, cut: int
+) -> None:
+    dialect, body = WHOLE[name]
+    whole, *_ = both(DIALECTS[dialect], [body], 1)
+    whole.close(1.0)
+    seen, *_ = both(DIALECTS[dialect], [body[:cut]], 1)
+    seen.close(1.0, is_cut=True)
+    if whole.output_tokens is not None:
+        assert (seen.recorded_output_tokens or 0) <= whole.output_tokens
+    if seen.counted_tokens:
+        assert seen.recorded_output_tokens
+        assert seen.is_output_lower_bound is not seen.has_final_usage
+
+
 def counted(*updates: Update, sequences: int = 1) -> tuple[list[int], int | None]:
     count = TokenCount(sequences=sequences)
     tokens = [count.count(update) for update in updates]

@@ -1,0 +1,181 @@
+"""Forms of the cost model of a step: which features it may cost something for.
+
+Rule: a form is a matrix from its own constants, none below 0, to joules per feature.
+`plain` is what `phase` has. The others bend:
+
+- `mixed`: steps with a prompt in them cost something else, and so do the decoding and
+  the reading of keys and values in them, where computing bounds a step and not memory;
+- `experts`: a fixed part that grows with the tokens in a step, ever more slowly;
+- `drafted`: a sequence is computed once per step, however many tokens come out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+import numpy as np
+
+from proxy.meter.activity.shares import EXPERTS
+from proxy.meter.attribution.policies import FEATURES, CostModel, FloatArray
+
+CONSTANTS = tuple(field.name for field in fields(CostModel))
+"""Names of the constants of `plain`."""
+
+_DEFAULTS = dict(
+    zip(CONSTANTS, (getattr(CostModel(), n) for n in CONSTANTS), strict=True)
+)
+_STEP, _PREFILL, _CONTEXT, _DECODE, _KV = CONSTANTS
+PRIOR = np.array(
+    [
+        *_DEFAULTS.values(),
+        *(_DEFAULTS[name] for name in (_STEP, _DECODE, _KV)),
+        *(_DEFAULTS[_STEP] for _ in EXPERTS),
+        *(_DEFAULTS[name] for name in (_DECODE, _KV)),
+    ]
+)
+"""What `phase` uses, by feature; work is counted in what it costs by these, so that the
+fit's variables are near 1."""
+
+Column = tuple[str, str, Mapping[str, float], float]
+"""A constant: its name, its unit, the features that it costs for, and its default by
+that of `phase`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form of the cost model."""
+
+    name: str
+    constants: tuple[str, ...]
+    units: tuple[str, ...]
+    matrix: FloatArray
+    """Shape (features, constants): features that a constant stands for, 1 or -1."""
+    usual: FloatArray
+    """Shape (constants,): what is expected of each, by the level of `phase`."""
+    scale: FloatArray
+    """Shape (constants,): joules of each, by the fit's variable."""
+
+
+def _form(name: str, *columns: Column) -> Form:
+    matrix = np.zeros((len(FEATURES), len(columns)))
+    for number, (*_, where, _) in enumerate(columns):
+        for feature, factor in where.items():
+            matrix[FEATURES.index(feature), number] = factor
+    scale = np.array([PRIOR[np.flatnonzero(column)[0]] for column in matrix.T])
+    return Form(
+        name,
+        tuple(column[0] for column in columns),
+        tuple(column[1] for column in columns),
+        matrix,
+        np.array([column[3] for column in columns]),
+        scale,
+    )
+
+
+_F: Column = (_STEP, "J per step", {"step": 1.0}, 1.0)
+_PROMPT: tuple[Column, ...] = (
+    (_PREFILL, "J per prefill token", {"prefill_token": 1.0}, 1.0),
+    (
+        _CONTEXT,
+        "J per prefill token and context token",
+        {"prefill_context": 1.0},
+        1.0,
+    ),
+)
+_TOKENS: tuple[Column, ...] = (
+    (_DECODE, "J per decode token", {"decode_token": 1.0}, 1.0),
+    (_KV, "J per KV token read", {"kv_token": 1.0}, 1.0),
+)
+_SPLIT: tuple[Column, ...] = tuple(
+    column
+    for name, unit, feature, mixed in (
+        ("step", "J per step", "step", "mixed_steps"),
+        ("decode_token", "J per decode token", "decode_token", "mixed_decode_tokens"),
+        ("kv_token", "J per KV token read", "kv_token", "mixed_kv_tokens"),
+    )
+    for column in (
+        (
+            f"pure_{name}_joules",
+            f"{unit} without a prompt",
+            {feature: 1.0, mixed: -1.0},
+            1.0,
+        ),
+        (f"mixed_{name}_joules", f"{unit} with a prompt", {mixed: 1.0}, 1.0),
+    )
+)
+_EXPERTS: tuple[Column, ...] = tuple(
+    (
+        f"{name}_joules",
+        f"J per step of {name.removeprefix('experts_')} times e tokens and more",
+        {name: 1.0},
+        0.0,
+    )
+    for name in EXPERTS
+)
+_DRAFTED: tuple[Column, ...] = (
+    ("sequence_step_joules", "J per sequence and step", {"decode_rows": 1.0}, 1.0),
+    ("sequence_kv_joules", "J per KV token, sequence and step", {"kv_rows": 1.0}, 1.0),
+)
+
+PLAIN = "plain"
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        form.name: form
+        for form in (
+            _form(PLAIN, _F, *_PROMPT, *_TOKENS),
+            _form("drafted", _F, *_PROMPT, *_DRAFTED),
+            _form("mixed", *_PROMPT, *_SPLIT),
+            _form("experts", _F, *_PROMPT, *_TOKENS, *_EXPERTS),
+            _form("experts_drafted", _F, *_PROMPT, *_DRAFTED, *_EXPERTS),
+            _form("experts_mixed", *_PROMPT, *_SPLIT, *_EXPERTS),
+        )
+    }
+)
+"""Simplest first: a later one has to predict better by more than chance."""
+
+
+def nonnegative_least_squares(
+    squares: FloatArray, products: FloatArray, near: FloatArray | None = None
+) -> FloatArray:
+    """The x >= 0 that minimises x @ squares @ x - 2 x @ products.
+
+    `squares` is positive definite. Active sets (Lawson and Hanson, Solving Least
+    Squares Problems, 1974, chapter 23), on the normal equations. `near` is the
+    solution of a problem much like it: where to begin, not where to end.
+    """
+    size = len(products)
+    found = np.zeros(size)
+    free = np.zeros(size, np.bool_)
+    if near is not None and (near > 0).any():
+        chosen = np.flatnonzero(near > 0)
+        begun = np.linalg.solve(squares[np.ix_(chosen, chosen)], products[chosen])
+        if (begun > 0).all():
+            found[chosen], free[chosen] = begun, True
+    tolerance = 1e-12 * max(float(np.abs(products).max(initial=0.0)), 1e-300)
+    for _ in range(3 * size):
+        slope = np.where(free, -np.inf, products - squares @ found)
+        entering = int(np.argmax(slope))
+        if free.all() or slope[entering] <= tolerance:
+            break
+        free[entering] = True
+        while True:
+            wanted = np.zeros(size)
+            chosen = np.flatnonzero(free)
+            wanted[chosen] = np.linalg.solve(
+                squares[np.ix_(chosen, chosen)], products[chosen]
+            )
+            below = free & (wanted <= 0)
+            if not below.any():
+                found = wanted
+                break
+            gone = found[below] - wanted[below]
+            step = float((found[below] / np.where(gone > 0, gone, 1.0)).min())
+            found = found + step * (wanted - found)
+            left = free & (found <= 1e-15 * max(float(found.max()), 1e-300))
+            if not left.any():  # rounding: the one that goes furthest below leaves
+                left = below & (wanted == wanted[below].min())
+            free &= ~left
+            found[~free] = 0.0
+    return np.asarray(np.maximum(found, 0.0), dtype=np.float64)
