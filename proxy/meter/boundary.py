@@ -543,8 +543,8 @@ class Boundary:
                 continue
             if since_work >= REST_SECONDS and not gauges.is_quiet(
                 start - REST_SECONDS, end
-            ):  # somebody else's work, of which no request tells
-                continue
+            ):  # it may come right after somebody else's work
+                since_work = AFTERGLOW_SECONDS
             self.idle.learn(joules, end - start, since_work)
 
     # what a request has cost
