@@ -133,6 +133,7 @@ def _boundary_books(
         ),
         idle_watts=state.idle_watts,
         idle_source=state.idle_source,
+        rest_watts=state.rest_watts,
         bare_idle_watts=measured.bare_idle_watts,
         model_idle_watts=measured.model_idle_watts,
         device_watts=dict(state.device_watts),
@@ -193,7 +194,7 @@ def fleet_books(
 
 
 SUMMED = (
-    "idle_watts", "bare_idle_watts", "model_idle_watts",
+    "idle_watts", "rest_watts", "bare_idle_watts", "model_idle_watts",
     "gaps_total", "samples_total", "missed_total", "open_requests",
 )  # fmt: skip
 WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
