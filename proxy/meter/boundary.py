@@ -137,6 +137,8 @@ class Boundary:
         self._blocked: tuple[RequestTimeline, Window] | None = None
         self._maybe_idle: deque[tuple[float, float, float, float]] = deque()
         """Start, end, joules and seconds since work of quiet windows."""
+        self._to_learn: deque[tuple[Window, Division, bool]] = deque()
+        """Windows that are divided and not fitted yet; whether a cache is in doubt."""
         self._with_gap: set[int] = set()
         """Requests of whose time a part was not measured."""
         self._without_idle: set[int] = set()
@@ -457,6 +459,7 @@ class Boundary:
                 self._maybe_idle.append((start, end, joules, start - worked))
         self.ledger.close(closing)
         self.settled_seconds = end
+        self._learn_costs()
 
     def _divided(
         self,
@@ -479,7 +482,7 @@ class Boundary:
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self.calibration.learn(division.work, division.caused_joules, seconds)
+            self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
         return Closing(
             window.end_seconds,
             measured,
@@ -499,6 +502,25 @@ class Boundary:
             idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
         )
+
+    def _learn_costs(self) -> None:
+        """Fit what windows cost, in order, each once its work is beyond doubt.
+
+        One whose prompts a cache may have held waits for the scrape that tells, and
+        is left out if it tells of a cache.
+        """
+        while self._to_learn:
+            window, division, has_doubt = self._to_learn[0]
+            verdict = self._timeline.cache_verdict(window.end_seconds)
+            if has_doubt and verdict is None:
+                return
+            self._to_learn.popleft()
+            if not (has_doubt and verdict):
+                self.calibration.learn(
+                    division.work,
+                    division.caused_joules,
+                    window.end_seconds - window.start_seconds,
+                )
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""

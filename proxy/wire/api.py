@@ -413,7 +413,7 @@ class EngineHardware(Struct, frozen=True, kw_only=True):
     """When they were last observed; null: no source tells."""
     now: list[BoardState] = []
     window: list[BoardSummary] = []
-    """From `from_unix` to `to_unix`, as far back as is kept."""
+    """From `from_unix` to `to_unix`, as far back as is kept; else the last 10 min."""
     series: HardwareSeries = HardwareSeries()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -80,6 +80,8 @@ class Seen:
     """Nothing is placed before this."""
     end_seconds: float
     """Pauses that end later are not looked at yet."""
+    was_calm: Callable[[float, float], bool] = lambda start, end: False
+    """Whether the engine itself says that it set nobody aside in between."""
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
@@ -323,6 +325,7 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
     return [
         _Prefill(pause[1], request.arrived_seconds, request, pause)
         for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+        if not seen.was_calm(*pause[:2])  # its reads were late
     ]
 
 
@@ -353,6 +356,10 @@ def _settle_rows(
         began = min(began, first)
         request.scheduled_seconds = began
     tokens = sum(taken for *_, taken in rows)
+    if not request.is_streamed and rows[0][1] > began:
+        # its steps are made up, as short ones: it was in one long step, or in few
+        request.prefill_rows.append((began, rows[0][1], tokens))
+        return
     request.prefill_rows += [
         (max(start, began), end, taken) for start, end, taken in rows if end > began
     ] or [(began, first, tokens)]

@@ -53,22 +53,23 @@ class RequestTimeline(TokenCount):
 
     `waited_until_seconds` is when the engine's gauges last showed it in the queue;
     `ran_on_seconds` until when they showed it running after its client had left,
-    while `may_be_orphan` says that this is not decided yet. A window was closed before
-    all of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
-    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start,
-    end, tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled
-    in by `PromptPlacement`; `pauses` (last token, next one, tokens before it) is
-    what it has yet to look at.
+    while `may_be_orphan` says that this is not decided yet. The tokens of a reply
+    in one piece have no place yet (`is_unspread`). A window was closed before all
+    of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
+    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start, end,
+    tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled in by
+    `PromptPlacement`; `pauses` (last token, next one, tokens before it) is what it
+    has yet to look at.
     """
 
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
         "has_preemption", "inference_seconds", "inferred_cached_tokens", "is_cut",
-        "is_forced", "is_refused",
-        "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
-        "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
-        "stalls", "waited_until_seconds",
+        "is_forced", "is_refused", "is_scheduled_exact", "is_unspread", "key",
+        "last_token_seconds", "may_be_orphan", "pauses", "prefill_rows",
+        "prefill_seconds", "ran_on_seconds", "scheduled_seconds", "stalls",
+        "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
@@ -88,6 +89,7 @@ class RequestTimeline(TokenCount):
         self.is_refused = False
         self.is_cut = False
         self.is_forced = False
+        self.is_unspread = False
         self.has_preemption = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
@@ -154,14 +156,20 @@ class RequestTimeline(TokenCount):
         self.finish()
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
-        """Put the tokens of a reply that came in one piece at these instants."""
+        """Put the tokens of a reply that came in one piece at these instants.
+
+        All but those that have a place already, while the reply had not come yet.
+        """
         if not self.output_tokens or not stamps_seconds:
             return
-        tokens = self.output_tokens / len(stamps_seconds)
+        left = self.output_tokens - self.counted_tokens
+        # it ran to the end, though more were guessed than it had
+        tokens = max(left / len(stamps_seconds), self.sequences / 2)
         for at_seconds in stamps_seconds:
             log.add(at_seconds, self.key, tokens, self.counted_tokens)
             self.counted_tokens += tokens
-        self.first_token_seconds = stamps_seconds[0]
+        if self.first_token_seconds is None:
+            self.first_token_seconds = stamps_seconds[0]
         self.last_token_seconds = stamps_seconds[-1]
 
     @property
@@ -220,6 +228,6 @@ class RequestTimeline(TokenCount):
             return float("inf")
         if self.ran_on_seconds is not None:
             return self.ran_on_seconds
-        if self.last_token_seconds is not None:
+        if self.last_token_seconds is not None and not self.is_unspread:
             return self.last_token_seconds
         return self.closed_seconds

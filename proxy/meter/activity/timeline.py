@@ -54,6 +54,13 @@ from proxy.meter.activity.steps import (
     Steps,
 )
 from proxy.meter.activity.unmetered import Unmetered
+from proxy.meter.activity.unstreamed import (
+    STEP_SECONDS,
+    StepPace,
+    spread_orphan,
+    spread_so_far,
+    spread_unstreamed,
+)
 from proxy.wire.events import (
     EngineObserved,
     RequestClosed,
@@ -103,6 +110,10 @@ class EngineTimeline:
         self._starts: FloatArray = np.empty(0)
         self._placement = PromptPlacement()
         self._work = WorkLog()
+        self._pace = StepPace()
+        self._unspread: list[RequestTimeline] = []
+        """Replies in one piece whose tokens have no place yet."""
+        self._last_scrape: EngineObserved | None = None
         self._cache = HiddenCache()
         self._counted = OwnCount()
         self._external: list[ExternalWork] = []
@@ -113,7 +124,7 @@ class EngineTimeline:
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for until its request is closed."""
-        self._absorbed_seconds = -math.inf
+        self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
     # what is seen
@@ -147,14 +158,10 @@ class EngineTimeline:
             event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
         )
         if not timeline.is_streamed and self._has_sensor:
-            self._absorb_until(event.at_seconds)
-            spread_unstreamed(
-                timeline,
-                self._book,
-                self.log,
-                prompt_token_seconds=self.prompt_token_seconds,
-                settled_seconds=self.settled_seconds,
-            )
+            self._learn_pace(timeline)
+            timeline.is_unspread = True
+            self._unspread.append(timeline)
+            self._spread(event.at_seconds)
         has_left = event.outcome in LEFT and not is_refused
         # the engine may not notice: its gauges, where there are any, will tell
         if has_left and self.gauges.is_alive(event.at_seconds):
@@ -167,9 +174,11 @@ class EngineTimeline:
         requests = list(self._requests.values())
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
+        self._count_steps(event)
+        self._spread(event.at_seconds)
         self._work.add(Scrape(event.at_seconds, event.spread_seconds, event.gauges))
         for timeline in self.gauges.orphans.take_ended():
-            spread_orphan(timeline, self._book, self.log)
+            spread_orphan(timeline, self._book, self.log, step_seconds=STEP_SECONDS)
         if seen.has_preempted:
             for timeline in requests:
                 was_there = timeline.arrived_seconds < event.at_seconds
@@ -185,6 +194,8 @@ class EngineTimeline:
             self.log.clear()
             return
         self.until_seconds = now_seconds - straggler_seconds
+        self._now_seconds = now_seconds
+        self._spread(now_seconds)
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(now_seconds)
         self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
@@ -211,13 +222,16 @@ class EngineTimeline:
         until_seconds = self.until_seconds
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
         for stop, go, _ in reversed(timeline.pauses):  # in order of time
-            if go <= until_seconds:
-                break
-            if stop < end_seconds:
+            is_open = go > until_seconds or self.gauges.will_tell(go, self._now_seconds)
+            if is_open and stop < end_seconds:
                 return False
+            if go <= until_seconds and not is_open:
+                break
         closed = timeline.closed_seconds
         if closed is not None:
             if timeline.may_be_orphan and closed < end_seconds:
+                return False
+            if timeline.is_unspread:
                 return False
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:
@@ -253,6 +267,7 @@ class EngineTimeline:
         if end_seconds > self.settled_seconds:
             while self._is_pair_due(end_seconds):
                 self._compare(is_in_time=True)
+            self._spread_open(end_seconds, among)
             self._place(end_seconds, among)
             self._count_own(end_seconds)
             self.settled_seconds = end_seconds
@@ -303,6 +318,27 @@ class EngineTimeline:
         if is_counted:  # they did what the engine counted, and nothing else
             return Unseen([*by_work, *by_time], [], (*reasons, *timed))
         return Unseen(by_work, by_time, (*reasons, *timed))
+
+    def has_doubt(self, requests: Iterable[RequestTimeline]) -> bool:
+        """Whether a cache may have held prompts of these, and nobody has told."""
+        return self._work.is_told and any(
+            timeline.prompt_tokens is not None
+            and timeline.cached_tokens is None
+            and timeline.inferred_cached_tokens is None
+            for timeline in requests
+        )
+
+    def cache_verdict(self, at_seconds: float) -> bool | None:
+        """Whether a cache was found that replies do not tell of; None: not known yet.
+
+        Without scrapes for a while nobody will tell: then there is none.
+        """
+        if self._work.compared_seconds >= at_seconds:
+            return self._cache.is_hidden(at_seconds)
+        is_waiting = self._work.is_told and self.settled_seconds < at_seconds + (
+            2 * ALIVE_SECONDS
+        )
+        return None if is_waiting else self._cache.is_hidden(at_seconds)
 
     def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """Whether nobody was there in between."""
@@ -364,6 +400,87 @@ class EngineTimeline:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
 
+    def _spread(self, now_seconds: float) -> None:
+        """Put tokens of replies in one piece where they were, as far as can be known.
+
+        The engine's count of its steps is waited for: the next scrape tells it.
+        """
+        if not self._unspread:
+            return
+        last, waiting = self._last_scrape, []
+        tells_steps = last is not None and last.gauges.steps is not None
+        is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        for timeline in self._unspread:
+            closed = timeline.closed_seconds or 0.0
+            if is_told and last is not None and last.at_seconds < closed:
+                waiting.append(timeline)
+                continue
+            self._absorb_until(now_seconds)
+            timeline.is_unspread = False
+            spread_unstreamed(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                settled_seconds=self.settled_seconds,
+            )
+        self._unspread = waiting
+
+    def _spread_open(
+        self, end_seconds: float, among: Iterable[RequestTimeline]
+    ) -> None:
+        """A window cannot wait for a reply in one piece: it decodes, as far as known.
+
+        Its tokens so far are guessed, one in each step; those left come later.
+        """
+        whole = [
+            timeline
+            for timeline in among
+            if timeline.closed_seconds is None and not timeline.is_streamed
+        ]
+        for timeline in whole:
+            spread_so_far(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                span=(self.settled_seconds, end_seconds),
+            )
+        if whole:
+            self._absorb_until(max(end_seconds, self.until_seconds))
+
+    def _learn_pace(self, timeline: RequestTimeline) -> None:
+        """A reply in one piece has ended: it took so long for so many tokens."""
+        output, closed = timeline.output_tokens, timeline.closed_seconds
+        if output and closed is not None and not timeline.is_cut:
+            self._pace.reply(
+                float(timeline.prompt_tokens or 0),
+                output / timeline.sequences,
+                closed - timeline.arrived_seconds,
+            )
+
+    def _count_steps(self, event: EngineObserved) -> None:
+        """What the engine's count of its steps says of their length."""
+        last, self._last_scrape = self._last_scrape, event
+        if last is None or last.gauges.steps is None or event.gauges.steps is None:
+            return
+        start_seconds, end_seconds = last.at_seconds, event.at_seconds
+        spans = sorted(
+            (max(timeline.arrived_seconds, start_seconds), min(left, end_seconds))
+            for timeline in self._requests.values()
+            for left in (timeline.left_seconds or end_seconds,)
+        )
+        busy_seconds, until_seconds = 0.0, start_seconds
+        for began, ended in spans:
+            busy_seconds += max(ended - max(began, until_seconds), 0.0)
+            until_seconds = max(until_seconds, ended)
+        steps = event.gauges.steps - last.gauges.steps
+        self._pace.count(start_seconds, end_seconds, steps, busy_seconds)
+
     # the engine's own count
 
     def _expects_news(self, end_seconds: float) -> bool:
@@ -405,8 +522,8 @@ class EngineTimeline:
         rises = self._work.prompt_rises()
         found = self._work.compare(count.prompts, count.outputs)
         if rises is not None:
-            known_seconds = scrape.at_seconds + scrape.flight_seconds
-            self._look_for_cache(before_seconds, known_seconds, *rises, was_hidden)
+            span = before_seconds, scrape.at_seconds
+            self._look_for_cache(span, *rises, was_hidden)
         self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
         if found is None:
             self._counted_from_seconds = scrape.at_seconds
@@ -420,30 +537,31 @@ class EngineTimeline:
 
     def _look_for_cache(
         self,
-        since_seconds: float,
-        known_seconds: float,
+        span: tuple[float, float],
         prompts: float,
         cached: float,
         was_hidden: bool,
     ) -> None:
         """Infer what a cache held of prompts, where the engine tells only the sum."""
+        since_seconds, until_seconds = span
         requests = [
             timeline
             for timeline in self.requests()
             if timeline.prompt_tokens is not None
             and timeline.first_token_seconds is not None
-            and since_seconds < timeline.first_token_seconds <= known_seconds
+            and since_seconds < timeline.first_token_seconds <= until_seconds
         ]
-        hits = self._cache.observe(since_seconds, known_seconds, requests, cached)
+        hits = self._cache.observe(until_seconds, requests, cached)
         if not was_hidden and hits:
             self._placement.speed.restart()  # learnt from prompts as if all computed
         if not was_hidden or self.settled_seconds > since_seconds:
             return
         steps = self._book.steps
         is_in = (steps.end_seconds > since_seconds) & (
-            steps.end_seconds <= known_seconds
+            steps.end_seconds <= until_seconds
         )
         self._cache.infer(
+            span,
             requests,
             self._starts[is_in],
             steps.end_seconds[is_in],
@@ -536,7 +654,13 @@ class EngineTimeline:
             if timeline.pauses and timeline.scheduled_seconds is not None
         ]
         steps = self._book.steps
-        seen = Seen(steps, self._starts, self.settled_seconds, until_seconds)
+        seen = Seen(
+            steps,
+            self._starts,
+            self.settled_seconds,
+            until_seconds,
+            self.gauges.was_calm,
+        )
         self._placement.place(due, seen, paused)
 
     def _needed(
@@ -583,64 +707,3 @@ class EngineTimeline:
             waited = self.gauges.waiting_until(timeline.arrived_seconds, before)
             if waited is not None:
                 timeline.waited_until_seconds = waited
-
-
-STEP_SECONDS = 0.02
-"""A decode step of an 8B model with some context; only splits unseen time."""
-
-MAX_READS = 4096
-"""A longer whole reply is spread with several tokens at each stamp."""
-
-
-def spread_unstreamed(
-    timeline: RequestTimeline,
-    steps: StepBook,
-    log: TokenLog,
-    *,
-    prompt_token_seconds: float,
-    settled_seconds: float,
-) -> None:
-    """Put the tokens of a reply that came in one piece where they may have been.
-
-    Where the engine told no phase times, or only their sum (TGI), the time is split
-    as if every output token had taken a step, and stamps are moved onto steps that
-    were seen.
-    """
-    closed, output = timeline.closed_seconds, timeline.output_tokens
-    if closed is None or not output:
-        return
-    arrived = timeline.arrived_seconds
-    decode = timeline.decode_seconds
-    if decode is None:
-        prompt = (timeline.prompt_tokens or 0) * prompt_token_seconds
-        whole = prompt + output / timeline.sequences * STEP_SECONDS
-        together = timeline.inference_seconds
-        decode = (closed - arrived if together is None else together) * (
-            1 - prompt / whole
-        )
-        if together is not None:
-            timeline.prefill_seconds = together - decode
-    first = max(closed - decode, arrived)
-    reads = min(max(output // timeline.sequences, 1), MAX_READS)
-    stamps = steps.snap(np.linspace(first, closed, reads), not_before=first)
-    floor = np.nextafter(settled_seconds, np.inf)
-    timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
-
-
-def spread_orphan(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> None:
-    """A token at every step that a request got after its client had left.
-
-    They are not counted as output: nobody received them.
-    """
-    closed, until = timeline.closed_seconds, timeline.ran_on_seconds
-    if closed is None or until is None or timeline.first_token_seconds is None:
-        return
-    count = max(int((until - closed) / STEP_SECONDS), 1)
-    stamps = steps.snap(
-        np.linspace(closed, until, count + 1)[1:],
-        not_before=np.nextafter(closed, until),
-    )
-    before = timeline.counted_tokens
-    for stamp in np.unique(stamps).tolist():
-        log.add(stamp, timeline.key, float(timeline.sequences), before)
-        before += timeline.sequences
