@@ -200,6 +200,8 @@ def _per_token(energy: EnergyBlock) -> Table:
     )
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
+    if text.records_text(energy):
+        _line(table, "records", text.records_text(energy))
     if energy.failed_request_joules:
         _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:
