@@ -288,6 +288,35 @@ def own_cost() -> CostModel:
     )
 
 
+def definitions_table(
+    scenarios: Sequence[Scenario], count: int, folder: Path | None
+) -> list[str]:
+    """What other definitions of a request's joules give on the same runs.
+
+    Each is scaled to the energy of every step, as a definition must be that closes the
+    books; differences from the Shapley value are relative, per request.
+    """
+    lines = [
+        "| run | leave one out adds up to | scaled: median | p90 | stand-alone adds up "
+        "to | scaled: median | p90 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for scenario in scenarios:
+        run = load(scenario, count, folder).done
+        names = list(run.truth)
+        shapley = np.array([run.truth[name].energy_joules for name in names])
+        cells: list[str] = []
+        for what, joules in (("last", run.last_joules), ("alone", run.alone_joules)):
+            other = np.array([joules[name] for name in names])
+            apart = np.abs(other - shapley) / shapley
+            median, p90 = np.quantile(apart, [0.5, 0.9]).tolist()
+            cells += [f"{run.unscaled[what]:.0%}", f"{median:.0%}", f"{p90:.0%}"]
+        lines.append(
+            f"| {scenario.name.removeprefix('bent: ')} | {' | '.join(cells)} |"
+        )
+    return lines
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """One line per scenario: every policy's median, more of the last two."""
     lines = [
@@ -353,11 +382,18 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--definitions", action="store_true", help="compare definitions, not policies"
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     jitter_seconds = options.jitter_ms / 1e3
     count = options.requests
     chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+    if options.definitions:
+        bent = [each for each in chosen if each.board is not None]
+        print("\n".join(definitions_table(bent, count, options.cache)))
+        return
     runs = [
         replace(scenario, seed=scenario.seed + number)
         for scenario in chosen

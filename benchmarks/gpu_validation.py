@@ -205,7 +205,7 @@ class Bench:
 
     def __init__(
         self, engine: Engine, gpus: str, folder: Path, stack: Stack, watch: Watch,
-        quiet_seconds: float,
+        quiet_seconds: float, bare_watts: float | None = None,
     ) -> None:  # fmt: skip
         self.quiet_seconds = quiet_seconds
         """Silence on both sides of a load: more than two windows of the books."""
@@ -221,6 +221,8 @@ class Bench:
         arguments += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
         if gpus:
             arguments += ["--gpus", gpus]
+        if bare_watts is not None:
+            arguments += ["--bare-idle-watts", f"{bare_watts:.3f}"]
         self.proxy = stack.start("proxy", "proxy", arguments)
         self.admin_url = str(self.proxy.announced["admin_url"])
 
@@ -340,6 +342,7 @@ def idle(bench: Bench) -> Finding:
         "read_watts": watts,
         "learnt_watts": books["idle_watts"],
         "source": books["idle_source"],
+        "model_watts": books["model_idle_watts"],
         "not_ready": reasons,
     }
 
@@ -519,7 +522,10 @@ def everything(
         findings.step(name, 5, lambda: counter(watch, sizes.bare_seconds))
         if not options.simulated:
             engine = named_or_own(options, findings, folder, engines)
-        bench = Bench(engine, options.gpus, folder, stack, watch, sizes.quiet_seconds)
+        bare_watts = findings.known.get("bare", {}).get("watts")
+        bench = Bench(
+            engine, options.gpus, folder, stack, watch, sizes.quiet_seconds, bare_watts
+        )
         findings.step("idle", 10, lambda: idle(bench))
         measured(bench, sizes, findings)
     finally:

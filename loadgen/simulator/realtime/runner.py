@@ -85,6 +85,11 @@ class _Job:
     later: list[RequestTruth] = field(default_factory=list)
     """Truths of the parts after the first."""
 
+    @property
+    def is_pooled(self) -> bool:
+        """Its one token is none that anybody sees."""
+        return self.ticket.generation.is_pooled
+
 
 def unix_offset_seconds(
     clock: Callable[[], float] = time.monotonic,
@@ -244,7 +249,9 @@ class Runner:
         return generation.output_tokens // 2 + 1
 
     def _hand_out(self, step: Step) -> None:
-        self.metrics.stepped(step)
+        jobs = [self._jobs.get(name) for name in step.emitted]
+        pooled = sum(job is not None and job.is_pooled for job in jobs)
+        self.metrics.stepped(step, len(step.emitted) - pooled)
         for name in step.emitted:
             job = self._jobs.get(name)
             if job is None:  # aborted while the step was under way
@@ -293,6 +300,9 @@ class Runner:
                 _add_up(ticket.truths[job.index], job.later)
             self.engine.abort(name)
             self.engine.truth.pop(name, None)
+        if ticket.generation.is_pooled:
+            for truth in ticket.truths:
+                truth.output_tokens = 0
         record = truth_record(
             ticket.generation.request_id,
             outcome,

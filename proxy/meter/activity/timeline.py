@@ -366,6 +366,18 @@ class EngineTimeline:
             for left in (timeline.left_seconds,)
         )
 
+    def worked_until(self, before_seconds: float) -> float:
+        """End of the last work that is known before an instant; -inf without any."""
+        ends = [
+            timeline.left_seconds
+            for timeline in self._requests.values()
+            if timeline.left_seconds is not None
+            and timeline.left_seconds <= before_seconds
+        ]
+        last = max(ends, default=-math.inf)
+        last = max(last, self.unmetered.ended_before(before_seconds))
+        return max(last, self._busy_until_seconds)
+
     def leave(self, timeline: RequestTimeline) -> None:
         """Every boundary has settled the request, or has given it up."""
         del self._requests[timeline.key]
