@@ -78,7 +78,8 @@ class RequestTimeline(TokenCount):
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "inferred_cached_tokens", "is_cut",
+        "has_late_reads", "has_preemption", "inference_seconds",
+        "inferred_cached_tokens", "is_cut",
         "is_forced", "is_placed_as_told", "is_refused", "is_told_late", "is_unspread",
         "key", "last_token_seconds", "may_be_orphan", "patience_seconds", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
@@ -106,6 +107,7 @@ class RequestTimeline(TokenCount):
         self.is_told_late = False
         self.patience_seconds = LATE_FACTS_SECONDS
         self.has_preemption = False
+        self.has_late_reads = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
         self.inferred_cached_tokens: float | None = None
@@ -175,6 +177,35 @@ class RequestTimeline(TokenCount):
         self.is_refused = is_refused
         self.is_cut = is_cut
         self.finish()
+        self._mend_first()
+
+    def _mend_first(self) -> None:
+        """Its first read was late, if the engine decoded longer than reads came.
+
+        A proxy that stood still reads the tokens of that time at once. The engine's
+        own duration, back from the last read, then says when the first one came; only
+        for a prompt that has no place yet.
+        """
+        first, last = self.first_token_seconds, self.last_token_seconds
+        if first is None or last is None or self.has_own_stamps:
+            return
+        self.has_late_reads = True
+        if self.scheduled_seconds is None and not self.is_told_late:
+            decode = self.decode_seconds or 0.0
+            self.first_token_seconds = min(
+                max(last - decode, self.arrived_seconds), first
+            )
+
+    @property
+    def has_own_stamps(self) -> bool:
+        """Whether reads came as the engine says that it decoded, or it says nothing."""
+        first, last, decode = (
+            self.first_token_seconds, self.last_token_seconds, self.decode_seconds,
+        )  # fmt: skip
+        if not self.is_streamed or decode is None or first is None or last is None:
+            return True
+        seconds = max(CONFIRMED_SECONDS, CONFIRMED_PART * decode)
+        return abs(last - first - decode) <= seconds
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
         """Put the tokens of a reply that came in one piece at these instants.
@@ -231,6 +262,8 @@ class RequestTimeline(TokenCount):
     @property
     def is_scheduled_exact(self) -> bool:
         """Whether its place is what the engine told, in time or to confirm it."""
+        if self.has_late_reads:
+            return False
         if self.is_placed_as_told:
             return True
         scheduled, first = self.scheduled_seconds, self.first_token_seconds
