@@ -158,6 +158,14 @@ class EnergyTally:
     by_policy: dict[str, Distribution] = field(default_factory=dict)
     """Active joules of single answered requests, as each policy would have it."""
     quality: Counter[str] = field(default_factory=Counter)
+    timing: Counter[str] = field(default_factory=Counter)
+    grade: Counter[str] = field(default_factory=Counter)
+    low_joules: float = 0.0
+    high_joules: float = 0.0
+    requests_bounded: int = 0
+    """Those whose joules have an interval; the sums above are theirs."""
+    bounded_joules: float = 0.0
+    """Of those: what the sums above are to be compared with."""
     by_boundary: dict[str, BoundaryTally] = field(default_factory=dict)
     """Requests inside the boundaries beside the headline."""
 
@@ -171,6 +179,14 @@ class EnergyTally:
             return
         self.requests_with += 1
         self.quality[energy.quality] += 1
+        if energy.timing is not None and energy.grade is not None:
+            self.timing[energy.timing] += 1
+            self.grade[energy.grade] += 1
+        if energy.low_joules is not None and energy.high_joules is not None:
+            self.requests_bounded += 1
+            self.low_joules += energy.low_joules
+            self.high_joules += energy.high_joules
+            self.bounded_joules += energy.energy_joules
         self.joined_joules += energy.energy_joules
         for policy, joules in energy.policy_joules.items():
             self.policy_joules.setdefault(policy, Counter())[result.kind] += joules  # type: ignore[assignment]  # a Counter of floats adds as well
