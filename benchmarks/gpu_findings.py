@@ -369,6 +369,9 @@ def _sensor_part(known: Finding) -> list[str]:
         )
         learnt = _shown(idle["learnt_watts"], "W", ".1f")
         rows.append((f"the same, learnt by the proxy ({idle['source']})", learnt))
+        if idle.get("model_watts") is not None:
+            model = _shown(idle["model_watts"], "W", ".1f")
+            rows.append(("of which because the model is resident", model))
     sensor = known.get("sensor")
     if sensor:
         watts = sensor["idle_just_after_watts"]

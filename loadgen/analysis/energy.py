@@ -48,6 +48,9 @@ DEFINITIONS = {
     "output tokens",
     "measured_joules_per_output_token": "all measured joules over all output tokens "
     "of answered requests: idle and unattributed energy included",
+    "joined_joules": "the whole energy of each request sent in the window, also what "
+    "it drew after the window's end; the books have what was drawn in the window, also "
+    "by requests that began before it, and by others that the proxy served",
     "policy_joules": "prefill + decode of every request of the window, divided by "
     "each policy over the same intervals",
 }

@@ -221,6 +221,8 @@ class Tally:
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
+        self._around = array("d")
+        """Sent and finished, of requests outside the window: they may reach into it."""
         self._first_tokens = array("f")
         """Three of each answered request: sent, its TTFT, prompt tokens computed."""
 
@@ -234,6 +236,8 @@ class Tally:
         """Take one record into account."""
         if not self.window.holds(result):
             self.outside += 1
+            if result.sent_seconds is not None:
+                self._around.extend((result.sent_seconds, result.finished_seconds))
             return
         self.outcomes[result.outcome] += 1
         self._planned.append(result.planned_seconds)
@@ -285,8 +289,15 @@ class Tally:
         return concurrency(self._sent, self._finished)
 
     def in_flight(self, at_seconds: Sequence[float]) -> list[float]:
-        """Requests that were sent and not finished, at instants of the run."""
-        return in_flight(at_seconds, self._sent, self._finished)
+        """Requests that were sent and not finished, at instants of the run.
+
+        Those of warm-up and cool-down too: the engine works for them as well.
+        """
+        starts, ends = (
+            self._sent + self._around[::2],
+            self._finished + self._around[1::2],
+        )
+        return in_flight(at_seconds, starts, ends)
 
     def first_tokens(self) -> tuple[list[float], list[float], list[float]]:
         """Sent, TTFT and computed prompt tokens of answered requests, as sent."""

@@ -207,6 +207,8 @@ def _per_token(energy: EnergyBlock) -> Table:
     )
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
+    if text.records_text(energy):
+        _line(table, "records", text.records_text(energy))
     if energy.grade:
         _line(table, "trust", text.counted(energy.grade))
     if energy.failed_request_joules:

@@ -176,7 +176,7 @@ class WholeReply:
         told["choices"] = [
             self._whole(self._choices[index]) for index in sorted(self._choices)
         ]
-        told["usage"] = _like(pattern["usage"], fields.get("usage") or {})
+        told["usage"] = fields.get("usage") or {}
         return _like(pattern, {**kept, **told})
 
     def _whole(self, choice: _Choice) -> dict[str, Any]:
@@ -184,6 +184,7 @@ class WholeReply:
         told = dict(choice.fields)
         if "message" in pattern:
             told["message"] = self._message(pattern["message"], choice)
+            pattern = {**pattern, "message": None}  # it has its keys already
         return _like(pattern, told)
 
     def _message(self, pattern: Mapping[str, Any], choice: _Choice) -> dict[str, Any]:
@@ -206,8 +207,13 @@ class WholeReply:
 
 
 def _like(pattern: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """What was told, in the pattern's order; what was not told is null."""
-    found = {name: told.get(name) for name in pattern}
+    """What was told, in the pattern's order, inside objects too; else null."""
+    found = {}
+    for name, model in pattern.items():
+        value = told.get(name)
+        if isinstance(model, dict) and isinstance(value, dict):
+            value = _like(model, value)
+        found[name] = value
     more = {n: v for n, v in told.items() if n not in found and v is not None}
     return found | more
 

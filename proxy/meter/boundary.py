@@ -24,7 +24,12 @@ import numpy as np
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
-from proxy.meter.attribution.divide import Division, IdleWatts, divide
+from proxy.meter.attribution.divide import (
+    REST_SECONDS,
+    Division,
+    IdleWatts,
+    divide,
+)
 from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
@@ -67,6 +72,8 @@ class MeterState:
     idle_watts: float | None
     idle_source: str
     """`given`, `measured` or `unknown`."""
+    rest_watts: float | None
+    """Idle long after work, where a board draws less than right after it."""
     open_requests: int
     unsettled_seconds: float
     """How far settlement lags behind the newest reading."""
@@ -161,7 +168,10 @@ class Boundary:
         """As of the last beat."""
         self._stopped_seconds = math.inf
         self._blocked: tuple[RequestTimeline, Window] | None = None
-        self._maybe_idle: deque[tuple[float, float, float]] = deque()
+        self._maybe_idle: deque[tuple[float, float, float, float]] = deque()
+        """Start, end, joules and seconds since work of quiet windows."""
+        self._to_learn: deque[tuple[Window, Division, bool]] = deque()
+        """Windows that are divided and not fitted yet; whether a cache is in doubt."""
         self._with_gap: set[int] = set()
         """Requests of whose time a part was not measured."""
         self._without_idle: set[int] = set()
@@ -344,6 +354,7 @@ class Boundary:
             books=self.books_at(),
             idle_watts=self.idle.watts,
             idle_source=self.idle.source,
+            rest_watts=self.idle.rest_watts,
             open_requests=timeline.open_requests,
             unsettled_seconds=lag,
             device_joules={name: d.total_joules for name, d in devices.items()},
@@ -512,9 +523,11 @@ class Boundary:
                 window, measured, ran, division, unseen.reasons, is_whole=is_whole
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
-                self._maybe_idle.append((start, end, joules))
+                worked = self._timeline.worked_until(start)
+                self._maybe_idle.append((start, end, joules, start - worked))
         self.ledger.close(closing)
         self.settled_seconds = end
+        self._learn_costs()
 
     def _divided(
         self,
@@ -537,7 +550,7 @@ class Boundary:
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self.calibration.learn(division.work, division.caused_joules, seconds)
+            self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
         return Closing(
             window.end_seconds,
             measured,
@@ -558,6 +571,25 @@ class Boundary:
             policy_joules=division.policy_joules,
             doubts=self._doubts(window, ran, division),
         )
+
+    def _learn_costs(self) -> None:
+        """Fit what windows cost, in order, each once its work is beyond doubt.
+
+        One whose prompts a cache may have held waits for the scrape that tells, and
+        is left out if it tells of a cache.
+        """
+        while self._to_learn:
+            window, division, has_doubt = self._to_learn[0]
+            verdict = self._timeline.cache_verdict(window.end_seconds)
+            if has_doubt and verdict is None:
+                return
+            self._to_learn.popleft()
+            if not (has_doubt and verdict):
+                self.calibration.learn(
+                    division.work,
+                    division.caused_joules,
+                    window.end_seconds - window.start_seconds,
+                )
 
     def _doubts(
         self,
@@ -619,9 +651,14 @@ class Boundary:
         """Quiet windows are loaded idle unless the engine's gauges object."""
         waiting, gauges = self._maybe_idle, self._timeline.gauges
         while waiting and gauges.covers(waiting[0][1], now_seconds):
-            start_seconds, end_seconds, joules = waiting.popleft()
-            if gauges.is_quiet(start_seconds - AFTERGLOW_SECONDS, end_seconds):
-                self.idle.learn(joules, end_seconds - start_seconds)
+            start, end, joules, since_work = waiting.popleft()
+            if not gauges.is_quiet(start - AFTERGLOW_SECONDS, end):
+                continue
+            if since_work >= REST_SECONDS and not gauges.is_quiet(
+                start - REST_SECONDS, end
+            ):  # it may come right after somebody else's work
+                since_work = AFTERGLOW_SECONDS
+            self.idle.learn(joules, end - start, since_work)
 
     # what a request has cost
 

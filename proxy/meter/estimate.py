@@ -16,7 +16,8 @@ import numpy as np
 
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
-from proxy.meter.activity.timeline import STEP_SECONDS, EngineTimeline
+from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.activity.unstreamed import STEP_SECONDS
 from proxy.meter.activity.work import (
     Activity,
     Population,

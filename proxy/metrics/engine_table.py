@@ -117,9 +117,15 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_idle_power_watts": EngineMetric(
         "gauge",
-        "Loaded idle power: weights resident, nothing running.",
+        "Loaded idle power: weights resident, nothing running, clocks up once seen so.",
         ("boundary", "source"),
         idle_watts,
+    ),
+    "servewatt_rest_power_watts": EngineMetric(
+        "gauge",
+        "Loaded idle power long after the last work, when clocks are down.",
+        ("boundary",),
+        by_boundary(lambda m: m.meter.rest_watts),
     ),
     "servewatt_bare_idle_power_watts": EngineMetric(
         "gauge",

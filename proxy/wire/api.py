@@ -129,8 +129,10 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
     """Energy of the host's GPUs that are not the engine's; in no account."""
     idle_accelerators_watts: dict[str, float] = {}
     idle_watts: float | None = None
-    """Loaded idle: weights resident, nothing running."""
+    """Loaded idle: weights resident, nothing running; at working clocks once seen."""
     idle_source: str | None = None
+    rest_watts: float | None = None
+    """The same long after the last work, when clocks are down."""
     bare_idle_watts: float | None = None
     """Idle power with no weights loaded, as configured."""
     model_idle_watts: float | None = None
@@ -428,7 +430,7 @@ class EngineHardware(Struct, frozen=True, kw_only=True):
     """When they were last observed; null: no source tells."""
     now: list[BoardState] = []
     window: list[BoardSummary] = []
-    """From `from_unix` to `to_unix`, as far back as is kept."""
+    """From `from_unix` to `to_unix`, as far back as is kept; else the last 10 min."""
     series: HardwareSeries = HardwareSeries()
 
 

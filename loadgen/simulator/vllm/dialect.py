@@ -31,6 +31,8 @@ VERSION = "0.32.0+simulated"
 FINGERPRINT = "vllm-0.32.0-simulated"
 DONE = b"data: [DONE]\n\n"
 DEFAULT_COMPLETION_TOKENS = 16
+DETAILS = ("cached_tokens", "created_cache_tokens", "multimodal_tokens")
+"""Whole replies have them all; streams, those that are not null."""
 CHAT_ONLY = ("prompt_logprobs", "prompt_token_ids", "prompt_text")
 BUSY = (
     "The engine is currently busy and cannot accept new requests. "
@@ -110,12 +112,38 @@ def read_request(
     body: bytes, *, is_chat: bool, request_id: str, created: int, limits: Limits
 ) -> VllmGeneration:
     """A request body. Raises EngineRefusal where vLLM does."""
-    fields = _object(body)
+    return read_fields(
+        read_object(body),
+        is_chat=is_chat,
+        request_id=request_id,
+        created=created,
+        limits=limits,
+    )
+
+
+def check_model(fields: Mapping[str, Any], limits: Limits) -> None:
+    """Raises EngineRefusal for a model that is not served."""
     model = fields.get("model")
     if model is not None and model != limits.model:
         message = f"The model `{model}` does not exist. Valid aliases: {limits.model}."
         raise refused(404, message, "model")
-    prompts = [_chat_words(fields)] if is_chat else _prompts(fields)
+
+
+def read_fields(
+    fields: Mapping[str, Any],
+    *,
+    is_chat: bool,
+    request_id: str,
+    created: int,
+    limits: Limits,
+    conversations: Sequence[object] | None = None,
+) -> VllmGeneration:
+    """A request as its fields; `conversations` are the message lists of a batch."""
+    check_model(fields, limits)
+    if conversations is not None:
+        prompts = [_chat_words({"messages": one}) for one in conversations]
+    else:
+        prompts = [_chat_words(fields)] if is_chat else read_prompts(fields, "prompt")
     words = max(prompts, key=len)
     stream = fields.get("stream") is True
     options = fields.get("stream_options")
@@ -234,7 +262,8 @@ def _stopped(fields: Mapping[str, Any], words: Sequence[str]) -> tuple[int, str]
     return None
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def read_object(body: bytes) -> Mapping[str, Any]:
+    """The fields of a body. Raises EngineRefusal unless it is a JSON object."""
     try:
         fields = json.loads(body)
     except ValueError as error:
@@ -273,9 +302,9 @@ def _chat_words(fields: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _prompts(fields: Mapping[str, Any]) -> list[list[str]]:
-    """One prompt, as text or token ids, or a list of such."""
-    prompt = fields.get("prompt")
+def read_prompts(fields: Mapping[str, Any], name: str) -> list[list[str]]:
+    """The words of a field: one prompt, as text or token ids, or a list of such."""
+    prompt = fields.get(name)
     if isinstance(prompt, list) and prompt and type(prompt[0]) is not int:
         return [_prompt_words(one) for one in prompt]
     return [_prompt_words(prompt)]
@@ -370,6 +399,8 @@ class VllmEvents(TokenEvents):
         self._prompt_tokens = max(1, len(generation.words_of(index)))
         self._counts = generation.wants_running_usage
         self._text = ""
+        """Tokens so far, for the places of log probabilities."""
+        self._before = ""
         self._middle = template(self._token_event(WORD, None))
         self._last = template(self._token_event(WORD, generation.finish_reason))
 
@@ -390,18 +421,30 @@ class VllmEvents(TokenEvents):
 
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
         """The event of token number `count`, from 1."""
-        generation, shown = self._generation, word
-        if generation.stop_reason is not None and is_last:
-            shown = self._until_stop(word.decode(), generation.stop_reason).encode()
+        generation, shown = self._generation, self.shown(word, is_last)
         if generation.is_plain:
             prepared = self._last if is_last else self._middle
             counts = (self._prompt_tokens + count, count) if self._counts else ()
             data = prepared % (shown, *counts)
         else:
             data = self._shaped(word.decode(), shown.decode(), count, is_last)
-        if generation.stop_reason is not None or not generation.is_plain:
+        if not generation.is_plain:
             self._text += word.decode()
         return data
+
+    def shown(self, word: bytes, is_last: bool) -> bytes:
+        """What a token adds to the text, which ends before a stop sequence.
+
+        Where an earlier token began the sequence, its part has been sent: a sequence
+        of several words is held back by vLLM, and not here.
+        """
+        stop = self._generation.stop_reason
+        if stop is None:
+            return word
+        before, self._before = self._before, self._before + word.decode()
+        if not is_last:
+            return word
+        return self._before[: self._before.find(stop)][len(before) :].encode()
 
     def _shaped(self, word: str, shown: str, count: int, is_last: bool) -> bytes:
         """An event that is more than its token's text."""
@@ -416,15 +459,6 @@ class VllmEvents(TokenEvents):
         if self._counts:
             body["usage"] = self._running_usage(self._prompt_tokens + count, count)
         return event(body)
-
-    def _until_stop(self, word: str, stop: str) -> str:
-        """What the last token adds to the text, which ends before the stop sequence.
-
-        Where an earlier token began the sequence, its part has been sent: a sequence
-        of several words is held back by vLLM, and not here.
-        """
-        whole = self._text + word
-        return whole[: whole.find(stop)][len(self._text) :]
 
     def _envelope(self, choice: dict[str, object]) -> dict[str, object]:
         return {**_envelope(self._generation, self._model), "choices": [choice]}
@@ -529,7 +563,7 @@ def unstreamed_reply(
         "usage": usage(
             generation,
             output_tokens,
-            prompt_tokens_details=details,
+            prompt_tokens_details={**dict.fromkeys(DETAILS), **details},
             completion_tokens_details=None,
         ),
         **(dict.fromkeys(CHAT_ONLY) if generation.is_chat else {}),
@@ -585,8 +619,9 @@ def _choice(
         "logprobs": logprobs,
         "finish_reason": generation.finish_reason,
         "stop_reason": generation.stop_reason,
-        **dict.fromkeys(("token_ids", "routed_experts")),
+        "token_ids": None,
         **({} if generation.is_chat else dict.fromkeys(CHAT_ONLY[:2])),
+        "routed_experts": None,
     }
 
 

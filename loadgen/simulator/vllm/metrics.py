@@ -60,9 +60,9 @@ class VllmMetrics:
         self._prompt_tokens += truth.prompt_tokens
         self._cached_tokens += truth.cached_tokens
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
-        self._generated_tokens += len(step.emitted)
+        self._generated_tokens += generated_tokens
         self._preemptions += len(step.preempted)
         computed = step.decodes + sum(step.prefill_tokens.values())
         self._step_tokens.observe(computed)

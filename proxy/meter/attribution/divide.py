@@ -42,23 +42,60 @@ IDLE_MEMORY_SECONDS = 300.0
 IDLE_ENOUGH_SECONDS = 0.25
 BUSY_ENOUGH_SECONDS = 1e-9  # below the resolution of any clock
 
+WORKING_SECONDS = 5.0
+"""So long after work a board is still at its working clocks: drivers lower them some
+seconds later, on a real one from 118 W to 72 W with nothing to do either way."""
+REST_SECONDS = 20.0
+"""After so long, and before any work, it is at rest."""
 
-class IdleWatts:
-    """Loaded idle: power with the weights resident and nothing to do."""
 
-    def __init__(self, given_watts: float | None) -> None:
-        self._given_watts = given_watts
-        self._joules = 0.0
-        self._seconds = 0.0
+class _Level:
+    """Mean power of the newest seconds of one kind."""
+
+    def __init__(self) -> None:
+        self.joules = 0.0
+        self.seconds = 0.0
 
     @property
     def watts(self) -> float | None:
-        """As given, else as measured; None until a quarter second was seen."""
+        """None until a quarter second was seen."""
+        if self.seconds < IDLE_ENOUGH_SECONDS:
+            return None
+        return self.joules / self.seconds
+
+    def learn(self, joules: float, seconds: float) -> None:
+        self.joules += joules
+        self.seconds += seconds
+        if self.seconds > IDLE_MEMORY_SECONDS:
+            shrink = IDLE_MEMORY_SECONDS / self.seconds
+            self.joules *= shrink
+            self.seconds *= shrink
+
+
+class IdleWatts:
+    """Loaded idle: power with the weights resident and nothing to do.
+
+    Two levels are learnt, right after work and long after it. What runs is charged
+    for the first: that is what the board would draw at those clocks anyway.
+    """
+
+    def __init__(self, given_watts: float | None) -> None:
+        self._given_watts = given_watts
+        self._working = _Level()
+        self._rest = _Level()
+
+    @property
+    def watts(self) -> float | None:
+        """As given, else as measured; at rest until it was seen right after work."""
         if self._given_watts is not None:
             return self._given_watts
-        if self._seconds < IDLE_ENOUGH_SECONDS:
-            return None
-        return self._joules / self._seconds
+        working = self._working.watts
+        return self._rest.watts if working is None else working
+
+    @property
+    def rest_watts(self) -> float | None:
+        """As measured long after work, or before any; None until it was seen."""
+        return self._rest.watts
 
     @property
     def source(self) -> str:
@@ -67,14 +104,16 @@ class IdleWatts:
             return "given"
         return "unknown" if self.watts is None else "measured"
 
-    def learn(self, joules: float, seconds: float) -> None:
-        """Nothing ran for so long, and the sensor counted so much."""
-        self._joules += joules
-        self._seconds += seconds
-        if self._seconds > IDLE_MEMORY_SECONDS:
-            shrink = IDLE_MEMORY_SECONDS / self._seconds
-            self._joules *= shrink
-            self._seconds *= shrink
+    def learn(self, joules: float, seconds: float, since_work_seconds: float) -> None:
+        """Nothing ran for so long, and the sensor counted so much.
+
+        `since_work_seconds` is how long before that the last work had ended, inf
+        where there was none. Between the two levels a board is at neither.
+        """
+        if since_work_seconds >= REST_SECONDS:
+            self._rest.learn(joules, seconds)
+        elif since_work_seconds <= WORKING_SECONDS:
+            self._working.learn(joules, seconds)
 
 
 @dataclass(frozen=True, slots=True)

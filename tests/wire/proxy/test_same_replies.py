@@ -25,6 +25,7 @@ from loadgen.simulator.config import ServerConfig
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS
 from loadgen.simulator.core.sensor import SensorConfig
+from proxy.meter.activity.request import RequestTimeline, TokenLog
 from tests.support.relaying import RecordingMeter, serving
 
 MODEL = "simulated-llama-3.1-8b"
@@ -287,3 +288,118 @@ def test_the_comparison_sees_a_changed_option(tgi: Ways) -> None:
     first = tgi.ask(tgi.direct, "/generate", asked)
     assert first != tgi.ask(tgi.direct, "/generate", greedy)
     assert json.loads(first[2])["generated_text"]
+
+
+# --- APIs beside chat and completions -----------------------------------------------
+
+PAIRS = st.lists(TEXTS, min_size=1, max_size=3)
+OTHERS = st.one_of(
+    st.fixed_dictionaries(
+        {"input": TEXTS | st.just([{"role": "user", "content": "a b"}]), **SAMPLED},
+        optional={
+            "max_output_tokens": st.integers(1, 6),
+            "instructions": TEXTS,
+            "stream": st.booleans(),
+        },
+    ).map(lambda body: ("/v1/responses", {"max_output_tokens": 6} | body)),
+    st.fixed_dictionaries(
+        {"messages": MESSAGES, "max_tokens": st.integers(1, 6), **SAMPLED},
+        optional={"system": TEXTS, "stream": st.booleans()},
+    ).map(lambda body: ("/v1/messages", body)),
+    st.fixed_dictionaries(
+        {
+            "messages": st.lists(MESSAGES, min_size=1, max_size=3),
+            "max_tokens": st.integers(1, 4),
+        }
+    ).map(lambda body: ("/v1/chat/completions/batch", body)),
+    st.fixed_dictionaries({"input": TEXTS | PAIRS | st.just([1, 2])}).map(
+        lambda body: ("/v1/embeddings", body)
+    ),
+    st.fixed_dictionaries({"query": TEXTS, "documents": PAIRS}).map(
+        lambda body: ("/v1/rerank", body)
+    ),
+    st.fixed_dictionaries({"text_1": TEXTS, "text_2": TEXTS | PAIRS}).map(
+        lambda body: ("/v1/score", body)
+    ),
+    CHAT.map(lambda body: ("/invocations", body)),
+    st.just(("/invocations", {"odd": 1})),
+)
+
+
+@same
+@given(asked=OTHERS)
+@example(asked=("/v1/messages", {"messages": []}))
+@example(asked=("/v1/responses", {"input": [], "stream": True}))
+def test_other_apis_of_vllm_reply_the_same(vllm: Ways, asked: tuple[str, Any]) -> None:
+    path, body = asked
+    assert vllm.ask(vllm.proxied, path, body) == vllm.ask(vllm.direct, path, body)
+
+
+COUNTED: dict[str, tuple[str, Any, str, int, int | None]] = {
+    "responses": (
+        "/v1/responses", {"input": "a b c", "max_output_tokens": 4}, "responses", 3, 4,
+    ),
+    "messages": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 4},
+        "messages", 2, 4,
+    ),
+    "embeddings": ("/v1/embeddings", {"input": ["a b", "c"]}, "embeddings", 3, 0),
+    "rerank": ("/rerank", {"query": "q", "documents": ["a", "b c"]}, "rerank", 5, 0),
+    "score": ("/score", {"text_1": "q", "text_2": ["a", "b c"]}, "score", 5, 0),
+    "batch": (
+        "/v1/chat/completions/batch",
+        {"messages": [[{"role": "user", "content": "a"}]] * 2, "max_tokens": 3},
+        "chat_batch", 2, 6,
+    ),
+    "invocations": (
+        "/invocations", {"prompt": "a b", "max_tokens": 3}, "invocations", 2, 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "is_stream"),
+    [*((name, False) for name in COUNTED), ("responses", True), ("messages", True)],
+)
+def test_each_api_is_recorded_with_its_counts(
+    vllm: Ways, name: str, is_stream: bool
+) -> None:
+    path, body, route, prompt_tokens, output_tokens = COUNTED[name]
+    asked = body | {"stream": is_stream, "ignore_eos": True}
+    status, _, _ = vllm.ask(vllm.proxied, path, asked)
+    request = list(vllm.meters[0].requests.values())[-1]
+    timeline = RequestTimeline(0, request.opened_seconds, request.facts)
+    for at_seconds, updates in request.reads:
+        timeline.receive(at_seconds, updates, TokenLog())
+    timeline.finish()
+    assert (status, request.outcome, request.facts.route) == (200, "ok", route)
+    assert timeline.prompt_tokens == prompt_tokens
+    assert timeline.output_tokens == output_tokens
+    if is_stream:
+        assert sum(update.carries_token for update in request.updates) == 4
+
+
+@pytest.mark.parametrize("seconds", [1, 10])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_sound_of_any_size_is_recorded_with_its_model(
+    vllm: Ways, seconds: int, is_stream: bool
+) -> None:
+    """A form beyond 128 KiB is read by its two ends."""
+
+    async def post(url: str) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=SPOKEN_SECONDS) as client:
+            return await client.post(
+                f"{url}/v1/audio/transcriptions",
+                headers={"x-request-id": "same"},
+                data={"model": MODEL, "stream": str(is_stream).lower()},
+                files={"file": ("a.wav", b"\0" * 32_000 * seconds)},
+            )
+
+    direct, proxied = (vllm.loop.run(post(url)) for url in (vllm.direct, vllm.proxied))
+    assert OF_THE_MOMENT.sub(b"", proxied.content) == OF_THE_MOMENT.sub(
+        b"", direct.content
+    )
+    request = list(vllm.meters[0].requests.values())[-1]
+    assert (request.outcome, request.facts.route) == ("ok", "audio")
+    assert (request.facts.model, request.facts.is_stream) == (MODEL, is_stream)

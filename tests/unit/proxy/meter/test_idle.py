@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from proxy.meter.attribution.divide import IdleWatts
 from proxy.meter.attribution.policies import POLICIES
 from proxy.meter.config import MeterConfig
-from tests.support.meter_scenes import Asked, counter, settled
+from tests.support.meter_scenes import Asked, counter, counter_of, settled
 
 STEP_SECONDS = 0.02
 PROMPT_SECONDS = 0.4
@@ -65,3 +66,41 @@ def test_the_rule_of_idle_is_the_same_under_every_headline(policy: str) -> None:
         )
     ]
     assert shares[0] == pytest.approx(shares[1])
+
+
+REST, WORKING, BUSY = 72.0, 118.0, 300.0
+
+
+def bursts(lull_seconds: float) -> tuple[list[Asked], list[float]]:
+    """Ten seconds of work, a lull and ten more; watts of every 0.1 s."""
+    again = 11.0 + lull_seconds
+    asked = [
+        Asked(at, [at + 0.1 + 0.02 * n for n in range(495)], prompt=20)
+        for at in (1.0, again)
+    ]
+    watts = [REST] * 10 + [BUSY] * 100
+    watts += [WORKING if n < 80 else REST for n in range(round(lull_seconds * 10))]
+    return asked, [*watts, *[BUSY] * 100, *[WORKING] * 40]
+
+
+def test_idle_right_after_work_is_apart_from_idle_at_rest() -> None:
+    asked, watts = bursts(40.0)
+    meter, records = settled(asked, counter_of(watts))
+    assert meter.state().idle_watts == pytest.approx(WORKING, rel=0.02)
+    assert meter.state().rest_watts == pytest.approx(REST, rel=0.02)
+    second = records["r1"].energy.idle_share_joules
+    assert second == pytest.approx(WORKING * 10.0, rel=0.05)
+
+
+def test_until_a_lull_was_seen_idle_is_what_it_was_before_work() -> None:
+    asked, watts = bursts(40.0)
+    _, records = settled(asked, counter_of(watts))
+    first = records["r0"].energy.idle_share_joules
+    assert first == pytest.approx(REST * 10.0, rel=0.05)
+
+
+@pytest.mark.parametrize("since", [6.0, 12.0, 19.0])
+def test_nothing_is_learnt_while_a_board_cools(since: float) -> None:
+    idle = IdleWatts(None)
+    idle.learn(900.0, 10.0, since)
+    assert idle.watts is idle.rest_watts is None
