@@ -10,6 +10,7 @@ of every request, though nobody knows which. Added to it, for each request alone
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
 - its part of what was charged to others than the proxy's requests;
+- its prompt, where what of it was cached had to be inferred;
 - how far its joules moved when the constants were fitted: a load of ever the same mix
   hides errors of the model's form from the residuals.
 
@@ -47,6 +48,9 @@ SPREAD_FACTOR = 1.1
 """Half width by residual scale: tails of requests are longer than those of windows."""
 EXTERNAL_FRACTION = 0.3
 """Half width of the joules charged to others."""
+INFERRED_FRACTION = 0.4
+"""Half width of a prompt's joules where the engine tells only how much of all prompts
+it had cached: the sums are right, so residuals hardly show whose was."""
 FORM_FRACTION = 0.2
 """Half width of what fitting the constants moved from one request to others."""
 WHOLE_REPLY_DOUBT = 3.0
@@ -183,14 +187,15 @@ class ErrorTracker:
             residuals.end_row(root)
 
 
-SPREAD, PULL, EDGES, EXTERNAL, FORM, CENTRE = range(6)
+SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE = range(7)
 """Columns of what is kept of a request, each a sum over its windows:
 
 joules that its neighbours in the window could have had in its place; its part of the
 residuals, signed; squares of its watts in its first and last window; its part of the
 joules charged to others; how far its joules differ from those by the constants that
-nobody fitted, signed; active joules under the best model."""
-DOUBTS = 6
+nobody fitted, signed; joules of a prompt whose cached part was inferred; active joules
+under the best model."""
+DOUBTS = 7
 
 
 def doubts_of(
@@ -198,6 +203,7 @@ def doubts_of(
     *,
     inclusive_joules: FloatArray,
     unfitted_joules: FloatArray,
+    inferred_joules: FloatArray,
     doubts: FloatArray,
     residual_joules: float,
     external_joules: float,
@@ -208,7 +214,8 @@ def doubts_of(
     """What a window adds to the doubts of its requests, shape (requests, DOUBTS).
 
     `joules` are active ones under the best model, `unfitted_joules` those before any
-    constants were fitted, `doubts` relative; `began` and
+    constants were fitted, `inferred_joules` prompts' whose cached part is a guess,
+    `doubts` relative; `began` and
     `ended` tell for whom it was the first and the last window.
     """
     found = np.zeros((len(joules), DOUBTS))
@@ -227,6 +234,7 @@ def doubts_of(
         own = max(total - external_joules, 1e-12)
         found[:, EXTERNAL] = inclusive_joules / own * external_joules
     found[:, FORM] = unfitted_joules - joules
+    found[:, INFERRED] = inferred_joules
     found[:, CENTRE] = joules
     return found
 
@@ -257,7 +265,7 @@ def bounds_of(
     what the sensor's readings may be off by, half width by level: of all requests
     alike, and no comparison of windows shows it.
     """
-    spread, pull, edges, external, form, best = doubts.tolist()
+    spread, pull, edges, external, form, inferred, best = doubts.tolist()
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
     centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
@@ -268,6 +276,7 @@ def bounds_of(
         (inclusive * scale.relative * size * spread) ** 2
         + RESIDUAL_WEIGHT * (inclusive * pull) ** 2
         + (inclusive * FORM_FRACTION * form) ** 2
+        + (inclusive * INFERRED_FRACTION * inferred) ** 2
         + (_DEVIATIONS * edge_seconds) ** 2 * edges
         + (EXTERNAL_FRACTION * external) ** 2
     )
