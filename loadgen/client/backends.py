@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -289,6 +289,8 @@ def _tgi_body(
     target: Target,
     options: RequestOptions,
 ) -> Body:
+    if options.top_p is not None and options.top_p >= 1:
+        options = replace(options, top_p=None)  # TGI refuses 1: no cut
     if target.path.endswith(("/chat/completions", "/completions")):
         return _openai_usage_body(messages, output_tokens, target, options)
     parameters: Body = {"details": True}  # without it TGI counts nothing for us
@@ -296,7 +298,7 @@ def _tgi_body(
         parameters["max_new_tokens"] = output_tokens
     if options.temperature:  # TGI refuses 0; leaving it out is its greedy decoding
         parameters |= {"temperature": options.temperature, "do_sample": True}
-    if options.top_p is not None and options.top_p < 1:  # TGI refuses 1: no cut
+    if options.top_p is not None:
         parameters["top_p"] = options.top_p
     return {"inputs": joined(messages), "parameters": parameters}
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from proxy.engines.dialect import Dialect
 from proxy.wire.facts import Update
-from proxy.wire.reply_end import ReplyEnd
+from proxy.wire.headers import media_type
+from proxy.wire.reply_end import ReplyEnd, why_no_reply
 from proxy.wire.sse import SseDecoder, begins_stream
 from proxy.wire.token_count import TokenCount
 
@@ -64,6 +65,10 @@ class StreamReader:
         """Take in one read."""
         for event in self._decoder.feed(data):
             self._take(stamp, self._dialect.read_event(event))
+
+    def take_whole(self, stamp: float, update: Update) -> None:
+        """One whole reply that came in the place of a stream, at its last byte."""
+        self._take(stamp, update)
 
     def finish(self) -> Reply:
         """The reply, once nothing more will come."""
@@ -118,10 +123,14 @@ def read_in_steps(
     """
     if status is None:
         return Reply()
-    error = why_no_stream(dialect, status, headers, pieces)
+    kind, body = media_type(headers), b"".join(pieces)
+    error = why_no_stream(dialect, status, headers, body)
     if error is not None:
         return Reply(error=error)
     reader = StreamReader(dialect, sequences)
+    if not is_stream(kind, body):
+        reader.take_whole(stamps[-1], dialect.read_reply(status, headers, body))
+        return reader.finish()
     for number, (stamp, piece) in enumerate(zip(stamps, pieces, strict=True), 1):
         reader.feed(stamp, piece)
         if number % PIECES_PER_STEP == 0:
@@ -130,16 +139,15 @@ def read_in_steps(
 
 
 def why_no_stream(
-    dialect: Dialect, status: int, headers: Mapping[str, str], pieces: Sequence[bytes]
+    dialect: Dialect, status: int, headers: Mapping[str, str], body: bytes
 ) -> str | None:
-    """Why a reply is not the stream asked for; None if it is one."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = b"".join(pieces)
+    """Why there is no reply, streamed or whole; None if there is one."""
+    kind = media_type(headers)
     if status == 200 and is_stream(kind, body):
         return None
     error = dialect.read_reply(status, headers, body).error
     if status == 200:
-        return error or f"asked for a stream, got {kind or 'no content type'}"
+        return error or why_no_reply(kind, body)
     if 300 <= status < 400:
         where = headers.get("location", "nowhere")
         return f"HTTP {status}: redirects to {where}, which is not followed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from loadgen.simulator.core.truth import RequestTruth
 
 
 class EngineRefusal(Exception):
-    """A request the server does not take: status, and the body in its dialect."""
+    """A request the server does not take: status, and the body in its dialect, which
+    is plain text where it is a string."""
 
     def __init__(self, status: int, body: object) -> None:
         super().__init__(f"status {status}")
@@ -43,12 +45,27 @@ class Generation:
     sequences: int = 1
     more_prompts: Sequence[Sequence[str]] = ()
     """Those after the first; the sequences are shared evenly among all of them."""
+    text_key: str = ""
+    """What the replies' words follow; empty: the request's id."""
+    end_token: str | None = None
+    """The special token that ends each reply: counted, and no part of its text."""
+    skips_cache: bool = False
+    """Its prompt is computed whole, whatever the prefix cache holds."""
+    is_pooled: bool = False
+    """The prompt is read and nothing is written; in the engine, one step's token."""
+    parts: Sequence[int] = ()
+    """Tokens that are computed at a time, each part queued and prefilled anew with all
+    that is before it; empty: all at once."""
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts; an empty one is one: the beginning of the text."""
         prompts = (self.prompt_words, *self.more_prompts)
         return sum(max(1, len(words)) for words in prompts)
+
+    def reply_of(self, words: Sequence[str]) -> str:
+        """The text of a reply of these tokens."""
+        return " ".join(words if self.end_token is None else words[:-1])
 
     def words_of(self, index: int) -> Sequence[str]:
         """The prompt of one sequence."""
@@ -64,7 +81,21 @@ class TokenEvents(Protocol):
         return b""
 
     def token(self, word: bytes, count: int, is_last: bool) -> bytes:
-        """The event of token number `count`, from 1."""
+        """The event of token number `count`, from 1; nothing where it shows in none."""
+
+
+def text_key(
+    request_id: str, seed: object, prompts: Sequence[Sequence[str]], sampling: object
+) -> str:
+    """What the words of a reply follow.
+
+    With a seed of its own a request has the same reply whenever it is asked in the
+    same way, and another one if any of `sampling` (JSON) is changed on its way.
+    """
+    if type(seed) is not int:
+        return request_id
+    told = json.dumps([seed, list(map(list, prompts)), sampling], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def compact(value: object) -> bytes:
@@ -100,6 +131,8 @@ class Gauges:
     running: int
     waiting: int
     kv_used_fraction: float
+    decoding: int = 0
+    """Of those that run: with a token already."""
 
 
 class EngineMetrics(Protocol):
@@ -108,8 +141,8 @@ class EngineMetrics(Protocol):
     def scheduled(self, truth: RequestTruth) -> None:
         """A sequence was computed for the first time."""
 
-    def stepped(self, step: Step) -> None:
-        """A step ended."""
+    def stepped(self, step: Step, generated_tokens: int) -> None:
+        """A step ended, in which so many tokens were written."""
 
     def finished(self, generation: Generation, truths: Sequence[RequestTruth]) -> None:
         """A request got all its tokens."""

@@ -97,14 +97,17 @@ class OpenAIDialect:
         )
 
     def with_usage(self, body: bytes) -> bytes:
-        """The body with `stream_options.include_usage`; every other value kept."""
-        if not self._flavour.usage_on_request:
+        """The body with `stream_options.include_usage`; every other value kept.
+
+        As it is where its options ask for running usage, which vLLM would then send.
+        """
+        if not self._flavour.usage_on_request or _wants_running_usage(body):
             return body
         return with_true(body, "stream_options", "include_usage")
 
     def read_event(self, data: bytes) -> Update:
         """The facts in one event's data; of strange JSON, what can be read."""
-        if is_done(data):
+        if len(data) < MAX_DONE_BYTES and is_done(data):
             return DONE
         try:
             event: Body | None = _decode_body(data)
@@ -140,29 +143,42 @@ def read_openai_request(
     if honours_copies:
         copies = max(as_count(request.n) or 1, as_count(request.best_of) or 1)
     limit = as_count(request.max_completion_tokens)
+    prompts = count_prompts(request.prompt)
     return RequestFacts(
         route=route,
         model=request.model if isinstance(request.model, str) else None,
         is_stream=request.stream is True,
-        sequences=min(copies * count_prompts(request.prompt), MAX_COUNT),
+        sequences=min(copies * prompts, MAX_COUNT),
+        prompts=prompts,
         max_output_tokens=as_count(request.max_tokens) if limit is None else limit,
         wants_usage=wants_usage,
         has_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
     )
 
 
+def _wants_running_usage(body: bytes) -> bool:
+    """Whether a body asks for usage on every event, if only it had usage at all."""
+    if b"continuous_usage_stats" not in body:
+        return False
+    try:
+        options = _decode_request(body).stream_options
+    except UNREADABLE:
+        return False
+    return isinstance(options, dict) and bool(options.get("continuous_usage_stats"))
+
+
 def is_done(data: bytes) -> bool:
     """Whether an event's data is OpenAI's end of a stream, blanks around it or not."""
-    return len(data) < MAX_DONE_BYTES and data.strip() == b"[DONE]"
+    return data.strip() == b"[DONE]"
 
 
 def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
     """The facts in a stream event of this flavour; `data` are its bytes."""
     usage = None if event.usage is None else event.usage.read()
     phases = None if event.metrics is None else event.metrics.read()
-    error = error_of(event, data)
     choices = event.choices or []
-    if not choices or (event.usage is not None and all(map(is_bare, choices))):
+    error = error_of(event, data) if event.error or not choices else None
+    if not choices:
         is_usage_only = event.usage is not None and error is None
         return Update(
             usage=usage, phases=phases, error=error, is_usage_only=is_usage_only
@@ -182,11 +198,18 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         elif delta is None and flavour.text_event_is_token:
             tokens = (tokens or 0) + 1
         finish_reason = choice.finish_reason or finish_reason
-    if tokens is None:
+    is_usage_only = (
+        event.usage is not None
+        and not (is_visible or finish_reason or error)
+        and all(map(is_bare, choices))
+    )
+    if is_usage_only:
+        carries_token, tokens = False, None
+    elif tokens is None:
         carries_token = is_visible or has_token(choices, usage, flavour)
     else:
         carries_token = tokens > 0
-    if finish_reason in FAILED:
+    if finish_reason is not None and finish_reason in FAILED:
         error = error or failure_by(finish_reason)
     is_last = finish_reason is not None and usage is not None
     return Update(
@@ -197,9 +220,12 @@ def update_of_event(event: Body, flavour: Flavour, data: bytes) -> Update:
         phases,
         finish_reason,
         error,
-        is_end=is_last and not flavour.sends_done,
+        is_usage_only,
+        is_last and not flavour.sends_done,
         text=text,
-        has_own_usage=usage is not None and flavour.text_event_is_token,
+        has_own_usage=usage is not None
+        and flavour.text_event_is_token
+        and not is_usage_only,
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from proxy.engines.lenient import decode_leniently
 from proxy.engines.openai import (
     DONE,
+    MAX_DONE_BYTES,
     ROUTES,
     Flavour,
     is_done,
@@ -138,7 +139,7 @@ class TgiDialect:
 
     def read_event(self, data: bytes) -> Update:
         """The facts in one event's data; of strange JSON, what can be read."""
-        if is_done(data):
+        if len(data) < MAX_DONE_BYTES and is_done(data):
             return DONE
         try:
             event: Event | None = _decode_event(data)
@@ -188,6 +189,8 @@ class TgiDialect:
             error=update.error,
             is_end=True,
             text=text,
+            # Without details of the others a count is that of the best reply alone.
+            has_own_usage=not choices and details.best_of_sequences is None,
         )
 
 

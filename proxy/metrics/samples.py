@@ -43,10 +43,12 @@ class Measured:
 
     @property
     def model_idle_watts(self) -> float | None:
-        """Loaded idle less bare idle: what the resident weights draw."""
-        if self.meter.idle_watts is None or self.bare_idle_watts is None:
+        """Loaded less bare idle, at rest if that was seen: the resident weights."""
+        rest_watts = self.meter.rest_watts
+        loaded_watts = self.meter.idle_watts if rest_watts is None else rest_watts
+        if loaded_watts is None or self.bare_idle_watts is None:
             return None
-        return self.meter.idle_watts - self.bare_idle_watts
+        return loaded_watts - self.bare_idle_watts
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,5 +93,6 @@ async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str 
     gauges = read_gauges(reply.text)
     if gauges is None:
         return "no plausible gauge of vLLM or TGI on this page"
-    deliver(EngineObserved((asked_seconds + answered_seconds) / 2, gauges))
+    half_seconds = (answered_seconds - asked_seconds) / 2
+    deliver(EngineObserved(asked_seconds + half_seconds, gauges, half_seconds))
     return None

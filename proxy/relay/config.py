@@ -155,6 +155,24 @@ class RelayOptions:
             multiple=True,
         ),
     ] = ()
+    usage_event: Annotated[
+        str,
+        Option(
+            "The usage event of streams whose clients did not ask for it. drop: ask "
+            "for it and take it out; keep: never ask, pass on what comes; auto: by "
+            "what comes with the first such stream, which is sent as written.",
+            choices=["auto", "drop", "keep"],
+        ),
+    ] = "auto"
+    """An event that the engine sends unasked looks like one that was asked for."""
+    stream_upstream: Annotated[
+        bool,
+        Option(
+            "Ask vLLM for a stream where a client wants one whole reply, and put that "
+            "together: so it is known when each token came.",
+        ),
+    ] = False
+    """Off: the engine's own reply is the one that nobody can doubt."""
     energy_in_response: Annotated[
         bool,
         Option(
@@ -188,8 +206,6 @@ class RelayConfig(RelayOptions, RelayLimits):
     """Shown to clients that speak TLS; None: plain HTTP."""
     upstream_tls: UpstreamTls = field(default_factory=UpstreamTls)
     """For an https upstream; by default the system's authorities are trusted."""
-    asks_for_usage: bool = True
-    """Ask for the usage event where the client did not, and drop it again."""
     tenant_hash_key: str | None = field(default=None, repr=False)
     """Secret under which a tenant without a name of its own is hashed."""
     write_buffer_bytes: int = 256 * 1024

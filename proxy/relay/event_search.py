@@ -82,12 +82,22 @@ class UsageFilter:
     """Takes the one usage-only event out again that the relay itself asked for.
 
     Every other byte passes unchanged and in order; `flush` after the last read.
+    `takes_out` says, when that event is there, whether the engine would have sent it
+    anyway. Usage beside the text is such a sign (vLLM's, where usage is forced) and is
+    reported to `on_running_usage`: no relay asks for it.
     """
 
-    __slots__ = ("_dialect", "_search")
+    __slots__ = ("_dialect", "_on_running_usage", "_search", "_takes_out")
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        takes_out: Callable[[], bool] = lambda: True,
+        on_running_usage: Callable[[], None] = lambda: None,
+    ) -> None:
         self._dialect = dialect
+        self._takes_out = takes_out
+        self._on_running_usage = on_running_usage
         self._search = EventSearch(b'_tokens"', self._is_usage_only)
 
     def feed(self, data: bytes) -> bytes:
@@ -105,4 +115,9 @@ class UsageFilter:
     def _is_usage_only(self, block: bytes) -> bool:
         if b'"usage"' not in block:
             return False
-        return self._dialect.read_event(data_of(block)).is_usage_only
+        update = self._dialect.read_event(data_of(block))
+        if update.carries_token and update.finish_reason is None:
+            if update.usage is not None and update.usage.output_tokens:
+                self._on_running_usage()
+            return False
+        return update.is_usage_only and self._takes_out()

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 
+import msgspec
+
 from proxy.engines import reader_of
+from proxy.relay.assembly import Assembly
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Outgoing, Refusal
 from proxy.relay.config import RelayConfig
@@ -27,9 +30,10 @@ from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection
-from proxy.relay.upstream.upstream import Upstream
+from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
 from proxy.wire.facts import UNMETERED, RequestFacts
+from proxy.wire.headers import staying_here
 from proxy.wire.http1 import ReplyHead
 from proxy.wire.outline import Buffer, outline
 
@@ -73,6 +77,7 @@ REPEATABLE = frozenset([b"GET", b"HEAD", b"OPTIONS"])
 STALE_SECONDS = 1.0
 """A kept connection that the engine had closed is lost within a round trip."""
 
+REDIRECTS = frozenset([301, 302, 303, 307, 308])
 REFUSES_FIELDS = frozenset([400, 422])
 """How a server refuses a body that has a field it does not know."""
 MAX_REFUSAL_BYTES = 256 * 1024
@@ -115,6 +120,7 @@ class Exchange:
     """One request in progress; ends exactly once, in `_finish`."""
 
     __slots__ = (
+        "_assembly",
         "_candidate",
         "_completion",
         "_connecting",
@@ -163,6 +169,8 @@ class Exchange:
         self._refusal: ReplyHead | None = None
         """Kept with its body while it may be about what the relay added."""
         self._refusal_body = b""
+        self._assembly: Assembly | None = None
+        """The client's whole reply, made from a stream or learnt from."""
         self._was_refused_usage = False
         """The engine did not take what the relay had added; sent again without."""
         self._unmetered_key: int | None = None
@@ -251,10 +259,19 @@ class Exchange:
         never at an upstream that could not be reached while another one could.
         """
         core, request = self._core, self._request
-        upstream, admission = self._candidate.upstream, self._candidate.admission
+        upstream = self._candidate.upstream
+        is_witness = self._fit_usage()
+        self._fit_stream()
+        admission = self._candidate.admission
         self._request_bytes = self._candidate.bytes_for(request)
         if admission.has_usage_added:
-            self._outgoing.drop_usage(UsageFilter(upstream.dialect))
+            self._outgoing.drop_usage(
+                UsageFilter(
+                    upstream.dialect,
+                    upstream.takes_usage_out,
+                    upstream.learn_it_forces_usage,
+                )
+            )
         if admission.facts is None:
             upstream.counters.unmetered += 1
             if not admission.is_work:
@@ -265,6 +282,7 @@ class Exchange:
             self._unmetered_key = key
             upstream.guard.feed(RequestOpened(key, at_seconds, request_id, UNREAD))
             return
+        facts = upstream.with_context(facts)
         labels = core.labels.read(facts, request.headers, upstream.models or ())
         upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
         self._tap = tap = Tap(
@@ -278,6 +296,7 @@ class Exchange:
             if labels.is_provisional
             else None,
             wants_stream=facts.is_stream,
+            on_usage_known=upstream.learn_from_witness if is_witness else None,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(
@@ -290,6 +309,30 @@ class Exchange:
                 request.request_id,
                 self._end,
             )
+
+    def _fit_usage(self) -> bool:
+        """Ask for usage or not, as this upstream is; whether it is learnt from this."""
+        upstream = self._candidate.upstream
+        if not self._candidate.admission.has_usage_added:
+            return False
+        asking = upstream.usage_asking
+        is_witness = asking is UsageAsking.LEARNING and not upstream.has_witness
+        if is_witness or asking in (UsageAsking.FORCED, UsageAsking.NEVER):
+            self._candidate = self._candidate.without_usage(self._request)
+        upstream.has_witness = upstream.has_witness or is_witness
+        return is_witness
+
+    def _fit_stream(self) -> None:
+        """Ask for a stream in the place of a whole reply, once the engine has shown
+        what its own whole replies of this kind are like."""
+        streamed = self._candidate.admission.streamed
+        if streamed is None:
+            return
+        upstream = self._candidate.upstream
+        pattern = upstream.whole_replies.get(streamed.kind)
+        self._assembly = Assembly(streamed.kind, pattern)
+        if pattern is not None:
+            self._candidate = self._candidate.as_stream(streamed)
 
     async def _connect(self) -> None:
         upstream = self._candidate.upstream
@@ -336,9 +379,18 @@ class Exchange:
             self._candidate.upstream.refuse_stream_options()
         self._let_go_of_the_body()
         self._set_deadline(self._core.config.read_timeout_seconds)
-        self._outgoing.begin(head)
+        if head.status in REDIRECTS:
+            at = self._candidate.upstream.address
+            headers = staying_here(head.headers, at.authority, at.prefix)
+            head = msgspec.structs.replace(head, headers=headers)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
+        if self._assembly is None or not self._assembly.begin(head):
+            self._begin_reply(head)
+
+    def _begin_reply(self, head: ReplyHead) -> None:
+        """The head that the client gets."""
+        self._outgoing.begin(head)
         if self._completion is not None:
             self._completion.begin(head)
 
@@ -368,6 +420,8 @@ class Exchange:
                 self._send_as_written()
                 return
             self._begin(head)
+        if self._assembly is not None and not self._goes_on(at_seconds, data, is_last):
+            return
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
             self._copy(at_seconds, data)
@@ -383,6 +437,33 @@ class Exchange:
                 return
         if self.deadline_seconds is not None:
             self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def _goes_on(self, at_seconds: float, data: bytes, is_last: bool) -> bool:
+        """Whether a read passes as it is; else it is a part of a whole reply."""
+        assembly = self._assembly
+        if assembly is None or not assembly.is_made:
+            if assembly is not None:
+                assembly.learn(data)
+                if is_last and (pattern := assembly.pattern()) is not None:
+                    upstream = self._candidate.upstream
+                    upstream.whole_replies.setdefault(assembly.kind, pattern)
+            return True
+        self._copy(at_seconds, data)
+        made = assembly.feed(data, is_last=is_last)
+        if isinstance(made, str):
+            self._fail(502, "upstream_closed", made)
+        elif made is not None:
+            head, body = made
+            self._begin_reply(head)
+            if self._completion is None:
+                self._outgoing.write(body, is_last=True)
+                self._finish("ok", None, at=at_seconds)
+            else:
+                self._complete(at_seconds)
+                self._completion.deliver(body, True)
+        elif self.deadline_seconds is not None:
+            self._set_deadline(self._core.config.read_timeout_seconds)
+        return False
 
     def _send_as_written(self) -> None:
         """The engine refuses what was added, as it seems: the same without."""

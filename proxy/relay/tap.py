@@ -11,15 +11,23 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from proxy.engines.dialect import ReplyReader
 from proxy.errors import SseError
 from proxy.meter.estimate import EnergySoFar
 from proxy.relay.counters import RelayCounters
 from proxy.wire.events import Event, RequestClosed, TokensReceived
 from proxy.wire.facts import Labels, Update
-from proxy.wire.headers import Headers, by_name, is_compressed, is_event_stream
+from proxy.wire.headers import (
+    Headers,
+    by_name,
+    is_compressed,
+    is_event_stream,
+    media_type,
+)
 from proxy.wire.redaction import redacted
-from proxy.wire.reply_end import ReplyEnd
+from proxy.wire.reply_end import ReplyEnd, why_no_reply
 from proxy.wire.sse import SseDecoder, begins_stream
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -81,12 +89,14 @@ class Tap:
         "_decoder",
         "_end",
         "_guard",
+        "_has_usage",
         "_headers",
         "_is_json",
         "_is_kind_open",
         "_json",
         "_json_bytes",
         "_key",
+        "_on_usage_known",
         "_reader",
         "_request_headers",
         "_settled_labels",
@@ -106,6 +116,7 @@ class Tap:
         settled_labels: Callable[[bool], Labels] | None = None,
         *,
         wants_stream: bool = False,
+        on_usage_known: Callable[[bool | None], None] | None = None,
     ) -> None:
         """`settled_labels` gives the final labels by whether the request succeeded."""
         self._guard = guard
@@ -124,6 +135,8 @@ class Tap:
         self._is_kind_open = False
         """A stream was asked for, and the first bytes will tell whether it came."""
         self._wants_stream = wants_stream
+        self._on_usage_known = on_usage_known
+        self._has_usage = False
         self._end = ReplyEnd(requires_end=reader.requires_end)
         self.reads: list[tuple[float, bytes]] = []
         """Stamped reads not parsed yet; the relay appends."""
@@ -178,6 +191,9 @@ class Tap:
             error = self._failure()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
+        if self._on_usage_known is not None:
+            is_whole = outcome == "ok" and self._decoder is not None
+            self._on_usage_known(self._has_usage if is_whole else None)
         settled = self._settled_labels
         labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
@@ -216,6 +232,8 @@ class Tap:
         self._counters.events += len(events)
         for update in updates:
             self._end.note(update)
+            if update.usage is not None or update.is_usage_only:
+                self._has_usage = True
         self._guard.feed(TokensReceived(self._key, at_seconds, updates))
 
     def _read_reply(self) -> None:
@@ -223,9 +241,11 @@ class Tap:
             self._counters.unreadable_replies += 1
             return
         status = 0 if self._status is None else self._status
-        update = self._reader.read_reply(
-            status, by_name(self._headers), b"".join(self._json)
-        )
+        headers, body = by_name(self._headers), b"".join(self._json)
+        update = self._reader.read_reply(status, headers, body)
+        if self._wants_stream and update.error is None:
+            error = why_no_reply(media_type(headers), body)
+            update = msgspec.structs.replace(update, error=error)
         self._end.note(update)
         self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
 

@@ -55,6 +55,12 @@ def _engine_metrics(text: str) -> str:
     return text if text in {"auto", "none"} else base_url(text)
 
 
+def _path(text: str) -> str:
+    if not text.startswith("/") or not text.isascii() or len(text.split()) != 1:
+        raise ValueError(f"{text!r} is no path, such as /health")
+    return text
+
+
 def _power(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Sources in order; commas separate them, and the option may be repeated."""
     found = tuple(source for text in texts for source in split_sources(text))
@@ -146,6 +152,16 @@ class UpstreamConfig:
     ] = ()
     models: tuple[str, ...] = ()
     """Those it serves, by the `[[upstream]]` table; empty: as it lists them itself."""
+    health_path: Annotated[
+        str | None,
+        Option(
+            "Where the upstream tells, by any status below 500, that it is up; such "
+            "as /health/liveliness of LiteLLM.",
+            "PATH",
+            parse=_path,
+            default_is="/health; /v1/models for openai",
+        ),
+    ] = None
     engine_metrics: Annotated[
         str,
         Option(

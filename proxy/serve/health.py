@@ -10,11 +10,12 @@ import asyncio
 import logging
 import math
 import ssl
+from typing import Any
 
 import httpx
 import msgspec
 
-from proxy.engines.wire import UNREADABLE
+from proxy.engines.wire import UNREADABLE, as_count
 from proxy.process.http_get import GetError, get
 from proxy.relay.upstream.upstream import Upstream
 
@@ -36,6 +37,7 @@ MAX_SLOW = 2
 
 class _Card(msgspec.Struct):
     id: str
+    max_model_len: Any = None
 
 
 class _Models(msgspec.Struct):
@@ -56,11 +58,14 @@ class HealthWatch:
         tls: ssl.SSLContext,
         asks_models: bool,
         has_fixed_models: bool,
+        path: str | None = None,
     ) -> None:
-        """`has_fixed_models`: `upstream.models` is given, only their cards are read."""
+        """`has_fixed_models`: `upstream.models` is given, only their cards are read.
+        `path` is asked in place of the dialect's own."""
         self._upstream = upstream
         self._tls = tls
         self.asks_models = asks_models
+        self._path = path
         self.has_fixed_models = has_fixed_models
         self._slow = 0
         self._due_seconds = upstream.clock()
@@ -94,10 +99,7 @@ class HealthWatch:
     async def ask(self, *, is_steady: bool = False) -> str | None:
         """None when it answers, else one line why not."""
         upstream = self._upstream
-        path = HEALTH_PATHS.get(upstream.dialect.name, "/health")
-        if is_steady:
-            path = STEADY_PATHS.get(upstream.dialect.name, path)
-        url = f"{upstream.address.url}{path}"
+        url = f"{upstream.address.url}{self._asked_path(is_steady)}"
         async with httpx.AsyncClient(
             trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
         ) as client:
@@ -117,6 +119,13 @@ class HealthWatch:
         upstream.mark_up()
         return None
 
+    def _asked_path(self, is_steady: bool) -> str:
+        name = self._upstream.dialect.name
+        if self._path is not None:
+            return self._path
+        path = HEALTH_PATHS.get(name, "/health")
+        return STEADY_PATHS.get(name, path) if is_steady else path
+
     def _failed(self, reason: str, *, is_sure: bool) -> str:
         upstream = self._upstream
         self._slow += 1
@@ -133,7 +142,11 @@ class HealthWatch:
             url = f"{upstream.address.url}/v1/models"
             reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
             listed = _decode_models(reply.body).data
-            cards = {_decode_card(card).id: card.copy() for card in listed}
+            read = [_decode_card(card) for card in listed]
+            cards = {
+                card.id: raw.copy() for card, raw in zip(read, listed, strict=True)
+            }
+            lengths = {card.id: as_count(card.max_model_len) for card in read}
         except (GetError, *UNREADABLE) as error:
             if upstream.models is None:
                 log.warning(
@@ -142,5 +155,8 @@ class HealthWatch:
                 )  # fmt: skip
             return
         upstream.cards = cards
+        upstream.context_tokens = {
+            name: length for name, length in lengths.items() if length
+        }
         if not self.has_fixed_models:
             upstream.models = tuple(cards)

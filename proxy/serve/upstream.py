@@ -17,6 +17,7 @@ from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot, Measured
+from proxy.power.accuracy import accuracy_of
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.power.hardware import HardwareLog
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
@@ -60,6 +61,7 @@ class MeteredUpstream:
         boundaries = tuple(sensor.boundary for sensor in planned) or ("none",)
         meter_config = MeterConfig(
             boundaries=boundaries,
+            sensor_fraction=self._sensor_fraction,
             policy=metering.policy,
             window_seconds=metering.window_seconds,
             has_sensor=bool(planned),
@@ -70,8 +72,8 @@ class MeteredUpstream:
         self.meter = Meter(meter_config)
         self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
-        self.run = run or ProcessRun()
         self.hardware = HardwareLog()
+        self.run = run or ProcessRun()
 
     def open_upstream(
         self, config: RelayConfig, clock: Callable[[], float]
@@ -91,6 +93,7 @@ class MeteredUpstream:
             tls=self._tls,
             asks_models=not self.is_alone,
             has_fixed_models=bool(self.config.models),
+            path=self.config.health_path,
         )
         return self.upstream
 
@@ -167,8 +170,8 @@ class MeteredUpstream:
             self.measured,
             self.health.answer,
             self.upstream,
-            self.run,
             self.hardware,
+            self.run,
         )
 
     async def keep_calibration(self) -> None:
@@ -200,6 +203,13 @@ class MeteredUpstream:
             slowdown_seconds=dict(self.hardware.slowdown_seconds),
             limit_changes=dict(self.hardware.limit_changes),
         )
+
+    def _sensor_fraction(self, boundary: str) -> float:
+        """What a boundary's readings may be off by; 0 where nobody states it."""
+        stats = self.sensors.stats_of(boundary)
+        source = self.sensors.sources.get(boundary, "none")
+        is_simulated = bool(stats and stats.is_simulated)
+        return accuracy_of(source, is_simulated=is_simulated) or 0.0
 
     def _provenance(self) -> Provenance:
         """Origin of the joules in replies."""

@@ -76,6 +76,8 @@ class EngineObserved(msgspec.Struct, frozen=True, tag=True, gc=False):
 
     at_seconds: float
     gauges: EngineGauges
+    spread_seconds: float = 0.0
+    """The engine wrote it down within so much of `at_seconds`."""
 
 
 class HardwareObserved(msgspec.Struct, frozen=True, tag=True, gc=False):

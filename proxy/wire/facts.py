@@ -43,6 +43,10 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     is_stream: bool = False
     sequences: int = 1
     """Outputs asked for: prompts x n (or best_of)."""
+    prompts: int = 1
+    """Those that the request has, each for itself."""
+    context_tokens: int | None = None
+    """The longest that the model takes, prompt and output: no count is beyond it."""
     max_output_tokens: int | None = None
     wants_usage: bool = False
     """The client itself asked for the usage event."""

@@ -9,7 +9,7 @@ duplicates of the rest are kept.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
@@ -64,6 +64,31 @@ def request_id_of(headers: Headers) -> bytes:
     if 0 < len(text) <= MAX_REQUEST_ID_BYTES and text.isascii() and text.isprintable():
         return value
     return uuid.uuid4().hex.encode()
+
+
+def staying_here(headers: Headers, authority: bytes, prefix: bytes) -> Headers:
+    """A redirect to the address that an upstream is asked at, as a path of this proxy.
+
+    An engine makes it of the Host that it was sent, its own (vLLM answers a trailing
+    slash so): a client that follows it would get there and pass the proxy by. Any other
+    location stays as it is, and so does one that as a path would name another host.
+    """
+    return [
+        (name, _path_here(value, authority, prefix))
+        if name.lower() == b"location"
+        else (name, value)
+        for name, value in headers
+    ]
+
+
+def _path_here(location: bytes, authority: bytes, prefix: bytes) -> bytes:
+    scheme, _, rest = location.partition(b"://")
+    host, slash, path = rest.partition(b"/")
+    is_own = scheme.lower() in (b"http", b"https") and host.lower() == authority.lower()
+    if not (is_own and slash) or not (slash + path).startswith(prefix + b"/"):
+        return location
+    here = (slash + path).removeprefix(prefix)
+    return location if here.startswith((b"//", b"/\\")) else here
 
 
 def request_head(
@@ -148,6 +173,11 @@ def is_compressed(headers: Headers) -> bool:
     """Whether a reply's bytes must be decoded before anyone can read them."""
     codings = values_of(headers, b"content-encoding")
     return any(value.strip().lower() not in (b"", b"identity") for value in codings)
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """What a reply says that it is, without parameters; empty if it does not."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def by_name(headers: Headers) -> dict[str, str]:

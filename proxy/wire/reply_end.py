@@ -12,6 +12,16 @@ from proxy.wire.facts import Update
 CUT_SHORT = "the stream ended before its end marker"
 
 
+def why_no_reply(kind: str, body: bytes) -> str | None:
+    """Why a body that is no stream is no whole reply in its place; None if it is JSON.
+
+    Some servers answer a request for a stream with one whole reply.
+    """
+    if body.lstrip()[:1] in (b"{", b"["):
+        return None
+    return f"asked for a stream, got {kind or 'no content type'}"
+
+
 class ReplyEnd:
     """What a reply has told of its end so far; `note` every update, in order."""
 

@@ -15,6 +15,9 @@ it is added up, and known once every prompt has ended.
 A stream that breaks off has no final usage: what was seen of it until then is the least
 that the engine computed, and is told apart from a count.
 
+Cached tokens of a list of prompts are those of one of them (vLLM), so unknown.
+
+A count beyond the model's context, where that is known, is a mistake and unknown.
 Some servers fill usage with zeros until the end, or for ever. No text has no tokens:
 beside an event that carries any, a count of zero is unknown.
 """
@@ -30,12 +33,14 @@ class TokenCount:
     __slots__ = (
         "are_counts_exact",
         "cached_tokens",
+        "context_tokens",
         "counted_tokens",
         "has_final_usage",
         "has_running_usage",
         "is_streamed",
         "output_tokens",
         "prompt_tokens",
+        "prompts",
         "sequences",
         "told_sequences",
     )
@@ -44,10 +49,14 @@ class TokenCount:
         self,
         *,
         sequences: int = 1,
+        prompts: int = 1,
+        context_tokens: int | None = None,
         is_streamed: bool = True,
         has_running_usage: bool = False,
     ) -> None:
         self.sequences = max(sequences, 1)
+        self.prompts = prompts
+        self.context_tokens = context_tokens
         self.is_streamed = is_streamed
         self.has_running_usage = has_running_usage and self.sequences == 1
         """Usage comes with every event, and is cumulative over the request."""
@@ -87,7 +96,9 @@ class TokenCount:
     def finish(self) -> None:
         """No more will come: fix the counts."""
         if 0 < self.told_sequences < self.sequences:
-            self.prompt_tokens = self.output_tokens = None
+            self.output_tokens = None
+            if self.prompts > 1:
+                self.prompt_tokens = None
             return
         if self.counted_tokens and not self.output_tokens:
             are_known = self.are_counts_exact
@@ -102,6 +113,8 @@ class TokenCount:
 
     def _read_usage(self, update: Update, usage: Usage) -> int | None:
         """Note usage; the cumulative output count, where this event has one."""
+        if self.context_tokens is not None:
+            usage = self._plausible(usage, self.context_tokens)
         if update.has_own_usage:
             self.told_sequences += 1
             self.has_final_usage = self.told_sequences >= self.sequences
@@ -112,7 +125,7 @@ class TokenCount:
             return None
         if usage.prompt_tokens is not None:
             self.prompt_tokens = usage.prompt_tokens
-        if usage.cached_tokens is not None:
+        if usage.cached_tokens is not None and self.prompts == 1:
             self.cached_tokens = usage.cached_tokens
         output_tokens = usage.output_tokens
         if output_tokens is None:
@@ -131,3 +144,12 @@ class TokenCount:
             self.has_final_usage = True
         self.output_tokens = output_tokens
         return output_tokens
+
+    def _plausible(self, usage: Usage, context_tokens: int) -> Usage:
+        """The counts that fit in the contexts of all sequences; others are unknown."""
+        most = context_tokens * max(self.sequences, self.prompts)
+        counts = (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        if all(count is None or count <= most for count in counts):
+            return usage
+        known = (None if count is None or count > most else count for count in counts)
+        return Usage(*known)

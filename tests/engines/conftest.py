@@ -12,13 +12,16 @@ import pytest
 from tests.engines.vllm_server import Metered, metered, running_vllm
 from tests.support.paths import ROOT
 
-HOW = "no real engine: export SERVEWATT_ENGINES=$(.ci/engines), then pytest -m {mark}"
+HOW = "not there: export {variable}=$(.ci/{folder}), then pytest -m {mark}"
+FOLDERS = {"vllm": "engines", "transformers": "engines", "clients": "clients"}
+"""By mark: which of `.ci/` prints the folder that such a test needs."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in ("vllm", "transformers"):
-        if item.get_closest_marker(mark) and "SERVEWATT_ENGINES" not in os.environ:
-            pytest.skip(HOW.format(mark=mark))
+    for mark, folder in FOLDERS.items():
+        variable = f"SERVEWATT_{folder.upper()}"
+        if item.get_closest_marker(mark) and variable not in os.environ:
+            pytest.skip(HOW.format(variable=variable, folder=folder, mark=mark))
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +29,14 @@ def engines() -> Path:
     """The `bin` folder of the environment that has the engines."""
     folder = Path(os.environ["SERVEWATT_ENGINES"]) / "bin"
     assert (folder / "vllm").exists(), f"no vLLM in {folder}; make it with .ci/engines"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clients() -> Path:
+    """The environment that has the published clients."""
+    folder = Path(os.environ["SERVEWATT_CLIENTS"])
+    assert (folder / "complete").exists(), f"half made: {folder}; use .ci/clients"
     return folder
 
 

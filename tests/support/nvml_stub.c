@@ -59,6 +59,11 @@ const char *nvmlErrorString(nvmlReturn_t code) {
     return code == 15 ? "GPU is lost" : code == 1 ? "Uninitialized" : code == 3 ? "Not Supported" : "scripted error";
 }
 
+nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned int length) {
+    snprintf(out, length, "000.00-stub");
+    return 0;
+}
+
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *out) { *out = count(); return 0; }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *out) {

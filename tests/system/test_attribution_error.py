@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.attribution_error import Row, Scenario, learnt, rows_of
+from benchmarks.attribution.scenarios import Scenario
+from benchmarks.attribution_error import Row, learnt, rows_of
 from proxy.meter.attribution.policies import by_calibration
 
 
@@ -38,6 +39,13 @@ def test_calibrated_learns_the_engine_to_five_percent(
     assert fitted.median_error < rows["phase", "active"].median_error
     for bias in fitted.bias.values():
         assert bias == pytest.approx(1.0, abs=0.05)
+
+
+def test_idle_hardly_makes_the_published_figure_worse(
+    rows: dict[tuple[str, str], Row],
+) -> None:
+    active = rows["calibrated", "active"].median_error
+    assert rows["calibrated", "inclusive"].median_error <= 1.3 * active
 
 
 def test_what_a_run_learnt_serves_the_next_one_from_its_first_request() -> None:

@@ -73,7 +73,10 @@ def both(
                 return failure_of(error)
 
     async def scene() -> tuple[Any, Any, Metered]:
-        async with asyncio.timeout(PATIENCE_SECONDS), relaying(script) as bench:
+        async with (
+            asyncio.timeout(PATIENCE_SECONDS),
+            relaying(script, usage_event="drop") as bench,
+        ):
             direct = await at(bench.upstream.url)
             proxied = await at(f"http://127.0.0.1:{bench.relay.port}")
             return direct, proxied, await bench.meter.only()

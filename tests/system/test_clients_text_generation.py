@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from loadgen.simulator.core.text import drawn_tokens
 from tests.support.both_ways import (
     Ask,
     Asked,
@@ -123,8 +124,8 @@ ANSWERED: dict[str, Ask] = {
 NO_TOKENS = {
     f"no-tokens-{name}": refused(ask, max_new_tokens=0) for name, ask in EVERY.items()
 }
-TOO_LONG = {
-    f"too-long-{name}": refused(ask, max_new_tokens=10**7)
+TOO_MANY = {
+    f"too-many-{name}": refused(ask, stop_sequences=list("abcde"))
     for name, ask in EVERY.items()
 }
 BROKEN = {f"broken-{name}": refused(ask) for name, ask in EVERY.items()} | {
@@ -148,7 +149,7 @@ def status_in(name: str, whole: int) -> int:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Asked]]:
     with both_ways(tmp_path_factory.mktemp("tgi"), "tgi") as ways:
         strict = {"chat-stream": refused(async_chat_stream)}
-        yield ask_both(ways, ANSWERED | NO_TOKENS | TOO_LONG | strict)
+        yield ask_both(ways, ANSWERED | NO_TOKENS | TOO_MANY | strict)
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -161,7 +162,9 @@ def test_the_package_reads_the_same_with_the_proxy_and_without(
     if "stream" in name:
         count = len(found)
         assert found[-1]["details"]["generated_tokens"] == count
-        assert found[-1]["generated_text"] == "".join(e["token"]["text"] for e in found)
+        assert found[-1]["generated_text"] == "".join(
+            e["token"]["text"] for e in found if not e["token"]["special"]
+        )
     elif "chat" in name:
         count = found["usage"]["completion_tokens"]
     else:
@@ -173,14 +176,15 @@ def test_the_package_reads_the_same_with_the_proxy_and_without(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NO_TOKENS | TOO_LONG)
+@pytest.mark.parametrize("name", NO_TOKENS | TOO_MANY)
 def test_what_fails_validation_raises_the_packages_validation_error(
     served: dict[str, Asked], name: str
 ) -> None:
     asked = served[name]
     assert asked.proxied == asked.direct
     assert asked.proxied["type"] == "text_generation.errors.ValidationError"
-    assert "max_new_tokens" in asked.proxied["text"]
+    named = "max_new_tokens" if name in NO_TOKENS else "stop"
+    assert f"`{named}`" in asked.proxied["text"]
     assert errors_of(asked.record) == ("error", status_in(name, 422))
     assert asked.record["error"] == asked.proxied["text"]
 
@@ -218,11 +222,20 @@ def test_a_generation_that_breaks_raises_the_packages_generation_error(
 def occupied(ways: Ways) -> Iterator[None]:
     """One request that runs and one that waits, for as long as this lasts."""
     until = threading.Event()
+    # TGI cannot be told a length: of many ids the one with the longest reply
+    names = (f"long-{number}" for number in range(20_000))
+    longest = max(names, key=lambda name: drawn_tokens(0, name, 1, 100_000))
 
     def hold() -> None:
-        body = {"inputs": "a", "parameters": {"max_new_tokens": 100_000}}
+        body = {
+            "inputs": "a",
+            "parameters": {"max_new_tokens": 100_000, "do_sample": True},
+        }
         url = f"{ways.direct}/generate_stream"
-        with httpx.stream("POST", url, json=body, timeout=None) as reply:
+        headers = {"x-request-id": longest}
+        with httpx.stream(
+            "POST", url, json=body, headers=headers, timeout=None
+        ) as reply:
             for _ in reply.iter_raw():
                 if until.is_set():
                     return
@@ -243,7 +256,7 @@ def occupied(ways: Ways) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Asked]]:
-    full = ("--max-num-seqs", "1", "--max-num-queued", "1")
+    full = ("--max-num-seqs", "1", "--max-num-queued", "2")
     with (
         both_ways(tmp_path_factory.mktemp("busy"), "tgi", *full) as ways,
         occupied(ways),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.attribution_error import Scenario, load, play, replace_sensor
+from benchmarks.attribution.load import load
+from benchmarks.attribution.scenarios import Scenario
+from benchmarks.attribution.sight import play
 from benchmarks.free_checks import (
     Run,
     class_mix_regression,
@@ -28,8 +30,7 @@ KINDS = ("talk", "paste")
 
 def simulated(scenario: Scenario, count: int) -> dict[str, Run]:
     """What every policy charged, in order of arrival; `truth` is the simulator's."""
-    made = load(replace_sensor(scenario), count)
-    assert made.trace is not None
+    made = load(scenario, count)
     records, _ = play(made, scenario, Meter(), 0.001)
     records.sort(key=lambda record: record.arrived_seconds)
     kinds = [record.kind for record in records]
@@ -37,7 +38,7 @@ def simulated(scenario: Scenario, count: int) -> dict[str, Run]:
         policy: Run(kinds, [record.energy.policy_joules[policy] for record in records])
         for policy in POLICIES
     }
-    truth = [made.trace.truth[record.request_id] for record in records]
+    truth = [made.done.truth[record.request_id] for record in records]
     true = [each.prefill_joules + each.decode_joules for each in truth]
     return runs | {"truth": Run(kinds, true)}
 

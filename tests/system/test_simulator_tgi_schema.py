@@ -177,10 +177,45 @@ def test_streams_and_their_headers_are_as_documented(
 
 @pytest.mark.parametrize("path", ["/generate", "/", "/v1/chat/completions"])
 def test_errors_are_as_documented(url: str, path: str) -> None:
-    for body in ({"inputs": "", "messages": []}, {"inputs": "a", "messages": 7}):
-        reply = post(f"{url}{path}", json=body | {"parameters": {"max_new_tokens": 0}})
+    too_few = {"parameters": {"max_new_tokens": 0}, "max_tokens": 0}
+    for body in (
+        {"inputs": "", "messages": []},
+        {"inputs": "a", "messages": [{"role": "user", "content": "a"}]},
+    ):
+        reply = post(f"{url}{path}", json=body | too_few)
         assert reply.status_code == 422
         assert list(faults(reply.json(), ERROR)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 422),
+        (b'{"inputs":7,"messages":7,"prompt":7}', "application/json", 422),
+        (b"{}", "text/plain", 415),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["/generate_stream", "/v1/chat/completions", "/v1/completions"]
+)
+def test_a_body_that_cannot_be_decoded_is_plain_text_before_any_stream(
+    url: str, path: str, content: bytes, kind: str, status: int
+) -> None:
+    reply = post(f"{url}{path}", content=content, headers={"content-type": kind})
+    assert reply.status_code == status
+    assert reply.headers["content-type"].startswith("text/plain")
+    assert reply.text.startswith(("Failed to", "Expected request"))
+
+
+def test_other_routes_are_those_of_the_cloud_platforms(url: str) -> None:
+    asked = {"inputs": "a b", "parameters": {"max_new_tokens": 3}}
+    (native,) = post(f"{url}/invocations", json=asked).json()
+    assert native["generated_text"].startswith("a b ")  # as `/` does
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    assert "message" in post(f"{url}/invocations", json=chat).json()["choices"][0]
+    predictions = post(f"{url}/vertex", json={"instances": [asked, asked]}).json()
+    assert len(predictions["predictions"]) == 2
 
 
 def test_pages_are_as_documented(url: str) -> None:

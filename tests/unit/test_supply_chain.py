@@ -15,7 +15,10 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-LOCKS = ("requirements.lock", "requirements-dev.lock", ".ci/audit.lock")
+LOCKS = (
+    "requirements.lock", "requirements-dev.lock", ".ci/audit.lock",
+    "tests/engines/clients.lock", "tests/engines/engines.lock",
+)  # fmt: skip
 RUNTIME = [
     *PROJECT["project"]["dependencies"],
     *PROJECT["build-system"]["requires"],
@@ -32,7 +35,7 @@ def pins(path: Path) -> Iterator[tuple[Requirement, list[str]]]:
     """Each pinned release of a lock file, with the hashes of its files."""
     for block in path.read_text().replace("\\\n", "").splitlines():
         words = re.split(r"\s+--hash=", block.strip())
-        if words[0]:
+        if words[0] and not words[0].startswith("#"):
             yield Requirement(words[0]), words[1:]
 
 
@@ -42,7 +45,12 @@ def normal(name: str) -> str:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_requirement_is_locked_with_hashes(name: str) -> None:
-    wanted = {"requirements.lock": RUNTIME, "requirements-dev.lock": DEV}.get(name, [])
+    clients = (ROOT / "tests/engines/clients.in").read_text().splitlines()
+    wanted = {
+        "requirements.lock": RUNTIME,
+        "requirements-dev.lock": DEV,
+        "tests/engines/clients.lock": [one for one in clients if one[:1] != "#"],
+    }.get(name, [])
     locked: dict[str, list[str]] = {}
     for pin, hashes in pins(ROOT / name):
         (only,) = pin.specifier
@@ -72,6 +80,11 @@ def test_image_and_ci_install_what_is_locked() -> None:
     image, ci = ((ROOT / name).read_text() for name in ("Dockerfile", ".ci/run"))
     assert "--require-hashes -r requirements.lock" in image
     assert "--require-hashes -r requirements-dev.lock" in ci
+    engines, clients = (
+        (ROOT / name).read_text() for name in (".ci/engines", ".ci/clients")
+    )
+    assert clients.count("--require-hashes") == 1
+    assert engines.count("--require-hashes") == 3
     for text in (image, ci):
         installs = [
             line

@@ -51,7 +51,7 @@ class Ticket:
     words: Sequence[Sequence[str]]
     """The replies, decided beforehand."""
     truths: Sequence[RequestTruth]
-    engine_ids: Sequence[str]
+    engine_ids: list[str]
     outcome: asyncio.Future[str]
     """Set when the request is over: `ok`, `aborted` or `failed`."""
     fails_at: int | None = None
@@ -68,7 +68,7 @@ class Ticket:
     @property
     def texts(self) -> list[str]:
         """The reply of each sequence."""
-        return [" ".join(words) for words in self.words]
+        return [self.generation.reply_of(words) for words in self.words]
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +79,16 @@ class _Job:
     index: int
     words: list[bytes]
     count: int = field(default=0)
+    part_ends: int = 0
+    """Count at which the engine is done with what it was given."""
+    later_parts: deque[int] = field(default_factory=deque)
+    later: list[RequestTruth] = field(default_factory=list)
+    """Truths of the parts after the first."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Its one token is none that anybody sees."""
+        return self.ticket.generation.is_pooled
 
 
 def unix_offset_seconds(
@@ -136,15 +146,19 @@ class Runner:
         """Queue a request now; its tokens go to `sink` as they come."""
         config, self._submitted = self.engine.config, self._submitted + 1
         now_seconds = time.monotonic()
+        key = generation.text_key or generation.request_id
         replies = [
-            reply_words(config.seed, generation.request_id, i, generation.output_tokens)
+            reply_words(config.seed, key, i, generation.output_tokens)
             for i in range(generation.sequences)
         ]
+        if generation.end_token is not None:
+            replies = [[*words[:-1], generation.end_token] for words in replies]
+        parts = generation.parts or (generation.output_tokens,)
         names = [f"{self._submitted}/{i}" for i in range(generation.sequences)]
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             prompt = generation.words_of(index)
-            tokens = max(1, len(prompt)), generation.output_tokens
-            hashes = block_hashes([*prompt, *words] if config.prefix_cache else [])
+            tokens = max(1, len(prompt)), parts[0]
+            hashes = self._hashes(generation, [*prompt, *words])
             self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
             generation,
@@ -158,7 +172,15 @@ class Runner:
         )
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             spoken = [words[0].encode(), *(b" " + word.encode() for word in words[1:])]
-            self._jobs[name] = _Job(ticket, index, spoken)
+            if generation.end_token is not None:
+                spoken[-1] = generation.end_token.encode()
+            self._jobs[name] = _Job(
+                ticket,
+                index,
+                spoken,
+                part_ends=parts[0],
+                later_parts=deque(parts[1:]),
+            )
         self._wake.set()
         return ticket
 
@@ -184,6 +206,7 @@ class Runner:
             self.engine.running + ending,
             self.engine.waiting,
             self.engine.kv_used_fraction,
+            decoding=sum(job.count > 0 for job in self._jobs.values()),
         )
 
     def readings(self) -> list[SensorReading]:
@@ -226,7 +249,9 @@ class Runner:
         return generation.output_tokens // 2 + 1
 
     def _hand_out(self, step: Step) -> None:
-        self.metrics.stepped(step)
+        jobs = [self._jobs.get(name) for name in step.emitted]
+        pooled = sum(job is not None and job.is_pooled for job in jobs)
+        self.metrics.stepped(step, len(step.emitted) - pooled)
         for name in step.emitted:
             job = self._jobs.get(name)
             if job is None:  # aborted while the step was under way
@@ -240,19 +265,47 @@ class Runner:
             is_last = job.count == len(job.words)
             ticket.sink.token(job.index, job.words[job.count - 1], job.count, is_last)
             if is_last:
+                _add_up(ticket.truths[job.index], job.later)
                 ticket.unfinished -= 1
                 if not ticket.unfinished:
                     self.metrics.finished(ticket.generation, ticket.truths)
                     self._close(ticket, "ok")
+            elif job.count == job.part_ends and job.later_parts:
+                self._submit_next_part(self._jobs.pop(name))
         if step.finished:
             self.curve.forget_before(step.end_seconds - CURVE_SECONDS)
+
+    def _hashes(self, generation: Generation, words: Sequence[str]) -> tuple[int, ...]:
+        """Blocks by which the prefix cache knows a prompt and its reply."""
+        is_cached = self.engine.config.prefix_cache and not generation.skips_cache
+        return block_hashes(words) if is_cached else ()
+
+    def _submit_next_part(self, job: _Job) -> None:
+        """The prompt and all that was written go to the back of the queue."""
+        ticket, generation = job.ticket, job.ticket.generation
+        prompt, words = generation.words_of(job.index), ticket.words[job.index]
+        part = job.later_parts.popleft()
+        name = f"{ticket.engine_ids[job.index]}+{job.count}"
+        hashes = self._hashes(generation, [*prompt, *words])
+        so_far = max(1, len(prompt)) + job.count
+        self.engine.submit(SimRequest(name, time.monotonic(), so_far, part, hashes))
+        job.later.append(self.engine.truth[name])
+        job.part_ends += part
+        ticket.engine_ids.append(name)
+        self._jobs[name] = job
+        self._wake.set()
 
     def _close(self, ticket: Ticket, outcome: str) -> None:
         ticket.is_closed = True
         for name in ticket.engine_ids:
-            self._jobs.pop(name, None)
+            job = self._jobs.pop(name, None)
+            if job is not None:
+                _add_up(ticket.truths[job.index], job.later)
             self.engine.abort(name)
             self.engine.truth.pop(name, None)
+        if ticket.generation.is_pooled:
+            for truth in ticket.truths:
+                truth.output_tokens = 0
         record = truth_record(
             ticket.generation.request_id,
             outcome,
@@ -263,3 +316,16 @@ class Runner:
         self.records.append(record)
         if not ticket.outcome.done():
             ticket.outcome.set_result(outcome)
+
+
+def _add_up(truth: RequestTruth, later: list[RequestTruth]) -> None:
+    """The parts of one sequence as one; each counts once."""
+    for part in later:
+        truth.prefill_joules += part.prefill_joules
+        truth.decode_joules += part.decode_joules
+        truth.idle_share_joules += part.idle_share_joules
+        truth.prefilled_tokens += part.prefilled_tokens
+        truth.output_tokens += part.output_tokens
+        truth.preemptions += part.preemptions
+        truth.last_token_seconds = part.last_token_seconds or truth.last_token_seconds
+    later.clear()

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from aiohttp import HttpVersion11, web
 
-from loadgen.simulator.wire import TokenEvents, compact
+from loadgen.simulator.wire import EngineRefusal, TokenEvents, compact
 
 USABLE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 SERVER = {"server": "servewatt-simulator"}
@@ -53,7 +53,7 @@ class StreamSink:
         """Send the events of one token."""
         events = self._events[index]
         data = events.token(word, count, is_last)
-        if self._is_chunked:
+        if self._is_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if count == 1:
             data = self._framed(events.opening()) + data
@@ -91,6 +91,17 @@ async def opened(
         raise ConnectionResetError("the client left before the stream was opened")
     is_chunked = request.version >= HttpVersion11
     return StreamSink(response, transport, events, is_chunked=is_chunked)
+
+
+def refusal_reply(
+    refusal: EngineRefusal, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A refusal by status: JSON, or the plain text of a web framework."""
+    if not isinstance(refusal.body, str):
+        return json_reply(refusal.body, refusal.status, headers)
+    return web.Response(
+        text=refusal.body, status=refusal.status, headers={**SERVER, **(headers or {})}
+    )
 
 
 def json_reply(

@@ -21,6 +21,7 @@ class TgiMetrics:
 
     def __init__(self) -> None:
         self._count = self._success = self._prefills = self._decodes = 0
+        self._has_queue = self._has_batch = False
         self._failures = dict.fromkeys(FAILURES, 0)
         page = self._page = Page()
         self._total, self._queue, self._inference, self._per_token = (
@@ -39,10 +40,12 @@ class TgiMetrics:
 
     def scheduled(self, truth: RequestTruth) -> None:
         """A sequence was computed for the first time."""
+        self._has_queue = True
         self._input.observe(truth.prompt_tokens)
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
+        self._has_batch = True
         self._prefills += bool(step.prefill_tokens)
         self._decodes += bool(step.decodes)
 
@@ -73,10 +76,16 @@ class TgiMetrics:
             ({"method": "prefill"}, self._prefills),
             ({"method": "decode"}, self._decodes),
         ]
+        # A gauge exists once it was set: the queue's with a first request, the batch's
+        # when a prefill is done.
+        shown = []
+        if self._has_batch:
+            shown.append(family("tgi_batch_current_size", "gauge", gauges.decoding))
+        if self._has_queue:
+            shown.append(family("tgi_queue_size", "gauge", gauges.waiting))
         return self._page.text(
             [
-                family("tgi_batch_current_size", "gauge", gauges.running),
-                family("tgi_queue_size", "gauge", gauges.waiting),
+                *shown,
                 family("tgi_request_count", "counter", self._count),
                 family("tgi_request_success", "counter", self._success),
                 family("tgi_request_failure", "counter", failures),

@@ -110,10 +110,12 @@ class Comparison:
     """The scrape before."""
     has_progressed: bool | None
     """The engine computed something since then; None: it does not tell."""
-    has_preempted: bool
-    """It set sequences aside since then."""
+    has_preempted: bool | None
+    """It set sequences aside since then; None: it does not tell."""
     is_empty: bool
     """Nobody was in the engine."""
+    has_tokens: bool
+    """The engine tells its tokens: external work is known by those."""
     waits_from_seconds: float
     """Who arrived at or after this was waiting; inf: nobody is known to have been."""
 
@@ -157,6 +159,7 @@ class GaugeLog:
                 has_progressed,
                 _has_preempted(last, gauges),
                 total == 0,
+                gauges.prompt_tokens is not None and gauges.output_tokens is not None,
                 _waits_from(gauges.waiting - outside, inside),
             )
         )
@@ -179,7 +182,9 @@ class GaugeLog:
 
     def awaits(self, end_seconds: float, now_seconds: float) -> bool:
         """External requests were there; the next scrape says whether they stayed."""
-        return not self.covers(end_seconds, now_seconds) and self._seen[-1].external > 0
+        last = self._seen[-1] if self._seen else None
+        is_there = last is not None and last.external > 0 and not last.has_tokens
+        return is_there and not self.covers(end_seconds, now_seconds)
 
     def waiting_until(
         self, arrived_seconds: float, before_seconds: float
@@ -192,6 +197,23 @@ class GaugeLog:
             if waited and seen.at_seconds < before_seconds:
                 return seen.at_seconds
         return None
+
+    def was_calm(self, start_seconds: float, end_seconds: float) -> bool:
+        """The engine's own count says that it set nobody aside in between."""
+        for seen in self._seen:
+            if seen.at_seconds <= start_seconds:
+                continue
+            if seen.has_preempted is not False:
+                return False
+            if seen.at_seconds >= end_seconds:
+                return True
+        return False
+
+    def will_tell(self, at_seconds: float, now_seconds: float) -> bool:
+        """Whether the next scrape will say if anybody was set aside by an instant."""
+        if self.covers(at_seconds, now_seconds):
+            return False
+        return self._seen[-1].has_preempted is not None
 
     def is_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """No scrape hints that the engine did anything in between."""
@@ -213,12 +235,18 @@ class GaugeLog:
     ) -> list[RequestTimeline]:
         """Made-up requests that ran in between, in place of those not the proxy's.
 
-        One for each that was there in two scrapes running, from one to the other.
+        One for each that was there in two scrapes running, from one to the other,
+        where the engine does not tell its tokens.
         """
         found: list[RequestTimeline] = []
         before: Comparison | None = None
         for seen in self._seen:
-            if before is not None and seen.has_progressed is not False:
+            is_by_tokens = before is not None and before.has_tokens and seen.has_tokens
+            if (
+                before is not None
+                and seen.has_progressed is not False
+                and not is_by_tokens
+            ):
                 began = max(before.at_seconds, start_seconds)
                 ended = min(seen.at_seconds, end_seconds)
                 stayed = min(before.external, seen.external)
@@ -248,9 +276,9 @@ def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | N
     return gauges.progress != last.progress
 
 
-def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool:
+def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
     if last is None or last.preemptions is None or gauges.preemptions is None:
-        return False
+        return None
     return gauges.preemptions > last.preemptions
 
 

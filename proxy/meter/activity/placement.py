@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -41,10 +41,14 @@ class PromptSpeed:
     """
 
     def __init__(self) -> None:
-        self.token_seconds = PROMPT_TOKEN_SECONDS
         self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self._tokens = 0.0
-        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Nothing is learnt yet, or it was from wrong counts."""
+        self.token_seconds = PROMPT_TOKEN_SECONDS
+        self._samples.clear()
+        self._tokens = self._seconds = 0.0
 
     def learn(self, tokens: float, seconds: float) -> None:
         """A prompt took these seconds alone, or was done in passing (0 seconds)."""
@@ -76,6 +80,8 @@ class Seen:
     """Nothing is placed before this."""
     end_seconds: float
     """Pauses that end later are not looked at yet."""
+    was_calm: Callable[[float, float], bool] = lambda start, end: False
+    """Whether the engine itself says that it set nobody aside in between."""
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
@@ -136,6 +142,30 @@ class PromptPlacement:
             end: tokens for end, tokens in self._used.items() if end > before_seconds
         }
 
+    def taken_seconds(
+        self, requests: Sequence[RequestTimeline], seen: Seen
+    ) -> FloatArray:
+        """Time of each step that the prompts of some requests took, shape (steps,)."""
+        starts, ends = seen.starts, seen.steps.end_seconds
+        left = ends - starts
+        taken = np.zeros(len(ends))
+        for request in requests:
+            first = request.first_token_seconds
+            if first is None or request.prompt_tokens is None:
+                continue
+            computed = request.prompt_tokens - request.uncomputed_tokens
+            seconds = computed * self.speed.token_seconds
+            step = seen.step_at(first)
+            while 0 <= step < len(ends) and seconds > 0:
+                if ends[step] <= request.arrived_seconds:
+                    break
+                part = min(seconds, float(left[step]))
+                left[step] -= part
+                taken[step] += part
+                seconds -= part
+                step -= 1
+        return taken
+
     def _place_tied(self, tied: list[_Prefill], seen: Seen) -> None:
         """Jobs of one instant fill the same room, in proportion to their tokens."""
         spans: dict[tuple[int, int], list[tuple[_Prefill, float]]] = {}
@@ -184,7 +214,7 @@ class PromptPlacement:
             return request.estimated_prompt_tokens + job.pause[2]
         if request.prompt_tokens is not None:
             request.estimated_prompt_tokens = float(request.prompt_tokens)
-            return float(max(request.prompt_tokens - (request.cached_tokens or 0), 1))
+            return max(request.prompt_tokens - request.uncomputed_tokens, 1.0)
         earliest = max(earliest_seconds, job.arrived_seconds, seen.settled_seconds)
         allowed = (job.at_seconds - earliest) / self.speed.token_seconds
         request.estimated_prompt_tokens = max(allowed, 1.0)
@@ -201,6 +231,8 @@ class PromptPlacement:
         ]
         if not prompts or not len(seen.starts):
             return
+        if any(job.request.inferred_cached_tokens is not None for job in prompts):
+            return  # a guess teaches nothing
         last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
         earliest = min(
             max(
@@ -211,7 +243,7 @@ class PromptPlacement:
         )
         alone_from = max(earliest, seen.settled_seconds, self._released_seconds)
         tokens = sum(
-            (job.request.prompt_tokens or 0) - (job.request.cached_tokens or 0)
+            (job.request.prompt_tokens or 0) - job.request.uncomputed_tokens
             for job in prompts
         )
         end = float(seen.steps.end_seconds[last])
@@ -293,6 +325,7 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
     return [
         _Prefill(pause[1], request.arrived_seconds, request, pause)
         for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+        if not seen.was_calm(*pause[:2])  # its reads were late
     ]
 
 
@@ -317,12 +350,17 @@ def _settle_rows(
     else:
         ready = request.waited_until_seconds
         began = max(rows[-1][0], ready, seen.settled_seconds)
-        if request.prefill_seconds is not None:
-            began = max(first - request.prefill_seconds, job.arrived_seconds)
-            request.is_scheduled_exact = True
+        prefill_seconds = request.timely_prefill_seconds
+        if prefill_seconds is not None:
+            began = max(first - prefill_seconds, job.arrived_seconds)
+            request.is_placed_as_told = True
         began = min(began, first)
         request.scheduled_seconds = began
     tokens = sum(taken for *_, taken in rows)
+    if not request.is_streamed and rows[0][1] > began:
+        # its steps are made up, as short ones: it was in one long step, or in few
+        request.prefill_rows.append((began, rows[0][1], tokens))
+        return
     request.prefill_rows += [
         (max(start, began), end, taken) for start, end, taken in rows if end > began
     ] or [(began, first, tokens)]
@@ -332,9 +370,10 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
     begin = request.waited_until_seconds
     ends = seen.steps.end_seconds
-    if request.prefill_seconds is not None:
+    prefill_seconds = request.timely_prefill_seconds
+    if prefill_seconds is not None:
         assert request.first_token_seconds is not None
-        begin = request.first_token_seconds - request.prefill_seconds
+        begin = request.first_token_seconds - prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
         lowest = int(np.searchsorted(ends, begin, side="right"))
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:

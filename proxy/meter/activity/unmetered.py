@@ -56,6 +56,22 @@ class Unmetered:
             for stay in self._stays.values()
         )
 
+    def span(
+        self, start_seconds: float, end_seconds: float
+    ) -> tuple[float, float] | None:
+        """From when to when some were open in between; None: nobody was."""
+        spans = [
+            (
+                max(stay.began_seconds, start_seconds),
+                min(stay.ended_seconds, end_seconds),
+            )
+            for stay in self._stays.values()
+        ]
+        open_spans = [(began, ended) for began, ended in spans if ended > began]
+        if not open_spans:
+            return None
+        return min(open_spans)[0], max(ended for _, ended in open_spans)
+
     def between(
         self, start_seconds: float, end_seconds: float
     ) -> list[RequestTimeline]:
@@ -67,6 +83,11 @@ class Unmetered:
             if ended > began:
                 found.append(stand_in(UNMETERED_KEY + len(found), began, ended, FACTS))
         return found
+
+    def ended_before(self, before_seconds: float) -> float:
+        """When the last one ended that did before an instant; -inf without any."""
+        ends = [stay.ended_seconds for stay in self._stays.values()]
+        return max((at for at in ends if at <= before_seconds), default=-math.inf)
 
     def forget(self, before_seconds: float) -> float:
         """Drop those that ended before an instant; when the last of them did."""

@@ -8,13 +8,15 @@ a step is spread evenly over the step's duration, so an interval may be cut anyw
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy.meter.activity.external import ExternalWork
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.shares import (
+    EXPERT_TOKENS,
     EXPERTS,
     MIXED,
     StepPlayers,
@@ -50,6 +52,10 @@ class Population:
     """Stretches between two tokens in which the engine had set it aside."""
     stall_seconds: FloatArray
     """Shape (stalls, 2)."""
+    work_request: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Output without stamps, of those that no proxy saw: position of the request."""
+    work_rows: FloatArray = field(default_factory=lambda: np.empty((0, 4)))
+    """Shape (rows, 4), see `OutputRow`."""
 
 
 INFINITY = float("inf")
@@ -86,7 +92,7 @@ def population_of(
                 _or_inf(request.first_token_seconds),
                 request.end_seconds,
                 request.estimated_prompt_tokens,
-                request.cached_tokens or 0.0,
+                request.uncomputed_tokens,
                 request.token_scale,
                 request.sequences,
             )
@@ -94,6 +100,13 @@ def population_of(
         ],
         np.float64,
     ).reshape(len(requests), 8)
+    output = [
+        (position, *row)
+        for position, request in enumerate(requests)
+        if isinstance(request, ExternalWork)
+        for row in request.output_rows
+    ]
+    unseen = np.array(output, np.float64).reshape(len(output), 5)
     return Population(
         np.array([request.key for request in requests], np.int64),
         arrived_seconds=columns[:, 0],
@@ -109,6 +122,8 @@ def population_of(
         row_tokens=table[:, 3],
         stall_request=stalls[:, 0].astype(np.int64),
         stall_seconds=stalls[:, 1:3],
+        work_request=unseen[:, 0].astype(np.int64),
+        work_rows=unseen[:, 1:],
     )
 
 
@@ -218,13 +233,21 @@ def activity_between(
         population, steps.end_seconds[first:stop], starts[first:stop]
     )
     often = _often(stop - int(first), reads)
-    share = _step_shares(often, reads, row_step)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
         starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
     )
     ended = steps.end_seconds[first:stop][reads.step]
     parts = _overlap(np.minimum(began, ended), ended, start_seconds, end_seconds)
+    unseen, unseen_parts, alone = _unseen_output(
+        start_seconds,
+        end_seconds,
+        population,
+        steps.end_seconds[first:stop],
+        starts[first:stop],
+    )
+    reads, parts = _joined(reads, unseen), np.concatenate((parts, unseen_parts))
+    share = _step_shares(often, reads, row_step)
     tokens, decoded = reads.tokens * parts, reads.decoded * parts
     row_parts = _overlap(
         population.row_seconds[:, 0],
@@ -246,20 +269,23 @@ def activity_between(
     shared = _shared(
         players, reads, parts, population.row_request[row], row_parts[row], population
     )
+    shared += alone.shared
     return Activity(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
         prefill_tokens=prefill_tokens,
         prefill_context_tokens=prefill_tokens * look_back,
-        output_tokens=_sum_by(reads.request, tokens, count),
-        decode_tokens=_sum_by(reads.request, decoded, count),
-        kv_tokens=_sum_by(reads.request, decoded * reads.context, count),
+        output_tokens=_sum_by(reads.request, tokens, count) + alone.tokens,
+        decode_tokens=_sum_by(reads.request, decoded, count) + alone.tokens,
+        kv_tokens=_sum_by(reads.request, decoded * reads.context, count)
+        + alone.tokens * population.context_tokens,
         prefill_steps=_sum_by(
             population.row_request[row], row_parts[row] * share[row_step], count
         ),
         decode_steps=_sum_by(
             reads.request, reads.presence * parts * share[reads.step], count
-        ),
+        )
+        + alone.steps,
         shared=shared,
     )
 
@@ -343,6 +369,69 @@ class _Reads:
     tokens: FloatArray
     decoded: FloatArray
     context: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """Work in time without a step of anybody else's, every first axis (requests,)."""
+
+    tokens: FloatArray
+    steps: FloatArray
+    shared: FloatArray
+
+
+def _joined(left: _Reads, right: _Reads) -> _Reads:
+    return _Reads(
+        *(
+            np.concatenate((getattr(left, name), getattr(right, name)))
+            for name in ("request", "step", "presence", "tokens", "decoded", "context")
+        )
+    )
+
+
+def _unseen_output(
+    start_seconds: float,
+    end_seconds: float,
+    population: Population,
+    ends: FloatArray,
+    starts: FloatArray,
+) -> tuple[_Reads, FloatArray, _Alone]:
+    """Output of those that no proxy saw: as reads of steps seen, their parts, the rest.
+
+    Each token in a step stands for a sequence that was present.
+    """
+    rows, request = population.work_rows, population.work_request
+    count = len(population.keys)
+    parts = _overlap(rows[:, 0], rows[:, 1], start_seconds, end_seconds)
+    step = np.searchsorted(ends, rows[:, 1], side="left")
+    is_in = (np.append(starts, np.inf)[step] < rows[:, 1]) & (rows[:, 2] > 0)
+    tokens = rows[is_in, 2]
+    reads = _Reads(
+        request[is_in],
+        step[is_in],
+        tokens,
+        tokens,
+        tokens,
+        population.context_tokens[request[is_in]],
+    )
+    of, tokens = request[~is_in], (rows[:, 2] * parts)[~is_in]
+    alone = (rows[:, 3] * parts)[~is_in]
+    shared = np.zeros((count, 2, len(SHARED)))
+    at_once = tokens / np.where(alone > 0, alone, 1.0)
+    for name, work in (
+        ("decode_rows", tokens),
+        ("kv_rows", tokens * population.context_tokens[of]),
+        *(
+            (name, -np.expm1(-at_once / constant) * alone)
+            for name, constant in zip(EXPERTS, EXPERT_TOKENS, strict=True)
+        ),
+    ):
+        shared[:, 1, SHARED.index(name)] = _sum_by(of, work, count)
+    return (
+        reads,
+        parts[is_in],
+        _Alone(_sum_by(of, tokens, count), _sum_by(of, alone, count), shared),
+    )
 
 
 def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Reads:

@@ -19,6 +19,8 @@ from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS
 from loadgen.simulator.core.sensor import SensorConfig
 from loadgen.simulator.realtime.runner import Runner
+from loadgen.simulator.realtime.streams import NoSink
+from loadgen.simulator.wire import Generation
 from proxy.power.sources.dcgm import parse_dcgm
 
 WAIT_SECONDS = 20
@@ -78,12 +80,14 @@ def talk(
     dialect: str = "vllm",
     queue_limit: int = 0,
     fail_every: int = 0,
+    request_id_headers: bool = False,
     **engine: Any,
 ) -> None:
     """Play a scene against a server of its own."""
     config = ServerConfig(
         EngineConfig(gpu=GPUS["h200"], **engine), SensorConfig(0.02), dialect,
         ("127.0.0.1", 0), queue_limit=queue_limit, fail_every=fail_every,
+        request_id_headers=request_id_headers,
     )  # fmt: skip
 
     async def play() -> None:
@@ -133,7 +137,7 @@ def test_events_come_one_by_one_in_chunks_of_their_own() -> None:
         async with server.session.post(
             url, json=completion(stream=True), headers={"x-request-id": "abc"}
         ) as response:
-            assert response.headers["x-request-id"] == "abc"
+            assert "x-request-id" not in response.headers
             parts = [
                 part async for part, ends in response.content.iter_chunks() if ends
             ]
@@ -144,6 +148,20 @@ def test_events_come_one_by_one_in_chunks_of_their_own() -> None:
         assert json.loads(parts[0][6:])["id"] == "cmpl-abc"
 
     talk(scene)
+
+
+def test_an_id_comes_back_as_a_header_only_with_the_option() -> None:
+    async def scene(server: Server) -> None:
+        for path, body in (
+            ("/v1/completions", completion()),
+            ("/v1/completions", {"prompt": ""}),
+        ):
+            async with server.session.post(
+                path, json=body, headers={"x-request-id": "abc"}
+            ) as response:
+                assert response.headers["x-request-id"] == "abc"
+
+    talk(scene, request_id_headers=True)
 
 
 def test_streamed_and_whole_replies_to_the_same_id_are_the_same_text() -> None:
@@ -250,7 +268,7 @@ def test_a_full_queue_refuses_by_status_and_inside_streams() -> None:
             assert seen == [503, 200, 503, 200]
             (await waiting).close()
 
-    talk(scene, queue_limit=1, max_num_seqs=1)
+    talk(scene, queue_limit=2, max_num_seqs=1)
 
 
 def test_an_injected_failure_ends_a_stream_with_an_error_inside_the_200() -> None:
@@ -440,7 +458,23 @@ def test_tgi_reports_errors_by_status_and_inside_streams() -> None:
         async with server.session.get("/metrics") as page:
             text = await page.text()
         assert 'tgi_request_failure{err="validation"} 3.0\n' in text
-        assert "tgi_batch_current_size 0.0\n" in text
+        assert "tgi_batch_current_size" not in text  # nothing has set it yet
+
+    talk(scene, "tgi")
+
+
+def test_a_reply_in_parts_is_prefilled_anew_for_each_and_is_one_request() -> None:
+    async def scene(server: Server) -> None:
+        generation = Generation("r", ["a"] * 10, 8, "length", False, parts=(4, 4))
+        ticket = await server.runner.serve(generation, NoSink())
+        (truth,) = ticket.truths
+        assert ticket.is_ok
+        assert (truth.prompt_tokens, truth.output_tokens) == (10, 8)
+        assert truth.prefilled_tokens == 10 + 14
+        (record,) = server.runner.records
+        assert record.output_tokens == 8
+        assert record.energy_joules == pytest.approx(truth.energy_joules)
+        assert server.runner.gauges().decoding == 0
 
     talk(scene, "tgi")
 
@@ -460,4 +494,4 @@ def test_tgi_refuses_when_its_queue_is_full() -> None:
         first.cancel()
         second.cancel()
 
-    talk(scene, "tgi", queue_limit=1, max_num_seqs=1)
+    talk(scene, "tgi", queue_limit=2, max_num_seqs=1)

@@ -170,6 +170,22 @@ def test_the_target_keeps_its_query_and_gets_the_configured_prefix(loop: str) ->
     run(loop, test)
 
 
+def test_a_redirect_to_the_engine_leads_to_this_proxy(loop: str) -> None:
+    async def redirect(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            to = f"http://{request.one('host')}/engine/v1/completions".encode()
+            fields = [("Location", to.decode())]
+            await peer.send(reply_bytes(307, headers=fields))
+
+    async def test() -> None:
+        async with relaying(redirect, path="/engine/") as bench:
+            reply = await ask(await bench.client(), target="/v1/completions/")
+            assert reply.status == 307
+            assert reply.one("location") == "/v1/completions"
+
+    run(loop, test)
+
+
 # --- headers ------------------------------------------------------------------
 
 
@@ -303,7 +319,7 @@ def test_usage_asked_for_by_the_relay_is_invisible_to_the_client(
             await peer.send(LAST_CHUNK)
 
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(script, usage_event="drop") as bench:
             client = await bench.client()
             for _ in range(1 + len(splits)):
                 reply = await ask(client, body=CHAT)
@@ -331,7 +347,7 @@ def test_usage_that_the_client_asked_for_stays(loop: str) -> None:
 
 def test_without_asking_for_usage_the_body_is_not_touched(loop: str) -> None:
     async def test() -> None:
-        async with relaying(streaming(DONE), asks_for_usage=False) as bench:
+        async with relaying(streaming(DONE), usage_event="keep") as bench:
             await ask(await bench.client(), body=CHAT)
             assert bench.upstream.requests[0].body == CHAT
 
@@ -353,7 +369,7 @@ def test_an_engine_that_refuses_stream_options_gets_the_request_as_written(
                 await peer.send(stream_head(), chunk(stream), LAST_CHUNK)
 
     async def test() -> None:
-        async with relaying(script) as bench:
+        async with relaying(script, usage_event="drop") as bench:
             for _ in range(2):
                 reply = await ask(await bench.client(), body=CHAT)
                 assert (reply.status, reply.body) == (200, stream)
@@ -370,7 +386,9 @@ def test_a_refusal_for_another_reason_passes_and_is_not_held_against_it(
     refusal = b'{"error":{"message":"no such model"},"input":{"stream_options":{}}}'
 
     async def test() -> None:
-        async with relaying(answering(reply_bytes(400, refusal))) as bench:
+        async with relaying(
+            answering(reply_bytes(400, refusal)), usage_event="drop"
+        ) as bench:
             for number in (1, 2):
                 reply = await ask(await bench.client(), body=CHAT)
                 assert (reply.status, reply.body) == (400, refusal)
@@ -386,10 +404,116 @@ def test_usage_is_invisible_under_any_content_type(loop: str, kind: str) -> None
     head = stream_head().replace(b"text/event-stream", kind.encode())
 
     async def test() -> None:
-        async with relaying(answering(head, chunk(asked), LAST_CHUNK)) as bench:
+        async with relaying(
+            answering(head, chunk(asked), LAST_CHUNK), usage_event="drop"
+        ) as bench:
             reply = await ask(await bench.client(), body=CHAT)
             assert reply.body == stream
             assert [r.outcome for r in await bench.meter.closings(1)] == ["ok"]
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("is_forced", [True, False])
+def test_usage_that_the_engine_sends_unasked_stays(loop: str, is_forced: bool) -> None:
+    """The first stream is sent as written, and shows what the engine does."""
+    told, untold = sse(text("a"), USAGE) + DONE, sse(text("a")) + DONE
+
+    async def script(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            is_told = is_forced or b"include_usage" in request.body
+            await peer.send(
+                stream_head(), chunk(told if is_told else untold), LAST_CHUNK
+            )
+
+    async def test() -> None:
+        async with relaying(script) as bench:
+            for number in range(1, 4):
+                reply = await ask(await bench.client(), body=CHAT)
+                assert reply.body == (told if is_forced else untold)
+                await bench.meter.closings(number)
+            asked = [b"include_usage" in r.body for r in bench.upstream.requests]
+            assert asked == ([False] * 3 if is_forced else [False, True, True])
+
+    run(loop, test)
+
+
+def test_usage_stays_in_streams_that_began_before_it_was_known(loop: str) -> None:
+    """What is known when the event comes counts, not what was when it was asked for."""
+    gate = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            await peer.send(stream_head(), chunk(sse(text("a"))))
+            if b"include_usage" in request.body:
+                await gate.wait()
+            await peer.send(chunk(sse(USAGE) + DONE), LAST_CHUNK)
+
+    async def test() -> None:
+        async with relaying(script) as bench:
+            clients = [await bench.client() for _ in range(2)]
+            for client in clients:
+                await client.send(request_bytes(body=CHAT))
+            await bench.meter.closings(1)
+            gate.set()
+            replies = [await client.reply() for client in clients]
+            assert [reply.body for reply in replies] == [
+                sse(text("a")) + sse(USAGE) + DONE
+            ] * 2
+
+    run(loop, test)
+
+
+def test_usage_beside_the_text_that_nobody_asked_for_is_the_engines_own(
+    loop: str,
+) -> None:
+    beside = text("a") | {"usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    stream = sse(beside) + sse(USAGE) + DONE
+    gate, is_first = asyncio.Event(), iter([True])
+
+    async def script(peer: Peer) -> None:
+        while await peer.request() is not None:
+            if next(is_first, False):
+                await gate.wait()
+            await peer.send(stream_head(), chunk(stream), LAST_CHUNK)
+
+    async def test() -> None:
+        async with relaying(script) as bench:
+            await (await bench.client()).send(request_bytes(body=CHAT))
+            while not bench.upstream.requests:  # noqa: ASYNC110 - no signal
+                await asyncio.sleep(0)
+            for _ in range(2):
+                assert (await ask(await bench.client(), body=CHAT)).body == stream
+            asked = [b"include_usage" in r.body for r in bench.upstream.requests]
+            assert asked == [False, True, False]
+            gate.set()
+
+    run(loop, test)
+
+
+def test_only_one_stream_at_a_time_is_learnt_from(loop: str) -> None:
+    gate = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await gate.wait()
+        await peer.send(stream_head(), chunk(sse(text("a"))))  # and leaves
+
+    async def test() -> None:
+        async with relaying(script) as bench:
+            clients = [await bench.client() for _ in range(3)]
+            for client in clients:
+                await client.send(request_bytes(body=CHAT))
+            while len(bench.upstream.requests) < 3:  # noqa: ASYNC110 - no signal
+                await asyncio.sleep(0)
+            asked = [b"include_usage" in r.body for r in bench.upstream.requests]
+            assert sorted(asked) == [False, True, True]
+            gate.set()
+            await bench.meter.closings(3)
+            client = await bench.client()
+            await client.send(request_bytes(body=CHAT))
+            await bench.meter.closings(4)
+            assert b"include_usage" not in bench.upstream.requests[3].body
 
     run(loop, test)
 
@@ -404,7 +528,9 @@ def test_a_usage_event_is_recognised_however_it_is_spelled(
     usage = {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
 
     async def test() -> None:
-        async with relaying(streaming(sse(text("a"), usage) + DONE)) as bench:
+        async with relaying(
+            streaming(sse(text("a"), usage) + DONE), usage_event="drop"
+        ) as bench:
             reply = await ask(await bench.client(), body=CHAT)
             assert reply.body == sse(text("a")) + DONE
 
@@ -586,5 +712,71 @@ def test_a_failing_meter_stops_no_request(loop: str) -> None:
                 assert (await ask(client, body=CHAT)).body == stream
             assert await bench.relay.drain(5) == 0
             assert bench.relay.counters.meter_errors >= 4
+
+    run(loop, test)
+
+
+# --- whole replies made from streams ------------------------------------------------
+
+ASKED_WHOLE = b'{"model":"m","messages":[]}'
+WHOLE_REPLY = (
+    b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":"ab","audio":null},"logprobs":null,'
+    b'"finish_reason":"stop"}],"odd":null,"usage":{"prompt_tokens":1,'
+    b'"completion_tokens":2,"details":null}}'
+)
+
+
+def piece(text: str, reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+    return {"id": "c", "object": "chat.completion.chunk", "choices": [choice]}
+
+
+ROLE = {"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+COUNTED = {
+    "id": "c",
+    "choices": [],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+}
+FAILURE = {"error": {"message": "no", "type": "busy", "code": 503}}
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "body"),
+    [
+        (sse(ROLE, piece("a"), piece("b", "stop"), COUNTED) + DONE, 200, WHOLE_REPLY),
+        (sse(ROLE, piece("a"), FAILURE) + DONE, 503, json.dumps(FAILURE).encode()),
+        (sse({"error": {"message": "no"}}), 500, b'{"error":{"message":"no"}}'),
+        (sse(ROLE, piece("a")), 502, None),
+        (b"data: {\n\n" + DONE, 502, None),
+        (DONE, 502, None),
+    ],
+)
+def test_a_whole_reply_is_made_from_a_stream_or_is_an_error(
+    loop: str, stream: bytes, status: int, body: bytes | None
+) -> None:
+    async def script(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            if b'"stream":true' in request.body:
+                halves = stream[: len(stream) // 2], stream[len(stream) // 2 :]
+                await peer.send(stream_head(), *map(chunk, halves), LAST_CHUNK)
+            else:
+                await peer.send(reply_bytes(200, WHOLE_REPLY))
+
+    async def test() -> None:
+        async with relaying(script, stream_upstream=True) as bench:
+            client = await bench.client()
+            assert (await ask(client, body=ASKED_WHOLE)).body == WHOLE_REPLY
+            reply = await ask(client, body=ASKED_WHOLE)
+            assert reply.status == status
+            if body is not None:
+                assert json.loads(reply.body) == json.loads(body)
+            if status == 200:
+                assert reply.body == WHOLE_REPLY
+                assert ("content-type", "application/json") in reply.headers
+            closings = await bench.meter.closings(2)
+            outcome = "ok" if status == 200 else "error"
+            outcome = "upstream_error" if status == 502 else outcome
+            assert [one.outcome for one in closings] == ["ok", outcome]
 
     run(loop, test)

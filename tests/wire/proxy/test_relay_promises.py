@@ -184,8 +184,8 @@ def test_a_client_cannot_tell_that_the_relay_asked_for_usage(
 
     async def test() -> None:
         async with (
-            relaying(script, wire.engine) as asking,
-            relaying(script, wire.engine, asks_for_usage=False) as silent,
+            relaying(script, wire.engine, usage_event="drop") as asking,
+            relaying(script, wire.engine, usage_event="keep") as silent,
         ):
             replies = [
                 await bench.ask(

@@ -283,3 +283,12 @@ def test_secrets_never_show() -> None:
     assert echoed == (
         "bad key [redacted], [redacted], [redacted], sent 'Bearer [redacted]'"
     )
+
+
+@pytest.mark.parametrize("endpoint", ["/generate_stream", "/v1/chat/completions"])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_tgi_is_not_sent_the_top_p_it_refuses(endpoint: str, top_p: float) -> None:
+    target = Target(URL, "tgi", endpoint=endpoint)
+    body = written(target, RequestOptions(top_p=top_p))[2]
+    sent = {**body, **body.get("parameters", {})}
+    assert sent.get("top_p") == (top_p if top_p < 1 else None)

@@ -362,10 +362,17 @@ def test_a_redirect_is_told_and_not_followed() -> None:
     assert reply.error == "HTTP 307: redirects to /elsewhere, which is not followed"
 
 
-def test_a_reply_that_is_no_stream_has_no_stamps() -> None:
-    body = json.dumps({"choices": [{"text": "a"}], "usage": {"completion_tokens": 1}})
+def test_a_whole_reply_in_the_place_of_a_stream_comes_at_its_last_byte() -> None:
+    body = json.dumps({"choices": [{"text": "a"}], "usage": {"completion_tokens": 5}})
     reply = unstreamed_reply(200, "application/json", body.encode())
-    assert reply.error == "asked for a stream, got application/json"
+    assert reply.error is None
+    assert (reply.chunk_stamps, reply.chunk_tokens) == ([1.0], [5])
+    assert reply.text == "a"
+
+
+def test_a_reply_that_is_no_stream_has_no_stamps() -> None:
+    reply = unstreamed_reply(200, "text/html", b"<html>")
+    assert reply.error == "asked for a stream, got text/html"
     assert reply.chunk_stamps == []
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen.simulator.core.text import (
     block_hashes,
@@ -19,15 +22,19 @@ from loadgen.simulator.realtime.runner import unix_offset_seconds
 from loadgen.simulator.tgi.dialect import (
     CHAT,
     COMPLETIONS,
+    BeforeStream,
     ChatEvents,
     CompletionEvents,
     NativeEvents,
     TgiGeneration,
+    ToolEvents,
     closing,
+    native_reply,
     read_chat,
     read_completions,
     read_native,
 )
+from loadgen.simulator.tgi.metrics import TgiMetrics
 from loadgen.simulator.vllm.dialect import (
     VllmEvents,
     VllmGeneration,
@@ -150,7 +157,9 @@ def test_the_usage_event_has_the_captured_keys_and_metrics() -> None:
 def test_a_whole_reply_has_the_captured_shape() -> None:
     captured = json.loads(reply_head_and_body("vllm_chat_nonstream")[1])
     ours = json.loads(
-        compact(unstreamed_reply(vllm(), LIMITS.model, ["a b c d"], [truth()]))
+        compact(
+            unstreamed_reply(vllm(), LIMITS.model, [["a", "b", "c", "d"]], [truth()])
+        )
     )
     assert list(ours) == list(captured)
     assert shape(ours["choices"]) == shape(captured["choices"])
@@ -313,7 +322,7 @@ def test_a_tgi_stream_has_one_event_per_token_and_ends_with_the_text() -> None:
 
 def test_tgi_chat_says_stop_and_has_an_empty_id() -> None:
     chat = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=CHAT)
-    events = parsed(spoken(ChatEvents(chat, "m"), 2) + closing(chat, "m", 2))
+    events = parsed(spoken(ChatEvents(chat, "m"), 2) + closing(chat, "m"))
     assert [event["id"] for event in events[:2]] == ["", ""]
     assert events[1]["choices"][0]["finish_reason"] == "stop"
     assert events[2] == "[DONE]"
@@ -321,7 +330,7 @@ def test_tgi_chat_says_stop_and_has_an_empty_id() -> None:
 
 def test_tgi_completions_tell_usage_in_the_last_event_and_keep_eos_token() -> None:
     generation = TgiGeneration("r", ["a"], 2, "eos_token", True, kind=COMPLETIONS)
-    stream = spoken(CompletionEvents(generation, "m"), 2) + closing(generation, "m", 2)
+    stream = spoken(CompletionEvents(generation, "m"), 2) + closing(generation, "m")
     first, last, done = parsed(stream)
     assert done == "[DONE]"
     assert first["choices"][0]["finish_reason"] == ""
@@ -333,10 +342,10 @@ def test_tgi_completions_tell_usage_in_the_last_event_and_keep_eos_token() -> No
 @pytest.mark.parametrize(
     ("fields", "error_type"),
     [
-        ({"prompt": ["a", "b"]}, "batch size exceeded"),
+        ({"prompt": ["a"] * 5}, "batch size exceeded"),
         ({"prompt": "a", "suffix": "b"}, "suffix not supported"),
         ({"prompt": []}, "validation"),
-        ({}, "validation"),
+        ({"prompt": "a", "top_p": 1.0}, "validation"),
         ({"prompt": "a", "max_tokens": 0}, "validation"),
     ],
 )
@@ -355,7 +364,8 @@ def test_tgi_completions_refuse_what_the_router_refuses(
     [
         ("", 5, "`inputs` cannot be empty"),
         ("a", 0, "must be strictly positive"),
-        ("a b", 2047, "Given: 2 `inputs` tokens and 2047 `max_new_tokens`"),
+        ("a " * 1500, 700, "Given: 1500 `inputs` tokens and 700 `max_new_tokens`"),
+        ("a " * 2048, 5, "must have less than 2047 tokens. Given: 2048"),
     ],
 )
 def test_tgi_refuses_what_its_router_refuses(
@@ -374,6 +384,204 @@ def test_tgi_chat_takes_any_model_and_counts_all_messages() -> None:
     fields = {"model": "whatever", "messages": [{"content": "a b"}, {"content": "c"}]}
     generation = read_chat(fields, request_id="r", created=1, limits=LIMITS)
     assert generation.prompt_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "asked", "parts", "reason"),
+    [
+        (200, 1000, (1000,), "length"),
+        (200, 1024, (1024,), "length"),
+        (200, 1100, (1024, 1024), "length"),  # two whole parts
+        (6500, 2000, (1024,), "length"),  # a second one would not fit
+        (200, None, (*[1024] * 7, 824), "length"),  # up to max_total_tokens
+    ],
+)
+def test_tgi_computes_a_reply_in_parts_of_1024_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+    prompt_tokens: int,
+    asked: int | None,
+    parts: tuple[int, ...],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(
+        "loadgen.simulator.tgi.dialect.drawn_tokens", lambda *limits: limits[-1]
+    )
+    limits = Limits("m", 8192, 0)
+    for read, fields in (
+        (read_chat, {"messages": [{"content": "a " * prompt_tokens}]}),
+        (read_completions, {"prompt": "a " * prompt_tokens}),
+    ):
+        generation = read(
+            fields | ({} if asked is None else {"max_tokens": asked}),
+            request_id="r", created=1, limits=limits,
+        )  # fmt: skip
+        assert tuple(generation.parts) == parts
+        assert generation.output_tokens == sum(parts)
+        assert generation.finish_reason == reason
+
+
+@given(
+    prompt_tokens=st.integers(1, 8000),
+    asked=st.none() | st.integers(1, 9000),
+    key=st.text(max_size=3),
+)
+def test_parts_of_a_tgi_reply_fit_and_add_up(
+    prompt_tokens: int, asked: int | None, key: str
+) -> None:
+    fields: dict[str, Any] = {"inputs": "a " * prompt_tokens, "parameters": {}}
+    if asked is not None:
+        fields["parameters"]["max_new_tokens"] = asked
+    try:
+        found = read_native(
+            fields, is_stream=True, request_id=key, limits=Limits("m", 8192, 0)
+        )
+    except EngineRefusal:
+        assert prompt_tokens + min(asked or 0, 1024) > 8192
+        return
+    assert sum(found.parts) == found.output_tokens
+    assert all(0 < part <= 1024 for part in found.parts)
+    assert prompt_tokens + found.output_tokens <= 8192
+    assert (found.end_token is None) == (found.finish_reason == "length")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "is_sampled"),
+    [
+        (None, True),
+        ({}, False),
+        ({"details": True}, False),
+        ({"details": True, "do_sample": True}, True),
+        ({"temperature": 0.7}, True),
+        ({"seed": 5}, False),
+    ],
+)
+def test_tgi_samples_where_parameters_are_absent_or_ask_for_it(
+    parameters: dict[str, Any] | None, is_sampled: bool
+) -> None:
+    fields = {"inputs": "a"} | (
+        {} if parameters is None else {"parameters": parameters}
+    )
+    found = read_native(fields, is_stream=False, request_id="r", limits=LIMITS)
+    assert (found.sampling_seed is not None) == is_sampled
+
+
+def test_a_seeded_reply_follows_how_it_was_asked_for_and_no_request_id() -> None:
+    asked = {"seed": 5, "do_sample": True, "temperature": 0.5}
+
+    def words(request_id: str, **changed: object) -> str:
+        fields = {"inputs": "a b", "parameters": asked | changed}
+        return read_native(
+            fields, is_stream=False, request_id=request_id, limits=LIMITS
+        ).text_key
+
+    assert words("r") == words("s") == words("r", details=True)
+    changes: list[dict[str, object]] = [
+        {"seed": 6}, {"temperature": 0.6}, {"top_p": 0.9},
+    ]  # fmt: skip
+    assert len({words("r"), *(words("r", **change) for change in changes)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("read", "fields"),
+    [
+        (read_native, {"parameters": {}}),
+        (read_native, {"inputs": "a", "parameters": None}),
+        (read_native, {"inputs": 7}),
+        (read_chat, {}),
+        (read_chat, {"messages": [], "max_tokens": 1, "max_completion_tokens": 1}),
+        (read_chat, {"messages": [{"content": "a"}], "stream_options": None}),
+        (read_completions, {"prompt": [1, 2]}),
+    ],
+)
+def test_tgi_refuses_a_body_of_the_wrong_shape_in_plain_text(
+    read: Any, fields: dict[str, object]
+) -> None:
+    more = {"is_stream": True} if read is read_native else {"created": 1}
+    with pytest.raises(BeforeStream) as caught:
+        read(fields, request_id="r", limits=LIMITS, **more)
+    assert caught.value.status == 422
+    assert str(caught.value.body).startswith("Failed to deserialize the JSON body")
+
+
+def test_the_special_token_of_a_tgi_reply_is_counted_and_no_text() -> None:
+    ended = TgiGeneration("r", ["a"], 2, "eos_token", True, end_token="</s>")
+    chat = replace(ended, kind=CHAT)
+    completions = replace(ended, kind=COMPLETIONS)
+    words = [b"time", b"</s>"]
+
+    def last(events: TokenEvents) -> dict[str, Any]:
+        stream = [events.token(word, i, i == 2) for i, word in enumerate(words, 1)]
+        found: dict[str, Any] = parsed(stream[-1])[0]
+        return found
+
+    native = last(NativeEvents(ended))
+    assert native["token"] == {
+        "id": 2,
+        "text": "</s>",
+        "logprob": -1.0,
+        "special": True,
+    }
+    assert native["generated_text"] == "time"
+    assert last(ChatEvents(chat, "m"))["choices"][0]["delta"]["content"] == ""
+    event = last(CompletionEvents(completions, "m"))
+    assert event["choices"][0]["text"] == "</s>"
+    assert event["usage"]["completion_tokens"] == 2
+    assert ended.reply_of(["time", "</s>"]) == "time"
+
+
+def test_a_tgi_tool_call_is_silent_at_both_ends_and_gives_no_reason() -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    asked = {"messages": [{"content": "a"}], "tools": [tool], "max_tokens": 12}
+    called = read_chat(asked, request_id="r", created=1, limits=LIMITS)
+    events = ToolEvents(called, "m")
+    tokens = called.output_tokens
+    shown = [events.token(b"word", n, n == tokens) for n in range(1, tokens + 1)]
+    assert not any(shown[:6])
+    assert not any(shown[-2:])
+    choices = [part["choices"][0] for part in parsed(b"".join(shown))]
+    assert {choice["finish_reason"] for choice in choices} == {None}
+    calls = [choice["delta"]["tool_calls"][0]["function"] for choice in choices]
+    assert {call["name"] for call in calls} == {"weather"}
+    assert "text" in json.loads("".join(call["arguments"] for call in calls))
+    with pytest.raises(BeforeStream, match="422"):
+        read_chat(
+            asked | {"tool_choice": {"function": {"name": "other"}}},
+            request_id="r", created=1, limits=LIMITS,
+        )  # fmt: skip
+
+
+def test_best_of_makes_several_replies_and_tells_all_in_the_details() -> None:
+    asked = {"best_of": 2, "do_sample": True, "details": True}
+    fields = {"inputs": "a", "parameters": asked}
+    found = read_native(fields, is_stream=False, request_id="r", limits=LIMITS)
+    assert found.sequences == 2
+    one = replace(found, output_tokens=1, end_token=None)
+    details: Any = native_reply(one, [["time"], ["year"]])["details"]
+    assert details["generated_tokens"] == 1
+    assert [other["generated_text"] for other in details["best_of_sequences"]] == [
+        "year"
+    ]
+    for wrong in ({"best_of": 3}, {"do_sample": False}, {"seed": 1}):
+        with pytest.raises(EngineRefusal):
+            read_native(
+                {"inputs": "a", "parameters": asked | wrong},
+                is_stream=False, request_id="r", limits=LIMITS,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_whole_completions_of_tgi_do_without_the_prefix_cache(stream: bool) -> None:
+    fields = {"prompt": "a", "stream": stream}
+    found = read_completions(fields, request_id="r", created=1, limits=LIMITS)
+    assert found.skips_cache is not stream
+
+
+def test_tgi_has_a_gauge_once_it_was_set() -> None:
+    metrics = TgiMetrics()
+    assert "tgi_queue_size" not in metrics.page(Gauges(0, 0, 0.0))
+    metrics.scheduled(RequestTruth("r", 1, 0.0))
+    assert "tgi_batch_current_size" not in metrics.page(Gauges(1, 0, 0.0))
+    assert "tgi_queue_size 0.0\n" in metrics.page(Gauges(1, 0, 0.0))
 
 
 def test_vllm_metrics_use_only_names_types_and_labels_of_the_capture() -> None:
@@ -446,6 +654,88 @@ def test_what_shapes_no_length_is_taken_as_the_engine_takes_it() -> None:
         tools=tools, response_format={"type": "json_object"}, stop=["x"], logprobs=True
     )
     assert generation.output_tokens == 4
+
+
+TOOL: dict[str, Any] = {
+    "type": "function", "function": {"name": "f", "parameters": {}},
+}  # fmt: skip
+
+
+def replied(stream: bytes) -> tuple[str, str, list[Any]]:
+    """Text, arguments and log probabilities that a stream's choices add up to."""
+    text, arguments, logprobs = "", "", []
+    for part in parsed(stream):
+        (choice,) = part["choices"]
+        delta = choice.get("delta") or {"content": choice.get("text")}
+        text += delta.get("content") or ""
+        for call in delta.get("tool_calls", ()):
+            arguments += call["function"]["arguments"]
+        if choice["logprobs"]:
+            logprobs.append(choice["logprobs"])
+    return text, arguments, logprobs
+
+
+@pytest.mark.parametrize("choice", ["required", {"function": {"name": "f"}}])
+def test_a_tool_that_must_be_called_is_called(choice: object) -> None:
+    generation = vllm(tools=[TOOL], tool_choice=choice)
+    words = ["a", "b", "c", "d"]
+    text, arguments, _ = replied(spoken(VllmEvents(generation, "m", 0), 4))
+    whole: Any = unstreamed_reply(generation, "m", [words], [truth()])
+    (call,) = whole["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "f"
+    assert json.loads(call["function"]["arguments"]) == {"text": "a b c d"}
+    assert text == ""
+    assert "text" in json.loads(arguments)
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    assert (
+        refusal_of({"messages": [{"content": "a"}], "tool_choice": choice}).status
+        == 400
+    )
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_reply_in_json_is_json(kind: str) -> None:
+    generation = vllm(response_format={"type": kind})
+    text, _, _ = replied(spoken(VllmEvents(generation, "m", 0), 4))
+    assert "text" in json.loads(text)
+    assert json.loads(generation.reply_of(["a", "b"])) == {"text": "a b"}
+
+
+def test_each_token_has_its_log_probability_in_the_form_of_the_route() -> None:
+    chat = vllm(logprobs=True, top_logprobs=2)
+    _, _, found = replied(spoken(VllmEvents(chat, "m", 0), 4))
+    assert len(found) == 4
+    assert all(len(one["content"][0]["top_logprobs"]) == 2 for one in found)
+    plain = vllm(is_chat=False, logprobs=1)
+    text, _, found = replied(spoken(VllmEvents(plain, "m", 0), 4))
+    tokens = [token for one in found for token in one["tokens"]]
+    offsets = [offset for one in found for offset in one["text_offset"]]
+    assert "".join(tokens) == text
+    assert [text[at:].startswith(t) for at, t in zip(offsets, tokens, strict=True)] == [
+        True
+    ] * 4
+    assert vllm(is_chat=False, logprobs=0).top_logprobs == 0
+    assert refusal_of({"prompt": "a", "logprobs": 21}, is_chat=False).status == 400
+
+
+@pytest.mark.parametrize("stop", ["{1}", ["never", "{1}"]])
+def test_a_stop_sequence_ends_the_reply_before_it(stop: Any) -> None:
+    words = reply_words(0, "id-1", 0, 4)
+    wanted = json.loads(json.dumps(stop).replace("{1}", words[1]))
+    generation = vllm(stop=wanted)
+    at = words.index(words[1])
+    assert generation.output_tokens == at + 1
+    assert (generation.finish_reason, generation.stop_reason) == ("stop", words[1])
+    assert generation.reply_of(words[: at + 1]) == f"{words[0]} "
+
+
+def test_a_seeded_reply_of_vllm_follows_its_options_too() -> None:
+    keys = {
+        vllm(**{"seed": 1, "temperature": 1.0} | more).text_key
+        for more in ({}, {"temperature": 0.5}, {"seed": 2}, {"top_p": 0.9})
+    }
+    assert len(keys) == 4
+    assert vllm().text_key == "id-1"
 
 
 def test_unix_time_is_read_together_with_the_engines_own() -> None:

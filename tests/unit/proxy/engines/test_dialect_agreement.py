@@ -305,6 +305,35 @@ def test_blanks_around_the_end_are_nothing(end: bytes) -> None:
     assert both("vllm", written(STREAMS["vllm"], end=end))[0] is None
 
 
+WHOLE = {
+    "choices": [{"message": {"content": "abc"}, "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("kind", ["application/json", CHAT, ""])
+@given(cut=st.integers(1, 40))
+def test_one_whole_reply_in_the_place_of_a_stream_is_read_as_such(
+    name: str, kind: str, cut: int
+) -> None:
+    body = json.dumps(WHOLE).encode()
+    reads = [body[:cut], body[cut:]]
+    assert both(name, reads, kind) == (None, 3, 1.0)
+    assert load_of(name, reads, kind).text == "abc"
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("text/html", "text/html"), ("", "no content type")]
+)
+@pytest.mark.parametrize("page", [b"<html>sign in</html>", b"ok", b""])
+def test_what_is_neither_stream_nor_json_is_an_error(
+    name: str, kind: str, shown: str, page: bytes
+) -> None:
+    assert both(name, [page], kind)[0] == f"asked for a stream, got {shown}"
+
+
 def test_a_reader_of_the_load_sums_what_it_read() -> None:
     reader = StreamReader(DIALECTS["openai"])
     for stamp, data in enumerate(written(STREAMS["openai"])):

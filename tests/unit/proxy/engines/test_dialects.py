@@ -625,3 +625,11 @@ def test_the_openai_flavour_of_tgi_is_read_as_such() -> None:
 )
 def test_every_documented_tgi_error_reply_is_an_error(status: int, body: bytes) -> None:
     assert TGI.read_reply(status, {}, body).error
+
+
+def test_running_usage_that_would_begin_by_asking_is_not_asked_for() -> None:
+    """vLLM sends it only beside `include_usage`, which the client left out."""
+    body = b'{"stream":true,"stream_options":{"continuous_usage_stats":true}}'
+    named = b'{"stream":true,"prompt":"what are continuous_usage_stats?"}'
+    assert DIALECTS["vllm"].with_usage(body) is body
+    assert b"include_usage" in DIALECTS["vllm"].with_usage(named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -170,3 +171,64 @@ def test_running_usage_counts_a_token_that_shows_nothing() -> None:
 def test_events_that_count_themselves_need_no_usage() -> None:
     assert counted(Update(True, tokens=2), Update(True, tokens=1)) == ([2, 1], 3)
     assert counted(Update(True, tokens=2), Update(True)) == ([2, 1], None)
+
+
+@pytest.mark.parametrize(("prompts", "cached_tokens"), [(1, 5), (2, None)])
+def test_cached_tokens_of_several_prompts_are_unknown(
+    prompts: int, cached_tokens: int | None
+) -> None:
+    body = json.dumps({"prompt": ["a"] * prompts}).encode()
+    facts = DIALECTS["vllm"].read_request("POST", "/v1/completions", body)
+    assert facts is not None
+    timeline = RequestTimeline(0, 0.0, facts)
+    timeline.receive(1.0, [Update(usage=Usage(9, 3, 5), is_end=True)], TokenLog())
+    assert timeline.cached_tokens == cached_tokens
+    assert (timeline.prompt_tokens, timeline.output_tokens) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "output_tokens"),
+    [
+        ({}, None),
+        ({"details": {"generated_tokens": 3}}, None),
+        (
+            {
+                "details": {
+                    "generated_tokens": 3,
+                    "best_of_sequences": [{"generated_tokens": 4}],
+                }
+            },
+            7,
+        ),
+    ],
+)
+def test_the_tokens_of_the_best_of_several_replies_are_not_all(
+    more: dict[str, object], output_tokens: int | None
+) -> None:
+    """TGI's headers count one reply of those that `best_of` made."""
+    body = b'{"inputs":"a","parameters":{"best_of":2,"do_sample":true}}'
+    tgi = DIALECTS["tgi"]
+    facts = tgi.read_request("POST", "/generate", body)
+    assert facts is not None
+    headers = {"x-prompt-tokens": "9", "x-generated-tokens": "3"}
+    reply = json.dumps({"generated_text": "a b c", **more}).encode()
+    timeline = RequestTimeline(0, 0.0, facts)
+    timeline.receive(1.0, [tgi.read_reply(200, headers, reply)], TokenLog())
+    timeline.finish()
+    assert (timeline.prompt_tokens, timeline.output_tokens) == (9, output_tokens)
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        (Usage(100, 3), Usage(100, 3)),
+        (Usage(201, 3), Usage(None, 3)),
+        (Usage(7, 10**9, 5), Usage(7, None, 5)),
+        (Usage(7, 3, 201), Usage(7, 3, None)),
+    ],
+)
+def test_a_count_beyond_the_context_is_unknown(told: Usage, known: Usage) -> None:
+    count = TokenCount(sequences=2, context_tokens=100, is_streamed=False)
+    count.count(Update(usage=told, is_end=True))
+    count.finish()
+    assert Usage(count.prompt_tokens, count.output_tokens, count.cached_tokens) == known
