@@ -382,7 +382,7 @@ def run(scale: Scale) -> Held:
         proxy = Restartable(stack, *command)
         urls = json.loads(proxy.line)
         wait_until_ready(urls["admin_url"])
-        files = count_files(proxy.child.pid)
+        files = open_files(proxy.child.pid)
         ports = [url.rpartition(":")[2] for url in (urls["url"], urls["admin_url"])]
 
         async def hold() -> float:
@@ -432,13 +432,13 @@ def wait_until_ready(admin_url: str) -> None:
     raise SystemExit("the proxy did not become ready")
 
 
-def count_files(pid: int) -> int:
-    """Open files but for the store's, of which a pool keeps a few."""
-    names = []
+def open_files(pid: int) -> Counter[str]:
+    """Open files by kind, but for the store's, of which a pool keeps a few."""
+    kinds = Counter[str]()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
-            names.append(str(link.readlink()))
-    return sum("records.sqlite" not in name for name in names)
+            kinds[str(link.readlink()).partition(":")[0]] += 1
+    return Counter({k: n for k, n in kinds.items() if "records.sqlite" not in k})
 
 
 def ledger(admin_url: str) -> Iterator[dict[str, Any]]:
@@ -450,17 +450,20 @@ def ledger(admin_url: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def left_over(admin_url: str, pid: int, files: int) -> dict[str, float]:
+def left_over(admin_url: str, pid: int, files: Counter[str]) -> dict[str, float]:
     """What is still held, once the time for idle connections is over."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        held: dict[str, float] = {"files": float(count_files(pid) - files)}
+        # subtraction leaves out what there are fewer of
+        more = open_files(pid) - files
+        held: dict[str, float] = {f"files: {kind}": n for kind, n in more.items()}
         for family in text_string_to_metric_families(
             get(f"{admin_url}/metrics").decode()
         ):
             if family.name in (
                 "servewatt_requests_in_flight",
                 "servewatt_upstream_connections",
+                "servewatt_client_connections",
             ):
                 held[family.name.removeprefix("servewatt_")] = sum(
                     sample.value for sample in family.samples
@@ -485,7 +488,11 @@ def settled_books(admin_url: str) -> dict[str, Any]:
 
 
 def figures(
-    scale: Scale, seen: Seen, share: float, admin_url: str, proxy: tuple[int, int]
+    scale: Scale,
+    seen: Seen,
+    share: float,
+    admin_url: str,
+    proxy: tuple[int, Counter[str]],
 ) -> Held:
     books = settled_books(admin_url)
     held = left_over(admin_url, *proxy)
