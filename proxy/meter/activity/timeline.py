@@ -405,6 +405,14 @@ class EngineTimeline:
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
         self._work.forget(settled_seconds - GAUGES_SECONDS)
 
+    def is_cache_known(self, timeline: RequestTimeline) -> bool:
+        """Whether it is known what of a prompt was cached: told, or all had none."""
+        if not timeline.has_unknown_cache:
+            return timeline.prompt_tokens is not None
+        is_hidden = self._cache.is_hidden(timeline.end_seconds)
+        is_inferred = timeline.inferred_cached_tokens is not None
+        return self._work.tells_cache and not is_hidden and not is_inferred
+
     @property
     def steps(self) -> StepBook:
         """The steps that some boundary has yet to settle."""

@@ -336,7 +336,8 @@ class Evidence:
     """What is known about a request's surroundings, for its grade."""
 
     is_cache_told: bool
-    """The engine said how many prompt tokens it had cached."""
+    """The engine said how many prompt tokens it had cached, or that it had none of
+    anybody's."""
     is_alone: bool
     """The engine's gauges were watched, and nobody else ran meanwhile."""
     has_counter: bool

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.attribution.interval import (
     DOUBTS,
     LEVEL,
@@ -21,6 +22,8 @@ from proxy.meter.attribution.interval import (
     grade_of,
     total_bounds,
 )
+from proxy.wire.events import RequestOpened, TokensReceived
+from tests.support.meter_scenes import Asked, events_of
 
 SURE = Evidence(is_cache_told=True, is_alone=True, has_counter=True, is_fitted=True)
 EXACT = ErrorScale(relative=0.0, typical_joules=10.0)
@@ -194,3 +197,16 @@ def test_without_one_piece_of_evidence_nothing_is_good(lacking: str) -> None:
 def test_no_window_leaves_no_doubt_and_no_width() -> None:
     bounds = bounds_of(0.0, 0.0, np.zeros(DOUBTS), EXACT, edge_seconds=0.01)
     assert (bounds.low_joules, bounds.high_joules) == (0.0, 0.0)
+
+
+def test_what_a_cache_held_is_known_only_if_someone_told() -> None:
+    timeline = EngineTimeline()
+    asked = [Asked(1.0, [2.0], cached=cached) for cached in (0, None)]
+    for event in events_of(asked):
+        if isinstance(event, RequestOpened):
+            timeline.open(event)
+        elif isinstance(event, TokensReceived):
+            timeline.receive(event)
+    told, untold = timeline.requests()
+    assert timeline.is_cache_known(told)
+    assert not timeline.is_cache_known(untold)
