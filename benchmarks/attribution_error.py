@@ -84,6 +84,9 @@ class Row:
     """Records whose 90 % interval has the truth in it; inclusive, headline only."""
     half_width: float | None
     """Mean half width of the intervals, relative to the truth."""
+    median_lag_seconds: float
+    """From the end of a request to its record; a beat of 0.5 s included."""
+    max_lag_seconds: float
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Outcome:
     hidden_joules: float
     """Booked as somebody else's."""
     true_hidden_joules: float
+    lag_seconds: np.ndarray
+    """From the end of each request to its record."""
 
 
 def outcome_of(
@@ -125,7 +130,8 @@ def outcome_of(
         policy=list(policies)[-1], policies=policies, calibrations=calibrations or {}
     )
     meter = Meter(config)
-    settled, trusted_fraction = play(made, scenario, meter, jitter_seconds)
+    lags: list[float] = []
+    settled, trusted_fraction = play(made, scenario, meter, jitter_seconds, lags)
     records = [each for each in settled if each.energy.energy_joules is not None]
     names = {record.request_id for record in settled}
     truths = [truth[record.request_id] for record in records]
@@ -154,6 +160,7 @@ def outcome_of(
         true_hidden_joules=sum(
             each.energy_joules for name, each in truth.items() if name not in names
         ),
+        lag_seconds=np.array(lags),
     )
 
 
@@ -176,6 +183,7 @@ def rows_from(scenario: Scenario, outcomes: Sequence[Outcome]) -> Iterator[Row]:
     low = pooled(each.low_joules for each in outcomes)
     high = pooled(each.high_joules for each in outcomes)
     hidden = sum(each.true_hidden_joules for each in outcomes)
+    lags = pooled(each.lag_seconds for each in outcomes)
     policies = list(outcomes[0].policy_joules)
     for policy in policies:
         joules = pooled(each.policy_joules[policy] for each in outcomes)
@@ -207,6 +215,8 @@ def rows_from(scenario: Scenario, outcomes: Sequence[Outcome]) -> Iterator[Row]:
                 float(is_best[is_off].mean()) if is_off.any() else None,
                 float(is_inside.mean()) if has_bounds else None,
                 float(((high - low) / 2 / true).mean()) if has_bounds else None,
+                float(np.median(lags)),
+                float(lags.max()),
             )
 
 
@@ -323,8 +333,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         f"| scenario | {' | '.join(POLICIES)} | p90: phase, calibrated | bias of "
         "conversation, code: phase | calibrated | inclusive: phase, calibrated "
         "| trusted | best grade | of those off | covered | half width | others "
-        "| residual |",
-        f"|---|{'---:|' * len(POLICIES)}---:|---|---|{'---:|' * 8}",
+        "| record after: median, at most | residual |",
+        f"|---|{'---:|' * len(POLICIES)}---:|---|---|{'---:|' * 9}",
     ]
     for name in dict.fromkeys(row.scenario for row in rows):
         own = {(row.policy, row.view): row for row in rows if row.scenario == name}
@@ -343,6 +353,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"| {_percent(published.best_off_fraction)} "
             f"| {_percent(published.coverage)} | {_percent(published.half_width)} "
             f"| {'-' if phase.hidden_bias is None else f'{phase.hidden_bias:.2f}'} "
+            f"| {phase.median_lag_seconds:.1f}, {phase.max_lag_seconds:.1f} s "
             f"| {phase.residual_joules * 1e3:.1g} mJ |"
         )
     return lines

@@ -19,8 +19,9 @@ from loadgen.analysis.schema import (
     EnergyBlock,
     PerRequest,
     PowerSeries,
+    RequestInterval,
 )
-from loadgen.analysis.tally import BoundaryTally, Tally
+from loadgen.analysis.tally import BoundaryTally, EnergyTally, Tally
 from loadgen.results.results import Metering
 from proxy.wire.api import (
     Accounts,
@@ -38,6 +39,9 @@ DEFINITIONS = {
     "of the window whose energy is known",
     "active_joules_per_request": "the same requests without the idle share: what "
     "they added to an engine that stands by",
+    "interval": "bounds of the 90 % intervals of all sent requests whose energy is "
+    "known, added up and divided by their number; the sum of all requests is known "
+    "better, see attributed_low_joules and attributed_high_joules",
     "joules_per_output_token": "the same requests: sum of their joules over sum of "
     "their output tokens",
     "joules_per_total_token": "the same, over prompt tokens (cached ones too) + "
@@ -270,8 +274,24 @@ def _requests(tally: Tally) -> dict[str, Any]:
             if (found := _per_request(joules)) is not None
         },
         "quality": dict(energy.quality),
+        "timing": dict(energy.timing),
+        "grade": dict(energy.grade),
+        "interval": _interval(energy),
         "definitions": DEFINITIONS,
     }
+
+
+def _interval(energy: EnergyTally) -> RequestInterval | None:
+    count, joules = energy.requests_bounded, energy.bounded_joules
+    if not count or joules <= 0:
+        return None
+    return RequestInterval(
+        n=count,
+        mean_joules=joules / count,
+        low_joules=energy.low_joules / count,
+        high_joules=energy.high_joules / count,
+        half_width_fraction=(energy.high_joules - energy.low_joules) / 2 / joules,
+    )
 
 
 def _per_request(joules: Distribution) -> PerRequest | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loadgen.analysis.schema import (
@@ -31,6 +31,11 @@ def simulation(summary: Summary) -> str:
         "SIMULATED: the sensor says that its joules come from a model, not from a "
         "machine"
     )
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Requests by a word, such as `90 good, 10 fair`."""
+    return ", ".join(f"{fmt.count(number)} {word}" for word, number in numbers.items())
 
 
 MEANINGS = {

@@ -54,8 +54,12 @@ class HiddenCache:
         cached: float,
     ) -> bool:
         """Whether tokens were cached up to a scrape and no request told so."""
-        told = sum(request.cached_tokens or 0 for request in requests)
-        is_untold = any(request.cached_tokens is None for request in requests)
+        told = sum(
+            request.uncomputed_tokens
+            for request in requests
+            if not request.has_unknown_cache
+        )
+        is_untold = any(request.has_unknown_cache for request in requests)
         if is_untold and cached > told:
             self._proven_seconds = at_seconds
             return True
@@ -86,12 +90,12 @@ class HiddenCache:
         unsure = [
             request
             for request in requests
-            if request.cached_tokens is None and request.inferred_cached_tokens is None
+            if request.has_unknown_cache and request.inferred_cached_tokens is None
         ]
         found: list[tuple[RequestTimeline, float]] = []
         for request in requests:
-            if request.cached_tokens is not None:
-                told = (request.prompt_tokens or 0) - request.cached_tokens
+            if not request.has_unknown_cache:
+                told = (request.prompt_tokens or 0) - request.uncomputed_tokens
                 _take(request, told, room, ends)
         for _, tied in groupby(sorted(unsure, key=_first), key=_first):
             group = list(tied)

@@ -350,9 +350,10 @@ def _settle_rows(
     else:
         ready = request.waited_until_seconds
         began = max(rows[-1][0], ready, seen.settled_seconds)
-        if request.prefill_seconds is not None:
-            began = max(first - request.prefill_seconds, job.arrived_seconds)
-            request.is_scheduled_exact = True
+        prefill_seconds = request.timely_prefill_seconds
+        if prefill_seconds is not None:
+            began = max(first - prefill_seconds, job.arrived_seconds)
+            request.is_placed_as_told = True
         began = min(began, first)
         request.scheduled_seconds = began
     tokens = sum(taken for *_, taken in rows)
@@ -369,9 +370,10 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
     begin = request.waited_until_seconds
     ends = seen.steps.end_seconds
-    if request.prefill_seconds is not None:
+    prefill_seconds = request.timely_prefill_seconds
+    if prefill_seconds is not None:
         assert request.first_token_seconds is not None
-        begin = request.first_token_seconds - request.prefill_seconds
+        begin = request.first_token_seconds - prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
         lowest = int(np.searchsorted(ends, begin, side="right"))
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:

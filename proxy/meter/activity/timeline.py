@@ -45,8 +45,17 @@ from proxy.meter.activity.external import (
 )
 from proxy.meter.activity.hidden_cache import HiddenCache
 from proxy.meter.activity.own_count import OwnCount
-from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.placement import (
+    MISSED_STEPS,
+    PromptPlacement,
+    Seen,
+    step_starts,
+)
+from proxy.meter.activity.request import (
+    LATE_HITS_SECONDS,
+    RequestTimeline,
+    TokenLog,
+)
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -70,6 +79,9 @@ from proxy.wire.events import (
 
 REFUSALS = frozenset(range(400, 500)) | {503}
 """The engine turned the request away: it never computed anything for it."""
+
+HITS_SECONDS = 60.0
+"""A cache is in use for so long after a reply told of a hit."""
 
 ABSORB_SECONDS = 1.0
 """While no window closes; reads that wait longer would only grow the log."""
@@ -123,7 +135,9 @@ class EngineTimeline:
         self._requests: dict[int, RequestTimeline] = {}
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
-        a prefill is worth waiting for until its request is closed."""
+        a prefill is worth waiting for, for a while."""
+        self._hit_seconds = -math.inf
+        """When a reply last told of a hit in the engine's cache."""
         self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
@@ -134,6 +148,8 @@ class EngineTimeline:
         if event.key in self._requests:
             raise ValueError(f"request {event.key} is open already")
         timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
+        if event.at_seconds < self._hit_seconds + HITS_SECONDS:
+            timeline.patience_seconds = LATE_HITS_SECONDS
         self._requests[event.key] = timeline
         self.open_requests += 1
         return timeline
@@ -168,6 +184,8 @@ class EngineTimeline:
             self.gauges.orphans.suspect(timeline)
         if timeline.has_late_facts:
             self._engine_tells_late = True
+        if timeline.cached_tokens:
+            self._hit_seconds = event.at_seconds
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
@@ -222,10 +240,9 @@ class EngineTimeline:
         until_seconds = self.until_seconds
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
         for stop, go, _ in reversed(timeline.pauses):  # in order of time
-            is_open = go > until_seconds or self.gauges.will_tell(go, self._now_seconds)
-            if is_open and stop < end_seconds:
+            if stop < end_seconds and (go > until_seconds or self._is_asked(stop, go)):
                 return False
-            if go <= until_seconds and not is_open:
+            if go <= until_seconds and stop < start_seconds:
                 break
         closed = timeline.closed_seconds
         if closed is not None:
@@ -236,7 +253,7 @@ class EngineTimeline:
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:
             return False
-        if self._engine_tells_late and start_seconds < first:
+        if start_seconds < first and self._awaits_facts(timeline):
             return False
         return first <= until_seconds and last >= end_seconds
 
@@ -322,9 +339,7 @@ class EngineTimeline:
     def has_doubt(self, requests: Iterable[RequestTimeline]) -> bool:
         """Whether a cache may have held prompts of these, and nobody has told."""
         return self._work.is_told and any(
-            timeline.prompt_tokens is not None
-            and timeline.cached_tokens is None
-            and timeline.inferred_cached_tokens is None
+            timeline.has_unknown_cache and timeline.inferred_cached_tokens is None
             for timeline in requests
         )
 
@@ -687,6 +702,16 @@ class EngineTimeline:
         ]
         return sorted(found, key=itemgetter(0))
 
+    def _is_asked(self, stop_seconds: float, go_seconds: float) -> bool:
+        """Whether the next scrape says if a pause was one; most are too short."""
+        if not self.gauges.will_tell(go_seconds, self._now_seconds):
+            return False
+        self._absorb(self._now_seconds)
+        ends = self._book.steps.end_seconds
+        first = np.searchsorted(ends, stop_seconds, side="right")
+        last = np.searchsorted(ends, go_seconds, side="left")
+        return bool(last - first >= MISSED_STEPS)
+
     def _completed_seconds(self, timeline: RequestTimeline) -> float | None:
         """When its prompt was done, or it ended without; None: that is not known."""
         first = timeline.first_token_seconds
@@ -698,7 +723,19 @@ class EngineTimeline:
         """Whether all is known of its prompt that ever will be."""
         if timeline.closed_seconds is not None:
             return not timeline.may_be_orphan
-        return timeline.is_exact_so_far and not self._engine_tells_late
+        return timeline.is_exact_so_far and not self._awaits_facts(timeline)
+
+    def _awaits_facts(self, timeline: RequestTimeline) -> bool:
+        """Whether the engine may yet tell, in time, how its prompt was computed."""
+        first = timeline.first_token_seconds
+        if not self._engine_tells_late or first is None:
+            return False
+        if self._now_seconds < first + timeline.patience_seconds:
+            return True
+        # a cache is in use, and only the reply's end says what it held
+        has_hits = timeline.arrived_seconds < self._hit_seconds + HITS_SECONDS
+        is_unknown = timeline.cached_tokens is None
+        return has_hits and is_unknown and not self._work.tells_cache
 
     def _hold_back(self, timeline: RequestTimeline) -> None:
         """It was not scheduled while the engine's gauges say that it waited."""

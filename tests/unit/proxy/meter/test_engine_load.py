@@ -244,7 +244,7 @@ def test_a_preemption_makes_the_records_of_its_time_estimated() -> None:
     # the first request is how the meter learns that phase times come at the end
     first = Asked(0.6, ticks(0.7, 0.8), prefill_seconds=0.1, cached=0)
     early = Asked(1.0, ticks(1.2, 2.0), prefill_seconds=0.1, cached=0)
-    during = Asked(4.0, ticks(4.2, 6.0), prefill_seconds=0.1, cached=0)
+    during = Asked(4.0, ticks(4.2, 6.0), prefill_seconds=0.2, cached=0)
     shown = [(0, 0), (1, 0), (0, 0), (0, 0), (1, 0), (1, 0), (0, 0), (0, 0)]
     calm = scrapes(shown, preemptions=[3] * 8)
     rising = scrapes(shown, preemptions=[3, 3, 3, 3, 3, 3, 4, 4])
