@@ -71,8 +71,10 @@ VALIDATION = ROOT / "docs" / "validation.md"
 Finding = dict[str, Any]
 
 MODEL_BYTES = 20e9
-STARTED_SECONDS = 150.0
+STARTED_SECONDS = 180.0
 """For weights, tokenizer, server and its first reply."""
+SECOND_TRY_SECONDS = 200.0
+"""Left at least, to try a smaller shape where the first one did not start."""
 PATIENCE_SECONDS = 12.0
 """For records and books to be final."""
 IN_FLIGHT = 8
@@ -539,9 +541,26 @@ def named_or_own(
     """The engine that was named, or one of our own, which ends with `engines`."""
     if options.url is not None:
         return Engine(options.url, options.backend, options.model, options.power)
-    engine, facts = own_engine(options, folder, findings.left_seconds, engines)
-    findings.add("engine", facts)
-    return engine
+    shapes = [options.shape, *(["3b"] if options.shape == "8b" else [])]
+    reasons: list[str] = []
+    for shape in shapes:
+        if reasons and findings.left_seconds < SECOND_TRY_SECONDS:
+            break
+        trying = ExitStack()
+        try:
+            engine, facts = own_engine(
+                options, shape, folder, findings.left_seconds, trying
+            )
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+            trying.close()
+            reasons.append(f"{shape}: {error}")
+            left_out = findings.known.get("left_out", {})
+            findings.add("left_out", {**left_out, f"engine {shape}": str(error)[-300:]})
+            continue
+        engines.push(trying.pop_all())
+        findings.add("engine", facts)
+        return engine
+    sys.exit(f"gpu_validation: {'; '.join(reasons)}")
 
 
 def measured(bench: Bench, sizes: Sizes, findings: Findings) -> None:
@@ -596,7 +615,11 @@ def simulated_engine(stack: Stack) -> Engine:
 
 
 def own_engine(
-    options: argparse.Namespace, folder: Path, seconds: float, engines: ExitStack
+    options: argparse.Namespace,
+    shape: str,
+    folder: Path,
+    seconds: float,
+    engines: ExitStack,
 ) -> tuple[Engine, Finding]:
     """`transformers serve` on random weights, after its first reply.
 
@@ -605,11 +628,18 @@ def own_engine(
     """
     begin = time.monotonic()
     deadline = begin + min(STARTED_SECONDS, seconds - 60)
-    model, python = folder / f"random-{options.shape}", Path(options.engine_python)
+    model, python = folder / f"random-{shape}", Path(options.engine_python)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
-    make = [python, "-m", "benchmarks.gpu_engine", model, "--shape", options.shape]
+    make: list[str | Path] = [
+        python,
+        "-m",
+        "benchmarks.gpu_engine",
+        model,
+        "--shape",
+        shape,
+    ]
     made = subprocess.run(
         [*make, "--device", options.device], env=environment, cwd=ROOT,
         capture_output=True, text=True, timeout=STARTED_SECONDS, check=False,
@@ -633,7 +663,7 @@ def own_engine(
     engines.callback(_end, process)
     url = f"http://127.0.0.1:{port}"
     _first_reply(url, str(model), process, deadline, folder / "engine.log")
-    facts |= {"shape": options.shape, "ready_seconds": time.monotonic() - begin}
+    facts |= {"shape": shape, "ready_seconds": time.monotonic() - begin}
     return Engine(url, "transformers", str(model), options.power), facts
 
 

@@ -49,6 +49,8 @@ class Generation:
     """What the replies' words follow; empty: the request's id."""
     end_token: str | None = None
     """The special token that ends each reply: counted, and no part of its text."""
+    skips_cache: bool = False
+    """Its prompt is computed whole, whatever the prefix cache holds."""
     is_pooled: bool = False
     """The prompt is read and nothing is written; in the engine, one step's token."""
     parts: Sequence[int] = ()

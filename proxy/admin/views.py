@@ -16,6 +16,7 @@ import msgspec
 from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
+from proxy.power.accuracy import accuracy_of
 from proxy.power.hardware import HardwareLog, HardwareWindow, board_state
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
@@ -319,6 +320,9 @@ def _sensor(measured: Measured) -> SensorState:
         last_error=stats.last_error if stats else None,
         clock_offset_seconds=stats.clock_offset_seconds if stats else None,
         rejected={**stats.rejected} if stats else {},
+        accuracy_fraction=accuracy_of(
+            measured.source, is_simulated=bool(stats and stats.is_simulated)
+        ),
     )
 
 

@@ -31,7 +31,23 @@ from proxy.meter.attribution.divide import (
     divide,
 )
 from proxy.meter.attribution.fit import Calibration, CalibrationState
-from proxy.meter.attribution.policies import Policy, by_calibration
+from proxy.meter.attribution.forms import CONSTANTS
+from proxy.meter.attribution.interval import (
+    CENTRE,
+    GRADES,
+    GUESSED_DOUBT,
+    SPREAD,
+    WHOLE_REPLY_DOUBT,
+    Bounds,
+    ErrorTracker,
+    Evidence,
+    FloatArray,
+    bounds_of,
+    doubts_of,
+    grade_of,
+    total_bounds,
+)
+from proxy.meter.attribution.policies import CostModel, Policy, by_calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -43,7 +59,7 @@ from proxy.meter.curve import (
     Window,
 )
 from proxy.meter.deadlines import Deadlines
-from proxy.meter.ledger import Books, Closing, Ledger, RequestEnergy
+from proxy.meter.ledger import QUALITY_OF, Books, Closing, Ledger, RequestEnergy
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Labels
 
@@ -81,7 +97,13 @@ class MeterState:
     window_seconds: float = 0.5
     """How wide windows are made; wider than asked for where the sensor is slow."""
     quality_requests: Mapping[str, int] = field(default_factory=dict)
-    """Settled requests by quality."""
+    """Settled requests by quality, the older name of `timing`."""
+    timing_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by timing."""
+    grade_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by grade."""
+    half_width_fraction: float | None = None
+    """Mean half width of the newest records' intervals by their joules."""
     unsettled_requests: int = 0
     """In flight, or finished without a record yet."""
     late_reads_total: int = 0
@@ -97,6 +119,14 @@ class MeterState:
     """The constants of the policy `calibrated`, and whether they are in use."""
 
 
+PHASE, FITTED = "phase", "fitted"
+"""Cost models whose residuals are watched."""
+PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
+BEST = "calibrated"
+"""The policy that knows this engine best; `phase` until its constants are trusted."""
+NEWEST_RECORDS = 512
+"""So many make the mean half width that is shown."""
+
 AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
 
@@ -107,9 +137,12 @@ NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 class Boundary:
     """Closes windows of one group of devices into one ledger."""
 
-    def __init__(self, config: MeterConfig, timeline: EngineTimeline) -> None:
+    def __init__(
+        self, config: MeterConfig, timeline: EngineTimeline, name: str = ""
+    ) -> None:
         """`config` has the idle watts and the saved fits that are this boundary's."""
         self.config = config
+        self._name = name
         self.curve = GroupCurve(
             join_readings=JOIN_READINGS,
             join_seconds=JOIN_SECONDS,
@@ -147,7 +180,16 @@ class Boundary:
         self._samples_total = 0
         self._gaps_total = 0
         self._open: set[int] = set()
-        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+        self._timing_requests = {"timed": 0, "estimated": 0, "unknown": 0}
+        self._grade_requests = dict.fromkeys(GRADES, 0)
+        self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
+        self._errors = ErrorTracker()
+        self._beside_others: set[int] = set()
+        """Requests in a window in which somebody else was charged."""
+        names = tuple(config.policies)
+        self._best = names.index(BEST if BEST in names else config.policy)
+        """The policy that intervals lie around."""
+        self._unfitted = names.index(PHASE) if PHASE in names else self._best
 
     # what is seen
 
@@ -257,7 +299,12 @@ class Boundary:
         """What a request that is done has cost; its entry is closed."""
         key = timeline.key
         energy = self._energy(timeline)
-        self._quality_requests[energy.quality] += 1
+        self._timing_requests[energy.timing] += 1
+        self._grade_requests[energy.grade] += 1
+        if energy.energy_joules and energy.high_joules is not None:
+            assert energy.low_joules is not None
+            width = energy.high_joules - energy.low_joules
+            self._half_widths.append(width / 2 / energy.energy_joules)
         self.ledger.count_tokens(
             key,
             (
@@ -267,7 +314,9 @@ class Boundary:
             ),
         )
         self.ledger.release(key)
-        for keys in (self._open, self._with_gap, self._without_idle):
+        for keys in (
+            self._open, self._with_gap, self._without_idle, self._beside_others,
+        ):  # fmt: skip
             keys.discard(key)
         return energy
 
@@ -281,7 +330,16 @@ class Boundary:
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
-        return self.ledger.books_at(at_seconds) or NO_BOOKS
+        books = self.ledger.books_at(at_seconds)
+        if books is None:
+            return NO_BOOKS
+        others = books.unattributed_joules
+        low, high = total_bounds(
+            books.prefill_joules + books.decode_joules + books.idle_share_joules,
+            others.get("external", 0.0) + others.get("unmetered", 0.0),
+            sensor_fraction=self.config.sensor_fraction(self._name),
+        )
+        return replace(books, attributed_low_joules=low, attributed_high_joules=high)
 
     def state(self) -> MeterState:
         """One consistent picture; no side effects."""
@@ -312,7 +370,17 @@ class Boundary:
             class_tokens={_labels_of(k): v for k, v in ledger.class_tokens.items()},
             policy_joules=ledger.policy_joules,
             window_seconds=self.deadlines().window_seconds,
-            quality_requests=dict(self._quality_requests),
+            quality_requests={
+                QUALITY_OF.get(timing, timing): count
+                for timing, count in self._timing_requests.items()
+            },
+            timing_requests=dict(self._timing_requests),
+            grade_requests=dict(self._grade_requests),
+            half_width_fraction=(
+                sum(self._half_widths) / len(self._half_widths)
+                if self._half_widths
+                else None
+            ),
             unsettled_requests=len(self._open),
             late_reads_total=timeline.late_reads_total,
             counter_resets_total=curve.resets,
@@ -501,6 +569,7 @@ class Boundary:
             idle_share_joules=division.idle_share_joules,
             idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
+            doubts=self._doubts(window, ran, division),
         )
 
     def _learn_costs(self) -> None:
@@ -521,6 +590,50 @@ class Boundary:
                     division.caused_joules,
                     window.end_seconds - window.start_seconds,
                 )
+
+    def _doubts(
+        self,
+        window: Window,
+        ran: Sequence[RequestTimeline],
+        division: Division,
+    ) -> FloatArray:
+        """What the window adds to the intervals of those who ran in it."""
+        start, end = window.start_seconds, window.end_seconds
+        active = division.policy_joules[self._best].sum(axis=1)
+        relative = np.array([_doubt(timeline) for timeline in ran], np.float64)
+        external = float(division.external_joules.sum())
+        if external > 0:
+            self._beside_others.update(timeline.key for timeline in ran)
+        residual = 0.0
+        if len(ran):
+            fit, work = self.calibration.fit, division.work
+            predicted = {PHASE: float(work[: len(PHASE_JOULES)] @ PHASE_JOULES)}
+            if fit is not None:
+                predicted[FITTED] = float(fit.joules_of(work))
+            found = self._errors.learn(
+                predicted,
+                division.caused_joules,
+                seconds=end - start,
+                keys=[timeline.key for timeline in ran],
+                joules=active,
+                doubts=relative,
+            )
+            residual = found[self._cost_in_use]
+        return doubts_of(
+            active,
+            inclusive_joules=active + division.idle_share_joules,
+            unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
+            doubts=relative,
+            residual_joules=residual,
+            external_joules=external,
+            seconds=end - start,
+            began=np.array([(t.scheduled_seconds or start) >= start for t in ran]),
+            ended=np.array([t.end_seconds <= end for t in ran]),
+        )
+
+    @property
+    def _cost_in_use(self) -> str:
+        return PHASE if self.calibration.cost is None else FITTED
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""
@@ -543,8 +656,8 @@ class Boundary:
                 continue
             if since_work >= REST_SECONDS and not gauges.is_quiet(
                 start - REST_SECONDS, end
-            ):  # somebody else's work, of which no request tells
-                continue
+            ):  # it may come right after somebody else's work
+                since_work = AFTERGLOW_SECONDS
             self.idle.learn(joules, end - start, since_work)
 
     # what a request has cost
@@ -558,7 +671,7 @@ class Boundary:
 
     def _energy(self, timeline: RequestTimeline) -> RequestEnergy:
         """Unknown where not all of the time it ran was measured, never a part of it."""
-        key, ledger = timeline.key, self.ledger
+        key = timeline.key
         scheduled = timeline.scheduled_seconds
         if (
             scheduled is None
@@ -567,6 +680,10 @@ class Boundary:
             or key in self._with_gap
         ):
             return self.unknown_energy()
+        return self._known_energy(timeline)
+
+    def _known_energy(self, timeline: RequestTimeline) -> RequestEnergy:
+        key, ledger = timeline.key, self.ledger
         by_policy, idle_share = ledger.entry(key)
         active = dict(zip(ledger.policies, by_policy.sum(axis=1).tolist(), strict=True))
         prefill, decode = by_policy[ledger.policies.index(ledger.headline)].tolist()
@@ -577,15 +694,53 @@ class Boundary:
             and not timeline.has_preemption
             and key not in self._without_idle
         )
+        timing = "timed" if is_exact else "estimated"
+        energy = prefill + decode + idle_share
+        bounds = self.bounds(key, energy, prefill + decode)
         return RequestEnergy(
             prefill_joules=prefill,
             decode_joules=decode,
             idle_share_joules=idle_share,
             idle_share_by_time_joules=ledger.idle_by_time(key),
-            energy_joules=prefill + decode + idle_share,
+            energy_joules=energy,
             policy=ledger.headline,
-            quality="exact" if is_exact else "estimated",
+            timing=timing,
             policy_joules=active,
+            low_joules=bounds.low_joules,
+            high_joules=bounds.high_joules,
+            grade=grade_of(energy, bounds, timing, self._evidence(timeline)),
+        )
+
+    def bounds(
+        self,
+        key: int,
+        energy_joules: float,
+        active_joules: float,
+        *,
+        guessed_joules: float = 0.0,
+    ) -> Bounds:
+        """The interval of what a request was charged; part of it may be a guess yet."""
+        doubts = self.ledger.doubts(key)
+        doubts[SPREAD] += GUESSED_DOUBT * guessed_joules
+        doubts[CENTRE] += guessed_joules
+        return bounds_of(
+            energy_joules,
+            active_joules,
+            doubts,
+            self._errors.scale(self._cost_in_use),
+            edge_seconds=self.curve.edge_seconds,
+            sensor_fraction=self.config.sensor_fraction(self._name),
+        )
+
+    def _evidence(self, timeline: RequestTimeline) -> Evidence:
+        """What is known about a request's surroundings."""
+        gauges = self._timeline.gauges
+        return Evidence(
+            is_cache_told=timeline.cached_tokens is not None,
+            is_alone=timeline.key not in self._beside_others
+            and gauges.is_alive(timeline.end_seconds),
+            has_counter=self.curve.has_counter,
+            is_fitted=self.calibration.cost is not None,
         )
 
 
@@ -600,6 +755,16 @@ def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
     if waiting and not unstreamed and len(waiting) == len(among):
         return frozenset((waiting[0].key,))
     return frozenset(unstreamed)
+
+
+def _doubt(timeline: RequestTimeline) -> float:
+    """How much more its joules may be wrong than those of one that was seen."""
+    if not timeline.is_streamed:
+        return WHOLE_REPLY_DOUBT
+    is_guessed = (
+        timeline.is_forced or timeline.has_preemption or not timeline.is_count_exact
+    )
+    return GUESSED_DOUBT if is_guessed else 1.0
 
 
 def _labels_of(key: tuple[str, ...]) -> Labels:

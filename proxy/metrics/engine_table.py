@@ -285,9 +285,22 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_settled_requests_total": EngineMetric(
         "counter",
-        "Settled requests by how well it is known who ran when.",
+        "Settled requests by how well it is known who ran when: the older name of "
+        "timing, `exact` is `timed`.",
         ("quality",),
         lambda s: [((q,), n) for q, n in s.meter.quality_requests.items()],
+    ),
+    "servewatt_graded_requests_total": EngineMetric(
+        "counter",
+        "Settled requests by how far their joules can be trusted.",
+        ("grade",),
+        lambda s: [((g,), n) for g, n in s.meter.grade_requests.items()],
+    ),
+    "servewatt_request_half_width_ratio": EngineMetric(
+        "gauge",
+        "Mean half width of the 90 % interval of the newest records, by their joules.",
+        (),
+        lambda s: one(s.meter.half_width_fraction),
     ),
     "servewatt_requests_without_energy_total": EngineMetric(
         "counter",

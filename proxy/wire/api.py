@@ -33,6 +33,10 @@ class Accounts(Struct, frozen=True, kw_only=True):
     attributed_joules: Phases | None = None
     idle_share_joules: float | None = None
     """Idle power while requests ran, shared among them."""
+    attributed_low_joules: float | None = None
+    """Prefill, decode and idle share together are no less, and no more than the next,
+    with 90 %."""
+    attributed_high_joules: float | None = None
     idle_joules: float | None = None
     """Nothing ran."""
     unattributed_joules: dict[str, float] | None = None
@@ -192,7 +196,15 @@ class BoundaryEnergy(Struct, frozen=True, kw_only=True):
     energy_joules: float | None
     """Sum of the three above."""
     quality: str
-    """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
+    """Deprecated: `timing`, with `exact` for `timed`."""
+    low_joules: float | None = None
+    """With 90 % the energy is no less, and no more than `high_joules`."""
+    high_joules: float | None = None
+    timing: str | None = None
+    """`timed`, `estimated` or `unknown`: how well it is known who ran when. Null in
+    records older than it, as the next."""
+    grade: str | None = None
+    """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
 
 
 class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True):
@@ -297,6 +309,9 @@ class SensorState(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None
     rejected: dict[str, int] = {}
     """Figures that were not believed since start, by reason."""
+    accuracy_fraction: float | None = None
+    """What readings may be off by, all alike, as the maker states it: a part of every
+    interval. Null: nobody states it."""
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -326,6 +341,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     version: str
     run: str | None = None
     """The process that answers; another one after a restart."""
+    interval_level: float = 0.9
+    """Nominal probability that joules are between their bounds."""
     config: dict[str, Any] = {}
     """The configuration without secrets."""
     sensor: SensorState | UnsetType = UNSET

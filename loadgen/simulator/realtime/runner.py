@@ -158,7 +158,7 @@ class Runner:
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             prompt = generation.words_of(index)
             tokens = max(1, len(prompt)), parts[0]
-            hashes = block_hashes([*prompt, *words] if config.prefix_cache else [])
+            hashes = self._hashes(generation, [*prompt, *words])
             self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
             generation,
@@ -275,15 +275,18 @@ class Runner:
         if step.finished:
             self.curve.forget_before(step.end_seconds - CURVE_SECONDS)
 
+    def _hashes(self, generation: Generation, words: Sequence[str]) -> tuple[int, ...]:
+        """Blocks by which the prefix cache knows a prompt and its reply."""
+        is_cached = self.engine.config.prefix_cache and not generation.skips_cache
+        return block_hashes(words) if is_cached else ()
+
     def _submit_next_part(self, job: _Job) -> None:
         """The prompt and all that was written go to the back of the queue."""
         ticket, generation = job.ticket, job.ticket.generation
         prompt, words = generation.words_of(job.index), ticket.words[job.index]
         part = job.later_parts.popleft()
         name = f"{ticket.engine_ids[job.index]}+{job.count}"
-        hashes = block_hashes(
-            [*prompt, *words] if self.engine.config.prefix_cache else []
-        )
+        hashes = self._hashes(generation, [*prompt, *words])
         so_far = max(1, len(prompt)) + job.count
         self.engine.submit(SimRequest(name, time.monotonic(), so_far, part, hashes))
         job.later.append(self.engine.truth[name])

@@ -439,7 +439,7 @@ MIN_NOISE = 1e-3
 
 def _condition(squares: FloatArray) -> float:
     """Condition of the matrix with unit columns; work that never came is left out."""
-    lengths = np.sqrt(np.diag(squares))
+    lengths = np.sqrt(np.maximum(np.diag(squares), 0.0))  # rounding may be below 0
     came = np.flatnonzero(lengths > 0)
     units = squares[np.ix_(came, came)] / np.outer(lengths[came], lengths[came])
     return float(np.linalg.cond(units))

@@ -569,6 +569,13 @@ def test_best_of_makes_several_replies_and_tells_all_in_the_details() -> None:
             )  # fmt: skip
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_whole_completions_of_tgi_do_without_the_prefix_cache(stream: bool) -> None:
+    fields = {"prompt": "a", "stream": stream}
+    found = read_completions(fields, request_id="r", created=1, limits=LIMITS)
+    assert found.skips_cache is not stream
+
+
 def test_tgi_has_a_gauge_once_it_was_set() -> None:
     metrics = TgiMetrics()
     assert "tgi_queue_size" not in metrics.page(Gauges(0, 0, 0.0))

@@ -23,7 +23,7 @@ from proxy.power.hardware import (
     throttle_reasons,
     xid_number,
 )
-from proxy.power.sources.dcgm import parse_dcgm
+from proxy.power.sources.dcgm import SHOWN, parse_dcgm
 from proxy.wire.api import BoardSummary
 from proxy.wire.events import HardwareObserved
 from proxy.wire.facts import HardwareState
@@ -102,7 +102,7 @@ DCGM_FI_DEV_XID_ERRORS{gpu="0",UUID="GPU-a",err_code="31"} 31
 
 
 def test_a_dcgm_page_tells_what_it_has() -> None:
-    page = parse_dcgm(DCGM_PAGE, frozenset())
+    page = parse_dcgm(DCGM_PAGE, frozenset(), SHOWN)
     assert page.states == (
         HardwareState(
             "gpu0", 1.41e9, 1.593e9, 64.0, ("sw_power_cap",), 400.0, 3, None, 31
@@ -113,11 +113,13 @@ def test_a_dcgm_page_tells_what_it_has() -> None:
 
 def test_the_reasons_have_an_old_name_and_a_new_one() -> None:
     renamed = DCGM_PAGE.replace("CLOCK_THROTTLE_REASONS", "CLOCKS_EVENT_REASONS")
-    assert parse_dcgm(renamed, frozenset()) == parse_dcgm(DCGM_PAGE, frozenset())
+    assert parse_dcgm(renamed, frozenset(), SHOWN) == parse_dcgm(
+        DCGM_PAGE, frozenset(), SHOWN
+    )
 
 
 def test_boards_that_are_not_chosen_have_no_state() -> None:
-    page = parse_dcgm(DCGM_PAGE, frozenset({"1"}))
+    page = parse_dcgm(DCGM_PAGE, frozenset({"1"}), SHOWN)
     assert page.states == (HardwareState("gpu1"),)
 
 
