@@ -736,7 +736,7 @@ class Boundary:
         """What is known about a request's surroundings."""
         gauges = self._timeline.gauges
         return Evidence(
-            is_cache_told=timeline.cached_tokens is not None,
+            is_cache_told=timeline.is_cache_known,
             is_alone=timeline.key not in self._beside_others
             and gauges.is_alive(timeline.end_seconds),
             has_counter=self.curve.has_counter,
