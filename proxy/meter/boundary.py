@@ -601,6 +601,8 @@ class Boundary:
         start, end = window.start_seconds, window.end_seconds
         active = division.policy_joules[self._best].sum(axis=1)
         relative = np.array([_doubt(timeline) for timeline in ran], np.float64)
+        is_inferred = np.array([t.inferred_cached_tokens is not None for t in ran])
+        prefill = division.policy_joules[self._best, :, 0]
         external = float(division.external_joules.sum())
         if external > 0:
             self._beside_others.update(timeline.key for timeline in ran)
@@ -623,6 +625,7 @@ class Boundary:
             active,
             inclusive_joules=active + division.idle_share_joules,
             unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
+            inferred_joules=np.where(is_inferred, prefill, 0.0),
             doubts=relative,
             residual_joules=residual,
             external_joules=external,

@@ -10,6 +10,7 @@ of every request, though nobody knows which. Added to it, for each request alone
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
 - its part of what was charged to others than the proxy's requests;
+- its prompt, where what of it was cached had to be inferred;
 - how far its joules moved when the constants were fitted: a load of ever the same mix
   hides errors of the model's form from the residuals.
 
@@ -20,6 +21,7 @@ own accuracy is a part by itself, see `bounds_of`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +48,9 @@ SPREAD_FACTOR = 1.1
 """Half width by residual scale: tails of requests are longer than those of windows."""
 EXTERNAL_FRACTION = 0.3
 """Half width of the joules charged to others."""
+INFERRED_FRACTION = 0.4
+"""Half width of a prompt's joules where the engine tells only how much of all prompts
+it had cached: the sums are right, so residuals hardly show whose was."""
 FORM_FRACTION = 0.2
 """Half width of what fitting the constants moved from one request to others."""
 WHOLE_REPLY_DOUBT = 3.0
@@ -75,6 +80,8 @@ class _Residuals:
     row_joules: float = 0.0
     rows: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ROWS))
     """Residual of a row by what one request's relative error would make of it."""
+    _scale: float | None = None
+    """As of the newest row; asked for with every record."""
 
     def observe(self, predicted: float, joules: float) -> float:
         """What the sensor showed less what the model said, at the model's level."""
@@ -91,13 +98,16 @@ class _Residuals:
         """`size_joules` is the root of the sum of the requests' squared sizes."""
         if size_joules > 0:
             self.rows.append(abs(self.row_joules) / size_joules)
+            self._scale = None
         self.row_joules = 0.0
 
     @property
     def scale(self) -> float:
         """Standard deviation of a typical request's relative error."""
-        made_up = FIRST_ROWS[len(self.rows) // 2 :]
-        return float(np.quantile([*self.rows, *made_up], 0.68))
+        if self._scale is None:
+            made_up = FIRST_ROWS[len(self.rows) // 2 :]
+            self._scale = float(np.quantile([*self.rows, *made_up], 0.68))
+        return self._scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +187,15 @@ class ErrorTracker:
             residuals.end_row(root)
 
 
-SPREAD, PULL, EDGES, EXTERNAL, FORM, CENTRE = range(6)
+SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE = range(7)
 """Columns of what is kept of a request, each a sum over its windows:
 
 joules that its neighbours in the window could have had in its place; its part of the
 residuals, signed; squares of its watts in its first and last window; its part of the
 joules charged to others; how far its joules differ from those by the constants that
-nobody fitted, signed; active joules under the best model."""
-DOUBTS = 6
+nobody fitted, signed; joules of a prompt whose cached part was inferred; active joules
+under the best model."""
+DOUBTS = 7
 
 
 def doubts_of(
@@ -192,6 +203,7 @@ def doubts_of(
     *,
     inclusive_joules: FloatArray,
     unfitted_joules: FloatArray,
+    inferred_joules: FloatArray,
     doubts: FloatArray,
     residual_joules: float,
     external_joules: float,
@@ -202,7 +214,8 @@ def doubts_of(
     """What a window adds to the doubts of its requests, shape (requests, DOUBTS).
 
     `joules` are active ones under the best model, `unfitted_joules` those before any
-    constants were fitted, `doubts` relative; `began` and
+    constants were fitted, `inferred_joules` prompts' whose cached part is a guess,
+    `doubts` relative; `began` and
     `ended` tell for whom it was the first and the last window.
     """
     found = np.zeros((len(joules), DOUBTS))
@@ -221,6 +234,7 @@ def doubts_of(
         own = max(total - external_joules, 1e-12)
         found[:, EXTERNAL] = inclusive_joules / own * external_joules
     found[:, FORM] = unfitted_joules - joules
+    found[:, INFERRED] = inferred_joules
     found[:, CENTRE] = joules
     return found
 
@@ -251,29 +265,26 @@ def bounds_of(
     what the sensor's readings may be off by, half width by level: of all requests
     alike, and no comparison of windows shows it.
     """
+    spread, pull, edges, external, form, inferred, best = doubts.tolist()
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
-    centre = doubts[CENTRE] * inclusive if active_joules > 0 else energy_joules
+    centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
-    if scale.typical_joules > 0 and doubts[CENTRE] > 0:
-        ratio = scale.typical_joules / doubts[CENTRE]
+    if scale.typical_joules > 0 and best > 0:
+        ratio = scale.typical_joules / best
         size = min(max(ratio ** (1 - SIZE_EXPONENT), 1 / MAX_SIZE), MAX_SIZE)
-    half = inclusive * np.sqrt(
-        (scale.relative * size * doubts[SPREAD]) ** 2
-        + RESIDUAL_WEIGHT * doubts[PULL] ** 2
-        + (FORM_FRACTION * doubts[FORM]) ** 2
-    )
-    half = float(
-        np.sqrt(
-            half**2
-            + (_DEVIATIONS * edge_seconds) ** 2 * doubts[EDGES]
-            + (EXTERNAL_FRACTION * doubts[EXTERNAL]) ** 2
-        )
+    half = math.sqrt(
+        (inclusive * scale.relative * size * spread) ** 2
+        + RESIDUAL_WEIGHT * (inclusive * pull) ** 2
+        + (inclusive * FORM_FRACTION * form) ** 2
+        + (inclusive * INFERRED_FRACTION * inferred) ** 2
+        + (_DEVIATIONS * edge_seconds) ** 2 * edges
+        + (EXTERNAL_FRACTION * external) ** 2
     )
     below, above = _around(energy_joules - centre, half)
     sensor = sensor_fraction * energy_joules
     return Bounds(
-        max(energy_joules - float(np.hypot(below, sensor)), 0.0),
-        energy_joules + float(np.hypot(above, sensor)),
+        max(energy_joules - math.hypot(below, sensor), 0.0),
+        energy_joules + math.hypot(above, sensor),
         max(below, above) / energy_joules if energy_joules > 0 else 0.0,
     )
 

@@ -33,12 +33,14 @@ def one_window(
     residual_joules: float = 0.0,
     external_joules: float = 0.0,
     unfitted: list[float] | None = None,
+    inferred: list[float] | None = None,
 ) -> np.ndarray:
     active = np.array(joules)
     return doubts_of(
         active,
         inclusive_joules=active,
         unfitted_joules=np.array(unfitted or joules),
+        inferred_joules=np.array(inferred or [0.0] * len(joules)),
         doubts=np.array(doubts or [1.0] * len(joules)),
         residual_joules=residual_joules,
         external_joules=external_joules,
@@ -112,8 +114,9 @@ def test_who_is_alone_in_its_windows_has_all_of_their_joules() -> None:
         one_window([10.0, 10.0], residual_joules=8.0)[0],
         one_window([10.0, 10.0], external_joules=20.0)[0],
         one_window([10.0, 10.0], unfitted=[15.0, 5.0])[0],
+        one_window([10.0, 10.0], inferred=[8.0, 0.0])[0],
     ],
-    ids=["residual", "external", "form"],
+    ids=["residual", "external", "form", "inferred"],
 )
 def test_each_cause_of_doubt_widens_the_interval(wide: np.ndarray) -> None:
     bounds = bounds_of(10.0, 10.0, wide, EXACT, edge_seconds=0.02)
