@@ -554,6 +554,7 @@ class Boundary:
         keys = [timeline.key for timeline in ran]
         calibration = self.calibration
         calibration.shared_because = self.shared_because
+        calibration.may_lag = not self.curve.has_counter
         seconds = window.end_seconds - window.start_seconds
         if is_whole:
             self.durations.learn(division.learnt, division.busy_seconds, seconds)

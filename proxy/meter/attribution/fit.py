@@ -338,6 +338,9 @@ class Calibration:
         self.evidence = Evidence()
         self.shared_because: str | None = None
         """Why the joules are not this engine's alone; nothing is learnt meanwhile."""
+        self.may_lag = True
+        """The sensor shows power, perhaps averaged, and no counter. A counter's lag is
+        not looked for: prompts that queue on a saturated engine look like one."""
         self._lag = LagWatch()
         self._changed: str | None = None
         self._missed: dict[str, float] = {}
@@ -452,7 +455,8 @@ class Calibration:
             return
         self._windows = min(self._windows + 1, WINDOWS_REMEMBERED)
         expected_joules = float(self.fit.joules_of(work))
-        self._lag.add(joules, expected_joules, seconds)
+        if self.may_lag:
+            self._lag.add(joules, expected_joules, seconds)
         square = (joules - expected_joules) ** 2
         before = self.window_variance or 0.0
         self.window_variance = before + (square - before) / self._windows
