@@ -107,7 +107,8 @@ def textbook_run(requests: Sequence[SimRequest], config: EngineConfig) -> Run:
     tally, seen, finished = Tally(), set[str](), 0
     for step in trace.steps:
         finished += len(step.finished)
-        arrived = bisect_right(arrivals, step.end_seconds)
+        # as in vLLM: who comes during a step is queued, and counted, at the next one
+        arrived = bisect_right(arrivals, step.start_seconds)
         for name in step.started:
             tally.started(
                 trace.truth[name].prompt_tokens, trace.truth[name].cached_tokens

@@ -119,6 +119,10 @@ class MeterState:
     """The constants of the policy `calibrated`, and whether they are in use."""
 
 
+LATE_PERIOD_SECONDS = 1.0
+"""A sensor that lags or averages is taken for one with news once a second: what it
+shows in the wrong window matters less the wider windows are."""
+
 PHASE, FITTED = "phase", "fitted"
 """Cost models whose residuals are watched."""
 PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
@@ -231,7 +235,11 @@ class Boundary:
 
     def deadlines(self) -> Deadlines:
         """Every wait, for the sensor as it is known now."""
-        return replace(self._asked, period_seconds=self.curve.likely_period_seconds)
+        period_seconds = self.curve.likely_period_seconds
+        lag_seconds = self.calibration.lag_seconds
+        if lag_seconds is not None:
+            period_seconds = max(period_seconds or 0.0, LATE_PERIOD_SECONDS)
+        return replace(self._asked, period_seconds=period_seconds)
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last may take at most."""
@@ -544,13 +552,20 @@ class Boundary:
         `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
+        calibration = self.calibration
+        calibration.shared_because = self.shared_because
+        calibration.may_lag = not self.curve.has_counter
         seconds = window.end_seconds - window.start_seconds
         if is_whole:
-            self.durations.learn(division.work, division.busy_seconds, seconds)
+            self.durations.learn(division.learnt, division.busy_seconds, seconds)
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
             self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
+        elif division.external_joules.any():
+            calibration.miss(seconds, "work past the proxy was there")
+        elif division.caused_joules > 0:
+            calibration.miss(seconds, "it was not known who ran when")
         return Closing(
             window.end_seconds,
             measured,
@@ -584,12 +599,11 @@ class Boundary:
             if has_doubt and verdict is None:
                 return
             self._to_learn.popleft()
-            if not (has_doubt and verdict):
-                self.calibration.learn(
-                    division.work,
-                    division.caused_joules,
-                    window.end_seconds - window.start_seconds,
-                )
+            seconds = window.end_seconds - window.start_seconds
+            if has_doubt and verdict:
+                self.calibration.miss(seconds, "a cache that is not told of was used")
+            else:
+                self.calibration.learn(division.learnt, division.caused_joules, seconds)
 
     def _doubts(
         self,
@@ -739,11 +753,11 @@ class Boundary:
         """What is known about a request's surroundings."""
         gauges = self._timeline.gauges
         return Evidence(
-            is_cache_told=self._timeline.is_cache_known(timeline),
+            is_cache_told=self._timeline.knows_cache_of(timeline),
             is_alone=timeline.key not in self._beside_others
             and gauges.is_alive(timeline.end_seconds),
             has_counter=self.curve.has_counter,
-            is_fitted=self.calibration.cost is not None,
+            is_fitted=self.calibration.state.is_fitted,
         )
 
 

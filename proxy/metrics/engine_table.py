@@ -11,6 +11,7 @@ from proxy.metrics.samples import (
     by_device,
     by_sensor,
     constants,
+    doubts,
     ecc_errors,
     fitted,
     idle_watts,
@@ -358,9 +359,16 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_calibration_fitted": EngineMetric(
         "gauge",
-        "1 while the policy calibrated uses fitted constants, 0 while those of phase.",
+        "1 while the fitted constants are trusted, 0 while servewatt_calibration_doubt "
+        "says why not.",
         (),
         fitted,
+    ),
+    "servewatt_calibration_doubt": EngineMetric(
+        "gauge",
+        "1 for the reason why the fitted constants are not trusted, 0 for the others.",
+        ("reason",),
+        doubts,
     ),
     "servewatt_calibration_joules": EngineMetric(
         "gauge",

@@ -461,6 +461,9 @@ class SavedSums(Struct, frozen=True):
     """The form of the cost model that was in use."""
     features: tuple[str, ...] = ()
     """What the sums are of, in order; empty in version 1: the five of `plain`."""
+    spread: tuple[tuple[float, ...], ...] = ()
+    """How differently requests use the features."""
+    square_window_joules: float = 0.0
 
 
 class FittedConstant(Struct, frozen=True):
@@ -479,6 +482,8 @@ class SavedCalibration(Struct, frozen=True):
     is_fitted: bool
     reason: str | None = None
     """Why the constants are not trusted."""
+    doubt: str | None = None
+    """The kind of that reason, as metrics label it."""
     saved_unix_seconds: float | None = None
     rows: float = 0.0
     row_seconds: float = 0.0
@@ -487,8 +492,12 @@ class SavedCalibration(Struct, frozen=True):
     form: str | None = None
     """The form of the cost model that is in use, see docs/attribution.md."""
     form_errors: dict[str, float] = {}
-    """What each form missed rows by before it had seen them (root mean square), by the
-    mean row."""
+    """What each form missed two seconds by that it had not seen (root mean square), by
+    their mean."""
+    split_error: float | None = None
+    """What the constants' standard errors move between requests, by their energy."""
+    sensor_lag_seconds: float | None = None
+    """How late the sensor shows power, where it is late."""
     constants: dict[str, FittedConstant] = {}
     sums: SavedSums | None = None
 

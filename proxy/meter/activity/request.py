@@ -273,9 +273,16 @@ class RequestTimeline(TokenCount):
             return False
         began = max(first - self.prefill_seconds, self.arrived_seconds)
         seconds = max(CONFIRMED_SECONDS, CONFIRMED_PART * self.prefill_seconds)
+        is_near = self.cached_tokens is None or self.is_cache_known
+        return abs(began - scheduled) <= seconds and is_near
+
+    @property
+    def is_cache_known(self) -> bool:
+        """Whether the engine told what was cached, in time or to confirm a guess."""
+        if self.cached_tokens is None or self.prompt_tokens is None:
+            return False
         tokens = max(CONFIRMED_TOKENS, CONFIRMED_TOKENS_PART * self.prompt_tokens)
-        off = abs(self.uncomputed_tokens - (self.cached_tokens or 0))
-        return abs(began - scheduled) <= seconds and off <= tokens
+        return abs(self.uncomputed_tokens - self.cached_tokens) <= tokens
 
     @property
     def is_exact_so_far(self) -> bool:

@@ -405,10 +405,12 @@ class EngineTimeline:
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
         self._work.forget(settled_seconds - GAUGES_SECONDS)
 
-    def is_cache_known(self, timeline: RequestTimeline) -> bool:
+    def knows_cache_of(self, timeline: RequestTimeline) -> bool:
         """Whether it is known what of a prompt was cached: told, or all had none."""
-        if not timeline.has_unknown_cache:
-            return timeline.prompt_tokens is not None
+        if timeline.is_cache_known:
+            return True
+        if timeline.cached_tokens is not None or timeline.prompt_tokens is None:
+            return False
         is_hidden = self._cache.is_hidden(timeline.end_seconds)
         is_inferred = timeline.inferred_cached_tokens is not None
         return self._work.tells_cache and not is_hidden and not is_inferred

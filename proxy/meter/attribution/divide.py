@@ -26,9 +26,8 @@ from proxy.meter.activity.work import (
     activity_between,
     busy_seconds_until,
 )
-from proxy.meter.attribution.fit import work_of
+from proxy.meter.attribution.fit import Learnt
 from proxy.meter.attribution.policies import (
-    FEATURES,
     FloatArray,
     Policy,
     attribute,
@@ -131,10 +130,15 @@ class Division:
     """What the requests caused: the sum of every policy's joules."""
     busy_seconds: float = 0.0
     """How long anybody ran."""
-    work: FloatArray = field(default_factory=lambda: np.zeros(len(FEATURES)))
-    """What all requests did, in the order of `FEATURES`; zeros where nobody ran."""
+    learnt: Learnt = field(default_factory=Learnt.nothing)
+    """What all requests did, for the fit of constants."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Idle share and caused joules of each that has no record."""
+
+    @property
+    def work(self) -> FloatArray:
+        """What all requests did, shape (features,)."""
+        return self.learnt.work
 
 
 def divide(
@@ -194,7 +198,7 @@ def divide(
         charged[:, :own],
         left,
         float(seconds.sum()),
-        work_of(activity),
+        Learnt.of(activity),
         np.concatenate((worked, caused * parts)) + shares[own:],
     )
 

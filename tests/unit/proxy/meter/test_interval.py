@@ -208,5 +208,5 @@ def test_what_a_cache_held_is_known_only_if_someone_told() -> None:
         elif isinstance(event, TokensReceived):
             timeline.receive(event)
     told, untold = timeline.requests()
-    assert timeline.is_cache_known(told)
-    assert not timeline.is_cache_known(untold)
+    assert timeline.knows_cache_of(told)
+    assert not timeline.knows_cache_of(untold)
