@@ -168,6 +168,8 @@ def spread_unstreamed(
     else:  # its prompt took some time, however many steps would have fitted
         begin = min(earliest + prompt, closed)
     clock = pace.between(begin, closed)
+    if last is None and not pace.is_known:  # then as many as it has tokens
+        clock = StepClock(np.array([begin, closed]), np.array([0.0, reads]))
     candidates = step_ends(steps.steps.end_seconds, starts, begin, closed, clock)
     if last is not None:
         reads = len(candidates)

@@ -148,7 +148,7 @@ def test_a_large_body_is_read_in_turns_and_passes_with_its_very_bytes(
         text = '\\"é\\u00e9 ' * (MIB // 8)
         first = '{"model":"m","n":2,"messages":[{"content":"' + text + '"}]'
         body = f'{first},"stream":true{options}}}'.encode()
-        async with relaying(answering) as bench:
+        async with relaying(answering, usage_event="drop") as bench:
             reply = await bench.ask(body=body)
             assert reply.status == 200
             (request,) = bench.upstream.requests

@@ -51,7 +51,7 @@ def met(
 ) -> tuple[Meter, dict[str, RequestRecord]]:
     until = asked[-1].tokens[-1] + 3.0
     gauges = scrapes_of(asked, until, cached=hits) if is_told else []
-    config = MeterConfig(idle_watts=50.0, fit_rules=FitRules(min_rows=10**6))
+    config = MeterConfig(idle_watts=50.0, fit_rules=FitRules(min_used_rows=1e6))
     meter = Meter(config)
     events = in_order(events_of(asked), counter(until), gauges)
     found = settled_on_beat(meter, events, beat=0.1, until=until + 100)
