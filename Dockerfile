@@ -11,7 +11,8 @@ COPY loadgen loadgen
 COPY proxy proxy
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 COPY traces traces
-RUN useradd --create-home servewatt && mkdir /runs /token \
-    && chown servewatt /runs /token
+ARG STATE=/home/servewatt/.local/state/servewatt
+RUN useradd --create-home servewatt && mkdir -p /runs /token $STATE && chmod 700 $STATE \
+    && chown -R servewatt /runs /token /home/servewatt
 USER servewatt
 CMD ["metering-proxy", "--help"]

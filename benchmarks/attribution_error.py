@@ -14,8 +14,7 @@ fixed part plus sums, some of the work hidden from the meter: see
 
 Relative error is |attributed - true| / true per request, over all seeds; bias is
 attributed / true over a kind. `active` leaves the idle share out on both sides,
-`inclusive` takes it in. The truth shares idle by the duration that each request causes,
-the meter by running time.
+`inclusive` takes it in: the truth shares idle by the duration that each request causes.
 """
 
 from __future__ import annotations
@@ -85,6 +84,9 @@ class Row:
     """Records whose 90 % interval has the truth in it; inclusive, headline only."""
     half_width: float | None
     """Mean half width of the intervals, relative to the truth."""
+    median_lag_seconds: float
+    """From the end of a request to its record; a beat of 0.5 s included."""
+    max_lag_seconds: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Outcome:
     hidden_joules: float
     """Booked as somebody else's."""
     true_hidden_joules: float
+    lag_seconds: np.ndarray
+    """From the end of each request to its record."""
 
 
 def outcome_of(
@@ -126,7 +130,8 @@ def outcome_of(
         policy=list(policies)[-1], policies=policies, calibrations=calibrations or {}
     )
     meter = Meter(config)
-    settled, trusted_fraction = play(made, scenario, meter, jitter_seconds)
+    lags: list[float] = []
+    settled, trusted_fraction = play(made, scenario, meter, jitter_seconds, lags)
     records = [each for each in settled if each.energy.energy_joules is not None]
     names = {record.request_id for record in settled}
     truths = [truth[record.request_id] for record in records]
@@ -155,6 +160,7 @@ def outcome_of(
         true_hidden_joules=sum(
             each.energy_joules for name, each in truth.items() if name not in names
         ),
+        lag_seconds=np.array(lags),
     )
 
 
@@ -177,6 +183,7 @@ def rows_from(scenario: Scenario, outcomes: Sequence[Outcome]) -> Iterator[Row]:
     low = pooled(each.low_joules for each in outcomes)
     high = pooled(each.high_joules for each in outcomes)
     hidden = sum(each.true_hidden_joules for each in outcomes)
+    lags = pooled(each.lag_seconds for each in outcomes)
     policies = list(outcomes[0].policy_joules)
     for policy in policies:
         joules = pooled(each.policy_joules[policy] for each in outcomes)
@@ -208,6 +215,8 @@ def rows_from(scenario: Scenario, outcomes: Sequence[Outcome]) -> Iterator[Row]:
                 float(is_best[is_off].mean()) if is_off.any() else None,
                 float(is_inside.mean()) if has_bounds else None,
                 float(((high - low) / 2 / true).mean()) if has_bounds else None,
+                float(np.median(lags)),
+                float(lags.max()),
             )
 
 
@@ -289,14 +298,43 @@ def own_cost() -> CostModel:
     )
 
 
+def definitions_table(
+    scenarios: Sequence[Scenario], count: int, folder: Path | None
+) -> list[str]:
+    """What other definitions of a request's joules give on the same runs.
+
+    Each is scaled to the energy of every step, as a definition must be that closes the
+    books; differences from the Shapley value are relative, per request.
+    """
+    lines = [
+        "| run | leave one out adds up to | scaled: median | p90 | stand-alone adds up "
+        "to | scaled: median | p90 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for scenario in scenarios:
+        run = load(scenario, count, folder).done
+        names = list(run.truth)
+        shapley = np.array([run.truth[name].energy_joules for name in names])
+        cells: list[str] = []
+        for what, joules in (("last", run.last_joules), ("alone", run.alone_joules)):
+            other = np.array([joules[name] for name in names])
+            apart = np.abs(other - shapley) / shapley
+            median, p90 = np.quantile(apart, [0.5, 0.9]).tolist()
+            cells += [f"{run.unscaled[what]:.0%}", f"{median:.0%}", f"{p90:.0%}"]
+        lines.append(
+            f"| {scenario.name.removeprefix('bent: ')} | {' | '.join(cells)} |"
+        )
+    return lines
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """One line per scenario: every policy's median, more of the last two."""
     lines = [
         f"| scenario | {' | '.join(POLICIES)} | p90: phase, calibrated | bias of "
         "conversation, code: phase | calibrated | inclusive: phase, calibrated "
         "| trusted | best grade | of those off | covered | half width | others "
-        "| residual |",
-        f"|---|{'---:|' * len(POLICIES)}---:|---|---|{'---:|' * 8}",
+        "| record after: median, at most | residual |",
+        f"|---|{'---:|' * len(POLICIES)}---:|---|---|{'---:|' * 9}",
     ]
     for name in dict.fromkeys(row.scenario for row in rows):
         own = {(row.policy, row.view): row for row in rows if row.scenario == name}
@@ -315,6 +353,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"| {_percent(published.best_off_fraction)} "
             f"| {_percent(published.coverage)} | {_percent(published.half_width)} "
             f"| {'-' if phase.hidden_bias is None else f'{phase.hidden_bias:.2f}'} "
+            f"| {phase.median_lag_seconds:.1f}, {phase.max_lag_seconds:.1f} s "
             f"| {phase.residual_joules * 1e3:.1g} mJ |"
         )
     return lines
@@ -354,11 +393,18 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--definitions", action="store_true", help="compare definitions, not policies"
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     jitter_seconds = options.jitter_ms / 1e3
     count = options.requests
     chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+    if options.definitions:
+        bent = [each for each in chosen if each.board is not None]
+        print("\n".join(definitions_table(bent, count, options.cache)))
+        return
     runs = [
         replace(scenario, seed=scenario.seed + number)
         for scenario in chosen

@@ -369,6 +369,9 @@ def _sensor_part(known: Finding) -> list[str]:
         )
         learnt = _shown(idle["learnt_watts"], "W", ".1f")
         rows.append((f"the same, learnt by the proxy ({idle['source']})", learnt))
+        if idle.get("model_watts") is not None:
+            model = _shown(idle["model_watts"], "W", ".1f")
+            rows.append(("of which because the model is resident", model))
     sensor = known.get("sensor")
     if sensor:
         watts = sensor["idle_just_after_watts"]
@@ -484,6 +487,8 @@ def _clocks(phase: Finding) -> str:
             texts.append(f"{heat['max']:.0f} °C")
         if board["throttled_seconds"]:
             texts.append(f"throttled {board['throttled_seconds']:.0f} s")
+        if board["other_processes"]:
+            texts.append("not alone on the board")
     return ", ".join(texts)
 
 

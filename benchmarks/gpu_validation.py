@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,10 @@ VALIDATION = ROOT / "docs" / "validation.md"
 Finding = dict[str, Any]
 
 MODEL_BYTES = 20e9
-STARTED_SECONDS = 150.0
+STARTED_SECONDS = 180.0
 """For weights, tokenizer, server and its first reply."""
+SECOND_TRY_SECONDS = 200.0
+"""Left at least, to try a smaller shape where the first one did not start."""
 PATIENCE_SECONDS = 12.0
 """For records and books to be final."""
 IN_FLIGHT = 8
@@ -205,7 +207,7 @@ class Bench:
 
     def __init__(
         self, engine: Engine, gpus: str, folder: Path, stack: Stack, watch: Watch,
-        quiet_seconds: float,
+        quiet_seconds: float, bare_watts: float | None = None,
     ) -> None:  # fmt: skip
         self.quiet_seconds = quiet_seconds
         """Silence on both sides of a load: more than two windows of the books."""
@@ -221,6 +223,8 @@ class Bench:
         arguments += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
         if gpus:
             arguments += ["--gpus", gpus]
+        if bare_watts is not None:
+            arguments += ["--bare-idle-watts", f"{bare_watts:.3f}"]
         self.proxy = stack.start("proxy", "proxy", arguments)
         self.admin_url = str(self.proxy.announced["admin_url"])
 
@@ -340,6 +344,7 @@ def idle(bench: Bench) -> Finding:
         "read_watts": watts,
         "learnt_watts": books["idle_watts"],
         "source": books["idle_source"],
+        "model_watts": books["model_idle_watts"],
         "not_ready": reasons,
     }
 
@@ -496,7 +501,11 @@ def truths(engine: Engine, records: Sequence[Finding]) -> dict[str, float]:
 
 
 def everything(
-    options: argparse.Namespace, findings: Findings, folder: Path, stack: Stack
+    options: argparse.Namespace,
+    findings: Findings,
+    folder: Path,
+    stack: Stack,
+    engines: ExitStack,
 ) -> None:
     """All steps, in order of value."""
     sizes = QUICK if options.quick else Sizes()
@@ -514,8 +523,11 @@ def everything(
         name = "loaded_counter" if options.simulated or options.url else "bare"
         findings.step(name, 5, lambda: counter(watch, sizes.bare_seconds))
         if not options.simulated:
-            engine = findings_engine(options, findings, folder)
-        bench = Bench(engine, options.gpus, folder, stack, watch, sizes.quiet_seconds)
+            engine = named_or_own(options, findings, folder, engines)
+        bare_watts = findings.known.get("bare", {}).get("watts")
+        bench = Bench(
+            engine, options.gpus, folder, stack, watch, sizes.quiet_seconds, bare_watts
+        )
         findings.step("idle", 10, lambda: idle(bench))
         measured(bench, sizes, findings)
     finally:
@@ -523,15 +535,32 @@ def everything(
         source.close()
 
 
-def findings_engine(
-    options: argparse.Namespace, findings: Findings, folder: Path
+def named_or_own(
+    options: argparse.Namespace, findings: Findings, folder: Path, engines: ExitStack
 ) -> Engine:
-    """The engine that was named, or one of our own."""
+    """The engine that was named, or one of our own, which ends with `engines`."""
     if options.url is not None:
         return Engine(options.url, options.backend, options.model, options.power)
-    engine, facts = own_engine(options, folder, findings.left_seconds)
-    findings.add("engine", facts)
-    return engine
+    shapes = [options.shape, *(["3b"] if options.shape == "8b" else [])]
+    reasons: list[str] = []
+    for shape in shapes:
+        if reasons and findings.left_seconds < SECOND_TRY_SECONDS:
+            break
+        trying = ExitStack()
+        try:
+            engine, facts = own_engine(
+                options, shape, folder, findings.left_seconds, trying
+            )
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+            trying.close()
+            reasons.append(f"{shape}: {error}")
+            left_out = findings.known.get("left_out", {})
+            findings.add("left_out", {**left_out, f"engine {shape}": str(error)[-300:]})
+            continue
+        engines.push(trying.pop_all())
+        findings.add("engine", facts)
+        return engine
+    sys.exit(f"gpu_validation: {'; '.join(reasons)}")
 
 
 def measured(bench: Bench, sizes: Sizes, findings: Findings) -> None:
@@ -586,7 +615,11 @@ def simulated_engine(stack: Stack) -> Engine:
 
 
 def own_engine(
-    options: argparse.Namespace, folder: Path, seconds: float
+    options: argparse.Namespace,
+    shape: str,
+    folder: Path,
+    seconds: float,
+    engines: ExitStack,
 ) -> tuple[Engine, Finding]:
     """`transformers serve` on random weights, after its first reply.
 
@@ -595,11 +628,18 @@ def own_engine(
     """
     begin = time.monotonic()
     deadline = begin + min(STARTED_SECONDS, seconds - 60)
-    model, python = folder / f"random-{options.shape}", Path(options.engine_python)
+    model, python = folder / f"random-{shape}", Path(options.engine_python)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
-    make = [python, "-m", "benchmarks.gpu_engine", model, "--shape", options.shape]
+    make: list[str | Path] = [
+        python,
+        "-m",
+        "benchmarks.gpu_engine",
+        model,
+        "--shape",
+        shape,
+    ]
     made = subprocess.run(
         [*make, "--device", options.device], env=environment, cwd=ROOT,
         capture_output=True, text=True, timeout=STARTED_SECONDS, check=False,
@@ -616,18 +656,24 @@ def own_engine(
     serve += ["--device", options.device, "--continuous-batching"]
     serve += ["--cb-block-size", "128", "--cb-num-blocks", "1024"]
     serve += ["--cb-max-batch-tokens", "4096"]
-    log = (folder / "engine.log").open("wb")
+    log = engines.enter_context((folder / "engine.log").open("wb"))
     process = subprocess.Popen(
         serve, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
     )
-    _engines.append(process)
+    engines.callback(_end, process)
     url = f"http://127.0.0.1:{port}"
     _first_reply(url, str(model), process, deadline, folder / "engine.log")
-    facts |= {"shape": options.shape, "ready_seconds": time.monotonic() - begin}
+    facts |= {"shape": shape, "ready_seconds": time.monotonic() - begin}
     return Engine(url, "transformers", str(model), options.power), facts
 
 
-_engines: list[subprocess.Popen[bytes]] = []
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, then insist."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    process.kill()
+    process.wait()
 
 
 def _first_reply(
@@ -809,12 +855,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.simulated:
         opened(options.power, options.gpus).close()
     findings = Findings(out, options.seconds)
-    try:
-        with _room(options.room) as folder, Stack(folder / "logs") as stack:
-            everything(options, findings, folder, stack)
-    finally:
-        for process in _engines:
-            process.terminate()
+    with (
+        _room(options.room) as folder,
+        ExitStack() as engines,
+        Stack(folder / "logs") as stack,
+    ):
+        everything(options, findings, folder, stack, engines)
     page = page_of(findings.known)
     print(f"\n{page}\nfindings: {out}")
     if options.write:

@@ -68,13 +68,12 @@ LEAVE_SHARE = 0.01
 JUNK_SHARE = 0.05
 RESTART_SECONDS = 1.0
 RESTARTS: tuple[tuple[float, str, int], ...] = (
-    (0.05, "proxy", signal.SIGTERM),
-    (0.10, "proxy", signal.SIGKILL),
-    (0.15, "engine", signal.SIGKILL),
-    (0.18, "proxy", signal.SIGTERM),
-    (0.22, "engine", signal.SIGTERM),
-    (0.26, "proxy", signal.SIGKILL),
-    (0.30, "engine", signal.SIGKILL),
+    (0.03, "proxy", signal.SIGKILL),
+    (0.06, "engine", signal.SIGKILL),
+    (0.09, "proxy", signal.SIGTERM),
+    (0.12, "engine", signal.SIGTERM),
+    (0.15, "proxy", signal.SIGKILL),
+    (0.18, "engine", signal.SIGKILL),
 )
 """When, as a part of the time, who is ended how, with `--faults all`."""
 DRAIN_SECONDS = 3.0
@@ -121,13 +120,6 @@ class Scale:
         return self.faults == "all"
 
     @property
-    def calm_seconds(self) -> float:
-        """When the last restart is over."""
-        if self.has_all_faults:
-            return max(part for part, *_ in self.restarts) * self.seconds
-        return self.seconds / 2 if self.has_faults else 0.0
-
-    @property
     def stream_seconds(self) -> float:
         """How long one stream lasts."""
         return (FIRST_MS + (self.tokens - 1) * GAP_MS) / 1000
@@ -143,6 +135,8 @@ class Seen:
     """When it ended for its client, monotonic."""
     ends: list[tuple[float, float, int]] = field(default_factory=list)
     """From when to when the proxy was away, and the signal that ended it."""
+    calm_seconds: float = 0.0
+    """When the last restart was over, from the beginning."""
     residuals: list[float] = field(default_factory=list)
     """Joules that the books of a proxy missed before it was ended."""
     hostile: dict[str, Any] = field(default_factory=dict)
@@ -326,12 +320,13 @@ async def watch_memory(proxy: Restartable, seen: Seen) -> None:
         await asyncio.sleep(1.0)
 
 
-async def restart_half_way(engine: Restartable, scale: Scale) -> None:
+async def restart_half_way(engine: Restartable, scale: Scale, seen: Seen) -> None:
     """Kill the engine as a crash would, start it again on its port."""
     await asyncio.sleep(scale.seconds / 2)
     await asyncio.to_thread(engine.end, signal.SIGKILL)
     await asyncio.sleep(RESTART_SECONDS)
     await asyncio.to_thread(engine.start)
+    seen.calm_seconds = scale.seconds / 2
 
 
 async def restart_all(
@@ -353,6 +348,7 @@ async def restart_all(
         await asyncio.sleep(RESTART_SECONDS)
         await asyncio.to_thread(proxy.start)
         seen.ends.append((gone, time.monotonic(), number))
+    seen.calm_seconds = time.monotonic() - began
 
 
 def proxy_command(
@@ -386,7 +382,7 @@ def run(scale: Scale) -> Held:
         proxy = Restartable(stack, *command)
         urls = json.loads(proxy.line)
         wait_until_ready(urls["admin_url"])
-        files = count_files(proxy.child.pid)
+        files = open_files(proxy.child.pid)
         ports = [url.rpartition(":")[2] for url in (urls["url"], urls["admin_url"])]
 
         async def hold() -> float:
@@ -395,7 +391,7 @@ def run(scale: Scale) -> Held:
             if scale.has_all_faults:
                 await restart_all(proxy, engine, scale, seen, urls["admin_url"])
             elif scale.has_faults:
-                await restart_half_way(engine, scale)
+                await restart_half_way(engine, scale, seen)
             spent, began = cpu_seconds(proxy.child.pid), time.monotonic()
             await crowd
             watching.cancel()
@@ -436,8 +432,13 @@ def wait_until_ready(admin_url: str) -> None:
     raise SystemExit("the proxy did not become ready")
 
 
-def count_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+def open_files(pid: int) -> Counter[str]:
+    """Open files by kind, but for the store's, of which a pool keeps a few."""
+    kinds = Counter[str]()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            kinds[str(link.readlink()).partition(":")[0]] += 1
+    return Counter({k: n for k, n in kinds.items() if "records.sqlite" not in k})
 
 
 def ledger(admin_url: str) -> Iterator[dict[str, Any]]:
@@ -449,17 +450,20 @@ def ledger(admin_url: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def left_over(admin_url: str, pid: int, files: int) -> dict[str, float]:
+def left_over(admin_url: str, pid: int, files: Counter[str]) -> dict[str, float]:
     """What is still held, once the time for idle connections is over."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        held: dict[str, float] = {"files": float(count_files(pid) - files)}
+        # subtraction leaves out what there are fewer of
+        more = open_files(pid) - files
+        held: dict[str, float] = {f"files: {kind}": n for kind, n in more.items()}
         for family in text_string_to_metric_families(
             get(f"{admin_url}/metrics").decode()
         ):
             if family.name in (
                 "servewatt_requests_in_flight",
                 "servewatt_upstream_connections",
+                "servewatt_client_connections",
             ):
                 held[family.name.removeprefix("servewatt_")] = sum(
                     sample.value for sample in family.samples
@@ -484,14 +488,18 @@ def settled_books(admin_url: str) -> dict[str, Any]:
 
 
 def figures(
-    scale: Scale, seen: Seen, share: float, admin_url: str, proxy: tuple[int, int]
+    scale: Scale,
+    seen: Seen,
+    share: float,
+    admin_url: str,
+    proxy: tuple[int, Counter[str]],
 ) -> Held:
     books = settled_books(admin_url)
     held = left_over(admin_url, *proxy)
     found = list(ledger(admin_url))
     records = {record["request_id"]: record for record in found}
     late = sorted(seen.late_ms.elements())
-    minutes, trend = memory(seen.resident_kib, scale)
+    minutes, trend = memory(seen, scale)
     clients = Counter(outcome for outcome, _ in seen.outcomes.values())
     differences = list(mismatches(seen, records))
     families = list(
@@ -592,23 +600,21 @@ def excuse(seen: Seen, outcome: str, tokens: int, ended_seconds: float) -> str |
             continue
         if number == signal.SIGKILL:
             return KILLED
-        if outcome == "failed" and not tokens:
+        if outcome in ("failed", "left") and not tokens:
             return UNREAD
     return REFUSED if outcome == "refused" else None
 
 
-def memory(
-    resident: list[tuple[float, int]], scale: Scale
-) -> tuple[list[float], float | None]:
+def memory(seen: Seen, scale: Scale) -> tuple[list[float], float | None]:
     """MiB at each minute, and MiB a minute by least squares once it is warm.
 
     The end is left out too: there, streams end and are not followed by others. Runs
     that end before they are warm have no trend.
     """
-    by_minute = {int(at // 60): kib / 1024 for at, kib in resident}
+    by_minute = {int(at // 60): kib / 1024 for at, kib in seen.resident_kib}
     # a thousand failures at once are held by other objects: warm up again after them
-    warm_seconds = WARM_SECONDS + scale.calm_seconds
-    flat = [x for x in resident if warm_seconds <= x[0] <= scale.seconds]
+    warm_seconds = WARM_SECONDS + seen.calm_seconds
+    flat = [x for x in seen.resident_kib if warm_seconds <= x[0] <= scale.seconds]
     trend = None
     if scale.seconds >= warm_seconds + WARM_SECONDS:
         at, kib = np.array(flat, dtype=float).T

@@ -386,6 +386,44 @@ ENERGY_ROWS = [
         ],
     ),
     Row(
+        "Boards",
+        [
+            Panel(
+                "SM clock",
+                "hertz",
+                "Clock of each board's processors, asked once a second.",
+                {"{{device}}": f"servewatt_device_sm_clock_hertz{{{JOB}}}"},
+                width=6,
+            ),
+            Panel(
+                "Temperature",
+                "celsius",
+                "Temperature of each board's chip.",
+                {"{{device}}": f"servewatt_device_temperature_celsius{{{JOB}}}"},
+                width=6,
+            ),
+            Panel(
+                "Throttled",
+                "percentunit",
+                "Part of the time in which a board was slower than its settings "
+                "allow, by reason; reasons come together.",
+                {
+                    "{{device}} {{reason}}": rate_by(
+                        "servewatt_device_throttled_seconds_total", "device, reason"
+                    )
+                },
+                width=6,
+            ),
+            Panel(
+                "Processes beside the engine",
+                "none",
+                "Other processes on a board: their joules are among the requests'.",
+                {"{{device}}": f"servewatt_device_other_processes{{{JOB}}}"},
+                width=6,
+            ),
+        ],
+    ),
+    Row(
         "Can these joules be believed?",
         [
             Panel(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from proxy import __version__
+from proxy.commands.breakeven import breakeven
 from proxy.commands.calibrate import calibrate
 from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
@@ -135,6 +136,7 @@ def sources(asked: tuple[str, ...], gpus: str, is_json: bool) -> None:
 
 cli.add_command(meter)
 cli.add_command(calibrate)
+cli.add_command(breakeven)
 cli.add_command(upstreams)
 
 

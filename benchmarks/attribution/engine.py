@@ -91,9 +91,12 @@ class Run:
     idle_watts: float
     """At rest; before the first step and long after the last."""
     alone_joules: Mapping[str, float] = field(default_factory=dict)
-    """Steps as if each request had been alone in them; with idle watts."""
+    """As if each request had been alone in its steps, scaled to each step's joules;
+    with idle watts, as the next."""
     last_joules: Mapping[str, float] = field(default_factory=dict)
-    """What it added to the others in each of its steps; with idle watts."""
+    """What each added to the others in its steps, scaled likewise."""
+    unscaled: Mapping[str, float] = field(default_factory=dict)
+    """What either adds up to before, by all joules of the steps."""
     end_seconds: float = 0.0
 
 
@@ -104,7 +107,8 @@ def textbook_run(requests: Sequence[SimRequest], config: EngineConfig) -> Run:
     tally, seen, finished = Tally(), set[str](), 0
     for step in trace.steps:
         finished += len(step.finished)
-        arrived = bisect_right(arrivals, step.end_seconds)
+        # as in vLLM: who comes during a step is queued, and counted, at the next one
+        arrived = bisect_right(arrivals, step.start_seconds)
         for name in step.started:
             tally.started(
                 trace.truth[name].prompt_tokens, trace.truth[name].cached_tokens
@@ -152,6 +156,8 @@ class BoardEngine:
         self._truth: dict[str, RequestTruth] = {}
         self._alone: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._unscaled = {"alone": 0.0, "last": 0.0}
+        self._step_joules = 0.0
         self._stamps: dict[str, list[float]] = {}
         self._counts: dict[str, list[float]] = {}
 
@@ -176,6 +182,10 @@ class BoardEngine:
             self._board.rest_watts * self._board.gpus,
             self._alone,
             self._last,
+            {
+                what: sum_of / self._step_joules
+                for what, sum_of in self._unscaled.items()
+            },
             clock,
         )
 
@@ -209,6 +219,12 @@ class BoardEngine:
         end = start + shares.seconds
         self._pieces.append((start, end, shares.joules))
         idle = shares.shapley_seconds * board.working_watts * board.gpus
+        alone, last = shares.alone_joules, np.maximum(shares.last_joules, 1e-9)
+        self._step_joules += shares.joules
+        self._unscaled["alone"] += float(alone.sum())
+        self._unscaled["last"] += float(last.sum())
+        alone = alone * (shares.joules / alone.sum())
+        last = last * (shares.joules / last.sum())
         for name in batch.started:
             truth = self._truth[name]
             tally.started(truth.prompt_tokens, truth.cached_tokens)
@@ -217,8 +233,8 @@ class BoardEngine:
             truth, name = sequence.truth, sequence.request.request_id
             own = float(shares.shapley_joules[index] - idle[index])
             truth.idle_share_joules += float(idle[index])
-            self._alone[name] += float(shares.alone_joules[index])
-            self._last[name] += float(shares.last_joules[index])
+            self._alone[name] += float(alone[index])
+            self._last[name] += float(last[index])
             if index < batch.decodes:
                 truth.decode_joules += own
                 made = self._verified(sequence)

@@ -225,11 +225,16 @@ def gauges_at(tally: Tally, at_seconds: float) -> EngineGauges:
 
 
 def play(
-    made: Load, scenario: Scenario, meter: Meter, jitter_seconds: float
+    made: Load,
+    scenario: Scenario,
+    meter: Meter,
+    jitter_seconds: float,
+    lags: list[float] | None = None,
 ) -> tuple[list[RequestRecord], float]:
     """Make all calls; the settled records, and since when constants were trusted.
 
-    The latter as a part of the busy time, 0..1.
+    The latter as a part of the busy time, 0..1. `lags` gets the seconds from the end of
+    each request to its record.
     """
     run, ways = made.done, ways_of(made, scenario)
     trusted: list[bool] = []
@@ -252,7 +257,10 @@ def play(
         elif event.what == "observed":
             meter.feed(EngineObserved(at, gauges_at(run.tally, at)))
         elif event.what == "settled":
-            records += meter.settle(at)
+            now_final = meter.settle(at)
+            records += now_final
+            if lags is not None:
+                lags += [at - record.finished_seconds for record in now_final]
             calibration = meter.state().calibration
             if calibration is not None and QUIET_SECONDS < at < run.end_seconds:
                 trusted.append(calibration.is_fitted)

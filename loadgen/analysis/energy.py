@@ -19,8 +19,9 @@ from loadgen.analysis.schema import (
     EnergyBlock,
     PerRequest,
     PowerSeries,
+    RequestInterval,
 )
-from loadgen.analysis.tally import BoundaryTally, Tally
+from loadgen.analysis.tally import BoundaryTally, EnergyTally, Tally
 from loadgen.results.results import Metering
 from proxy.wire.api import (
     Accounts,
@@ -38,12 +39,18 @@ DEFINITIONS = {
     "of the window whose energy is known",
     "active_joules_per_request": "the same requests without the idle share: what "
     "they added to an engine that stands by",
+    "interval": "bounds of the 90 % intervals of all sent requests whose energy is "
+    "known, added up and divided by their number; the sum of all requests is known "
+    "better, see attributed_low_joules and attributed_high_joules",
     "joules_per_output_token": "the same requests: sum of their joules over sum of "
     "their output tokens",
     "joules_per_total_token": "the same, over prompt tokens (cached ones too) + "
     "output tokens",
     "measured_joules_per_output_token": "all measured joules over all output tokens "
     "of answered requests: idle and unattributed energy included",
+    "joined_joules": "the whole energy of each request sent in the window, also what "
+    "it drew after the window's end; the books have what was drawn in the window, also "
+    "by requests that began before it, and by others that the proxy served",
     "policy_joules": "prefill + decode of every request of the window, divided by "
     "each policy over the same intervals",
 }
@@ -267,8 +274,24 @@ def _requests(tally: Tally) -> dict[str, Any]:
             if (found := _per_request(joules)) is not None
         },
         "quality": dict(energy.quality),
+        "timing": dict(energy.timing),
+        "grade": dict(energy.grade),
+        "interval": _interval(energy),
         "definitions": DEFINITIONS,
     }
+
+
+def _interval(energy: EnergyTally) -> RequestInterval | None:
+    count, joules = energy.requests_bounded, energy.bounded_joules
+    if not count or joules <= 0:
+        return None
+    return RequestInterval(
+        n=count,
+        mean_joules=joules / count,
+        low_joules=energy.low_joules / count,
+        high_joules=energy.high_joules / count,
+        half_width_fraction=(energy.high_joules - energy.low_joules) / 2 / joules,
+    )
 
 
 def _per_request(joules: Distribution) -> PerRequest | None:

@@ -61,6 +61,20 @@ class BoundaryBlock(Accounts, frozen=True, kw_only=True):
     """Why joules are null, or not whole."""
 
 
+class RequestInterval(msgspec.Struct, frozen=True, kw_only=True):
+    """The 90 % interval of the mean request's joules, idle share included.
+
+    Bounds of all requests are added up: errors of like requests are alike, so nothing
+    is taken to cancel.
+    """
+
+    n: int
+    mean_joules: float
+    low_joules: float
+    high_joules: float
+    half_width_fraction: float
+
+
 class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """`energy` of `summary.json`; null where nothing is known, and then why."""
 
@@ -86,6 +100,13 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     policy_joules_per_request: dict[str, PerRequest] = field(default_factory=dict)
     """Active joules of single answered requests, as each policy would have it."""
     quality: dict[str, int] = field(default_factory=dict)
+    """Deprecated: `timing`, with `exact` for `timed`."""
+    timing: dict[str, int] = field(default_factory=dict)
+    """Requests by how well it is known who ran when."""
+    grade: dict[str, int] = field(default_factory=dict)
+    """Requests by how far their joules can be trusted."""
+    interval: RequestInterval | None = None
+    """Of the mean request; that of all together is `attributed_low_joules`."""
     loaded_idle_watts: float | None = None
     idle_source: str | None = None
     bare_idle_watts: float | None = None

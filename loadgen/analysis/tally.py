@@ -158,6 +158,14 @@ class EnergyTally:
     by_policy: dict[str, Distribution] = field(default_factory=dict)
     """Active joules of single answered requests, as each policy would have it."""
     quality: Counter[str] = field(default_factory=Counter)
+    timing: Counter[str] = field(default_factory=Counter)
+    grade: Counter[str] = field(default_factory=Counter)
+    low_joules: float = 0.0
+    high_joules: float = 0.0
+    requests_bounded: int = 0
+    """Those whose joules have an interval; the sums above are theirs."""
+    bounded_joules: float = 0.0
+    """Of those: what the sums above are to be compared with."""
     by_boundary: dict[str, BoundaryTally] = field(default_factory=dict)
     """Requests inside the boundaries beside the headline."""
 
@@ -171,6 +179,14 @@ class EnergyTally:
             return
         self.requests_with += 1
         self.quality[energy.quality] += 1
+        if energy.timing is not None and energy.grade is not None:
+            self.timing[energy.timing] += 1
+            self.grade[energy.grade] += 1
+        if energy.low_joules is not None and energy.high_joules is not None:
+            self.requests_bounded += 1
+            self.low_joules += energy.low_joules
+            self.high_joules += energy.high_joules
+            self.bounded_joules += energy.energy_joules
         self.joined_joules += energy.energy_joules
         for policy, joules in energy.policy_joules.items():
             self.policy_joules.setdefault(policy, Counter())[result.kind] += joules  # type: ignore[assignment]  # a Counter of floats adds as well
@@ -205,6 +221,8 @@ class Tally:
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
+        self._around = array("d")
+        """Sent and finished, of requests outside the window: they may reach into it."""
         self._first_tokens = array("f")
         """Three of each answered request: sent, its TTFT, prompt tokens computed."""
 
@@ -218,6 +236,8 @@ class Tally:
         """Take one record into account."""
         if not self.window.holds(result):
             self.outside += 1
+            if result.sent_seconds is not None:
+                self._around.extend((result.sent_seconds, result.finished_seconds))
             return
         self.outcomes[result.outcome] += 1
         self._planned.append(result.planned_seconds)
@@ -269,8 +289,15 @@ class Tally:
         return concurrency(self._sent, self._finished)
 
     def in_flight(self, at_seconds: Sequence[float]) -> list[float]:
-        """Requests that were sent and not finished, at instants of the run."""
-        return in_flight(at_seconds, self._sent, self._finished)
+        """Requests that were sent and not finished, at instants of the run.
+
+        Those of warm-up and cool-down too: the engine works for them as well.
+        """
+        starts, ends = (
+            self._sent + self._around[::2],
+            self._finished + self._around[1::2],
+        )
+        return in_flight(at_seconds, starts, ends)
 
     def first_tokens(self) -> tuple[list[float], list[float], list[float]]:
         """Sent, TTFT and computed prompt tokens of answered requests, as sent."""

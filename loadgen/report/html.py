@@ -76,6 +76,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         accounts=list(text.accounts(summary.energy)),
         boundaries=list(text.boundary_rows(summary.energy)),
         idle=text.idle_text(summary.energy),
+        records=text.records_text(summary.energy),
         boards=list(text.board_rows(summary.hardware)),
         warm_up=list(text.warm_up_rows(summary.hardware)),
         policies=policy_bars(summary),

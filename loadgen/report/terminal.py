@@ -173,6 +173,13 @@ def _per_request(summary: Summary) -> Table:
     _figure_row(
         table, "active: without the idle share", summary.measures["active_energy"]
     )
+    if energy.interval is not None:
+        bounds = energy.interval
+        table.add_row(
+            f"90 % interval, +- {fmt.percent(bounds.half_width_fraction)}: from, to",
+            fmt.joules(bounds.low_joules),
+            fmt.joules(bounds.high_joules),
+        )
     for policy, found in energy.policy_joules_per_request.items():
         if policy != energy.policy:
             points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
@@ -200,6 +207,10 @@ def _per_token(energy: EnergyBlock) -> Table:
     )
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
+    if text.records_text(energy):
+        _line(table, "records", text.records_text(energy))
+    if energy.grade:
+        _line(table, "trust", text.counted(energy.grade))
     if energy.failed_request_joules:
         _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:

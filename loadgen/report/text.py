@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loadgen.analysis.schema import (
@@ -13,7 +13,7 @@ from loadgen.analysis.schema import (
 )
 from loadgen.client.abilities import length_note
 from loadgen.report import format as fmt
-from proxy.wire.api import BoardSummary, SpreadReply
+from proxy.wire.api import ATTRIBUTED, BoardSummary, SpreadReply
 
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
@@ -31,6 +31,11 @@ def simulation(summary: Summary) -> str:
         "SIMULATED: the sensor says that its joules come from a model, not from a "
         "machine"
     )
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Requests by a word, such as `90 good, 10 fair`."""
+    return ", ".join(f"{fmt.count(number)} {word}" for word, number in numbers.items())
 
 
 MEANINGS = {
@@ -116,6 +121,23 @@ def idle_text(energy: EnergyBlock) -> str:
     if model < 0:
         return f"{text}, below the {fmt.watts(bare)} told for bare idle: one is wrong"
     return f"{text}, of which {fmt.watts(model)} because it is resident"
+
+
+def records_text(energy: EnergyBlock) -> str:
+    """The records of the window's requests beside its books; empty without either."""
+    known = energy.by_account()
+    if known is None or energy.joined_joules is None:
+        return ""
+    booked = sum(known[account] for account in ATTRIBUTED)
+    if booked <= 0:
+        return ""
+    apart = energy.joined_joules / booked - 1.0
+    return (
+        f"{fmt.joules(energy.joined_joules)} in the records of its "
+        f"{energy.requests_with_energy} requests, {fmt.joules(booked)} in its books "
+        f"({100 * apart:+.1f} %): a request across an edge of the window has its whole "
+        "energy in its record and a part of it in the books"
+    )
 
 
 class BoardRow(NamedTuple):

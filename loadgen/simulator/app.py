@@ -79,8 +79,13 @@ def make_app(config: ServerConfig, runner: Runner) -> web.Application:
     )
     middlewares = [fastapi_errors] if config.dialect == "vllm" else []
     app = web.Application(client_max_size=BODY_BYTES, middlewares=middlewares)
-    dialect = VllmApi if config.dialect == "vllm" else TgiApi
-    app.add_routes(dialect(runner, limits, config.queue_limit).routes())
+    api: VllmApi | TgiApi
+    if config.dialect == "vllm":
+        echoes_ids = config.request_id_headers
+        api = VllmApi(runner, limits, config.queue_limit, echoes_ids=echoes_ids)
+    else:
+        api = TgiApi(runner, limits, config.queue_limit)
+    app.add_routes(api.routes())
     readings = Readings(config, runner)
     app.add_routes(
         [

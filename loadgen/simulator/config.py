@@ -52,6 +52,13 @@ class ServerConfig:
     fail_every: Annotated[
         int, Meta(ge=0), Option("Break every Nth request half-way; 0 is none.", "N")
     ] = 0
+    request_id_headers: Annotated[
+        bool,
+        Option(
+            "Send a request's id back, as vLLM does with this option.",
+            name="enable-request-id-headers",
+        ),
+    ] = False
     announce: Annotated[
         bool,
         Option("Print one JSON line when listening; leave when standard input closes."),

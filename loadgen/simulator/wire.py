@@ -49,6 +49,10 @@ class Generation:
     """What the replies' words follow; empty: the request's id."""
     end_token: str | None = None
     """The special token that ends each reply: counted, and no part of its text."""
+    skips_cache: bool = False
+    """Its prompt is computed whole, whatever the prefix cache holds."""
+    is_pooled: bool = False
+    """The prompt is read and nothing is written; in the engine, one step's token."""
     parts: Sequence[int] = ()
     """Tokens that are computed at a time, each part queued and prefilled anew with all
     that is before it; empty: all at once."""
@@ -137,8 +141,8 @@ class EngineMetrics(Protocol):
     def scheduled(self, truth: RequestTruth) -> None:
         """A sequence was computed for the first time."""
 
-    def stepped(self, step: Step) -> None:
-        """A step ended."""
+    def stepped(self, step: Step, generated_tokens: int) -> None:
+        """A step ended, in which so many tokens were written."""
 
     def finished(self, generation: Generation, truths: Sequence[RequestTruth]) -> None:
         """A request got all its tokens."""

@@ -23,8 +23,8 @@ from proxy.admin.auth import AdminAccess, guarding, refusal_of
 from proxy.admin.views import (
     EngineSources,
     ProcessRun,
+    boards_of,
     engine_books,
-    engine_hardware,
     engine_info,
     fleet_books,
     fleet_readiness,
@@ -48,6 +48,8 @@ log = logging.getLogger("servewatt.admin")
 
 MAX_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last cursor."""
+LATELY_SECONDS = 600.0
+"""Window of `/hardware` where none is asked for."""
 OFFSET_STEP_SECONDS = 0.001
 YEAR_3000_UNIX_SECONDS = 32_503_680_000
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -219,20 +221,22 @@ class _Views:
             if text is not None and not math.isfinite(float(text)):
                 return _refuse(f"{name} is finite Unix seconds")
         begin, end = edges
-        body = HardwareReply(
-            from_unix_seconds=begin,
-            to_unix_seconds=end,
-            engines={
-                engine.name: engine_hardware(
-                    engine,
-                    -math.inf if begin is None else begin - offset,
-                    time.monotonic() if end is None else end - offset,
-                    unix_offset_seconds=offset,
-                )
-                for engine in self._from.engines
-            },
-        )
-        return _json(body)
+        now = time.monotonic()
+        # without a beginning the newest minutes: all that is kept may be half a day
+        first = now - LATELY_SECONDS if begin is None else begin - offset
+        last = now if end is None else end - offset
+        found = {
+            engine.name: boards_of(engine, first, last) for engine in self._from.engines
+        }
+
+        def body() -> HardwareReply:
+            return HardwareReply(
+                from_unix_seconds=first + offset,
+                to_unix_seconds=last + offset,
+                engines={name: boards.reply(offset) for name, boards in found.items()},
+            )
+
+        return _json(await asyncio.to_thread(body))
 
     async def info(self, request: web.Request) -> web.Response:
         engines = {e.name: engine_info(e) for e in self._from.engines}

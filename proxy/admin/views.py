@@ -16,10 +16,12 @@ import msgspec
 from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
-from proxy.power.hardware import HardwareLog, board_state
+from proxy.power.accuracy import accuracy_of
+from proxy.power.hardware import HardwareLog, HardwareWindow, board_state
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
     JOULES,
+    BoardState,
     BooksReply,
     BoundaryBooks,
     EngineHardware,
@@ -132,6 +134,7 @@ def _boundary_books(
         ),
         idle_watts=state.idle_watts,
         idle_source=state.idle_source,
+        rest_watts=state.rest_watts,
         bare_idle_watts=measured.bare_idle_watts,
         model_idle_watts=measured.model_idle_watts,
         device_watts=dict(state.device_watts),
@@ -192,7 +195,7 @@ def fleet_books(
 
 
 SUMMED = (
-    "idle_watts", "bare_idle_watts", "model_idle_watts",
+    "idle_watts", "rest_watts", "bare_idle_watts", "model_idle_watts",
     "gaps_total", "samples_total", "missed_total", "open_requests",
 )  # fmt: skip
 WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
@@ -317,26 +320,44 @@ def _sensor(measured: Measured) -> SensorState:
         last_error=stats.last_error if stats else None,
         clock_offset_seconds=stats.clock_offset_seconds if stats else None,
         rejected={**stats.rejected} if stats else {},
+        accuracy_fraction=accuracy_of(
+            measured.source, is_simulated=bool(stats and stats.is_simulated)
+        ),
     )
 
 
-def engine_hardware(
-    engine: EngineSources,
-    start_seconds: float,
-    end_seconds: float,
-    *,
-    unix_offset_seconds: float,
-) -> EngineHardware:
-    """The boards of one engine now, and how they worked in a window."""
+@dataclass(frozen=True, slots=True)
+class BoardsOfEngine:
+    """One engine's boards at one moment, taken on the event loop."""
+
+    simulated: bool
+    observed_seconds: float | None
+    now: tuple[BoardState, ...]
+    window: HardwareWindow
+
+    def reply(self, unix_offset_seconds: float) -> EngineHardware:
+        """What the admin API says of them; on any thread, as it may take long."""
+        seen = self.observed_seconds
+        return EngineHardware(
+            simulated=self.simulated,
+            observed_unix_seconds=None if seen is None else seen + unix_offset_seconds,
+            now=list(self.now),
+            window=self.window.boards(),
+            series=self.window.series(unix_offset_seconds),
+        )
+
+
+def boards_of(
+    engine: EngineSources, start_seconds: float, end_seconds: float
+) -> BoardsOfEngine:
+    """The boards of one engine now, and what was observed of them in a window."""
     log = engine.hardware
-    seen = log.observed_seconds()
     stats = [measured.sampler for measured in engine.measured()]
-    return EngineHardware(
+    return BoardsOfEngine(
         simulated=any(each is not None and each.is_simulated for each in stats),
-        observed_unix_seconds=None if seen is None else seen + unix_offset_seconds,
-        now=[board_state(state, boundary) for boundary, state in log.now()],
-        window=log.between(start_seconds, end_seconds),
-        series=log.series(start_seconds, end_seconds, unix_offset_seconds),
+        observed_seconds=log.observed_seconds(),
+        now=tuple(board_state(state, boundary) for boundary, state in log.now()),
+        window=log.within(start_seconds, end_seconds),
     )
 
 

@@ -24,9 +24,30 @@ import numpy as np
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import population_of
-from proxy.meter.attribution.divide import Division, IdleWatts, divide
+from proxy.meter.attribution.divide import (
+    REST_SECONDS,
+    Division,
+    IdleWatts,
+    divide,
+)
 from proxy.meter.attribution.fit import Calibration, CalibrationState
-from proxy.meter.attribution.policies import Policy
+from proxy.meter.attribution.forms import CONSTANTS
+from proxy.meter.attribution.interval import (
+    CENTRE,
+    GRADES,
+    GUESSED_DOUBT,
+    SPREAD,
+    WHOLE_REPLY_DOUBT,
+    Bounds,
+    ErrorTracker,
+    Evidence,
+    FloatArray,
+    bounds_of,
+    doubts_of,
+    grade_of,
+    total_bounds,
+)
+from proxy.meter.attribution.policies import CostModel, Policy, by_calibration
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -38,7 +59,7 @@ from proxy.meter.curve import (
     Window,
 )
 from proxy.meter.deadlines import Deadlines
-from proxy.meter.ledger import Books, Closing, Ledger, RequestEnergy
+from proxy.meter.ledger import QUALITY_OF, Books, Closing, Ledger, RequestEnergy
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Labels
 
@@ -51,6 +72,8 @@ class MeterState:
     idle_watts: float | None
     idle_source: str
     """`given`, `measured` or `unknown`."""
+    rest_watts: float | None
+    """Idle long after work, where a board draws less than right after it."""
     open_requests: int
     unsettled_seconds: float
     """How far settlement lags behind the newest reading."""
@@ -74,7 +97,13 @@ class MeterState:
     window_seconds: float = 0.5
     """How wide windows are made; wider than asked for where the sensor is slow."""
     quality_requests: Mapping[str, int] = field(default_factory=dict)
-    """Settled requests by quality."""
+    """Settled requests by quality, the older name of `timing`."""
+    timing_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by timing."""
+    grade_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests by grade."""
+    half_width_fraction: float | None = None
+    """Mean half width of the newest records' intervals by their joules."""
     unsettled_requests: int = 0
     """In flight, or finished without a record yet."""
     late_reads_total: int = 0
@@ -90,6 +119,18 @@ class MeterState:
     """The constants of the policy `calibrated`, and whether they are in use."""
 
 
+LATE_PERIOD_SECONDS = 1.0
+"""A sensor that lags or averages is taken for one with news once a second: what it
+shows in the wrong window matters less the wider windows are."""
+
+PHASE, FITTED = "phase", "fitted"
+"""Cost models whose residuals are watched."""
+PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
+BEST = "calibrated"
+"""The policy that knows this engine best; `phase` until its constants are trusted."""
+NEWEST_RECORDS = 512
+"""So many make the mean half width that is shown."""
+
 AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
 
@@ -100,9 +141,12 @@ NO_BOOKS = Books(-math.inf, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
 class Boundary:
     """Closes windows of one group of devices into one ledger."""
 
-    def __init__(self, config: MeterConfig, timeline: EngineTimeline) -> None:
+    def __init__(
+        self, config: MeterConfig, timeline: EngineTimeline, name: str = ""
+    ) -> None:
         """`config` has the idle watts and the saved fits that are this boundary's."""
         self.config = config
+        self._name = name
         self.curve = GroupCurve(
             join_readings=JOIN_READINGS,
             join_seconds=JOIN_SECONDS,
@@ -111,6 +155,8 @@ class Boundary:
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
         self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.durations = Calibration(config.fit_rules)
+        """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf
         """End of the last closed window; -inf before the first edge."""
         self.measured_from_seconds = math.inf
@@ -126,7 +172,10 @@ class Boundary:
         """As of the last beat."""
         self._stopped_seconds = math.inf
         self._blocked: tuple[RequestTimeline, Window] | None = None
-        self._maybe_idle: deque[tuple[float, float, float]] = deque()
+        self._maybe_idle: deque[tuple[float, float, float, float]] = deque()
+        """Start, end, joules and seconds since work of quiet windows."""
+        self._to_learn: deque[tuple[Window, Division, bool]] = deque()
+        """Windows that are divided and not fitted yet; whether a cache is in doubt."""
         self._with_gap: set[int] = set()
         """Requests of whose time a part was not measured."""
         self._without_idle: set[int] = set()
@@ -135,7 +184,16 @@ class Boundary:
         self._samples_total = 0
         self._gaps_total = 0
         self._open: set[int] = set()
-        self._quality_requests = {"exact": 0, "estimated": 0, "unknown": 0}
+        self._timing_requests = {"timed": 0, "estimated": 0, "unknown": 0}
+        self._grade_requests = dict.fromkeys(GRADES, 0)
+        self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
+        self._errors = ErrorTracker()
+        self._beside_others: set[int] = set()
+        """Requests in a window in which somebody else was charged."""
+        names = tuple(config.policies)
+        self._best = names.index(BEST if BEST in names else config.policy)
+        """The policy that intervals lie around."""
+        self._unfitted = names.index(PHASE) if PHASE in names else self._best
 
     # what is seen
 
@@ -177,7 +235,11 @@ class Boundary:
 
     def deadlines(self) -> Deadlines:
         """Every wait, for the sensor as it is known now."""
-        return replace(self._asked, period_seconds=self.curve.likely_period_seconds)
+        period_seconds = self.curve.likely_period_seconds
+        lag_seconds = self.calibration.lag_seconds
+        if lag_seconds is not None:
+            period_seconds = max(period_seconds or 0.0, LATE_PERIOD_SECONDS)
+        return replace(self._asked, period_seconds=period_seconds)
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last may take at most."""
@@ -245,7 +307,12 @@ class Boundary:
         """What a request that is done has cost; its entry is closed."""
         key = timeline.key
         energy = self._energy(timeline)
-        self._quality_requests[energy.quality] += 1
+        self._timing_requests[energy.timing] += 1
+        self._grade_requests[energy.grade] += 1
+        if energy.energy_joules and energy.high_joules is not None:
+            assert energy.low_joules is not None
+            width = energy.high_joules - energy.low_joules
+            self._half_widths.append(width / 2 / energy.energy_joules)
         self.ledger.count_tokens(
             key,
             (
@@ -255,7 +322,9 @@ class Boundary:
             ),
         )
         self.ledger.release(key)
-        for keys in (self._open, self._with_gap, self._without_idle):
+        for keys in (
+            self._open, self._with_gap, self._without_idle, self._beside_others,
+        ):  # fmt: skip
             keys.discard(key)
         return energy
 
@@ -269,7 +338,16 @@ class Boundary:
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
-        return self.ledger.books_at(at_seconds) or NO_BOOKS
+        books = self.ledger.books_at(at_seconds)
+        if books is None:
+            return NO_BOOKS
+        others = books.unattributed_joules
+        low, high = total_bounds(
+            books.prefill_joules + books.decode_joules + books.idle_share_joules,
+            others.get("external", 0.0) + others.get("unmetered", 0.0),
+            sensor_fraction=self.config.sensor_fraction(self._name),
+        )
+        return replace(books, attributed_low_joules=low, attributed_high_joules=high)
 
     def state(self) -> MeterState:
         """One consistent picture; no side effects."""
@@ -284,6 +362,7 @@ class Boundary:
             books=self.books_at(),
             idle_watts=self.idle.watts,
             idle_source=self.idle.source,
+            rest_watts=self.idle.rest_watts,
             open_requests=timeline.open_requests,
             unsettled_seconds=lag,
             device_joules={name: d.total_joules for name, d in devices.items()},
@@ -299,7 +378,17 @@ class Boundary:
             class_tokens={_labels_of(k): v for k, v in ledger.class_tokens.items()},
             policy_joules=ledger.policy_joules,
             window_seconds=self.deadlines().window_seconds,
-            quality_requests=dict(self._quality_requests),
+            quality_requests={
+                QUALITY_OF.get(timing, timing): count
+                for timing, count in self._timing_requests.items()
+            },
+            timing_requests=dict(self._timing_requests),
+            grade_requests=dict(self._grade_requests),
+            half_width_fraction=(
+                sum(self._half_widths) / len(self._half_widths)
+                if self._half_widths
+                else None
+            ),
             unsettled_requests=len(self._open),
             late_reads_total=timeline.late_reads_total,
             counter_resets_total=curve.resets,
@@ -430,6 +519,7 @@ class Boundary:
                 starts,
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies.values()],
+                idle_policy=self.idle_policy,
                 headline=list(policies).index(self.config.policy),
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
@@ -441,9 +531,11 @@ class Boundary:
                 window, measured, ran, division, unseen.reasons, is_whole=is_whole
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
-                self._maybe_idle.append((start, end, joules))
+                worked = self._timeline.worked_until(start)
+                self._maybe_idle.append((start, end, joules, start - worked))
         self.ledger.close(closing)
         self.settled_seconds = end
+        self._learn_costs()
 
     def _divided(
         self,
@@ -460,14 +552,20 @@ class Boundary:
         `reasons` are why those that get no record are unattributed.
         """
         keys = [timeline.key for timeline in ran]
+        calibration = self.calibration
+        calibration.shared_because = self.shared_because
+        calibration.may_lag = not self.curve.has_counter
+        seconds = window.end_seconds - window.start_seconds
+        if is_whole:
+            self.durations.learn(division.learnt, division.busy_seconds, seconds)
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self.calibration.learn(
-                division.work,
-                division.caused_joules,
-                window.end_seconds - window.start_seconds,
-            )
+            self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
+        elif division.external_joules.any():
+            calibration.miss(seconds, "work past the proxy was there")
+        elif division.caused_joules > 0:
+            calibration.miss(seconds, "it was not known who ran when")
         return Closing(
             window.end_seconds,
             measured,
@@ -484,20 +582,100 @@ class Boundary:
             },
             keys=keys,
             idle_share_joules=division.idle_share_joules,
+            idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
+            doubts=self._doubts(window, ran, division),
         )
+
+    def _learn_costs(self) -> None:
+        """Fit what windows cost, in order, each once its work is beyond doubt.
+
+        One whose prompts a cache may have held waits for the scrape that tells, and
+        is left out if it tells of a cache.
+        """
+        while self._to_learn:
+            window, division, has_doubt = self._to_learn[0]
+            verdict = self._timeline.cache_verdict(window.end_seconds)
+            if has_doubt and verdict is None:
+                return
+            self._to_learn.popleft()
+            seconds = window.end_seconds - window.start_seconds
+            if has_doubt and verdict:
+                self.calibration.miss(seconds, "a cache that is not told of was used")
+            else:
+                self.calibration.learn(division.learnt, division.caused_joules, seconds)
+
+    def _doubts(
+        self,
+        window: Window,
+        ran: Sequence[RequestTimeline],
+        division: Division,
+    ) -> FloatArray:
+        """What the window adds to the intervals of those who ran in it."""
+        start, end = window.start_seconds, window.end_seconds
+        active = division.policy_joules[self._best].sum(axis=1)
+        relative = np.array([_doubt(timeline) for timeline in ran], np.float64)
+        is_inferred = np.array([t.inferred_cached_tokens is not None for t in ran])
+        prefill = division.policy_joules[self._best, :, 0]
+        external = float(division.external_joules.sum())
+        if external > 0:
+            self._beside_others.update(timeline.key for timeline in ran)
+        residual = 0.0
+        if len(ran):
+            fit, work = self.calibration.fit, division.work
+            predicted = {PHASE: float(work[: len(PHASE_JOULES)] @ PHASE_JOULES)}
+            if fit is not None:
+                predicted[FITTED] = float(fit.joules_of(work))
+            found = self._errors.learn(
+                predicted,
+                division.caused_joules,
+                seconds=end - start,
+                keys=[timeline.key for timeline in ran],
+                joules=active,
+                doubts=relative,
+            )
+            residual = found[self._cost_in_use]
+        return doubts_of(
+            active,
+            inclusive_joules=active + division.idle_share_joules,
+            unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
+            inferred_joules=np.where(is_inferred, prefill, 0.0),
+            doubts=relative,
+            residual_joules=residual,
+            external_joules=external,
+            seconds=end - start,
+            began=np.array([(t.scheduled_seconds or start) >= start for t in ran]),
+            ended=np.array([t.end_seconds <= end for t in ran]),
+        )
+
+    @property
+    def _cost_in_use(self) -> str:
+        return PHASE if self.calibration.cost is None else FITTED
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now, with the constants in use."""
         return self.calibration.bound(policy)
 
+    @property
+    def idle_policy(self) -> Policy:
+        """The rule of the idle share, with the constants in use; weights are seconds.
+
+        Until they are trusted, those of `phase`: what takes energy takes time.
+        """
+        return self.durations.bound(by_calibration)
+
     def _learn_idle(self, now_seconds: float) -> None:
         """Quiet windows are loaded idle unless the engine's gauges object."""
         waiting, gauges = self._maybe_idle, self._timeline.gauges
         while waiting and gauges.covers(waiting[0][1], now_seconds):
-            start_seconds, end_seconds, joules = waiting.popleft()
-            if gauges.is_quiet(start_seconds - AFTERGLOW_SECONDS, end_seconds):
-                self.idle.learn(joules, end_seconds - start_seconds)
+            start, end, joules, since_work = waiting.popleft()
+            if not gauges.is_quiet(start - AFTERGLOW_SECONDS, end):
+                continue
+            if since_work >= REST_SECONDS and not gauges.is_quiet(
+                start - REST_SECONDS, end
+            ):  # it may come right after somebody else's work
+                since_work = AFTERGLOW_SECONDS
+            self.idle.learn(joules, end - start, since_work)
 
     # what a request has cost
 
@@ -510,7 +688,7 @@ class Boundary:
 
     def _energy(self, timeline: RequestTimeline) -> RequestEnergy:
         """Unknown where not all of the time it ran was measured, never a part of it."""
-        key, ledger = timeline.key, self.ledger
+        key = timeline.key
         scheduled = timeline.scheduled_seconds
         if (
             scheduled is None
@@ -519,6 +697,10 @@ class Boundary:
             or key in self._with_gap
         ):
             return self.unknown_energy()
+        return self._known_energy(timeline)
+
+    def _known_energy(self, timeline: RequestTimeline) -> RequestEnergy:
+        key, ledger = timeline.key, self.ledger
         by_policy, idle_share = ledger.entry(key)
         active = dict(zip(ledger.policies, by_policy.sum(axis=1).tolist(), strict=True))
         prefill, decode = by_policy[ledger.policies.index(ledger.headline)].tolist()
@@ -529,14 +711,53 @@ class Boundary:
             and not timeline.has_preemption
             and key not in self._without_idle
         )
+        timing = "timed" if is_exact else "estimated"
+        energy = prefill + decode + idle_share
+        bounds = self.bounds(key, energy, prefill + decode)
         return RequestEnergy(
             prefill_joules=prefill,
             decode_joules=decode,
             idle_share_joules=idle_share,
-            energy_joules=prefill + decode + idle_share,
+            idle_share_by_time_joules=ledger.idle_by_time(key),
+            energy_joules=energy,
             policy=ledger.headline,
-            quality="exact" if is_exact else "estimated",
+            timing=timing,
             policy_joules=active,
+            low_joules=bounds.low_joules,
+            high_joules=bounds.high_joules,
+            grade=grade_of(energy, bounds, timing, self._evidence(timeline)),
+        )
+
+    def bounds(
+        self,
+        key: int,
+        energy_joules: float,
+        active_joules: float,
+        *,
+        guessed_joules: float = 0.0,
+    ) -> Bounds:
+        """The interval of what a request was charged; part of it may be a guess yet."""
+        doubts = self.ledger.doubts(key)
+        doubts[SPREAD] += GUESSED_DOUBT * guessed_joules
+        doubts[CENTRE] += guessed_joules
+        return bounds_of(
+            energy_joules,
+            active_joules,
+            doubts,
+            self._errors.scale(self._cost_in_use),
+            edge_seconds=self.curve.edge_seconds,
+            sensor_fraction=self.config.sensor_fraction(self._name),
+        )
+
+    def _evidence(self, timeline: RequestTimeline) -> Evidence:
+        """What is known about a request's surroundings."""
+        gauges = self._timeline.gauges
+        return Evidence(
+            is_cache_told=self._timeline.knows_cache_of(timeline),
+            is_alone=timeline.key not in self._beside_others
+            and gauges.is_alive(timeline.end_seconds),
+            has_counter=self.curve.has_counter,
+            is_fitted=self.calibration.state.is_fitted,
         )
 
 
@@ -551,6 +772,16 @@ def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
     if waiting and not unstreamed and len(waiting) == len(among):
         return frozenset((waiting[0].key,))
     return frozenset(unstreamed)
+
+
+def _doubt(timeline: RequestTimeline) -> float:
+    """How much more its joules may be wrong than those of one that was seen."""
+    if not timeline.is_streamed:
+        return WHOLE_REPLY_DOUBT
+    is_guessed = (
+        timeline.is_forced or timeline.has_preemption or not timeline.is_count_exact
+    )
+    return GUESSED_DOUBT if is_guessed else 1.0
 
 
 def _labels_of(key: tuple[str, ...]) -> Labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from proxy.errors import ConfigError
@@ -32,6 +32,8 @@ class MeterConfig:
     """When the constants of `calibrated` are trusted."""
     calibrations: Mapping[str, Sums] = field(default_factory=dict)
     """What earlier runs of this engine saw at the headline, by model."""
+    sensor_fraction: Callable[[str], float] = lambda boundary: 0.0
+    """What the readings of a boundary may be off by, all alike; see `interval`."""
     engine: str = ""
     """Whose meter it is, as records say."""
 

@@ -73,6 +73,8 @@ class DeviceCurve:
         self._pending = 0
         self._is_resynchronised = True
         self._periods: deque[float] = deque(maxlen=64)
+        self._polls: deque[float] = deque(maxlen=64)
+        """Widths of the spans in which edges lie, seconds."""
 
     def observe(
         self, at_seconds: float, joules: float | None, watts: float | None
@@ -121,6 +123,19 @@ class DeviceCurve:
     def period_seconds(self) -> float | None:
         """Typical time between two edges; None until five were seen."""
         return median(self._periods) if len(self._periods) >= 5 else None
+
+    @property
+    def has_counter(self) -> bool:
+        """Whether it is measured by a counter of energy, not by its power."""
+        return self._has_counter is True
+
+    @property
+    def edge_seconds(self) -> float:
+        """Standard deviation of an edge's instant: it lies anywhere between two polls.
+
+        0 where power is integrated: then edges are the readings themselves.
+        """
+        return median(self._polls) / math.sqrt(12) if self._polls else 0.0
 
     @property
     def counter_power_ratio(self) -> float | None:
@@ -172,6 +187,7 @@ class DeviceCurve:
         if len(self.seconds) and self._pending != 1 + GAP_REASONS.index(COUNTER_RESET):
             self._total += joules - self._edge_joules
         self._edge_joules = joules
+        self._polls.append(at_seconds - self._last_seconds)
         middle = 0.5 * (self._last_seconds + at_seconds)
         self._add_point(middle)
 
@@ -316,6 +332,17 @@ class GroupCurve:
         """The slowest device's."""
         known = [curve.period_seconds for curve in self.devices.values()]
         return max((period for period in known if period is not None), default=None)
+
+    @property
+    def has_counter(self) -> bool:
+        """Whether every device counts its energy."""
+        curves = self.devices.values()
+        return bool(curves) and all(curve.has_counter for curve in curves)
+
+    @property
+    def edge_seconds(self) -> float:
+        """The widest device's standard deviation of an edge's instant."""
+        return max((c.edge_seconds for c in self.devices.values()), default=0.0)
 
     @property
     def likely_period_seconds(self) -> float:

@@ -16,7 +16,8 @@ import numpy as np
 
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
-from proxy.meter.activity.timeline import STEP_SECONDS, EngineTimeline
+from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.activity.unstreamed import STEP_SECONDS
 from proxy.meter.activity.work import (
     Activity,
     Population,
@@ -24,7 +25,8 @@ from proxy.meter.activity.work import (
     shared_seconds,
 )
 from proxy.meter.attribution.divide import split_idle
-from proxy.meter.attribution.policies import attribute, by_running_time
+from proxy.meter.attribution.interval import NOTHING_KNOWN, grade_of
+from proxy.meter.attribution.policies import attribute
 from proxy.meter.boundary import Boundary
 from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
 from proxy.meter.ledger import RequestEnergy
@@ -61,17 +63,25 @@ def estimated_energy(
     among = [each for each in timeline.requests() if each.end_seconds > measured[0][0]]
     by_policy, idle_share = ledger.entry(own.key)
     parts = np.array([*by_policy[ledger.policies.index(ledger.headline)], idle_share])
+    settled_joules = float(parts[:2].sum())
     if own in among:
         shares = unsettled_shares(*measured, among, timeline, boundary)
         parts += shares[among.index(own)]
     prefill, decode, idle_share = parts.tolist()
+    energy, active = prefill + decode + idle_share, prefill + decode
+    bounds = boundary.bounds(
+        own.key, energy, active, guessed_joules=active - settled_joules
+    )
     return RequestEnergy(
         prefill_joules=prefill,
         decode_joules=decode,
         idle_share_joules=idle_share,
-        energy_joules=prefill + decode + idle_share,
+        energy_joules=energy,
         policy=ledger.headline,
-        quality="estimated",
+        timing="estimated",
+        low_joules=bounds.low_joules,
+        high_joules=bounds.high_joules,
+        grade=grade_of(energy, bounds, "estimated", NOTHING_KNOWN),
     )
 
 
@@ -91,7 +101,7 @@ def unsettled_shares(
         edges, np.diff(joules), population, boundary.idle.watts
     )
     policy = boundary.bound(boundary.config.policies[boundary.config.policy])
-    idle_shares = attribute(shared, activity, by_running_time).sum(axis=1)
+    idle_shares = attribute(shared, activity, boundary.idle_policy).sum(axis=1)
     return np.column_stack((attribute(caused, activity, policy), idle_shares))
 
 

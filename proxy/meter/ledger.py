@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy.meter.attribution.interval import DOUBTS
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -28,12 +30,30 @@ class RequestEnergy:
     energy_joules: float | None
     """Sum of the three above, the inclusive view; less the idle share: active."""
     policy: str
-    quality: str
-    """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
+    timing: str
+    """`timed`, `estimated` or `unknown`: how well it is known who ran when."""
     policy_joules: Mapping[str, float] = field(default_factory=dict)
     """Active joules (prefill + decode) under every policy, on the same intervals."""
     boundaries: Mapping[str, RequestEnergy] = field(default_factory=dict)
     """What it cost at the other boundaries metered; never summed: they overlap."""
+    low_joules: float | None = None
+    """`energy_joules` are no less, and no more than `high_joules`, with 90 %."""
+    high_joules: float | None = None
+    grade: str = "unknown"
+    """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
+
+    idle_share_by_time_joules: float | None = None
+    """The idle share under the other rule, which is in no sum: every moment of idle
+    divided equally among those who ran, and not by the time that each caused."""
+
+    @property
+    def quality(self) -> str:
+        """The timing under its older name, with its older word for `timed`."""
+        return QUALITY_OF.get(self.timing, self.timing)
+
+
+QUALITY_OF = {"timed": "exact"}
+"""Deprecated values by those of `timing`; the others are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +110,10 @@ class Books:
     """measured minus all accounts; not 0 means a defect."""
     gap_seconds: float = 0.0
     """Time without measurement so far: its joules are unattributed or unknown."""
+    attributed_low_joules: float = 0.0
+    """What all requests were charged is no less, and no more than the next, with
+    90 %: prefill, decode and idle share together."""
+    attributed_high_joules: float = 0.0
 
 
 HISTORY_WINDOWS = 200_000
@@ -120,8 +144,12 @@ class Closing:
     keys: Sequence[int] = ()
     """Keys of the requests, each at most once."""
     idle_share_joules: FloatArray = field(default_factory=lambda: np.empty(0))
+    idle_by_time_joules: FloatArray | None = None
+    """The idle shares under the other rule; None: the same."""
     policy_joules: FloatArray = field(default_factory=lambda: np.empty((0, 0, 2)))
     """Shape (policies, requests, 2): prefill and decode, in the ledger's order."""
+    doubts: FloatArray | None = None
+    """Shape (requests, DOUBTS): what their intervals are made of; None adds none."""
 
 
 class Ledger:
@@ -133,6 +161,8 @@ class Ledger:
         self._head = self.policies.index(headline)
         self._entries = np.zeros((64, len(self.policies), 2))
         self._idle_shares = np.zeros(64)
+        self._doubts = np.zeros((64, DOUBTS))
+        self._idle_by_time = np.zeros(64)
         self._classes = np.zeros(64, np.int64)
         self._free = list(range(63, -1, -1))
         self._slots: dict[int, int] = {}
@@ -156,7 +186,8 @@ class Ledger:
             self._grow()
         slot = self._slots[key] = self._free.pop()
         self._entries[slot] = 0.0
-        self._idle_shares[slot] = 0.0
+        self._idle_shares[slot] = self._idle_by_time[slot] = 0.0
+        self._doubts[slot] = 0.0
         self._classes[slot] = CLASSES if labels is None else self._class_id(labels)
 
     def classify(self, key: int, labels: tuple[str, ...]) -> None:
@@ -171,6 +202,14 @@ class Ledger:
         """Joules so far, shape (policies, 2), and the idle share."""
         slot = self._slots[key]
         return self._entries[slot].copy(), float(self._idle_shares[slot])
+
+    def doubts(self, key: int) -> FloatArray:
+        """Doubts so far, shape (DOUBTS,)."""
+        return np.array(self._doubts[self._slots[key]], np.float64)
+
+    def idle_by_time(self, key: int) -> float:
+        """The idle share so far, under the other rule."""
+        return float(self._idle_by_time[self._slots[key]])
 
     def count_tokens(self, key: int, tokens: Sequence[int | None]) -> None:
         """Prompt, cached and output tokens of a finished request; None adds none."""
@@ -202,6 +241,12 @@ class Ledger:
             slots = [self._slots[key] for key in closing.keys]
             self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
             self._idle_shares[slots] += closing.idle_share_joules
+            if closing.doubts is not None:
+                self._doubts[slots] += closing.doubts
+            by_time = closing.idle_by_time_joules
+            self._idle_by_time[slots] += (
+                closing.idle_share_joules if by_time is None else by_time
+            )
             head = closing.policy_joules[self._head]
             posted = np.column_stack((head, closing.idle_share_joules))
             np.add.at(self._class_joules, self._classes[slots], posted)
@@ -273,6 +318,8 @@ class Ledger:
         size = len(self._entries)
         self._entries = np.concatenate((self._entries, np.zeros_like(self._entries)))
         self._idle_shares = np.concatenate((self._idle_shares, np.zeros(size)))
+        self._doubts = np.concatenate((self._doubts, np.zeros_like(self._doubts)))
+        self._idle_by_time = np.concatenate((self._idle_by_time, np.zeros(size)))
         self._classes = np.concatenate((self._classes, np.zeros(size, np.int64)))
         self._free = list(range(2 * size - 1, size - 1, -1))
 

@@ -97,8 +97,8 @@ class Meter:
         # idle watts are given, and fits were saved, for the headline
         beside = replace(config, idle_watts=None, calibrations={})
         self.headline, *others = config.boundaries
-        self._head = Boundary(config, self._timeline)
-        self._others = {name: Boundary(beside, self._timeline) for name in others}
+        self._head = Boundary(config, self._timeline, self.headline)
+        self._others = {name: Boundary(beside, self._timeline, name) for name in others}
         self._boundaries = {self.headline: self._head, **self._others}
         self._outside: dict[str, Boundary] = {}
         self._nobody = EngineTimeline()

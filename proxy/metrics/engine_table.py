@@ -11,6 +11,7 @@ from proxy.metrics.samples import (
     by_device,
     by_sensor,
     constants,
+    doubts,
     ecc_errors,
     fitted,
     idle_watts,
@@ -117,9 +118,15 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_idle_power_watts": EngineMetric(
         "gauge",
-        "Loaded idle power: weights resident, nothing running.",
+        "Loaded idle power: weights resident, nothing running, clocks up once seen so.",
         ("boundary", "source"),
         idle_watts,
+    ),
+    "servewatt_rest_power_watts": EngineMetric(
+        "gauge",
+        "Loaded idle power long after the last work, when clocks are down.",
+        ("boundary",),
+        by_boundary(lambda m: m.meter.rest_watts),
     ),
     "servewatt_bare_idle_power_watts": EngineMetric(
         "gauge",
@@ -279,9 +286,22 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_settled_requests_total": EngineMetric(
         "counter",
-        "Settled requests by how well it is known who ran when.",
+        "Settled requests by how well it is known who ran when: the older name of "
+        "timing, `exact` is `timed`.",
         ("quality",),
         lambda s: [((q,), n) for q, n in s.meter.quality_requests.items()],
+    ),
+    "servewatt_graded_requests_total": EngineMetric(
+        "counter",
+        "Settled requests by how far their joules can be trusted.",
+        ("grade",),
+        lambda s: [((g,), n) for g, n in s.meter.grade_requests.items()],
+    ),
+    "servewatt_request_half_width_ratio": EngineMetric(
+        "gauge",
+        "Mean half width of the 90 % interval of the newest records, by their joules.",
+        (),
+        lambda s: one(s.meter.half_width_fraction),
     ),
     "servewatt_requests_without_energy_total": EngineMetric(
         "counter",
@@ -339,9 +359,16 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
     ),
     "servewatt_calibration_fitted": EngineMetric(
         "gauge",
-        "1 while the policy calibrated uses fitted constants, 0 while those of phase.",
+        "1 while the fitted constants are trusted, 0 while servewatt_calibration_doubt "
+        "says why not.",
         (),
         fitted,
+    ),
+    "servewatt_calibration_doubt": EngineMetric(
+        "gauge",
+        "1 for the reason why the fitted constants are not trusted, 0 for the others.",
+        ("reason",),
+        doubts,
     ),
     "servewatt_calibration_joules": EngineMetric(
         "gauge",

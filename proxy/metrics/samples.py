@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from proxy.meter.attribution.evidence import DOUBTS
 from proxy.meter.boundary import MeterState
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
@@ -43,10 +44,12 @@ class Measured:
 
     @property
     def model_idle_watts(self) -> float | None:
-        """Loaded idle less bare idle: what the resident weights draw."""
-        if self.meter.idle_watts is None or self.bare_idle_watts is None:
+        """Loaded less bare idle, at rest if that was seen: the resident weights."""
+        rest_watts = self.meter.rest_watts
+        loaded_watts = self.meter.idle_watts if rest_watts is None else rest_watts
+        if loaded_watts is None or self.bare_idle_watts is None:
             return None
-        return self.meter.idle_watts - self.bare_idle_watts
+        return loaded_watts - self.bare_idle_watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +300,15 @@ def fitted(snapshot: EngineSnapshot) -> list[Sample]:
     """1 while fitted constants are in use."""
     calibration = snapshot.meter.calibration
     return [] if calibration is None else [((), float(calibration.is_fitted))]
+
+
+def doubts(snapshot: EngineSnapshot) -> list[Sample]:
+    """1 for the reason why they are not trusted, 0 for the others."""
+    calibration = snapshot.meter.calibration
+    if calibration is None:
+        return []
+    kind = calibration.doubt.kind if calibration.doubt else None
+    return [((reason,), float(reason == kind)) for reason in DOUBTS]
 
 
 def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:

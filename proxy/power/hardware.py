@@ -153,12 +153,33 @@ class HardwareLog:
         seen = [event.at_seconds for event in self._latest.values() if event.states]
         return max(seen, default=None)
 
-    def between(self, start_seconds: float, end_seconds: float) -> list[BoardSummary]:
-        """How each board worked in a window; empty where none told anything."""
+    def within(self, start_seconds: float, end_seconds: float) -> HardwareWindow:
+        """What was observed in a window, to be looked at on any thread."""
+        first = start_seconds - HOLD_SECONDS
+        found: deque[HardwareObserved] = deque()
+        for event in reversed(self._kept):
+            if event.at_seconds < first:
+                break
+            if event.at_seconds <= end_seconds + HOLD_SECONDS:
+                found.appendleft(event)
+        return HardwareWindow(tuple(found), start_seconds, end_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareWindow:
+    """How the boards worked in a stretch of time."""
+
+    events: tuple[HardwareObserved, ...]
+    """In order, with those around the window's ends that reach into it."""
+    start_seconds: float
+    end_seconds: float
+
+    def boards(self) -> list[BoardSummary]:
+        """How each board worked; empty where none told anything."""
         spans: dict[tuple[str, str], list[_Span]] = {}
         for event, until in self._spans():
-            begin = max(event.at_seconds, start_seconds)
-            lasted = min(until, end_seconds) - begin
+            begin = max(event.at_seconds, self.start_seconds)
+            lasted = min(until, self.end_seconds) - begin
             if lasted > 0:
                 for state in event.states:
                     key = (event.boundary, state.device)
@@ -168,14 +189,13 @@ class HardwareLog:
             for (boundary, device), found in sorted(spans.items())
         ]
 
-    def series(
-        self, start_seconds: float, end_seconds: float, offset_seconds: float = 0.0
-    ) -> HardwareSeries:
+    def series(self, offset_seconds: float = 0.0) -> HardwareSeries:
         """The slowest clock and the hottest board over time, thinned out evenly."""
         shown = [
             event
-            for event in self._kept
-            if event.states and start_seconds <= event.at_seconds <= end_seconds
+            for event in self.events
+            if event.states
+            and self.start_seconds <= event.at_seconds <= self.end_seconds
         ]
         shown = shown[:: math.ceil(len(shown) / MAX_SERIES) or 1]
         return HardwareSeries(
@@ -187,7 +207,7 @@ class HardwareLog:
     def _spans(self) -> Iterator[tuple[HardwareObserved, float]]:
         """Every observation, and until when it holds."""
         by_boundary: dict[str, list[HardwareObserved]] = {}
-        for event in self._kept:
+        for event in self.events:
             by_boundary.setdefault(event.boundary, []).append(event)
         for events in by_boundary.values():
             for event, after in pairwise(events):

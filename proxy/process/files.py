@@ -72,3 +72,11 @@ def private_file(path: Path) -> None:
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE))
+
+
+def readable_name(name: str) -> str:
+    """A file's name as text for logs and replies: bytes that are none are replaced.
+
+    In a locale of ASCII alone every other letter of an argument is such bytes.
+    """
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -165,6 +165,14 @@ class RelayOptions:
         ),
     ] = "auto"
     """An event that the engine sends unasked looks like one that was asked for."""
+    stream_upstream: Annotated[
+        bool,
+        Option(
+            "Ask vLLM for a stream where a client wants one whole reply, and put that "
+            "together: so it is known when each token came.",
+        ),
+    ] = False
+    """Off: the engine's own reply is the one that nobody can doubt."""
     energy_in_response: Annotated[
         bool,
         Option(

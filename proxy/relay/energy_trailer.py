@@ -38,13 +38,18 @@ class EnergyNote(msgspec.Struct, frozen=True, kw_only=True):
     """The `energy` object, in the order in which it is written; null is unknown."""
 
     energy_joules: float | None
+    low_joules: float | None
+    high_joules: float | None
     energy_kwh: float | None
     prefill_joules: float | None
     decode_joules: float | None
     idle_share_joules: float | None
     policy: str | None
     boundary: str | None
+    timing: str
+    grade: str
     quality: str
+    """Deprecated: `timing`, with `exact` for `timed`."""
     settled: bool
     """False: an estimate so far, the last interval is not measured yet."""
     simulated: bool
@@ -68,12 +73,16 @@ def note_of(
     return msgspec.json.encode(
         EnergyNote(
             energy_joules=joules,
+            low_joules=energy.low_joules,
+            high_joules=energy.high_joules,
             energy_kwh=None if joules is None else joules / JOULES_PER_KWH,
             prefill_joules=energy.prefill_joules,
             decode_joules=energy.decode_joules,
             idle_share_joules=energy.idle_share_joules,
             policy=energy.policy or None,
             boundary=provenance.boundary,
+            timing=energy.timing,
+            grade=energy.grade,
             quality=energy.quality,
             settled=so_far is not None and so_far.is_settled,
             simulated=provenance.is_simulated,

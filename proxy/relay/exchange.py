@@ -18,6 +18,7 @@ from functools import partial
 import msgspec
 
 from proxy.engines import reader_of
+from proxy.relay.assembly import Assembly
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Outgoing, Refusal
 from proxy.relay.config import RelayConfig
@@ -27,7 +28,7 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
@@ -109,6 +110,8 @@ class Core:
     """Taps with reads that the next beat parses."""
     turns: Turns
     """Work that clients can make large."""
+    large_reads: LargeReads
+    """Clients that send much, read in turns."""
     exchanges: set[Exchange]
     on_exchange_over: Callable[[], None]
 
@@ -117,6 +120,7 @@ class Exchange:
     """One request in progress; ends exactly once, in `_finish`."""
 
     __slots__ = (
+        "_assembly",
         "_candidate",
         "_completion",
         "_connecting",
@@ -165,6 +169,8 @@ class Exchange:
         self._refusal: ReplyHead | None = None
         """Kept with its body while it may be about what the relay added."""
         self._refusal_body = b""
+        self._assembly: Assembly | None = None
+        """The client's whole reply, made from a stream or learnt from."""
         self._was_refused_usage = False
         """The engine did not take what the relay had added; sent again without."""
         self._unmetered_key: int | None = None
@@ -255,6 +261,7 @@ class Exchange:
         core, request = self._core, self._request
         upstream = self._candidate.upstream
         is_witness = self._fit_usage()
+        self._fit_stream()
         admission = self._candidate.admission
         self._request_bytes = self._candidate.bytes_for(request)
         if admission.has_usage_added:
@@ -315,6 +322,18 @@ class Exchange:
         upstream.has_witness = upstream.has_witness or is_witness
         return is_witness
 
+    def _fit_stream(self) -> None:
+        """Ask for a stream in the place of a whole reply, once the engine has shown
+        what its own whole replies of this kind are like."""
+        streamed = self._candidate.admission.streamed
+        if streamed is None:
+            return
+        upstream = self._candidate.upstream
+        pattern = upstream.whole_replies.get(streamed.kind)
+        self._assembly = Assembly(streamed.kind, pattern)
+        if pattern is not None:
+            self._candidate = self._candidate.as_stream(streamed)
+
     async def _connect(self) -> None:
         upstream = self._candidate.upstream
         try:
@@ -364,9 +383,14 @@ class Exchange:
             at = self._candidate.upstream.address
             headers = staying_here(head.headers, at.authority, at.prefix)
             head = msgspec.structs.replace(head, headers=headers)
-        self._outgoing.begin(head)
         if self._tap is not None:
             self._tap.begin(head.status, head.headers)
+        if self._assembly is None or not self._assembly.begin(head):
+            self._begin_reply(head)
+
+    def _begin_reply(self, head: ReplyHead) -> None:
+        """The head that the client gets."""
+        self._outgoing.begin(head)
         if self._completion is not None:
             self._completion.begin(head)
 
@@ -396,6 +420,8 @@ class Exchange:
                 self._send_as_written()
                 return
             self._begin(head)
+        if self._assembly is not None and not self._goes_on(at_seconds, data, is_last):
+            return
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
             self._copy(at_seconds, data)
@@ -411,6 +437,33 @@ class Exchange:
                 return
         if self.deadline_seconds is not None:
             self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def _goes_on(self, at_seconds: float, data: bytes, is_last: bool) -> bool:
+        """Whether a read passes as it is; else it is a part of a whole reply."""
+        assembly = self._assembly
+        if assembly is None or not assembly.is_made:
+            if assembly is not None:
+                assembly.learn(data)
+                if is_last and (pattern := assembly.pattern()) is not None:
+                    upstream = self._candidate.upstream
+                    upstream.whole_replies.setdefault(assembly.kind, pattern)
+            return True
+        self._copy(at_seconds, data)
+        made = assembly.feed(data, is_last=is_last)
+        if isinstance(made, str):
+            self._fail(502, "upstream_closed", made)
+        elif made is not None:
+            head, body = made
+            self._begin_reply(head)
+            if self._completion is None:
+                self._outgoing.write(body, is_last=True)
+                self._finish("ok", None, at=at_seconds)
+            else:
+                self._complete(at_seconds)
+                self._completion.deliver(body, True)
+        elif self.deadline_seconds is not None:
+            self._set_deadline(self._core.config.read_timeout_seconds)
+        return False
 
     def _send_as_written(self) -> None:
         """The engine refuses what was added, as it seems: the same without."""

@@ -19,7 +19,7 @@ from proxy.relay.exchange import Core
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import RequestMeter
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 
 BEAT_BUDGET_SECONDS = 0.002
@@ -63,6 +63,7 @@ class RelayServer:
             loop=loop,
             unparsed=deque(),
             turns=Turns(loop, clock),
+            large_reads=LargeReads(loop),
             exchanges=set(),
             on_exchange_over=self._exchange_over,
         )

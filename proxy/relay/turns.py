@@ -17,6 +17,13 @@ STRETCH_STEPS = 64
 """The bound where a clock does not help."""
 
 
+LARGE_READ_BYTES = 128 * 1024
+"""There is more where so much came from: uvloop reads 250 kB at once, and would go on
+to 8 MB, 12 ms of the processor, before anybody else's turn."""
+READS = 2
+"""Large ones in a turn of the loop, of all connections together."""
+
+
 class Turns:
     """Steps of many, one after the other in a circle."""
 
@@ -58,3 +65,24 @@ class Turns:
                     break
         finally:  # a defect in one's work must not end the others'
             self._schedule()
+
+
+class LargeReads:
+    """Connections that have just sent much; a few of them may go on in each turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Call this once it is that connection's turn to be read again."""
+        if not self._waiting:
+            self._loop.call_soon(self._turn)
+        self._waiting.append(go_on)
+
+    def _turn(self) -> None:
+        now = [self._waiting.popleft() for _ in range(min(READS, len(self._waiting)))]
+        if self._waiting:
+            self._loop.call_soon(self._turn)
+        for go_on in now:
+            go_on()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -154,6 +155,9 @@ class _App:
         admin = await self._open_admin()
         self.fleet.begin(self.errors)
         beat = asyncio.create_task(self._beat_until_stopped())
+        # modules stay: without them a full collection is 30 ms shorter
+        gc.collect()
+        gc.freeze()
         announce(
             {
                 "url": _url(self.config.listen[0], relay.port, self.identity),

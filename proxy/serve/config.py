@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from proxy.engines import DIALECTS
 from proxy.power.sources import SOURCES, split_sources
-from proxy.process.files import private_folder
+from proxy.process.files import private_folder, readable_name
 from proxy.process.logs import FORMATS, LEVELS
 from proxy.process.options import Option, split_names
 from proxy.relay.config import RelayLimits, RelayOptions
@@ -332,7 +332,18 @@ class ServeConfig:
             upstream["url"] = url_without_user(upstream["url"])
         if self.store is not None:
             shown["store"] = shown_url(parse_store_url(self.store))
-        return shown
+        return {name: _readable(value) for name, value in shown.items()}
+
+
+def _readable(value: Any) -> Any:
+    """The value with texts that any reader of JSON takes."""
+    if isinstance(value, str):
+        return readable_name(value)
+    if isinstance(value, dict):
+        return {name: _readable(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_readable(each) for each in value]
+    return value
 
 
 def url_without_user(url: str) -> str:

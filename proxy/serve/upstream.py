@@ -17,6 +17,7 @@ from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import EngineSnapshot, Measured
+from proxy.power.accuracy import accuracy_of
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.power.hardware import HardwareLog
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
@@ -60,6 +61,7 @@ class MeteredUpstream:
         boundaries = tuple(sensor.boundary for sensor in planned) or ("none",)
         meter_config = MeterConfig(
             boundaries=boundaries,
+            sensor_fraction=self._sensor_fraction,
             policy=metering.policy,
             window_seconds=metering.window_seconds,
             has_sensor=bool(planned),
@@ -201,6 +203,13 @@ class MeteredUpstream:
             slowdown_seconds=dict(self.hardware.slowdown_seconds),
             limit_changes=dict(self.hardware.limit_changes),
         )
+
+    def _sensor_fraction(self, boundary: str) -> float:
+        """What a boundary's readings may be off by; 0 where nobody states it."""
+        stats = self.sensors.stats_of(boundary)
+        source = self.sensors.sources.get(boundary, "none")
+        is_simulated = bool(stats and stats.is_simulated)
+        return accuracy_of(source, is_simulated=is_simulated) or 0.0
 
     def _provenance(self) -> Provenance:
         """Origin of the joules in replies."""

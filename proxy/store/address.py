@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.errors import ConfigError
+from proxy.process.files import readable_name
 from proxy.security.secrets import without_user
 
 if TYPE_CHECKING:  # a help page needs none of it
@@ -57,7 +58,10 @@ def store_url(text: str) -> URL:
 
 def shown_url(url: URL) -> str:
     """The URL for logs and replies, without user, password or options."""
-    return url._replace(username=None, password=None).set(query={}).render_as_string()
+    bare = url._replace(username=None, password=None).set(query={})
+    if bare.database is not None:
+        bare = bare.set(database=readable_name(bare.database))
+    return bare.render_as_string()
 
 
 def sqlite_url(path: Path) -> str:

@@ -94,20 +94,33 @@ RECORDS = Table(
     Column("engine", Text),
     Column("instance", Text),
     Column("is_output_lower_bound", Boolean),
+    Column("idle_share_by_time_joules", Double),
+    Column("low_joules", Double),
+    Column("high_joules", Double),
+    Column("timing", Text),
+    Column("grade", Text),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
 name of the upstream in the proxy's configuration, `instance` the host and port of
 the proxy, `is_output_lower_bound` is true where the reply broke off and
-`output_tokens` are those seen until then; each of them is null in records older than
-it. A row of quality `pending` is no record yet: it notes a request whose energy is
-still measured."""
+`output_tokens` are those seen until then, `low_joules` and `high_joules` bound
+`energy_joules`, `timing` and `grade` grade them; each of them is null in records
+older than it. A row of quality `pending` is no record yet: it notes a request whose
+energy is still measured."""
 ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     2: (RECORDS.c.boundaries,),
     3: (RECORDS.c.engine,),
     4: (RECORDS.c.instance,),
     # not released yet: what is added before it is joins this line
-    5: (RECORDS.c.is_output_lower_bound,),
+    5: (
+        RECORDS.c.is_output_lower_bound,
+        RECORDS.c.idle_share_by_time_joules,
+        RECORDS.c.low_joules,
+        RECORDS.c.high_joules,
+        RECORDS.c.timing,
+        RECORDS.c.grade,
+    ),
 }
 """Columns by the version that brought them: nullable, for the records before them.
 A store of any version gets those that it lacks when it is opened."""

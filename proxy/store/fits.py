@@ -19,7 +19,7 @@ import numpy as np
 
 from proxy.errors import ConfigError, ProxyError
 from proxy.meter.attribution.fit import CalibrationState, Sums
-from proxy.meter.attribution.forms import CONSTANTS, FORMS, PLAIN
+from proxy.meter.attribution.forms import CONSTANTS, FORMS, USUAL
 from proxy.meter.attribution.policies import FEATURES
 from proxy.process.files import PRIVATE, whole_file
 from proxy.process.terminal import escaped
@@ -121,6 +121,7 @@ def saved_of(
         model=state.model,
         is_fitted=state.is_fitted,
         reason=state.reason,
+        doubt=state.doubt.kind if state.doubt else None,
         saved_unix_seconds=unix_seconds,
         rows=sums.rows,
         row_seconds=state.row_seconds,
@@ -128,6 +129,8 @@ def saved_of(
         misfit=fit.misfit if fit else None,
         form=fit.form if fit else None,
         form_errors=state.form_errors,
+        split_error=fit.split_error if fit else None,
+        sensor_lag_seconds=state.lag_seconds,
         constants=constants,
         sums=SavedSums(
             sums.rows,
@@ -138,6 +141,8 @@ def saved_of(
             sums.square_joules,
             sums.form,
             FEATURES,
+            tuple(tuple(row) for row in sums.spread.tolist()),
+            sums.square_window_joules,
         ),
     )
 
@@ -176,7 +181,9 @@ def sums_of(saved: SavedSums) -> Sums:
         np.array(saved.work, np.float64),
         saved.joules,
         saved.square_joules,
-        saved.form if saved.form in FORMS else PLAIN,
+        np.array(saved.spread, np.float64),
+        saved.square_window_joules,
+        saved.form if saved.form in FORMS else USUAL,
     )
 
 
@@ -197,6 +204,8 @@ def _check(saved: SavedSums, place: str) -> None:
     size = len(saved.features or CONSTANTS)
     lengths = {len(saved.squares), len(saved.products), len(saved.work)}
     lengths |= {len(row) for row in saved.squares}
+    if saved.features:
+        lengths |= {len(saved.spread), *(len(row) for row in saved.spread)}
     if lengths != {size}:
         raise ProxyError(f"{place}: sums are not of {size} features")
     squares = np.array(saved.squares)

@@ -33,6 +33,10 @@ class Accounts(Struct, frozen=True, kw_only=True):
     attributed_joules: Phases | None = None
     idle_share_joules: float | None = None
     """Idle power while requests ran, shared among them."""
+    attributed_low_joules: float | None = None
+    """Prefill, decode and idle share together are no less, and no more than the next,
+    with 90 %."""
+    attributed_high_joules: float | None = None
     idle_joules: float | None = None
     """Nothing ran."""
     unattributed_joules: dict[str, float] | None = None
@@ -125,8 +129,10 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
     """Energy of the host's GPUs that are not the engine's; in no account."""
     idle_accelerators_watts: dict[str, float] = {}
     idle_watts: float | None = None
-    """Loaded idle: weights resident, nothing running."""
+    """Loaded idle: weights resident, nothing running; at working clocks once seen."""
     idle_source: str | None = None
+    rest_watts: float | None = None
+    """The same long after the last work, when clocks are down."""
     bare_idle_watts: float | None = None
     """Idle power with no weights loaded, as configured."""
     model_idle_watts: float | None = None
@@ -190,7 +196,15 @@ class BoundaryEnergy(Struct, frozen=True, kw_only=True):
     energy_joules: float | None
     """Sum of the three above."""
     quality: str
-    """`exact`, `estimated` or `unknown`: how well it is known who ran when."""
+    """Deprecated: `timing`, with `exact` for `timed`."""
+    low_joules: float | None = None
+    """With 90 % the energy is no less, and no more than `high_joules`."""
+    high_joules: float | None = None
+    timing: str | None = None
+    """`timed`, `estimated` or `unknown`: how well it is known who ran when. Null in
+    records older than it, as the next."""
+    grade: str | None = None
+    """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
 
 
 class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True):
@@ -201,6 +215,9 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     """Active joules (prefill and decode) under every policy."""
     boundaries: dict[str, BoundaryEnergy] = {}
     """Energy inside the other boundaries; left out where there is none. Never added."""
+    idle_share_by_time_joules: float | None = None
+    """`idle_share_joules` under the other rule, part of no sum: each moment divided
+    equally among those who ran. Left out where unknown, and in older records."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
@@ -292,6 +309,9 @@ class SensorState(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None
     rejected: dict[str, int] = {}
     """Figures that were not believed since start, by reason."""
+    accuracy_fraction: float | None = None
+    """What readings may be off by, all alike, as the maker states it: a part of every
+    interval. Null: nobody states it."""
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -321,6 +341,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     version: str
     run: str | None = None
     """The process that answers; another one after a restart."""
+    interval_level: float = 0.9
+    """Nominal probability that joules are between their bounds."""
     config: dict[str, Any] = {}
     """The configuration without secrets."""
     sensor: SensorState | UnsetType = UNSET
@@ -408,7 +430,7 @@ class EngineHardware(Struct, frozen=True, kw_only=True):
     """When they were last observed; null: no source tells."""
     now: list[BoardState] = []
     window: list[BoardSummary] = []
-    """From `from_unix` to `to_unix`, as far back as is kept."""
+    """From `from_unix` to `to_unix`, as far back as is kept; else the last 10 min."""
     series: HardwareSeries = HardwareSeries()
 
 
@@ -439,6 +461,9 @@ class SavedSums(Struct, frozen=True):
     """The form of the cost model that was in use."""
     features: tuple[str, ...] = ()
     """What the sums are of, in order; empty in version 1: the five of `plain`."""
+    spread: tuple[tuple[float, ...], ...] = ()
+    """How differently requests use the features."""
+    square_window_joules: float = 0.0
 
 
 class FittedConstant(Struct, frozen=True):
@@ -457,6 +482,8 @@ class SavedCalibration(Struct, frozen=True):
     is_fitted: bool
     reason: str | None = None
     """Why the constants are not trusted."""
+    doubt: str | None = None
+    """The kind of that reason, as metrics label it."""
     saved_unix_seconds: float | None = None
     rows: float = 0.0
     row_seconds: float = 0.0
@@ -465,8 +492,12 @@ class SavedCalibration(Struct, frozen=True):
     form: str | None = None
     """The form of the cost model that is in use, see docs/attribution.md."""
     form_errors: dict[str, float] = {}
-    """What each form missed rows by before it had seen them (root mean square), by the
-    mean row."""
+    """What each form missed two seconds by that it had not seen (root mean square), by
+    their mean."""
+    split_error: float | None = None
+    """What the constants' standard errors move between requests, by their energy."""
+    sensor_lag_seconds: float | None = None
+    """How late the sensor shows power, where it is late."""
     constants: dict[str, FittedConstant] = {}
     sums: SavedSums | None = None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.engines.vllm_server import MODEL, Metered
+from tests.engines.vllm_server import MODEL, Metered, metered
 from tests.support.both_ways import (
     Ask,
     Asked,
@@ -20,6 +22,7 @@ from tests.support.both_ways import (
     missing,
     plain,
 )
+from tests.support.children import get, record_of
 
 pytestmark = pytest.mark.vllm
 openai: Any = missing("openai")
@@ -154,3 +157,28 @@ def test_openai_raises_the_same_refusal_and_it_is_recorded(
     status = 404 if "model" in name else 400
     assert asked.proxied["status"] == status
     assert_as_recorded(asked, outcome="error", status=status)
+
+
+def test_openai_follows_a_trailing_slash_and_stays_metered(talkative: Metered) -> None:
+    with openai.OpenAI(
+        base_url=f"{talkative.url}/v1", api_key="none", max_retries=0
+    ) as api:
+        reply = api.post(
+            "/chat/completions/", cast_to=httpx.Response,
+            body={"model": MODEL, "messages": WORDS, "max_tokens": TOKENS},
+            options={"headers": {"x-request-id": "o-slash"}},
+        )  # fmt: skip
+    (redirected,) = reply.history
+    assert redirected.headers["location"] == "/v1/chat/completions"
+    assert str(reply.url) == f"{talkative.url}/v1/chat/completions"
+    record = record_of(talkative.admin, "o-slash")
+    assert (record["outcome"], record["output_tokens"]) == ("ok", TOKENS)
+
+
+def test_one_route_more_passes_where_it_is_allowed(
+    talkative: Metered, tmp_path: Path
+) -> None:
+    with metered(talkative.vllm, tmp_path, "--allow-route", "/docs") as served:
+        assert b"swagger" in get(f"{served.url}/docs").content
+        assert get(f"{served.url}/openapi.json").status_code == 404
+    assert get(f"{talkative.url}/docs").status_code == 404

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engines.vllm_server import MODEL, Metered, metered, metric_of, running_vllm
-from tests.support.children import get, wait_for
+from tests.support.children import get, post, record_of, wait_for
 from tests.support.client_calls import CALLS, calls_of, tokens_of
 from tests.support.paths import ROOT
 
@@ -65,6 +65,7 @@ def embedding(
 @pytest.fixture(scope="module")
 def served(talkative: Metered, embedding: Metered, clients: Path) -> Served:
     places = dict(zip(KINDS, (talkative, embedding), strict=True))
+    first_stream(talkative)
     earlier = {kind: ids_of(place) for kind, place in places.items()}
     before = counters_of(places)
     done = subprocess.run(
@@ -91,6 +92,15 @@ def served(talkative: Metered, embedding: Metered, clients: Path) -> Served:
         },
         {name: after[name] - before[name] for name in COUNTERS},
     )
+
+
+def first_stream(place: Metered) -> None:
+    """The one by which the proxy learns that this engine sends no usage unasked."""
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 1, "stream": True}
+    headers = {"x-request-id": "first-stream"}
+    reply = post(f"{place.url}/v1/completions", json=body, headers=headers)
+    assert reply.status_code == 200
+    record_of(place.admin, "first-stream")
 
 
 def records_of(place: Metered) -> list[dict[str, Any]]:

@@ -117,6 +117,7 @@ def metered(vllm: Vllm, folder: Path, *options: str) -> Iterator[Metered]:
         child(
             "proxy", "serve", "--upstream", vllm.url, "--power", power,
             "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--store", "none",
+            "--usage-event", "drop",  # the first stream is one to look at, too
             *options, cwd=folder,
         ) as proxy,
     ):  # fmt: skip

@@ -145,7 +145,10 @@ class RecordingMeter:
     def __init__(self) -> None:
         self.requests: dict[int, Metered] = {}
         self.fails = False
-        self.energy = RequestEnergy(1.5, 2.25, 0.25, 4.0, "phase", "estimated")
+        self.energy = RequestEnergy(
+            1.5, 2.25, 0.25, 4.0, "phase", "estimated",
+            low_joules=3.5, high_joules=5.0, grade="poor",
+        )  # fmt: skip
         self.settles = False
         """Whether the energy of a closed request is settled at once, or never."""
         self.estimates: list[tuple[int, float]] = []

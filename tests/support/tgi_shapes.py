@@ -15,8 +15,8 @@ KEEP_ALIVE = b":\n\n"
 
 
 def event(value: Any) -> bytes:
-    """One server-sent event, as axum writes it: no space after the colon."""
-    return b"data:%s\n\n" % json.dumps(value, separators=(",", ":")).encode()
+    """One server-sent event, as axum writes it."""
+    return b"data: %s\n\n" % json.dumps(value, separators=(",", ":")).encode()
 
 
 def token(index: int, text: str, *, special: bool = False, **end: Any) -> bytes:

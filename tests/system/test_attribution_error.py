@@ -41,6 +41,13 @@ def test_calibrated_learns_the_engine_to_five_percent(
         assert bias == pytest.approx(1.0, abs=0.05)
 
 
+def test_idle_hardly_makes_the_published_figure_worse(
+    rows: dict[tuple[str, str], Row],
+) -> None:
+    active = rows["calibrated", "active"].median_error
+    assert rows["calibrated", "inclusive"].median_error <= 1.3 * active
+
+
 def test_what_a_run_learnt_serves_the_next_one_from_its_first_request() -> None:
     scenario = Scenario("mixed, 8 req/s", 8)
     calibrations = learnt(replace(scenario, seed=2), 300, jitter_seconds=0.001)

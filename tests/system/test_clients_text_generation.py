@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from loadgen.simulator.core.text import drawn_tokens
 from tests.support.both_ways import (
     Ask,
     Asked,
@@ -221,11 +222,20 @@ def test_a_generation_that_breaks_raises_the_packages_generation_error(
 def occupied(ways: Ways) -> Iterator[None]:
     """One request that runs and one that waits, for as long as this lasts."""
     until = threading.Event()
+    # TGI cannot be told a length: of many ids the one with the longest reply
+    names = (f"long-{number}" for number in range(20_000))
+    longest = max(names, key=lambda name: drawn_tokens(0, name, 1, 100_000))
 
     def hold() -> None:
-        body = {"inputs": "a", "parameters": {"max_new_tokens": 100_000}}
+        body = {
+            "inputs": "a",
+            "parameters": {"max_new_tokens": 100_000, "do_sample": True},
+        }
         url = f"{ways.direct}/generate_stream"
-        with httpx.stream("POST", url, json=body, timeout=None) as reply:
+        headers = {"x-request-id": longest}
+        with httpx.stream(
+            "POST", url, json=body, headers=headers, timeout=None
+        ) as reply:
             for _ in reply.iter_raw():
                 if until.is_set():
                     return

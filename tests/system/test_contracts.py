@@ -63,8 +63,9 @@ PROMPTS = 5
 
 DATA_KEYS = re.compile(
     r"(.*[. ])?(boundaries|by_kind|by_turn|device_watts|devices|dropped|engines"
-    r"|gap_seconds|idle_accelerators_watts|labels|lacking|metadata|outcomes|quality"
-    r"|sensors|throttled_seconds_by_reason|unattributed_joules|policy_joules\.[a-z]+)"
+    r"|gap_seconds|grade|idle_accelerators_watts|labels|lacking|metadata|outcomes"
+    r"|quality|sensors|throttled_seconds_by_reason|timing|unattributed_joules"
+    r"|policy_joules\.[a-z]+)"
 )
 """Objects whose keys are what was measured, and no names of ours: written as `*`."""
 

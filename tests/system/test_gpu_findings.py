@@ -116,6 +116,25 @@ def test_without_a_gpu_it_says_so_in_one_line_and_fails() -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_without_an_engine_it_keeps_what_it_found_and_says_why(tmp_path: Path) -> None:
+    rows = "".join(f"{second},{300 * second},300\n" for second in range(100))
+    recording = tmp_path / "gpu.csv"
+    recording.write_text(f"# boundary=gpu\nseconds,joules,watts\n{rows}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_validation", "--quick",
+         "--power", f"csv={recording}", "--engine-python", "/no/such/python",
+         "--out", str(tmp_path / "found"), "--room", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("gpu_validation: 8b: ")
+    assert "3b: " in line
+    found = json.loads((tmp_path / "found" / "findings.json").read_text())
+    assert found["bare"]["watts"] is None or found["bare"]["watts"] > 0
+    assert set(found["left_out"]) == {"engine 8b", "engine 3b"}
+
+
 class TwoBoards:
     """A source whose second board has no counter."""
 

@@ -50,7 +50,7 @@ def proxy(folder: Path) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]
         process = subprocess.Popen(
             [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "u.toml"),
              "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
-             "--store", f"sqlite:///{folder}/records.sqlite"],
+             "--usage-event", "drop", "--store", f"sqlite:///{folder}/records.sqlite"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             text=True, env=os.environ | {"COLUMNS": "80"},
         )  # fmt: skip

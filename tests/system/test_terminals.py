@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from tests.support.children import get, wait_for
 from tests.support.paths import ROOT
 
 TRACE = str(ROOT / "traces" / "sharegpt.jsonl")
@@ -119,3 +125,71 @@ def test_what_holds_prompts_is_its_owners(tmp_path: Path) -> None:
     modes = {p.name: p.stat().st_mode & 0o777 for p in [run, *run.iterdir()]}
     assert modes["run"] == modes["logs"] == 0o700
     assert modes["plan.jsonl"] == modes["requests.jsonl"] == 0o600
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serving(folder: Path, redirected: str, **environment: str) -> list[Any]:
+    """Serve under it, one request, SIGTERM: its codes, the store's records, /info."""
+    ports = [free_port(), free_port()]
+    store = folder / "gr\u00fc\u00dfe.sqlite"
+    served = subprocess.Popen(
+        ["bash", "-c",
+         f"exec {PROXY} serve --upstream http://127.0.0.1:1 --power none "
+         f"--listen 127.0.0.1:{ports[0]} --admin 127.0.0.1:{ports[1]} --access-log "
+         f"--store 'sqlite:///{store}' --drain-delay 0 {redirected}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)} | environment, cwd=folder,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        admin = f"http://127.0.0.1:{ports[1]}"
+        wait_for(lambda: served.poll() is not None or is_answering(admin))
+        reply = httpx.post(
+            f"http://127.0.0.1:{ports[0]}/v1/chat/completions",
+            json={"model": "\u4e16\u754c\u202e", "messages": []},
+        )
+        info = get(f"{admin}/info").json()
+        served.terminate()
+        _, said = served.communicate(timeout=60)
+    finally:
+        served.kill()
+        served.communicate()
+    connection = sqlite3.connect(store)
+    records = connection.execute("select model from servewatt_records").fetchall()
+    connection.close()
+    assert "Traceback" not in said
+    return [reply.status_code, served.returncode, records, info["store"]["url"]]
+
+
+def is_answering(admin: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return get(f"{admin}/healthz").status_code == 200
+    return False
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code"),
+    [
+        (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), ("2>/dev/full", 0),
+        (">/dev/full", 1), (">/dev/full 2>/dev/full", 1),
+    ],
+)  # fmt: skip
+def test_a_proxy_serves_and_records_whatever_its_output_is(
+    tmp_path: Path, redirected: str, code: int
+) -> None:
+    found = serving(tmp_path, redirected)
+    assert found[:3] == [502, code, [("\u4e16\u754c\u202e",)]]
+
+
+@pytest.mark.parametrize("name", ["ascii", "latin-1"])
+def test_a_proxy_in_a_locale_without_letters_serves_and_records(
+    tmp_path: Path, name: str
+) -> None:
+    found = serving(tmp_path, "", PYTHONIOENCODING=name, **ASCII)
+    assert found[:3] == [502, 0, [("\u4e16\u754c\u202e",)]]
+    assert "gr%C3%BC%C3%9Fe.sqlite" in found[3]

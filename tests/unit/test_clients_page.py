@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 
+from benchmarks.clients_tried import (
+    BEHIND,
+    PROGRAMS,
+    Counts,
+    Row,
+    block_of,
+    commands_of,
+)
 from tests.support.client_calls import (
     CALLS,
     ON_THE_PAGE,
@@ -42,3 +53,57 @@ def test_a_line_is_placed_at_an_address_and_a_model() -> None:
     line = read_line(f'builtins.dict(url="{ON_THE_PAGE}/v1", m="a/MODEL", **request)')
     made = line.at("http://127.0.0.1:1", "tiny")(n=2)
     assert made == {"url": "http://127.0.0.1:1/v1", "m": "a/tiny", "n": 2}
+
+
+def test_every_program_of_the_page_is_tried() -> None:
+    commands = commands_of(PAGE.read_text())
+    assert set(commands) == set(PROGRAMS) | {"litellm"}
+    assert all(ON_THE_PAGE in command for command in commands.values())
+    assert "body.json" in block_of(PAGE.read_text(), "lua")
+
+
+def test_the_gateway_is_tried_behind_the_proxy_as_the_page_has_it() -> None:
+    (command,) = re.findall(r"^(metering-proxy (?:.*\\\n)*.*)", PAGE.read_text(), re.M)
+    words = shlex.split(command.replace("\\\n", " "))
+    pairs = dict(zip(words[2::2], words[3::2], strict=True))
+    behind = dict(zip(BEHIND[::2], BEHIND[1::2], strict=True))
+    assert pairs.items() - behind.items() == {
+        ("--upstream", "http://127.0.0.1:4000"), ("--power", "nvml")
+    }  # fmt: skip
+    assert behind.items() <= pairs.items()
+
+
+@pytest.mark.parametrize(
+    ("own", "ledger", "engine", "others", "is_same"),
+    [
+        (Counts(2, 5, 7), Counts(2, 5, 7), Counts(2, 5, 7), 0, True),
+        (Counts(2), Counts(2, 5, 7), Counts(2, 5, 7), 0, True),
+        (Counts(2, 5, 6), Counts(2, 5, 7), Counts(2, 5, 7), 0, False),
+        (Counts(2, 5, 7), Counts(2, 5, 7), Counts(2, 5, 8), 0, False),
+        (Counts(2), Counts(2, None, None), Counts(2, 5, 7), 0, False),
+    ],
+)
+def test_counts_are_the_same_where_all_three_agree(
+    own: Counts, ledger: Counts, engine: Counts, others: int, is_same: bool
+) -> None:
+    assert Row("a", "1", own, ledger, engine, others).is_same == is_same
+
+
+@pytest.mark.parametrize(
+    ("ledger", "others", "ended", "is_same"),
+    [
+        (20, 0, 20, True),
+        (20, 2, 21, True),
+        (21, 1, 21, True),
+        (21, 2, 21, False),
+        (20, 1, 22, False),
+        (20, 1, 19, False),
+        (19, 0, 19, False),
+    ],
+)
+def test_what_a_program_cuts_at_its_end_it_does_not_count(
+    ledger: int, others: int, ended: int, is_same: bool
+) -> None:
+    counts = Counts(ledger, 180, 320)
+    row = Row("wrk", "4", Counts(20), counts, Counts(ended, 200, 325), others, 2)
+    assert row.is_same == is_same

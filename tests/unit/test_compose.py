@@ -56,10 +56,22 @@ def filled(text: str, engine: str | None = None) -> str:
     return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: given.get(m[1], "") or m[2], text)
 
 
-@pytest.mark.parametrize("engine", [None, *ENGINES])
+def command_of(name: str) -> str:
+    """The service's own command; of a script, its only line that runs one of ours."""
+    command = SERVICES[name]["command"]
+    if isinstance(command, str):
+        return command
+    (line,) = re.findall(
+        r"^ *((?:loadgen|metering-proxy) .*?)(?: \|\|.*)?$",
+        command[-1].replace("\\\n", " "), re.MULTILINE,
+    )  # fmt: skip
+    return str(line)
+
+
+@pytest.mark.parametrize("engine", [None, *ENGINES, "postgres"])
 @pytest.mark.parametrize("name", OURS)
 def test_our_services_run_commands_that_exist(name: str, engine: str | None) -> None:
-    words = shlex.split(filled(SERVICES[name]["command"], engine))
+    words = shlex.split(filled(command_of(name), engine))
     program, command, *arguments = words
     group = {"loadgen": loadgen, "metering-proxy": metering_proxy}[program]
     assert isinstance(group, click.Group)
@@ -75,7 +87,7 @@ def test_whoever_asks_the_admin_port_has_the_token() -> None:
     (job,) = (j for j in scrape["scrape_configs"] if j["job_name"] == "servewatt")
     assert job["authorization"]["credentials_file"] == "/token/admin"
     for name in ("proxy", "loadgen"):
-        assert "-token-file /token/admin" in SERVICES[name]["command"]
+        assert "-token-file /token/admin" in command_of(name)
     for name in ("proxy", "loadgen", "prometheus"):
         assert "token:/token:ro" in SERVICES[name]["volumes"]
     assert "token:/token" in SERVICES["token"]["volumes"]
@@ -131,8 +143,76 @@ def test_what_is_mounted_exists() -> None:
     for service in SERVICES.values():
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
-            if source.startswith("./") and source != "./runs":
+            if source.startswith("./"):
                 assert (ROOT / source).exists(), mount
+
+
+def test_what_stays_has_a_volume_that_is_declared() -> None:
+    named = {
+        mount.split(":")[0]
+        for service in SERVICES.values()
+        for mount in service.get("volumes", [])
+        if not mount.startswith("./")
+    }
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_what_ours_write_belongs_to_their_user() -> None:
+    image = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^USER servewatt$", image, re.MULTILINE)
+    (state,) = re.findall(r"^ARG STATE=(.+)$", image, re.MULTILINE)
+    assert "chown -R servewatt /runs /token /home/servewatt" in image
+    for name in (*OURS, "token"):
+        service = SERVICES[name]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "user" not in service
+        for mount in service.get("volumes", []):
+            source, target, *mode = mount.split(":")
+            assert mode == ["ro"] or target in ("/runs", "/token", state), source
+
+
+def test_every_service_that_stays_is_asked_for_its_health() -> None:
+    ends = {"token", "loadgen"}
+    assert {n for n, s in SERVICES.items() if "healthcheck" not in s} == ends
+    for name, service in SERVICES.items():
+        for on, wanted in service.get("depends_on", {}).items():
+            stays = (
+                "service_completed_successfully" if on in ends else "service_healthy"
+            )
+            assert wanted["condition"] == stays, name
+            # one that another profile starts may be missing
+            has_it = not SERVICES[on].get("profiles")
+            assert wanted.get("required", True) == has_it, name
+
+
+def test_every_profile_is_one_that_a_file_or_the_page_names() -> None:
+    profiles = {p for s in SERVICES.values() for p in s.get("profiles", [])}
+    assert profiles == {"tgi", "vllm", "dcgm", "postgres", "load"}
+    head = (ROOT / "compose.yaml").read_text().partition("name: servewatt")[0]
+    assert all(f"--profile {name}" in head or f"`{name}`" in head for name in profiles)
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "postgres"])
+def test_an_env_file_sets_what_compose_reads(name: str) -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    used = set(re.findall(r"(?<!\$)\$\{(\w+):-", text))
+    assert set(environment(name)) <= used
+
+
+def test_the_proxy_finds_the_database_and_its_password() -> None:
+    place = urlsplit(environment("postgres")["STORE"])
+    script = SERVICES["token"]["command"][-1]
+    database = SERVICES["postgres"]
+    assert place.hostname == "postgres"
+    assert place.password is None  # which `ps` would show
+    assert place.username == database["environment"]["POSTGRES_USER"]
+    assert place.path == f"/{database['environment']['POSTGRES_DB']}"
+    assert f"'postgres:5432:servewatt:{place.username}:%s" in script
+    assert SERVICES["proxy"]["environment"]["PGPASSFILE"] == "/token/pgpass"
+    assert database["environment"]["POSTGRES_PASSWORD_FILE"] == "/token/postgres"
+    assert "ports" not in database
+    assert "psycopg" in (ROOT / "requirements.lock").read_text()
 
 
 def test_ports_are_published_on_loopback_only() -> None:
@@ -146,7 +226,7 @@ def test_prometheus_scrapes_ports_that_services_open() -> None:
     for job in scrape["scrape_configs"]:
         for target in job["static_configs"][0]["targets"]:
             host, port = target.split(":")
-            assert f":{port}" in SERVICES[host]["command"]
+            assert f":{port}" in command_of(host)
 
 
 def test_grafana_finds_its_datasource_and_dashboards() -> None:

@@ -85,6 +85,11 @@ class _Job:
     later: list[RequestTruth] = field(default_factory=list)
     """Truths of the parts after the first."""
 
+    @property
+    def is_pooled(self) -> bool:
+        """Its one token is none that anybody sees."""
+        return self.ticket.generation.is_pooled
+
 
 def unix_offset_seconds(
     clock: Callable[[], float] = time.monotonic,
@@ -153,7 +158,7 @@ class Runner:
         for index, (name, words) in enumerate(zip(names, replies, strict=True)):
             prompt = generation.words_of(index)
             tokens = max(1, len(prompt)), parts[0]
-            hashes = block_hashes([*prompt, *words] if config.prefix_cache else [])
+            hashes = self._hashes(generation, [*prompt, *words])
             self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
         ticket = Ticket(
             generation,
@@ -244,7 +249,9 @@ class Runner:
         return generation.output_tokens // 2 + 1
 
     def _hand_out(self, step: Step) -> None:
-        self.metrics.stepped(step)
+        jobs = [self._jobs.get(name) for name in step.emitted]
+        pooled = sum(job is not None and job.is_pooled for job in jobs)
+        self.metrics.stepped(step, len(step.emitted) - pooled)
         for name in step.emitted:
             job = self._jobs.get(name)
             if job is None:  # aborted while the step was under way
@@ -268,15 +275,18 @@ class Runner:
         if step.finished:
             self.curve.forget_before(step.end_seconds - CURVE_SECONDS)
 
+    def _hashes(self, generation: Generation, words: Sequence[str]) -> tuple[int, ...]:
+        """Blocks by which the prefix cache knows a prompt and its reply."""
+        is_cached = self.engine.config.prefix_cache and not generation.skips_cache
+        return block_hashes(words) if is_cached else ()
+
     def _submit_next_part(self, job: _Job) -> None:
         """The prompt and all that was written go to the back of the queue."""
         ticket, generation = job.ticket, job.ticket.generation
         prompt, words = generation.words_of(job.index), ticket.words[job.index]
         part = job.later_parts.popleft()
         name = f"{ticket.engine_ids[job.index]}+{job.count}"
-        hashes = block_hashes(
-            [*prompt, *words] if self.engine.config.prefix_cache else []
-        )
+        hashes = self._hashes(generation, [*prompt, *words])
         so_far = max(1, len(prompt)) + job.count
         self.engine.submit(SimRequest(name, time.monotonic(), so_far, part, hashes))
         job.later.append(self.engine.truth[name])
@@ -293,6 +303,9 @@ class Runner:
                 _add_up(ticket.truths[job.index], job.later)
             self.engine.abort(name)
             self.engine.truth.pop(name, None)
+        if ticket.generation.is_pooled:
+            for truth in ticket.truths:
+                truth.output_tokens = 0
         record = truth_record(
             ticket.generation.request_id,
             outcome,

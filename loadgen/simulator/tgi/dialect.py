@@ -346,6 +346,8 @@ def read_completions(
         parts=length.parts,
         kind=COMPLETIONS,
         created=created,
+        # whole completions ask for the prompt's log probabilities
+        skips_cache=fields.get("stream") is not True,
     )
 
 

@@ -43,7 +43,7 @@ class TgiMetrics:
         self._has_queue = True
         self._input.observe(truth.prompt_tokens)
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
         self._has_batch = True
         self._prefills += bool(step.prefill_tokens)

@@ -60,17 +60,19 @@ class VllmMetrics:
         self._prompt_tokens += truth.prompt_tokens
         self._cached_tokens += truth.cached_tokens
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
-        self._generated_tokens += len(step.emitted)
+        self._generated_tokens += generated_tokens
         self._preemptions += len(step.preempted)
         computed = step.decodes + sum(step.prefill_tokens.values())
         self._step_tokens.observe(computed)
 
     def finished(self, generation: Generation, truths: Sequence[RequestTruth]) -> None:
         """A request got all its tokens."""
+        reason = generation.finish_reason
+        reason = reason if reason in FINISHED else "stop"  # a tool was called
         for truth in truths:
-            self._success[generation.finish_reason] += 1
+            self._success[reason] += 1
             self._prompt.observe(truth.prompt_tokens)
             self._output.observe(truth.output_tokens)
             scheduled, first = truth.scheduled_seconds, truth.first_token_seconds

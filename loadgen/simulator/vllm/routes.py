@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -16,6 +17,16 @@ from loadgen.simulator.realtime.streams import (
     opened,
     request_id_of,
 )
+from loadgen.simulator.vllm.apis import (
+    AUDIO,
+    BATCH,
+    MESSAGES,
+    RESPONSES,
+    Api,
+    invoked,
+    pooled_page,
+    read_pooled,
+)
 from loadgen.simulator.vllm.dialect import (
     DONE,
     VERSION,
@@ -25,19 +36,37 @@ from loadgen.simulator.vllm.dialect import (
     error_event,
     models_page,
     overloaded,
-    read_request,
+    read_fields,
+    read_object,
     refused,
     unstreamed_reply,
 )
 from loadgen.simulator.wire import EngineRefusal, Limits
 
+POOLED = {
+    "/v1/embeddings": "embeddings",
+    "/score": "score",
+    "/v1/score": "score",
+    "/rerank": "rerank",
+    "/v1/rerank": "rerank",
+    "/v2/rerank": "rerank",
+}
 ENGINE_FAILED = "SIMULATED failure, injected by --fail-every."
 
 
 class VllmApi:
-    """`queue_limit` is vLLM's max_num_queued_reqs; 0 is no limit."""
+    """`queue_limit` is vLLM's max_num_queued_reqs; 0 is no limit. `echoes_ids` is its
+    `--enable-request-id-headers`."""
 
-    def __init__(self, runner: Runner, limits: Limits, queue_limit: int = 0) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        queue_limit: int = 0,
+        *,
+        echoes_ids: bool = False,
+    ) -> None:
+        self._echoes_ids = echoes_ids
         self._runner = runner
         self._limits = limits
         self._queue_limit = queue_limit
@@ -49,6 +78,18 @@ class VllmApi:
         return [
             web.post("/v1/chat/completions", partial(self._generate, is_chat=True)),
             web.post("/v1/completions", partial(self._generate, is_chat=False)),
+            web.post("/v1/chat/completions/batch", partial(self._api, api=BATCH)),
+            web.post("/v1/responses", partial(self._api, api=RESPONSES)),
+            web.post("/v1/messages", partial(self._api, api=MESSAGES)),
+            *(
+                web.post(f"/v1/audio/{name}", self._audio)
+                for name in ("transcriptions", "translations")
+            ),
+            *(
+                web.post(path, partial(self._pooled, kind=kind))
+                for path, kind in POOLED.items()
+            ),
+            web.post("/invocations", self._invocations),
             web.post("/tokenize", self._tokenize),
             web.get("/health", self._health),
             web.get("/version", self._version),
@@ -56,20 +97,22 @@ class VllmApi:
             web.get("/metrics", self._metrics),
         ]
 
+    def _headers(self, request: web.Request) -> dict[str, str]:
+        """The caller's id, where ids are sent back."""
+        return {"x-request-id": request_id_of(request)} if self._echoes_ids else {}
+
     async def _generate(
-        self, request: web.Request, *, is_chat: bool
+        self,
+        request: web.Request,
+        *,
+        is_chat: bool,
     ) -> web.StreamResponse:
-        request_id = request_id_of(request)
-        headers = {"x-request-id": request_id}
+        headers = self._headers(request)
         try:
-            if request.content_type != "application/json":
-                message = "Unsupported Media Type: Only 'application/json' is allowed"
-                message = f"1 validation error:\n  {message}"
-                raise refused(400, message, kind="Bad Request")
-            generation = read_request(
-                await request.read(),
+            generation = read_fields(
+                await _fields_of(request),
                 is_chat=is_chat,
-                request_id=request_id,
+                request_id=request_id_of(request),
                 created=int(time.time()),
                 limits=self._limits,
             )
@@ -88,6 +131,89 @@ class VllmApi:
         if generation.is_stream:
             return await self._stream(request, generation, headers)
         return await self._whole(generation, headers)
+
+    async def _api(self, request: web.Request, *, api: Api) -> web.StreamResponse:
+        """A request in JSON of another API that writes."""
+        try:
+            fields = await _fields_of(request)
+        except EngineRefusal as refusal:
+            headers = self._headers(request)
+            return json_reply(api.failure(refusal), refusal.status, headers)
+        return await self._served(request, fields, api)
+
+    async def _audio(self, request: web.Request) -> web.StreamResponse:
+        """A form with sound in it."""
+        fields: dict[str, Any] = {}
+        for name, value in (await request.post()).items():
+            if isinstance(value, web.FileField):
+                fields[name] = len(value.file.read())
+            else:
+                fields[name] = value
+        return await self._served(request, fields, AUDIO)
+
+    async def _served(
+        self, request: web.Request, fields: Mapping[str, Any], api: Api
+    ) -> web.StreamResponse:
+        headers, model = self._headers(request), self._limits.model
+        try:
+            generation = api.read(
+                fields,
+                request_id=request_id_of(request),
+                created=int(time.time()),
+                limits=self._limits,
+            )
+            if self._is_full(generation.sequences):
+                self._runner.metrics.failed("overloaded")
+                raise overloaded()
+        except EngineRefusal as refusal:
+            return json_reply(api.failure(refusal), refusal.status, headers)
+        if not generation.is_stream:
+            ticket = await self._runner.serve(generation, NoSink())
+            if not ticket.is_ok:
+                failure = refused(500, ENGINE_FAILED)
+                return json_reply(api.failure(failure), failure.status, headers)
+            body = api.whole(generation, model, ticket.words, ticket.truths)
+            return json_reply(body, headers=headers)
+        stream = await opened(request, [api.events(generation, model)], headers)
+        ticket = await self._runner.serve(generation, stream)
+        if not ticket.is_ok:
+            failed = api.failure(refused(500, ENGINE_FAILED))
+            return await stream.close(b"event: error\n" + error_event(failed))
+        return await stream.close(
+            api.closing(generation, model, ticket.words, ticket.truths)
+        )
+
+    async def _pooled(self, request: web.Request, *, kind: str) -> web.StreamResponse:
+        """Embeddings, scores and ranks: prompts are read, and that is all."""
+        headers = self._headers(request)
+        try:
+            generation = read_pooled(
+                await _fields_of(request),
+                kind,
+                request_id=request_id_of(request),
+                created=int(time.time()),
+                limits=self._limits,
+            )
+            if self._is_full(generation.sequences):
+                self._runner.metrics.failed("overloaded")
+                raise overloaded()
+        except EngineRefusal as refusal:
+            return json_reply(refusal.body, refusal.status, headers)
+        ticket = await self._runner.serve(generation, NoSink())
+        if not ticket.is_ok:
+            failure = refused(500, ENGINE_FAILED)
+            return json_reply(failure.body, failure.status, headers)
+        return json_reply(pooled_page(generation, self._limits.model), headers=headers)
+
+    async def _invocations(self, request: web.Request) -> web.StreamResponse:
+        """SageMaker's route: what the body looks like."""
+        try:
+            kind = invoked(await _fields_of(request))
+        except EngineRefusal as refusal:
+            return json_reply(refusal.body, refusal.status, self._headers(request))
+        if kind in ("chat", "completions"):
+            return await self._generate(request, is_chat=kind == "chat")
+        return await self._pooled(request, kind=kind)
 
     def _is_full(self, sequences: int) -> bool:
         """Running and waiting sequences and the new ones are more than the limit."""
@@ -117,8 +243,8 @@ class VllmApi:
         if not ticket.is_ok:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
-        model, texts = self._limits.model, ticket.texts
-        body = unstreamed_reply(generation, model, texts, ticket.truths)
+        model = self._limits.model
+        body = unstreamed_reply(generation, model, ticket.words, ticket.truths)
         return json_reply(body, headers=headers)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
@@ -149,6 +275,15 @@ class VllmApi:
     async def _metrics(self, request: web.Request) -> web.Response:
         page = self._runner.metrics.page(self._runner.gauges())
         return web.Response(text=page)
+
+
+async def _fields_of(request: web.Request) -> Mapping[str, Any]:
+    """The body's fields. Raises EngineRefusal for what is no JSON object."""
+    if request.content_type != "application/json":
+        message = "Unsupported Media Type: Only 'application/json' is allowed"
+        message = f"1 validation error:\n  {message}"
+        raise refused(400, message, kind="Bad Request")
+    return read_object(await request.read())
 
 
 @web.middleware

@@ -110,8 +110,8 @@ class Comparison:
     """The scrape before."""
     has_progressed: bool | None
     """The engine computed something since then; None: it does not tell."""
-    has_preempted: bool
-    """It set sequences aside since then."""
+    has_preempted: bool | None
+    """It set sequences aside since then; None: it does not tell."""
     is_empty: bool
     """Nobody was in the engine."""
     has_tokens: bool
@@ -198,6 +198,23 @@ class GaugeLog:
                 return seen.at_seconds
         return None
 
+    def was_calm(self, start_seconds: float, end_seconds: float) -> bool:
+        """The engine's own count says that it set nobody aside in between."""
+        for seen in self._seen:
+            if seen.at_seconds <= start_seconds:
+                continue
+            if seen.has_preempted is not False:
+                return False
+            if seen.at_seconds >= end_seconds:
+                return True
+        return False
+
+    def will_tell(self, at_seconds: float, now_seconds: float) -> bool:
+        """Whether the next scrape will say if anybody was set aside by an instant."""
+        if self.covers(at_seconds, now_seconds):
+            return False
+        return self._seen[-1].has_preempted is not None
+
     def is_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """No scrape hints that the engine did anything in between."""
         following = [seen for seen in self._seen if seen.at_seconds > start_seconds]
@@ -259,9 +276,9 @@ def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | N
     return gauges.progress != last.progress
 
 
-def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool:
+def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
     if last is None or last.preemptions is None or gauges.preemptions is None:
-        return False
+        return None
     return gauges.preemptions > last.preemptions
 
 

@@ -228,6 +228,11 @@ class WorkLog:
         return bool(self._scrapes)
 
     @property
+    def tells_cache(self) -> bool:
+        """Whether the engine tells how many prompt tokens it had in a cache."""
+        return self.is_told and self._scrapes[-1].gauges.cached_tokens is not None
+
+    @property
     def compared_seconds(self) -> float:
         """The scrape up to which all pairs are compared; -inf before the first."""
         if not self._is_begun:

@@ -26,6 +26,18 @@ PLAIN_QUANTILE = 0.25
 """Of the steps between two scrapes: so long lasts one without any prompt."""
 
 
+LONG = 1.3
+"""Times a plain step: a prompt was computed in a step that lasts longer."""
+
+EDGE_SECONDS = 0.01
+"""A first token so close to a scrape may have been counted on its other side."""
+
+OVERLAP = 1.0
+"""Plain steps that a step with a prompt lasts before it computes the prompt. Less
+(reading the weights and computing go on at once) makes hits of the cache look computed
+where a step with any prompt costs more; the sum is the engine's either way."""
+
+
 class HiddenCache:
     """Whether the engine has a cache that replies do not tell of."""
 
@@ -38,15 +50,17 @@ class HiddenCache:
 
     def observe(
         self,
-        since_seconds: float,
         at_seconds: float,
         requests: Sequence[RequestTimeline],
         cached: float,
     ) -> bool:
-        """Whether tokens were cached between two scrapes and no request told so."""
-        del since_seconds
-        told = sum(request.cached_tokens or 0 for request in requests)
-        is_untold = any(request.cached_tokens is None for request in requests)
+        """Whether tokens were cached up to a scrape and no request told so."""
+        told = sum(
+            request.uncomputed_tokens
+            for request in requests
+            if not request.has_unknown_cache
+        )
+        is_untold = any(request.has_unknown_cache for request in requests)
         if is_untold and cached > told:
             self._proven_seconds = at_seconds
             return True
@@ -54,6 +68,7 @@ class HiddenCache:
 
     def infer(
         self,
+        span: tuple[float, float],
         requests: Sequence[RequestTimeline],
         starts: FloatArray,
         ends: FloatArray,
@@ -63,24 +78,25 @@ class HiddenCache:
     ) -> None:
         """Give each request that told nothing its `inferred_cached_tokens`.
 
-        `requests` got their first token in one of these steps. Of all `prompts` that
-        the engine counted meanwhile it `computed` so many tokens.
+        `requests` got their first token in the span between two scrapes. Of all
+        `prompts` that the engine counted meanwhile it `computed` so many tokens.
         """
         if not len(ends):
             return
         lasted = ends - starts
-        spare = np.clip(lasted - np.quantile(lasted, PLAIN_QUANTILE), 0.0, None)
+        plain = float(np.quantile(lasted, PLAIN_QUANTILE))
+        spare = np.where(lasted > LONG * plain, lasted - OVERLAP * plain, 0.0)
         speed.learn(computed, float(spare.sum()))
         room = spare / speed.token_seconds
         unsure = [
             request
             for request in requests
-            if request.cached_tokens is None and request.inferred_cached_tokens is None
+            if request.has_unknown_cache and request.inferred_cached_tokens is None
         ]
         found: list[tuple[RequestTimeline, float]] = []
         for request in requests:
-            if request.cached_tokens is not None:
-                told = (request.prompt_tokens or 0) - request.cached_tokens
+            if not request.has_unknown_cache:
+                told = (request.prompt_tokens or 0) - request.uncomputed_tokens
                 _take(request, told, room, ends)
         for _, tied in groupby(sorted(unsure, key=_first), key=_first):
             group = list(tied)
@@ -93,15 +109,34 @@ class HiddenCache:
         own = sum(float(request.prompt_tokens or 0) for request in unsure)
         others = max(prompts - own, 0.0)
         target = computed * own / max(own + others, 1.0)
-        total = sum(taken for _, taken in found)
-        for request, taken in found:
-            asked_tokens = float(request.prompt_tokens or 0)
-            if total > target:
-                taken *= target / total
-            elif own > total:
-                part = min((target - total) / (own - total), 1.0)
-                taken += (asked_tokens - taken) * part
-            request.inferred_cached_tokens = max(asked_tokens - max(taken, 1.0), 0.0)
+        guessed = np.array([one for _, one in found], np.float64)
+        most = np.array([float(request.prompt_tokens or 0) for request, _ in found])
+        first = np.array([_first(request) for request, _ in found])
+        is_near = np.abs(first[:, np.newaxis] - span).min(axis=1, initial=1) < (
+            EDGE_SECONDS
+        )
+        slack = float(most[is_near].sum())
+        target = float(np.clip(guessed.sum(), target - slack, target + slack))
+        filled = brought_to(guessed, most, target)
+        for (request, _), computed in zip(found, filled.tolist(), strict=True):
+            whole = float(request.prompt_tokens or 0)
+            request.inferred_cached_tokens = max(whole - max(computed, 1.0), 0.0)
+
+
+def brought_to(taken: FloatArray, most: FloatArray, target: float) -> FloatArray:
+    """The same in proportion, none above its `most`, with `target` as the sum.
+
+    What the proportion leaves open goes to those below theirs.
+    """
+    total = taken.sum()
+    if total <= 0 or total >= target:
+        return taken * (target / total if total > 0 else 0.0)
+    scaled = np.minimum(taken * (target / total), most)
+    room = most - scaled
+    left = target - scaled.sum()
+    if left <= 0 or not room.any():
+        return np.asarray(scaled, np.float64)
+    return np.asarray(scaled + room * min(left / room.sum(), 1.0), np.float64)
 
 
 def _first(request: RequestTimeline) -> float:

@@ -22,6 +22,9 @@ RUN_ON_SECONDS = 0.5
 RUN_ON_TOKENS = 16.0
 """Computed meanwhile by one that had given few tokens or none."""
 
+MAX_PROMPT_TOKENS, MAX_OUTPUT_TOKENS = 32_768.0, 8_192.0
+"""Of a reply in one piece that has not come: nobody knows more of it."""
+
 
 @dataclass(slots=True)
 class _Columns:
@@ -99,6 +102,12 @@ class OwnCount:
         )
         outputs = _Columns([], list(self._outputs.spans), list(self._outputs.unsure))
         _add_requests(prompts, outputs, requests.values(), settled_seconds, np.inf)
+        for request in requests.values():
+            if request.closed_seconds is None and not request.is_streamed:
+                arrived = request.arrived_seconds
+                prompts.spans.append((arrived, np.inf, MAX_PROMPT_TOKENS))
+                more = MAX_OUTPUT_TOKENS * request.sequences
+                outputs.spans.append((arrived, np.inf, more))
         items = np.array(prompts.items, np.float64).reshape(-1, 2)
         return Count(
             _own(items, prompts), _own(np.concatenate((self._reads, live)), outputs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -80,6 +80,8 @@ class Seen:
     """Nothing is placed before this."""
     end_seconds: float
     """Pauses that end later are not looked at yet."""
+    was_calm: Callable[[float, float], bool] = lambda start, end: False
+    """Whether the engine itself says that it set nobody aside in between."""
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
@@ -323,6 +325,7 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
     return [
         _Prefill(pause[1], request.arrived_seconds, request, pause)
         for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+        if not seen.was_calm(*pause[:2])  # its reads were late
     ]
 
 
@@ -347,12 +350,17 @@ def _settle_rows(
     else:
         ready = request.waited_until_seconds
         began = max(rows[-1][0], ready, seen.settled_seconds)
-        if request.prefill_seconds is not None:
-            began = max(first - request.prefill_seconds, job.arrived_seconds)
-            request.is_scheduled_exact = True
+        prefill_seconds = request.timely_prefill_seconds
+        if prefill_seconds is not None:
+            began = max(first - prefill_seconds, job.arrived_seconds)
+            request.is_placed_as_told = True
         began = min(began, first)
         request.scheduled_seconds = began
     tokens = sum(taken for *_, taken in rows)
+    if not request.is_streamed and rows[0][1] > began:
+        # its steps are made up, as short ones: it was in one long step, or in few
+        request.prefill_rows.append((began, rows[0][1], tokens))
+        return
     request.prefill_rows += [
         (max(start, began), end, taken) for start, end, taken in rows if end > began
     ] or [(began, first, tokens)]
@@ -362,9 +370,10 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
     begin = request.waited_until_seconds
     ends = seen.steps.end_seconds
-    if request.prefill_seconds is not None:
+    prefill_seconds = request.timely_prefill_seconds
+    if prefill_seconds is not None:
         assert request.first_token_seconds is not None
-        begin = request.first_token_seconds - request.prefill_seconds
+        begin = request.first_token_seconds - prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
         lowest = int(np.searchsorted(ends, begin, side="right"))
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:

@@ -48,25 +48,40 @@ UNUSUAL_GAPS = 3.0
 token, though others go on meanwhile (several engines behind one address)."""
 
 
+LATE_FACTS_SECONDS = 1.0
+"""So long after its first token a prompt is placed, with what the engine has told by
+then: its phase times and cached tokens come with the last event of a stream."""
+
+LATE_HITS_SECONDS = 3.0
+"""The same where a cache is in use: what it held changes a prompt most."""
+
+CONFIRMED_SECONDS, CONFIRMED_PART = 0.03, 0.05
+"""A place is confirmed by what is told later if that is so near, in seconds or by the
+prompt's time."""
+CONFIRMED_TOKENS, CONFIRMED_TOKENS_PART = 32.0, 0.02
+
+
 class RequestTimeline(TokenCount):
     """Mutable record of one request in flight; instants in monotonic seconds.
 
     `waited_until_seconds` is when the engine's gauges last showed it in the queue;
     `ran_on_seconds` until when they showed it running after its client had left,
-    while `may_be_orphan` says that this is not decided yet. A window was closed before
-    all of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
-    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start,
-    end, tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled
-    in by `PromptPlacement`; `pauses` (last token, next one, tokens before it) is
-    what it has yet to look at.
+    while `may_be_orphan` says that this is not decided yet. The tokens of a reply
+    in one piece have no place yet (`is_unspread`). A window was closed before all
+    of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
+    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start, end,
+    tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled in by
+    `PromptPlacement`; `pauses` (last token, next one, tokens before it) is what it
+    has yet to look at.
     """
 
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
-        "has_preemption", "inference_seconds", "inferred_cached_tokens", "is_cut",
-        "is_forced", "is_refused",
-        "is_scheduled_exact", "key", "last_token_seconds", "may_be_orphan", "pauses",
+        "has_late_reads", "has_preemption", "inference_seconds",
+        "inferred_cached_tokens", "is_cut",
+        "is_forced", "is_placed_as_told", "is_refused", "is_told_late", "is_unspread",
+        "key", "last_token_seconds", "may_be_orphan", "patience_seconds", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
         "stalls", "waited_until_seconds",
     )  # fmt: skip
@@ -88,14 +103,18 @@ class RequestTimeline(TokenCount):
         self.is_refused = False
         self.is_cut = False
         self.is_forced = False
+        self.is_unspread = False
+        self.is_told_late = False
+        self.patience_seconds = LATE_FACTS_SECONDS
         self.has_preemption = False
+        self.has_late_reads = False
         self.scheduled_seconds: float | None = None
         self.estimated_prompt_tokens = 0.0
         self.inferred_cached_tokens: float | None = None
         self.prefill_rows: list[tuple[float, float, float]] = []
         self.pauses: list[tuple[float, float, float]] = []
         self.stalls: list[tuple[float, float]] = []
-        self.is_scheduled_exact = False
+        self.is_placed_as_told = False
         self.first_token_seconds: float | None = None
         self.last_token_seconds: float | None = None
         self.closed_seconds: float | None = None
@@ -108,10 +127,16 @@ class RequestTimeline(TokenCount):
     ) -> None:
         """Count the tokens of one read; a read without tokens leaves no stamp."""
         before, cached_tokens = self.counted_tokens, self.cached_tokens
+        first, prefill = self.first_token_seconds, self.prefill_seconds
         for update in updates:
             if update.phases is not None:
                 self._read_phases(update.phases)
             self.count(update)
+        if first is not None and at_seconds > first + self.patience_seconds:
+            self.is_told_late |= (prefill, cached_tokens) != (
+                self.prefill_seconds,
+                self.cached_tokens,
+            )
         if before and self.cached_tokens != cached_tokens:
             self.has_late_facts = True
         tokens = self.counted_tokens - before
@@ -152,16 +177,51 @@ class RequestTimeline(TokenCount):
         self.is_refused = is_refused
         self.is_cut = is_cut
         self.finish()
+        self._mend_first()
+
+    def _mend_first(self) -> None:
+        """Its first read was late, if the engine decoded longer than reads came.
+
+        A proxy that stood still reads the tokens of that time at once. The engine's
+        own duration, back from the last read, then says when the first one came; only
+        for a prompt that has no place yet.
+        """
+        first, last = self.first_token_seconds, self.last_token_seconds
+        if first is None or last is None or self.has_own_stamps:
+            return
+        self.has_late_reads = True
+        if self.scheduled_seconds is None and not self.is_told_late:
+            decode = self.decode_seconds or 0.0
+            self.first_token_seconds = min(
+                max(last - decode, self.arrived_seconds), first
+            )
+
+    @property
+    def has_own_stamps(self) -> bool:
+        """Whether reads came as the engine says that it decoded, or it says nothing."""
+        first, last, decode = (
+            self.first_token_seconds, self.last_token_seconds, self.decode_seconds,
+        )  # fmt: skip
+        if not self.is_streamed or decode is None or first is None or last is None:
+            return True
+        seconds = max(CONFIRMED_SECONDS, CONFIRMED_PART * decode)
+        return abs(last - first - decode) <= seconds
 
     def spread_unstreamed(self, stamps_seconds: Sequence[float], log: TokenLog) -> None:
-        """Put the tokens of a reply that came in one piece at these instants."""
+        """Put the tokens of a reply that came in one piece at these instants.
+
+        All but those that have a place already, while the reply had not come yet.
+        """
         if not self.output_tokens or not stamps_seconds:
             return
-        tokens = self.output_tokens / len(stamps_seconds)
+        left = self.output_tokens - self.counted_tokens
+        # it ran to the end, though more were guessed than it had
+        tokens = max(left / len(stamps_seconds), self.sequences / 2)
         for at_seconds in stamps_seconds:
             log.add(at_seconds, self.key, tokens, self.counted_tokens)
             self.counted_tokens += tokens
-        self.first_token_seconds = stamps_seconds[0]
+        if self.first_token_seconds is None:
+            self.first_token_seconds = stamps_seconds[0]
         self.last_token_seconds = stamps_seconds[-1]
 
     @property
@@ -183,10 +243,46 @@ class RequestTimeline(TokenCount):
 
     @property
     def uncomputed_tokens(self) -> float:
-        """Prompt tokens found in a cache, as told, else as inferred, else none."""
-        if self.cached_tokens is not None:
+        """Prompt tokens found in a cache, as told in time, else as inferred, else 0."""
+        if self.cached_tokens is not None and not self.is_told_late:
             return float(self.cached_tokens)
         return self.inferred_cached_tokens or 0.0
+
+    @property
+    def has_unknown_cache(self) -> bool:
+        """Whether the engine has told its prompt, and not in time what was cached."""
+        is_told = self.cached_tokens is not None and not self.is_told_late
+        return self.prompt_tokens is not None and not is_told
+
+    @property
+    def timely_prefill_seconds(self) -> float | None:
+        """How long its prefill took, if the engine told that in time to place it."""
+        return None if self.is_told_late else self.prefill_seconds
+
+    @property
+    def is_scheduled_exact(self) -> bool:
+        """Whether its place is what the engine told, in time or to confirm it."""
+        if self.has_late_reads:
+            return False
+        if self.is_placed_as_told:
+            return True
+        scheduled, first = self.scheduled_seconds, self.first_token_seconds
+        if not self.is_told_late or scheduled is None or first is None:
+            return False
+        if self.prefill_seconds is None or self.prompt_tokens is None:
+            return False
+        began = max(first - self.prefill_seconds, self.arrived_seconds)
+        seconds = max(CONFIRMED_SECONDS, CONFIRMED_PART * self.prefill_seconds)
+        is_near = self.cached_tokens is None or self.is_cache_known
+        return abs(began - scheduled) <= seconds and is_near
+
+    @property
+    def is_cache_known(self) -> bool:
+        """Whether the engine told what was cached, in time or to confirm a guess."""
+        if self.cached_tokens is None or self.prompt_tokens is None:
+            return False
+        tokens = max(CONFIRMED_TOKENS, CONFIRMED_TOKENS_PART * self.prompt_tokens)
+        return abs(self.uncomputed_tokens - self.cached_tokens) <= tokens
 
     @property
     def is_exact_so_far(self) -> bool:
@@ -220,6 +316,6 @@ class RequestTimeline(TokenCount):
             return float("inf")
         if self.ran_on_seconds is not None:
             return self.ran_on_seconds
-        if self.last_token_seconds is not None:
+        if self.last_token_seconds is not None and not self.is_unspread:
             return self.last_token_seconds
         return self.closed_seconds

@@ -4,13 +4,11 @@ A step computes some sequences that decode and some prompts. What it costs beyon
 sums over them is a game among those present, and each is divided by its own Shapley
 value, so that any model made of them is divided fairly too:
 
-- `mixed_steps`: a step costs something else once a prompt is in it. v(S) = 1 if S has
-  a prompt: the prompts share it equally.
-- `mixed_decode_tokens`, `mixed_kv_tokens`: work of the decoding costs something else
-  beside a prompt. v(S) = sum of d_i in S if S has a prompt, of P in all: with
-  probability P / (P + 1) a prompt came before i, so i has d_i P / (P + 1), and the
-  prompts share the rest equally.
-- `experts_c`: what more tokens reach ever more slowly, as experts of a mixture do.
+- `mixed_kv_tokens`: reading keys and values costs something else beside a prompt.
+  v(S) = sum of what those in S read if S has one of the P prompts: with probability
+  P / (P + 1) a prompt came before i, so i has that part of its own, and the prompts
+  share the rest equally.
+- `reach_c`: what more tokens reach ever more slowly, as experts of a mixture do.
   v(S) = 1 - exp(-tokens of S / c): with q_i = exp(-tokens_i / c) the share of i is the
   integral over t in 0..1 of (1 - q_i) times the product over all others j of
   1 - t (1 - q_j) (Owen's multilinear extension).
@@ -30,11 +28,17 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 EXPERT_TOKENS = (4.0, 16.0, 64.0)
-"""Tokens after which 63 % of what can be reached is: 3.5 for 2 experts of 8, 15.5 for
+"""Tokens after which 63 % of the experts are read: 3.5 for 2 experts of 8, 15.5 for
 8 of 128, 31.5 for 8 of 256, less steep where routing is uneven."""
 
-MIXED = ("mixed_steps", "mixed_decode_tokens", "mixed_kv_tokens")
-EXPERTS = tuple(f"experts_{tokens:.0f}" for tokens in EXPERT_TOKENS)
+OVERLAP_TOKENS = (256.0,)
+"""Tokens after which computing hides 63 % of what reading the weights takes: the two
+take equally long at 225 tokens (bf16, 620 TFLOPS, 2.75 TB/s)."""
+
+REACH_TOKENS = (*EXPERT_TOKENS, *OVERLAP_TOKENS)
+
+MIXED = "mixed_kv_tokens"
+REACH = tuple(f"reach_{tokens:.0f}" for tokens in REACH_TOKENS)
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
 # t = u^3: with many players nearly all of the integral lies close to 0
@@ -73,21 +77,21 @@ def beside_prompts(players: StepPlayers) -> tuple[FloatArray, FloatArray]:
     return kept, np.where(prompts > 0, taken, 0.0)
 
 
-def expert_shares(players: StepPlayers) -> tuple[FloatArray, FloatArray]:
+def reach_shares(players: StepPlayers) -> tuple[FloatArray, FloatArray]:
     """Shares of one sequence in each step, of each prompt in its step.
 
-    Shapes (steps, len(EXPERT_TOKENS)) and (rows, len(EXPERT_TOKENS)). A step that is
+    Shapes (steps, len(REACH_TOKENS)) and (rows, len(REACH_TOKENS)). A step that is
     `often` ones counts as so many of equal size.
     """
     each = players.sequences / players.often
-    sequence = np.zeros((len(each), len(EXPERT_TOKENS)))
-    prompt = np.zeros((len(players.row_step), len(EXPERT_TOKENS)))
-    for column, tokens in enumerate(EXPERT_TOKENS):
-        sequence[:, column], prompt[:, column] = _expert_shares(players, each, tokens)
+    sequence = np.zeros((len(each), len(REACH_TOKENS)))
+    prompt = np.zeros((len(players.row_step), len(REACH_TOKENS)))
+    for column, tokens in enumerate(REACH_TOKENS):
+        sequence[:, column], prompt[:, column] = _reach_shares(players, each, tokens)
     return sequence, prompt
 
 
-def _expert_shares(
+def _reach_shares(
     players: StepPlayers, each: FloatArray, constant: float
 ) -> tuple[FloatArray, FloatArray]:
     one = -np.expm1(-1.0 / constant)

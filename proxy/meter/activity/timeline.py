@@ -45,8 +45,17 @@ from proxy.meter.activity.external import (
 )
 from proxy.meter.activity.hidden_cache import HiddenCache
 from proxy.meter.activity.own_count import OwnCount
-from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.placement import (
+    MISSED_STEPS,
+    PromptPlacement,
+    Seen,
+    step_starts,
+)
+from proxy.meter.activity.request import (
+    LATE_HITS_SECONDS,
+    RequestTimeline,
+    TokenLog,
+)
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -54,6 +63,13 @@ from proxy.meter.activity.steps import (
     Steps,
 )
 from proxy.meter.activity.unmetered import Unmetered
+from proxy.meter.activity.unstreamed import (
+    STEP_SECONDS,
+    StepPace,
+    spread_orphan,
+    spread_so_far,
+    spread_unstreamed,
+)
 from proxy.wire.events import (
     EngineObserved,
     RequestClosed,
@@ -63,6 +79,9 @@ from proxy.wire.events import (
 
 REFUSALS = frozenset(range(400, 500)) | {503}
 """The engine turned the request away: it never computed anything for it."""
+
+HITS_SECONDS = 60.0
+"""A cache is in use for so long after a reply told of a hit."""
 
 ABSORB_SECONDS = 1.0
 """While no window closes; reads that wait longer would only grow the log."""
@@ -103,6 +122,10 @@ class EngineTimeline:
         self._starts: FloatArray = np.empty(0)
         self._placement = PromptPlacement()
         self._work = WorkLog()
+        self._pace = StepPace()
+        self._unspread: list[RequestTimeline] = []
+        """Replies in one piece whose tokens have no place yet."""
+        self._last_scrape: EngineObserved | None = None
         self._cache = HiddenCache()
         self._counted = OwnCount()
         self._external: list[ExternalWork] = []
@@ -112,8 +135,10 @@ class EngineTimeline:
         self._requests: dict[int, RequestTimeline] = {}
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
-        a prefill is worth waiting for until its request is closed."""
-        self._absorbed_seconds = -math.inf
+        a prefill is worth waiting for, for a while."""
+        self._hit_seconds = -math.inf
+        """When a reply last told of a hit in the engine's cache."""
+        self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
     # what is seen
@@ -123,6 +148,8 @@ class EngineTimeline:
         if event.key in self._requests:
             raise ValueError(f"request {event.key} is open already")
         timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
+        if event.at_seconds < self._hit_seconds + HITS_SECONDS:
+            timeline.patience_seconds = LATE_HITS_SECONDS
         self._requests[event.key] = timeline
         self.open_requests += 1
         return timeline
@@ -147,29 +174,29 @@ class EngineTimeline:
             event.at_seconds, is_refused=is_refused, is_cut=event.outcome != "ok"
         )
         if not timeline.is_streamed and self._has_sensor:
-            self._absorb_until(event.at_seconds)
-            spread_unstreamed(
-                timeline,
-                self._book,
-                self.log,
-                prompt_token_seconds=self.prompt_token_seconds,
-                settled_seconds=self.settled_seconds,
-            )
+            self._learn_pace(timeline)
+            timeline.is_unspread = True
+            self._unspread.append(timeline)
+            self._spread(event.at_seconds)
         has_left = event.outcome in LEFT and not is_refused
         # the engine may not notice: its gauges, where there are any, will tell
         if has_left and self.gauges.is_alive(event.at_seconds):
             self.gauges.orphans.suspect(timeline)
         if timeline.has_late_facts:
             self._engine_tells_late = True
+        if timeline.cached_tokens:
+            self._hit_seconds = event.at_seconds
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
         requests = list(self._requests.values())
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
+        self._count_steps(event)
+        self._spread(event.at_seconds)
         self._work.add(Scrape(event.at_seconds, event.spread_seconds, event.gauges))
         for timeline in self.gauges.orphans.take_ended():
-            spread_orphan(timeline, self._book, self.log)
+            spread_orphan(timeline, self._book, self.log, step_seconds=STEP_SECONDS)
         if seen.has_preempted:
             for timeline in requests:
                 was_there = timeline.arrived_seconds < event.at_seconds
@@ -185,6 +212,8 @@ class EngineTimeline:
             self.log.clear()
             return
         self.until_seconds = now_seconds - straggler_seconds
+        self._now_seconds = now_seconds
+        self._spread(now_seconds)
         if now_seconds >= self._absorbed_seconds + ABSORB_SECONDS:
             self._absorb(now_seconds)
         self.gauges.orphans.give_up(now_seconds - ALIVE_SECONDS)
@@ -211,18 +240,20 @@ class EngineTimeline:
         until_seconds = self.until_seconds
         first, last = timeline.first_token_seconds, timeline.last_token_seconds
         for stop, go, _ in reversed(timeline.pauses):  # in order of time
-            if go <= until_seconds:
-                break
-            if stop < end_seconds:
+            if stop < end_seconds and (go > until_seconds or self._is_asked(stop, go)):
                 return False
+            if go <= until_seconds and stop < start_seconds:
+                break
         closed = timeline.closed_seconds
         if closed is not None:
             if timeline.may_be_orphan and closed < end_seconds:
                 return False
+            if timeline.is_unspread:
+                return False
             return (closed if first is None else first) <= until_seconds
         if first is None or last is None or not timeline.is_exact_so_far:
             return False
-        if self._engine_tells_late and start_seconds < first:
+        if start_seconds < first and self._awaits_facts(timeline):
             return False
         return first <= until_seconds and last >= end_seconds
 
@@ -253,6 +284,7 @@ class EngineTimeline:
         if end_seconds > self.settled_seconds:
             while self._is_pair_due(end_seconds):
                 self._compare(is_in_time=True)
+            self._spread_open(end_seconds, among)
             self._place(end_seconds, among)
             self._count_own(end_seconds)
             self.settled_seconds = end_seconds
@@ -304,6 +336,25 @@ class EngineTimeline:
             return Unseen([*by_work, *by_time], [], (*reasons, *timed))
         return Unseen(by_work, by_time, (*reasons, *timed))
 
+    def has_doubt(self, requests: Iterable[RequestTimeline]) -> bool:
+        """Whether a cache may have held prompts of these, and nobody has told."""
+        return self._work.is_told and any(
+            timeline.has_unknown_cache and timeline.inferred_cached_tokens is None
+            for timeline in requests
+        )
+
+    def cache_verdict(self, at_seconds: float) -> bool | None:
+        """Whether a cache was found that replies do not tell of; None: not known yet.
+
+        Without scrapes for a while nobody will tell: then there is none.
+        """
+        if self._work.compared_seconds >= at_seconds:
+            return self._cache.is_hidden(at_seconds)
+        is_waiting = self._work.is_told and self.settled_seconds < at_seconds + (
+            2 * ALIVE_SECONDS
+        )
+        return None if is_waiting else self._cache.is_hidden(at_seconds)
+
     def was_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """Whether nobody was there in between."""
         if self.unmetered.were_there(start_seconds, end_seconds):
@@ -314,6 +365,18 @@ class EngineTimeline:
             for timeline in self._requests.values()
             for left in (timeline.left_seconds,)
         )
+
+    def worked_until(self, before_seconds: float) -> float:
+        """End of the last work that is known before an instant; -inf without any."""
+        ends = [
+            timeline.left_seconds
+            for timeline in self._requests.values()
+            if timeline.left_seconds is not None
+            and timeline.left_seconds <= before_seconds
+        ]
+        last = max(ends, default=-math.inf)
+        last = max(last, self.unmetered.ended_before(before_seconds))
+        return max(last, self._busy_until_seconds)
 
     def leave(self, timeline: RequestTimeline) -> None:
         """Every boundary has settled the request, or has given it up."""
@@ -342,6 +405,16 @@ class EngineTimeline:
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
         self._work.forget(settled_seconds - GAUGES_SECONDS)
 
+    def knows_cache_of(self, timeline: RequestTimeline) -> bool:
+        """Whether it is known what of a prompt was cached: told, or all had none."""
+        if timeline.is_cache_known:
+            return True
+        if timeline.cached_tokens is not None or timeline.prompt_tokens is None:
+            return False
+        is_hidden = self._cache.is_hidden(timeline.end_seconds)
+        is_inferred = timeline.inferred_cached_tokens is not None
+        return self._work.tells_cache and not is_hidden and not is_inferred
+
     @property
     def steps(self) -> StepBook:
         """The steps that some boundary has yet to settle."""
@@ -351,6 +424,87 @@ class EngineTimeline:
     def prompt_token_seconds(self) -> float:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
+
+    def _spread(self, now_seconds: float) -> None:
+        """Put tokens of replies in one piece where they were, as far as can be known.
+
+        The engine's count of its steps is waited for: the next scrape tells it.
+        """
+        if not self._unspread:
+            return
+        last, waiting = self._last_scrape, []
+        tells_steps = last is not None and last.gauges.steps is not None
+        is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        for timeline in self._unspread:
+            closed = timeline.closed_seconds or 0.0
+            if is_told and last is not None and last.at_seconds < closed:
+                waiting.append(timeline)
+                continue
+            self._absorb_until(now_seconds)
+            timeline.is_unspread = False
+            spread_unstreamed(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                settled_seconds=self.settled_seconds,
+            )
+        self._unspread = waiting
+
+    def _spread_open(
+        self, end_seconds: float, among: Iterable[RequestTimeline]
+    ) -> None:
+        """A window cannot wait for a reply in one piece: it decodes, as far as known.
+
+        Its tokens so far are guessed, one in each step; those left come later.
+        """
+        whole = [
+            timeline
+            for timeline in among
+            if timeline.closed_seconds is None and not timeline.is_streamed
+        ]
+        for timeline in whole:
+            spread_so_far(
+                timeline,
+                self._book,
+                self._starts,
+                self.log,
+                pace=self._pace,
+                prompt_token_seconds=self.prompt_token_seconds,
+                span=(self.settled_seconds, end_seconds),
+            )
+        if whole:
+            self._absorb_until(max(end_seconds, self.until_seconds))
+
+    def _learn_pace(self, timeline: RequestTimeline) -> None:
+        """A reply in one piece has ended: it took so long for so many tokens."""
+        output, closed = timeline.output_tokens, timeline.closed_seconds
+        if output and closed is not None and not timeline.is_cut:
+            self._pace.reply(
+                float(timeline.prompt_tokens or 0),
+                output / timeline.sequences,
+                closed - timeline.arrived_seconds,
+            )
+
+    def _count_steps(self, event: EngineObserved) -> None:
+        """What the engine's count of its steps says of their length."""
+        last, self._last_scrape = self._last_scrape, event
+        if last is None or last.gauges.steps is None or event.gauges.steps is None:
+            return
+        start_seconds, end_seconds = last.at_seconds, event.at_seconds
+        spans = sorted(
+            (max(timeline.arrived_seconds, start_seconds), min(left, end_seconds))
+            for timeline in self._requests.values()
+            for left in (timeline.left_seconds or end_seconds,)
+        )
+        busy_seconds, until_seconds = 0.0, start_seconds
+        for began, ended in spans:
+            busy_seconds += max(ended - max(began, until_seconds), 0.0)
+            until_seconds = max(until_seconds, ended)
+        steps = event.gauges.steps - last.gauges.steps
+        self._pace.count(start_seconds, end_seconds, steps, busy_seconds)
 
     # the engine's own count
 
@@ -393,8 +547,8 @@ class EngineTimeline:
         rises = self._work.prompt_rises()
         found = self._work.compare(count.prompts, count.outputs)
         if rises is not None:
-            known_seconds = scrape.at_seconds + scrape.flight_seconds
-            self._look_for_cache(before_seconds, known_seconds, *rises, was_hidden)
+            span = before_seconds, scrape.at_seconds
+            self._look_for_cache(span, *rises, was_hidden)
         self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
         if found is None:
             self._counted_from_seconds = scrape.at_seconds
@@ -408,30 +562,31 @@ class EngineTimeline:
 
     def _look_for_cache(
         self,
-        since_seconds: float,
-        known_seconds: float,
+        span: tuple[float, float],
         prompts: float,
         cached: float,
         was_hidden: bool,
     ) -> None:
         """Infer what a cache held of prompts, where the engine tells only the sum."""
+        since_seconds, until_seconds = span
         requests = [
             timeline
             for timeline in self.requests()
             if timeline.prompt_tokens is not None
             and timeline.first_token_seconds is not None
-            and since_seconds < timeline.first_token_seconds <= known_seconds
+            and since_seconds < timeline.first_token_seconds <= until_seconds
         ]
-        hits = self._cache.observe(since_seconds, known_seconds, requests, cached)
+        hits = self._cache.observe(until_seconds, requests, cached)
         if not was_hidden and hits:
             self._placement.speed.restart()  # learnt from prompts as if all computed
         if not was_hidden or self.settled_seconds > since_seconds:
             return
         steps = self._book.steps
         is_in = (steps.end_seconds > since_seconds) & (
-            steps.end_seconds <= known_seconds
+            steps.end_seconds <= until_seconds
         )
         self._cache.infer(
+            span,
             requests,
             self._starts[is_in],
             steps.end_seconds[is_in],
@@ -524,7 +679,13 @@ class EngineTimeline:
             if timeline.pauses and timeline.scheduled_seconds is not None
         ]
         steps = self._book.steps
-        seen = Seen(steps, self._starts, self.settled_seconds, until_seconds)
+        seen = Seen(
+            steps,
+            self._starts,
+            self.settled_seconds,
+            until_seconds,
+            self.gauges.was_calm,
+        )
         self._placement.place(due, seen, paused)
 
     def _needed(
@@ -551,6 +712,16 @@ class EngineTimeline:
         ]
         return sorted(found, key=itemgetter(0))
 
+    def _is_asked(self, stop_seconds: float, go_seconds: float) -> bool:
+        """Whether the next scrape says if a pause was one; most are too short."""
+        if not self.gauges.will_tell(go_seconds, self._now_seconds):
+            return False
+        self._absorb(self._now_seconds)
+        ends = self._book.steps.end_seconds
+        first = np.searchsorted(ends, stop_seconds, side="right")
+        last = np.searchsorted(ends, go_seconds, side="left")
+        return bool(last - first >= MISSED_STEPS)
+
     def _completed_seconds(self, timeline: RequestTimeline) -> float | None:
         """When its prompt was done, or it ended without; None: that is not known."""
         first = timeline.first_token_seconds
@@ -562,7 +733,19 @@ class EngineTimeline:
         """Whether all is known of its prompt that ever will be."""
         if timeline.closed_seconds is not None:
             return not timeline.may_be_orphan
-        return timeline.is_exact_so_far and not self._engine_tells_late
+        return timeline.is_exact_so_far and not self._awaits_facts(timeline)
+
+    def _awaits_facts(self, timeline: RequestTimeline) -> bool:
+        """Whether the engine may yet tell, in time, how its prompt was computed."""
+        first = timeline.first_token_seconds
+        if not self._engine_tells_late or first is None:
+            return False
+        if self._now_seconds < first + timeline.patience_seconds:
+            return True
+        # a cache is in use, and only the reply's end says what it held
+        has_hits = timeline.arrived_seconds < self._hit_seconds + HITS_SECONDS
+        is_unknown = timeline.cached_tokens is None
+        return has_hits and is_unknown and not self._work.tells_cache
 
     def _hold_back(self, timeline: RequestTimeline) -> None:
         """It was not scheduled while the engine's gauges say that it waited."""
@@ -571,64 +754,3 @@ class EngineTimeline:
             waited = self.gauges.waiting_until(timeline.arrived_seconds, before)
             if waited is not None:
                 timeline.waited_until_seconds = waited
-
-
-STEP_SECONDS = 0.02
-"""A decode step of an 8B model with some context; only splits unseen time."""
-
-MAX_READS = 4096
-"""A longer whole reply is spread with several tokens at each stamp."""
-
-
-def spread_unstreamed(
-    timeline: RequestTimeline,
-    steps: StepBook,
-    log: TokenLog,
-    *,
-    prompt_token_seconds: float,
-    settled_seconds: float,
-) -> None:
-    """Put the tokens of a reply that came in one piece where they may have been.
-
-    Where the engine told no phase times, or only their sum (TGI), the time is split
-    as if every output token had taken a step, and stamps are moved onto steps that
-    were seen.
-    """
-    closed, output = timeline.closed_seconds, timeline.output_tokens
-    if closed is None or not output:
-        return
-    arrived = timeline.arrived_seconds
-    decode = timeline.decode_seconds
-    if decode is None:
-        prompt = (timeline.prompt_tokens or 0) * prompt_token_seconds
-        whole = prompt + output / timeline.sequences * STEP_SECONDS
-        together = timeline.inference_seconds
-        decode = (closed - arrived if together is None else together) * (
-            1 - prompt / whole
-        )
-        if together is not None:
-            timeline.prefill_seconds = together - decode
-    first = max(closed - decode, arrived)
-    reads = min(max(output // timeline.sequences, 1), MAX_READS)
-    stamps = steps.snap(np.linspace(first, closed, reads), not_before=first)
-    floor = np.nextafter(settled_seconds, np.inf)
-    timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
-
-
-def spread_orphan(timeline: RequestTimeline, steps: StepBook, log: TokenLog) -> None:
-    """A token at every step that a request got after its client had left.
-
-    They are not counted as output: nobody received them.
-    """
-    closed, until = timeline.closed_seconds, timeline.ran_on_seconds
-    if closed is None or until is None or timeline.first_token_seconds is None:
-        return
-    count = max(int((until - closed) / STEP_SECONDS), 1)
-    stamps = steps.snap(
-        np.linspace(closed, until, count + 1)[1:],
-        not_before=np.nextafter(closed, until),
-    )
-    before = timeline.counted_tokens
-    for stamp in np.unique(stamps).tolist():
-        log.add(stamp, timeline.key, float(timeline.sequences), before)
-        before += timeline.sequences

@@ -84,6 +84,11 @@ class Unmetered:
                 found.append(stand_in(UNMETERED_KEY + len(found), began, ended, FACTS))
         return found
 
+    def ended_before(self, before_seconds: float) -> float:
+        """When the last one ended that did before an instant; -inf without any."""
+        ends = [stay.ended_seconds for stay in self._stays.values()]
+        return max((at for at in ends if at <= before_seconds), default=-math.inf)
+
     def forget(self, before_seconds: float) -> float:
         """Drop those that ended before an instant; when the last of them did."""
         last_seconds = -math.inf

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from proxy.meter.activity.external import ExternalWork
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.shares import (
-    EXPERT_TOKENS,
-    EXPERTS,
     MIXED,
+    REACH,
+    REACH_TOKENS,
     StepPlayers,
     beside_prompts,
-    expert_shares,
+    reach_shares,
 )
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 
@@ -175,7 +175,7 @@ def shared_seconds(
     return at_turn - at_begin, np.asarray(decoding, dtype=np.float64)
 
 
-SHARED = (*MIXED, *EXPERTS, "decode_rows", "kv_rows")
+SHARED = (MIXED, *REACH, "decode_rows", "kv_rows")
 """Columns of `Activity.shared`: parts of steps that are divided by rules of their own,
 then the sequences decoded, step by step, and the context that they read. These are less
 than tokens where a step yields several of a sequence (speculative decoding)."""
@@ -314,17 +314,12 @@ def _shared(
     put("decode_rows", None, rows)
     put("kv_rows", None, rows * reads.context)
     if len(row_step):
-        prompts = players.prompts
-        put("mixed_steps", (players.often / np.maximum(prompts, 1.0))[row_step], None)
         kept, taken = beside_prompts(players)
-        for name, work in (
-            ("mixed_decode_tokens", reads.decoded),
-            ("mixed_kv_tokens", reads.decoded * reads.context),
-        ):
-            of_step = _sum_by(step, work, len(prompts))
-            put(name, (of_step * taken)[row_step], work * kept[step])
-    of_sequence, of_prompt = expert_shares(players)
-    for column, name in enumerate(EXPERTS):
+        read = reads.decoded * reads.context
+        of_step = _sum_by(step, read, len(kept))
+        put(MIXED, (of_step * taken)[row_step], read * kept[step])
+    of_sequence, of_prompt = reach_shares(players)
+    for column, name in enumerate(REACH):
         put(name, of_prompt[:, column], rows * of_sequence[step, column])
     return found
 
@@ -423,7 +418,7 @@ def _unseen_output(
         ("kv_rows", tokens * population.context_tokens[of]),
         *(
             (name, -np.expm1(-at_once / constant) * alone)
-            for name, constant in zip(EXPERTS, EXPERT_TOKENS, strict=True)
+            for name, constant in zip(REACH, REACH_TOKENS, strict=True)
         ),
     ):
         shared[:, 1, SHARED.index(name)] = _sum_by(of, work, count)

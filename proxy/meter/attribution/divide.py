@@ -4,6 +4,11 @@ Rule: all joules of the window come back in the result. A span between two edges
 in which nobody ran is idle as measured; where somebody ran part of it, idle watts
 are charged for every second, to the idle account or to those who ran, and the
 rest is what the requests caused.
+
+What those who ran are charged of idle is divided twice. By default whoever makes the
+engine busy longer pays: seconds of the steps are divided as joules are, with constants
+of their own. Beside it stands the plain rule, in which whoever runs pays at every
+moment alike.
 """
 
 from __future__ import annotations
@@ -21,9 +26,8 @@ from proxy.meter.activity.work import (
     activity_between,
     busy_seconds_until,
 )
-from proxy.meter.attribution.fit import work_of
+from proxy.meter.attribution.fit import Learnt
 from proxy.meter.attribution.policies import (
-    FEATURES,
     FloatArray,
     Policy,
     attribute,
@@ -37,23 +41,60 @@ IDLE_MEMORY_SECONDS = 300.0
 IDLE_ENOUGH_SECONDS = 0.25
 BUSY_ENOUGH_SECONDS = 1e-9  # below the resolution of any clock
 
+WORKING_SECONDS = 5.0
+"""So long after work a board is still at its working clocks: drivers lower them some
+seconds later, on a real one from 118 W to 72 W with nothing to do either way."""
+REST_SECONDS = 20.0
+"""After so long, and before any work, it is at rest."""
 
-class IdleWatts:
-    """Loaded idle: power with the weights resident and nothing to do."""
 
-    def __init__(self, given_watts: float | None) -> None:
-        self._given_watts = given_watts
-        self._joules = 0.0
-        self._seconds = 0.0
+class _Level:
+    """Mean power of the newest seconds of one kind."""
+
+    def __init__(self) -> None:
+        self.joules = 0.0
+        self.seconds = 0.0
 
     @property
     def watts(self) -> float | None:
-        """As given, else as measured; None until a quarter second was seen."""
+        """None until a quarter second was seen."""
+        if self.seconds < IDLE_ENOUGH_SECONDS:
+            return None
+        return self.joules / self.seconds
+
+    def learn(self, joules: float, seconds: float) -> None:
+        self.joules += joules
+        self.seconds += seconds
+        if self.seconds > IDLE_MEMORY_SECONDS:
+            shrink = IDLE_MEMORY_SECONDS / self.seconds
+            self.joules *= shrink
+            self.seconds *= shrink
+
+
+class IdleWatts:
+    """Loaded idle: power with the weights resident and nothing to do.
+
+    Two levels are learnt, right after work and long after it. What runs is charged
+    for the first: that is what the board would draw at those clocks anyway.
+    """
+
+    def __init__(self, given_watts: float | None) -> None:
+        self._given_watts = given_watts
+        self._working = _Level()
+        self._rest = _Level()
+
+    @property
+    def watts(self) -> float | None:
+        """As given, else as measured; at rest until it was seen right after work."""
         if self._given_watts is not None:
             return self._given_watts
-        if self._seconds < IDLE_ENOUGH_SECONDS:
-            return None
-        return self._joules / self._seconds
+        working = self._working.watts
+        return self._rest.watts if working is None else working
+
+    @property
+    def rest_watts(self) -> float | None:
+        """As measured long after work, or before any; None until it was seen."""
+        return self._rest.watts
 
     @property
     def source(self) -> str:
@@ -62,14 +103,16 @@ class IdleWatts:
             return "given"
         return "unknown" if self.watts is None else "measured"
 
-    def learn(self, joules: float, seconds: float) -> None:
-        """Nothing ran for so long, and the sensor counted so much."""
-        self._joules += joules
-        self._seconds += seconds
-        if self._seconds > IDLE_MEMORY_SECONDS:
-            shrink = IDLE_MEMORY_SECONDS / self._seconds
-            self._joules *= shrink
-            self._seconds *= shrink
+    def learn(self, joules: float, seconds: float, since_work_seconds: float) -> None:
+        """Nothing ran for so long, and the sensor counted so much.
+
+        `since_work_seconds` is how long before that the last work had ended, inf
+        where there was none. Between the two levels a board is at neither.
+        """
+        if since_work_seconds >= REST_SECONDS:
+            self._rest.learn(joules, seconds)
+        elif since_work_seconds <= WORKING_SECONDS:
+            self._working.learn(joules, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +121,24 @@ class Division:
 
     idle_joules: float
     idle_share_joules: FloatArray
-    """Shape (requests,)."""
+    """By the time that each caused, shape (requests,)."""
+    idle_by_time_joules: FloatArray
+    """By the time that each ran, shape (requests,); of the books no part."""
     policy_joules: FloatArray
     """Shape (policies, requests, 2): prefill and decode."""
     caused_joules: float = 0.0
     """What the requests caused: the sum of every policy's joules."""
-    work: FloatArray = field(default_factory=lambda: np.zeros(len(FEATURES)))
-    """What all requests did, in the order of `FEATURES`; zeros where nobody ran."""
+    busy_seconds: float = 0.0
+    """How long anybody ran."""
+    learnt: Learnt = field(default_factory=Learnt.nothing)
+    """What all requests did, for the fit of constants."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Idle share and caused joules of each that has no record."""
+
+    @property
+    def work(self) -> FloatArray:
+        """What all requests did, shape (features,)."""
+        return self.learnt.work
 
 
 def divide(
@@ -97,6 +149,7 @@ def divide(
     *,
     idle_watts: float | None,
     policies: Sequence[Policy],
+    idle_policy: Policy = by_running_time,
     headline: int = 0,
     by_work: int = 0,
     by_time: int = 0,
@@ -104,9 +157,10 @@ def divide(
     """Divide a window among a population, all of whom ran in it.
 
     The last of them have no record here. Of `by_time` only the time they ran is
-    known, so by that they get their part, under every policy the same. Of `by_work`,
-    before those, the work is known: they take part in the division of the rest like a
-    request, and are charged what policy number `headline` says. Unknown idle watts
+    known, so by that they get their part, under every policy the same, and of idle.
+    Of `by_work`, before those, the work is known: they take part in the division of
+    the rest like a request, and are charged what policy number `headline` says. What
+    is left of idle `idle_policy` divides, whose weights are seconds. Unknown idle watts
     count as 0: then what requests caused includes their idle.
     """
     edges = window.edges_seconds
@@ -120,9 +174,13 @@ def divide(
     if not (activity.prefill_seconds + activity.decode_seconds).any():
         unseen = by_work + by_time
         return _all_idle(spans, len(policies), len(population.keys) - unseen, unseen)
-    shares = attribute(shared, activity, by_running_time).sum(axis=1)
-    known = len(shares) - by_time
+    plain = attribute(shared, activity, by_running_time).sum(axis=1)
+    known = len(plain) - by_time
     own = known - by_work
+    theirs = max(shared - float(plain[known:].sum()), 0.0)
+    among_known = partial(_among_first, known, idle_policy)
+    shares = attribute(theirs, activity, among_known).sum(axis=1)
+    shares[known:] = plain[known:]
     seconds = by_running_time(activity).sum(axis=1)
     parts = seconds[known:] / seconds.sum()
     left = max(caused - caused * float(seconds[known:].sum() / seconds.sum()), 0.0)
@@ -136,9 +194,11 @@ def divide(
     return Division(
         idle,
         shares[:own],
+        plain[:own],
         charged[:, :own],
         left,
-        work_of(activity),
+        float(seconds.sum()),
+        Learnt.of(activity),
         np.concatenate((worked, caused * parts)) + shares[own:],
     )
 
@@ -177,9 +237,7 @@ def split_idle(
 
 def _all_idle(spans: FloatArray, policies: int, requests: int, unseen: int) -> Division:
     nothing = np.zeros((policies, requests, 2))
+    none = np.zeros(requests)
     return Division(
-        float(spans.sum()),
-        np.zeros(requests),
-        nothing,
-        external_joules=np.zeros(unseen),
+        float(spans.sum()), none, none, nothing, external_joules=np.zeros(unseen)
     )

@@ -3,30 +3,34 @@
 Rule: the constants in use for a window come from windows settled before it, and
 from nothing else; what is kept is sums of fixed size, however long the run.
 
-Each row is a stretch of about two seconds of settled windows: what all requests did
-in it (steps, prompt tokens, ...) against the joules that they caused. The constants
-of each form of the model are its least squares, none below 0, drawn toward the ratios
-of `phase` as far as the load did not show better (ridge). Every form predicts each row
-before it learns from it, and the simplest that none beats by more than chance is used.
-Until it can be trusted, `phase` is.
+A row is a window: what all requests did in it (steps, prompt tokens, ...) against the
+joules that they caused, freed of what the jitter of edges moves between neighbours.
+The constants of each form of the model are its least squares, none below 0, drawn
+toward the ratios of `phase` as far as the load did not show better (ridge). Every form
+predicts two seconds before it learns from them; another than the usual one has to be
+better by more than chance. Until constants are trusted they are used all the same,
+being the better guess, and the reason is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from proxy.meter.activity.work import Activity
+from proxy.meter.attribution.evidence import Doubt, Evidence
 from proxy.meter.attribution.forms import (
     FORMS,
     PLAIN,
     PRIOR,
+    USUAL,
     Form,
     nonnegative_least_squares,
 )
+from proxy.meter.attribution.lag import LagWatch
 from proxy.meter.attribution.policies import (
     FEATURES,
     CostModel,
@@ -42,26 +46,35 @@ from proxy.meter.attribution.policies import (
 class FitRules:
     """When a fit is trusted, and how much is remembered."""
 
-    row_seconds: float = 2.0
-    """Windows are added up so far: an edge that is 10 ms late moves joules from one
-    window to the next, which cancels within a row."""
-    min_rows: int = 10
-    max_rows: float = 600.0
+    row_seconds: float = 0.4
+    """Windows that are shorter are added up."""
+    refit_seconds: float = 2.0
+    """So often constants are fitted anew, and the rows since then judged as one: an
+    edge that is 10 ms late moves joules from one window to the next."""
+    min_used_rows: float = 6.0
+    """From so many on the constants are used: they differ from `phase` as far as the
+    rows say so for sure, so they are the better guess long before they are trusted."""
+    min_rows: int = 20
+    max_rows: float = 2400.0
     """Older rows fade: twenty minutes of load, so that a new clock limit or
     engine setting is learnt."""
-    resumed_rows: float = 60.0
+    resumed_rows: float = 240.0
     """What an earlier run saw weighs so much at most: it may have been another GPU."""
     prior_spread: float = 0.5
     """Standard deviation given to `phase`'s ratios, as a fraction of each: data
     sheets and the simulated hardware differ from them by up to 40 %."""
     max_split_error: float = 0.05
-    """A constant's standard error may move so much of the energy."""
+    """What the constants' uncertainty moves between requests may be so much of their
+    energy (root mean square, window by window)."""
     max_misfit: float = 0.1
-    """Root mean square of what is left, by the mean row: 0.07 at most in the
-    simulator, 0.14 where preemption hides work from the proxy."""
-
-    min_trials: float = 15.0
-    """Rows that a form has to have predicted before it is preferred."""
+    """Root mean square of what two seconds are missed by, by their energy: 0.03 in the
+    simulator, 0.13 where preemption hides work from the proxy."""
+    min_tried_rows: float = 20.0
+    """No form is judged by what it says after fewer."""
+    min_trials: float = 12.0
+    """Stretches that a form has to have predicted before it is preferred."""
+    max_missed_part: float = 0.3
+    """Of the busy time: windows that teach nothing, as work in them is not known."""
     better_errors: float = 2.0
     """A form is preferred to a simpler one where its squared errors are less by so
     many standard errors of their difference; half of it keeps it."""
@@ -69,7 +82,11 @@ class FitRules:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """All that is kept of the rows, fading; work in units of `PRIOR`."""
+    """All that is kept of the rows, fading; work in units of `PRIOR`.
+
+    Rows are freed of what the jitter of edges gives to one window and takes from the
+    next, see `Whitener`; `work` and `joules` are as they were.
+    """
 
     rows: float
     squares: FloatArray
@@ -80,7 +97,12 @@ class Sums:
     """Shape (features,): sum of work."""
     joules: float
     square_joules: float
-    form: str = PLAIN
+    spread: FloatArray
+    """Shape (features, features): how differently requests use the features, see
+    `spread_of`."""
+    square_window_joules: float
+    """Sum of the squared joules of windows, of which `spread` is."""
+    form: str = USUAL
     """The form in use when they were taken."""
 
 
@@ -90,22 +112,34 @@ class Fit:
 
     form: str
     """A key of `FORMS`."""
-    joules: FloatArray
+    constant_joules: FloatArray
     """Shape (constants of the form,), >= 0."""
-    error_joules: FloatArray
-    """Standard error of each."""
-    features: FittedCost
+    constant_errors: FloatArray
+    """Standard error of each, J."""
+    cost: FittedCost
     """The same as joules by feature, for the policies."""
     covariance: FloatArray
     """Shape (features, features): of the joules by feature, J^2."""
     rows: float
     condition: float
     misfit: float
-    """Root mean square of the residual, by the mean row."""
+    """Root mean square of what two seconds are missed by, by their energy."""
     row_variance: float
     """J^2 that a row differs by from what the constants say."""
-    reason: str | None
+    split_error: float
+    """What the covariance moves between requests, by their energy."""
+    doubt: Doubt | None
     """Why it is not trusted; None where it is."""
+
+    @property
+    def reason(self) -> str | None:
+        """The doubt's line."""
+        return self.doubt.text if self.doubt else None
+
+    @property
+    def joules(self) -> FloatArray:
+        """Joules of each feature, shape (features,)."""
+        return self.cost.joules
 
     @property
     def constants(self) -> dict[str, tuple[float, float, str]]:
@@ -115,8 +149,8 @@ class Fit:
             name: (joules, error, unit)
             for name, joules, error, unit in zip(
                 form.constants,
-                self.joules.tolist(),
-                self.error_joules.tolist(),
+                self.constant_joules.tolist(),
+                self.constant_errors.tolist(),
                 form.units,
                 strict=True,
             )
@@ -124,7 +158,7 @@ class Fit:
 
     def joules_of(self, work: FloatArray) -> FloatArray:
         """What work costs by these constants; `work` has shape (..., features)."""
-        return np.asarray(work @ self.features.joules, dtype=np.float64)
+        return np.asarray(work @ self.joules, dtype=np.float64)
 
     def variance_of(self, work: FloatArray) -> FloatArray:
         """Variance of that, J^2, from the uncertainty of the constants alone.
@@ -141,12 +175,48 @@ class Fit:
 def no_sums() -> Sums:
     """Before the first row."""
     size = len(FEATURES)
-    return Sums(0.0, np.zeros((size, size)), np.zeros(size), np.zeros(size), 0.0, 0.0)
+    square, line = np.zeros((size, size)), np.zeros(size)
+    return Sums(0.0, square, line, line, 0.0, 0.0, square, 0.0)
 
 
-def work_of(activity: Activity) -> FloatArray:
-    """What all requests of a window did, shape (features,)."""
-    return np.asarray(features_of(activity).sum(axis=(0, 1)), dtype=np.float64)
+def spread_of(work: FloatArray) -> FloatArray:
+    """How differently the requests of a window use the features.
+
+    `work` is shape (requests, features). With x of a request, X of all and p, the
+    part that is its by `phase`, the sum of (x - p X)(x - p X)^T / p: constants off by
+    e move p J of each request by e (x - p X), so the mean square of what they move,
+    by energy, is the trace of their covariance times this, over J^2.
+    """
+    parts = work @ (PRIOR * FORMS[PLAIN].matrix.sum(axis=1))
+    took = work[parts > 0]
+    parts = parts[parts > 0]
+    if not len(parts):
+        return np.zeros((work.shape[1], work.shape[1]))
+    whole = took.sum(axis=0)
+    found = (took / (parts / parts.sum())[:, np.newaxis]).T @ took
+    return np.asarray(found - np.outer(whole, whole), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a window teaches."""
+
+    work: FloatArray
+    """Shape (features,): what all requests did."""
+    spread: FloatArray
+    """Shape (features, features): see `spread_of`."""
+
+    @classmethod
+    def of(cls, activity: Activity) -> Learnt:
+        """What all requests did, and how differently."""
+        work = features_of(activity).sum(axis=1)
+        return cls(work.sum(axis=0), spread_of(work))
+
+    @classmethod
+    def nothing(cls) -> Learnt:
+        """Nobody ran."""
+        size = len(FEATURES)
+        return cls(np.zeros(size), np.zeros((size, size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +228,17 @@ class Trials:
     """Shape (forms,): sum of squared errors."""
     products: FloatArray
     """Shape (forms, forms): sum of products of squared errors."""
+    joules: float
+    """Sum of the joules of those rows."""
 
-    def with_row(self, squared: FloatArray, max_rows: float) -> Trials:
+    def with_row(self, squared: FloatArray, joules: float, max_rows: float) -> Trials:
         """One row more; beyond `max_rows` the older ones fade."""
         keep = min(1.0, (max_rows - 1) / self.rows) if self.rows else 1.0
         return Trials(
             keep * self.rows + 1,
             keep * self.errors + squared,
             keep * self.products + np.outer(squared, squared),
+            keep * self.joules + joules,
         )
 
     def lead(self, one: int, other: int) -> float:
@@ -184,18 +257,18 @@ class Trials:
 def no_trials() -> Trials:
     """Before the first row."""
     count = len(FORMS)
-    return Trials(0.0, np.zeros(count), np.zeros((count, count)))
+    return Trials(0.0, np.zeros(count), np.zeros((count, count)), 0.0)
 
 
 def preferred(trials: Trials, used: str, rules: FitRules) -> str:
-    """The simplest form that none predicts better than by more than chance."""
+    """The usual form, unless others predict better by more than chance."""
     names = list(FORMS)
     if trials.rows < rules.min_trials:
         return used
-    best = 0
+    usual = best = names.index(USUAL)
     for number, name in enumerate(names):
         needed = rules.better_errors / (2 if name == used else 1)
-        if number and trials.lead(number, best) > needed:
+        if number != usual and trials.lead(number, best) > needed:
             best = number
     return names[best]
 
@@ -210,24 +283,37 @@ class CalibrationState:
     sums: Sums
     fit: Fit | None
     trials: Trials
+    outside: Doubt | None = None
+    """Why nothing learnt is trusted now, whatever the fit says."""
+    evidence: Evidence = field(default_factory=Evidence)
+    lag_seconds: float | None = None
+    """How late the sensor shows power, where it is late."""
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the policy `calibrated` uses the fitted constants."""
+        """Whether the fitted constants are trusted."""
         return self.reason is None
 
     @property
     def reason(self) -> str | None:
-        """Why they are not used; None where they are."""
-        return self.fit.reason if self.fit else "no load was measured yet"
+        """Why they are not; None where they are."""
+        return self.doubt.text if self.doubt else None
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """The first of all reasons not to trust them."""
+        none = Doubt("rows", "no load was measured yet")
+        fit = none if self.fit is None else self.fit.doubt
+        return self.outside or fit or self.evidence.doubt
 
     @property
     def form_errors(self) -> dict[str, float]:
-        """What each form missed rows by that it had not seen, by the mean row."""
-        if self.trials.rows <= 0 or self.sums.joules <= 0:
+        """What each form missed two seconds by that it had not seen, by their mean."""
+        trials = self.trials
+        if trials.rows <= 0 or trials.joules <= 0:
             return {}
-        missed = np.sqrt(self.trials.errors / self.trials.rows)
-        mean = self.sums.joules / self.sums.rows
+        missed = np.sqrt(trials.errors / trials.rows)
+        mean = trials.joules / trials.rows
         return dict(zip(FORMS, (missed / mean).tolist(), strict=True))
 
 
@@ -249,26 +335,68 @@ class Calibration:
         self.window_variance: float | None = None
         """J^2 that a window of usual width differs by from what the constants in use
         had said: jitter of edges and all that the model leaves out. None: not known."""
+        self.evidence = Evidence()
+        self.shared_because: str | None = None
+        """Why the joules are not this engine's alone; nothing is learnt meanwhile."""
+        self.may_lag = True
+        """The sensor shows power, perhaps averaged, and no counter. A counter's lag is
+        not looked for: prompts that queue on a saturated engine look like one."""
+        self._lag = LagWatch()
+        self._changed: str | None = None
+        self._missed: dict[str, float] = {}
+        """Busy seconds that taught nothing, by reason, fading."""
+        self._learnt_seconds = 0.0
         self._fits: dict[str, Fit] = {}
         self._saved = dict(saved or {})
-        self._work = np.zeros(len(FEATURES))
-        self._joules = 0.0
-        self._seconds = 0.0
+        self._row = self._stretch = Row.empty()
+        self._whitener = Whitener()
         self._windows = 0.0
 
     @property
     def cost(self) -> FittedCost | None:
-        """The constants to use now; None: not trusted, use those of `phase`."""
-        if self.fit is None or self.fit.reason is not None:
+        """The constants to use now; None: use those of `phase`."""
+        fit, rules = self.fit, self.rules
+        if fit is None or fit.rows < rules.min_used_rows:
             return None
-        return self.fit.features
+        return fit.cost if fit.misfit <= rules.max_misfit else None
 
     @property
     def state(self) -> CalibrationState:
         """One consistent picture."""
         return CalibrationState(
-            self.model, self.rules.row_seconds, self.sums, self.fit, self.trials
+            self.model,
+            self.rules.row_seconds,
+            self.sums,
+            self.fit,
+            self.trials,
+            self._outside(),
+            self.evidence,
+            self.lag_seconds,
         )
+
+    @property
+    def lag_seconds(self) -> float | None:
+        """How late the sensor shows power; None where it is not late."""
+        return self._lag.lag_seconds
+
+    def _outside(self) -> Doubt | None:
+        """Why nothing learnt is trusted now, whatever the fit says."""
+        if self.shared_because is not None:
+            return Doubt("shared", self.shared_because)
+        if self.lag_seconds is not None:
+            return Doubt(
+                "unresolved",
+                f"the sensor lags or averages, by {self.lag_seconds:.2g} s or more: it "
+                "does not tell steps apart",
+            )
+        if self._changed is not None and self.sums.rows < self.rules.min_rows:
+            return Doubt("changed", self._changed)
+        missed = sum(self._missed.values())
+        part = missed / max(missed + self._learnt_seconds, 1e-9)
+        if missed >= self.rules.refit_seconds and part > self.rules.max_missed_part:
+            worst = max(self._missed, key=lambda why: self._missed[why])
+            return Doubt("unknown_work", f"{worst} in {part:.0%} of the busy time")
+        return None
 
     def bound(self, policy: Policy) -> Policy:
         """The policy as it ranks now: `by_calibration` with the constants in use."""
@@ -289,47 +417,188 @@ class Calibration:
             self.sums = faded(self._saved[model], self.rules.resumed_rows)
             self._fit()
 
-    def learn(self, work: FloatArray, joules: float, seconds: float) -> None:
-        """A window was settled: this work, shape (features,), caused these joules."""
-        self._watch_window(work, joules)
-        self._work = self._work + work * PRIOR
-        self._joules += joules
-        self._seconds += seconds
-        if self._seconds < self.rules.row_seconds:
+    def learn(self, learnt: Learnt, joules: float, seconds: float) -> None:
+        """A window was settled: this work caused these joules."""
+        if self.shared_because is not None:
             return
-        if self._fits:
-            self._try()
-        self.sums = added(self.sums, self._work, self._joules, self.rules.max_rows)
-        self._fit()
-        self._work = np.zeros(len(FEATURES))
-        self._joules = self._seconds = 0.0
+        self._pass(seconds)
+        self._learnt_seconds += seconds
+        self._watch_window(learnt.work, joules, seconds)
+        self._row = row = self._row.with_window(learnt, joules, seconds)
+        if row.seconds < self.rules.row_seconds:
+            return
+        self._row = Row.empty()
+        white = self._whitener.whitened(row, self.fit)
+        self.sums = added(self.sums, row, white, self.rules.max_rows)
+        self._stretch = stretch = self._stretch.plus(row)
+        if stretch.seconds >= self.rules.refit_seconds or not self._fits:
+            self._stretch = Row.empty()
+            if self._fits and self.sums.rows >= self.rules.min_tried_rows:
+                self._try(stretch)
+                self._weigh(stretch)
+            self._fit()
 
-    def _watch_window(self, work: FloatArray, joules: float) -> None:
+    def miss(self, seconds: float, because: str) -> None:
+        """A busy window was settled that teaches nothing, as its work is not known."""
+        self._pass(seconds)
+        self._whitener.interrupt()
+        self._lag.interrupt()
+        self._missed[because] = self._missed.get(because, 0.0) + seconds
+
+    def _pass(self, seconds: float) -> None:
+        keep = max(1.0 - seconds / MISSED_SECONDS, 0.0)
+        self._learnt_seconds *= keep
+        self._missed = {why: keep * missed for why, missed in self._missed.items()}
+
+    def _watch_window(self, work: FloatArray, joules: float, seconds: float) -> None:
         if self.fit is None or joules <= 0:
             return
         self._windows = min(self._windows + 1, WINDOWS_REMEMBERED)
-        square = (joules - float(self.fit.joules_of(work))) ** 2
+        expected_joules = float(self.fit.joules_of(work))
+        if self.may_lag:
+            self._lag.add(joules, expected_joules, seconds)
+        square = (joules - expected_joules) ** 2
         before = self.window_variance or 0.0
         self.window_variance = before + (square - before) / self._windows
 
-    def _try(self) -> None:
-        """Every form predicts the row before anything is learnt from it."""
-        work = self._work / PRIOR
-        missed = [
-            self._joules - float(fit.joules_of(work)) for fit in self._fits.values()
-        ]
-        squared = np.array(missed) ** 2
-        self.trials = self.trials.with_row(squared, self.rules.max_rows)
+    def _try(self, row: Row) -> None:
+        """Every form predicts two seconds before anything is learnt from them."""
+        costs = np.stack([fit.joules for fit in self._fits.values()]) / PRIOR
+        squared = (row.joules - costs @ row.work) ** 2
+        self.trials = self.trials.with_row(squared, row.joules, MAX_TRIALS)
         form = preferred(self.trials, self.sums.form, self.rules)
         self.sums = replace(self.sums, form=form)
 
+    def _weigh(self, row: Row) -> None:
+        """Whether what is left is noise, and the engine still what it was."""
+        if self.fit is None or row.joules <= 0:
+            return
+        work = row.work
+        missed_joules = row.joules - float(self.fit.joules_of(work / PRIOR))
+        self.evidence = self.evidence.with_row(
+            missed_joules / row.joules,
+            batch=float(work[_ROWS] / PRIOR[_ROWS] / max(work[0] / PRIOR[0], 1e-9)),
+            mix=float(work[1:3].sum() / max(work[:5].sum(), 1e-9)),
+        )
+        drift = self.evidence.drift
+        if drift is not None:
+            self._changed = f"the joules of the same work {drift}: they are learnt anew"
+            self.sums = replace(no_sums(), form=self.sums.form)
+            self._whitener.interrupt()
+            self.trials, self.evidence = no_trials(), Evidence()
+
     def _fit(self) -> None:
-        self._fits = fits_of(self.sums, self.rules, self._fits)
+        missed = self.evidence.missed
+        self._fits = fits_of(self.sums, self.rules, missed=missed, before=self._fits)
         self.fit = self._fits.get(self.sums.form)
 
 
+_ROWS = FEATURES.index("decode_rows")
+
+MAX_TRIALS = 600.0
+"""Twenty minutes of load."""
+
+MISSED_SECONDS = 60.0
+"""Time in which other work that has ended is forgotten."""
+
 WINDOWS_REMEMBERED = 300
 """Two minutes and a half of load: what a window differs by changes with the load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Windows added up; work in units of `PRIOR`."""
+
+    work: FloatArray
+    joules: float
+    seconds: float
+    spread: FloatArray
+    square_window_joules: float
+
+    @classmethod
+    def empty(cls) -> Row:
+        """Before its first window."""
+        nothing = Learnt.nothing()
+        return cls(nothing.work, 0.0, 0.0, nothing.spread, 0.0)
+
+    def with_window(self, learnt: Learnt, joules: float, seconds: float) -> Row:
+        """One window more."""
+        return Row(
+            self.work + learnt.work * PRIOR,
+            self.joules + joules,
+            self.seconds + seconds,
+            self.spread + learnt.spread * np.outer(PRIOR, PRIOR),
+            self.square_window_joules + joules**2,
+        )
+
+    def plus(self, other: Row) -> Row:
+        """Both."""
+        return Row(
+            self.work + other.work,
+            self.joules + other.joules,
+            self.seconds + other.seconds,
+            self.spread + other.spread,
+            self.square_window_joules + other.square_window_joules,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class White:
+    """A row whose noise has nothing in common with that of the row before."""
+
+    work: FloatArray
+    joules: float
+
+
+class Whitener:
+    """Frees rows of what an edge's jitter gives to one window and takes from the next.
+
+    The noise of a window is m + e - e', that of its own and of its two edges: a moving
+    average of order one, whose innovations are x + theta * (the innovation before),
+    with theta from the correlation of neighbouring residuals, -theta / (1 + theta^2).
+    Where edges are all the noise theta goes to 1, and stretches are fitted.
+    """
+
+    def __init__(self) -> None:
+        size = len(FEATURES)
+        self._work = np.zeros(size)
+        self._joules = 0.0
+        self._last = 0.0
+        self._square = 0.0
+        self._product = 0.0
+
+    @property
+    def theta(self) -> float:
+        """0: nothing in common, 1: all."""
+        if self._square <= 0:
+            return USUAL_THETA
+        correlation = min(max(-self._product / self._square, 0.0), 0.5)
+        if correlation < 1e-6:
+            return 0.0
+        root = float(np.sqrt(1 - 4 * correlation**2))
+        return min((1 - root) / (2 * correlation), MAX_THETA)
+
+    def whitened(self, row: Row, fit: Fit | None) -> White:
+        """The row, as the one that follows those before; `fit` as known before it."""
+        if fit is not None:
+            left = row.joules - float(fit.joules_of(row.work / PRIOR))
+            keep = 1 - 1 / WINDOWS_REMEMBERED
+            self._square = keep * self._square + left**2
+            self._product = keep * self._product + left * self._last
+            self._last = left
+        theta = self.theta
+        self._work = row.work + theta * self._work
+        self._joules = row.joules + theta * self._joules
+        return White(self._work, self._joules)
+
+    def interrupt(self) -> None:
+        """The next row does not follow the last one."""
+        self._work = np.zeros(len(FEATURES))
+        self._joules = self._last = 0.0
+
+
+USUAL_THETA = 0.5
+MAX_THETA = 0.9
 
 
 def faded(sums: Sums, max_rows: float) -> Sums:
@@ -342,30 +611,39 @@ def faded(sums: Sums, max_rows: float) -> Sums:
         keep * sums.work,
         keep * sums.joules,
         keep * sums.square_joules,
+        keep * sums.spread,
+        keep * sums.square_window_joules,
         sums.form,
     )
 
 
-def added(sums: Sums, work: FloatArray, joules: float, max_rows: float) -> Sums:
+def added(sums: Sums, row: Row, white: White, max_rows: float) -> Sums:
     """One row more; beyond `max_rows` the older ones fade."""
     old = faded(sums, max_rows - 1)
     return Sums(
         old.rows + 1,
-        old.squares + np.outer(work, work),
-        old.products + work * joules,
-        old.work + work,
-        old.joules + joules,
-        old.square_joules + joules**2,
+        old.squares + np.outer(white.work, white.work),
+        old.products + white.work * white.joules,
+        old.work + row.work,
+        old.joules + row.joules,
+        old.square_joules + white.joules**2,
+        old.spread + row.spread,
+        old.square_window_joules + row.square_window_joules,
         sums.form,
     )
 
 
 def fits_of(
-    sums: Sums, rules: FitRules, before: Mapping[str, Fit] | None = None
+    sums: Sums,
+    rules: FitRules,
+    *,
+    missed: float | None = None,
+    before: Mapping[str, Fit] | None = None,
 ) -> dict[str, Fit]:
     """Constants of every form from the rows so far, by name.
 
-    Empty while they hold no work or no energy. The fits from a row `before` save time.
+    Empty while they hold no work or no energy. `missed` is what two seconds were missed
+    by before they were learnt from, None: not known. The fits `before` save time.
     """
     before = before or {}
     plain = sums.work @ FORMS[PLAIN].matrix
@@ -375,7 +653,13 @@ def fits_of(
     found: dict[str, Fit] = {}
     for name, form in FORMS.items():
         found[name] = _fitted(
-            sums, form, level, rules, plain=found.get(PLAIN), before=before.get(name)
+            sums,
+            form,
+            level,
+            rules,
+            plain=found.get(PLAIN),
+            before=before.get(name),
+            missed=missed,
         )
     return found
 
@@ -393,6 +677,7 @@ def _fitted(
     *,
     plain: Fit | None,
     before: Fit | None,
+    missed: float | None,
 ) -> Fit:
     """Least squares of one form, drawn toward what is usual at this level."""
     matrix = form.matrix
@@ -400,38 +685,45 @@ def _fitted(
     size = len(products)
     mean_joules = sums.joules / sums.rows
     tiny = 1e-9 * float(np.trace(squares)) * np.eye(size)
-    near = before.joules if before else None
+    near = before.constant_joules if before else None
     free = nonnegative_least_squares(squares + tiny, products, near)
     left = sums.square_joules - 2 * free @ products + free @ squares @ free
-    degrees = max(sums.rows - size, 1.0)
-    variance = max(float(left) / degrees, (MIN_NOISE * mean_joules) ** 2)
+    expected = USUAL_ROWS * (USUAL_NOISE * mean_joules) ** 2
+    degrees = max(sums.rows - size, 0.0) + USUAL_ROWS
+    variance = max(
+        (max(float(left), 0.0) + expected) / degrees, (MIN_NOISE * mean_joules) ** 2
+    )
     ridge = variance / (rules.prior_spread * level) ** 2 * np.eye(size)
     drawn = products + np.diag(ridge) * level * form.usual
     ratios = nonnegative_least_squares(squares + ridge, drawn, free)
     covariance = variance * np.linalg.inv(squares + ridge)
     errors = np.sqrt(np.diag(covariance))
-    misfit = float(np.sqrt(variance)) / mean_joules
+    # until stretches were predicted: four rows have half of one row's relative noise
+    misfit = 0.5 * float(np.sqrt(variance)) / mean_joules if missed is None else missed
     by_feature = matrix @ ratios * PRIOR
     scaled = PRIOR[:, np.newaxis] * matrix
-    costs = (
-        plain.features.plain if plain else CostModel(*(ratios * form.scale).tolist())
-    )
-    moved = dict(
-        zip(form.constants, errors * (sums.work @ matrix) / sums.joules, strict=True)
-    )
+    costs = plain.cost.plain if plain else CostModel(*(ratios * form.scale).tolist())
+    moved = float(np.einsum("ij,ji->", covariance, matrix.T @ sums.spread @ matrix))
+    split = np.sqrt(max(moved, 0.0) / max(sums.square_window_joules, 1e-300))
     return Fit(
         form=form.name,
-        joules=ratios * form.scale,
-        error_joules=errors * form.scale,
-        features=FittedCost(by_feature, costs),
+        constant_joules=ratios * form.scale,
+        constant_errors=errors * form.scale,
+        cost=FittedCost(by_feature, costs),
         covariance=scaled @ covariance @ scaled.T,
         rows=sums.rows,
         condition=_condition(squares),
         misfit=misfit,
         row_variance=variance,
-        reason=_distrust(sums.rows, misfit, moved, rules),
+        split_error=float(split),
+        doubt=_distrust(sums.rows, misfit, float(split), rules),
     )
 
+
+USUAL_NOISE = 0.03
+USUAL_ROWS = 2.0
+"""Rows are expected to be missed by so much before any were seen, with the weight of so
+many: the first few may fit by chance."""
 
 MIN_NOISE = 1e-3
 """No sensor's row is better than that; keeps a perfect fit from being certain."""
@@ -439,30 +731,28 @@ MIN_NOISE = 1e-3
 
 def _condition(squares: FloatArray) -> float:
     """Condition of the matrix with unit columns; work that never came is left out."""
-    lengths = np.sqrt(np.diag(squares))
+    lengths = np.sqrt(np.maximum(np.diag(squares), 0.0))  # rounding may be below 0
     came = np.flatnonzero(lengths > 0)
     units = squares[np.ix_(came, came)] / np.outer(lengths[came], lengths[came])
     return float(np.linalg.cond(units))
 
 
 def _distrust(
-    rows: float, misfit: float, moved: Mapping[str, float], rules: FitRules
-) -> str | None:
-    """One line why the constants are not used yet, None where they are.
-
-    `moved` is what part of the energy the standard error of each constant moves.
-    """
+    rows: float, misfit: float, split_error: float, rules: FitRules
+) -> Doubt | None:
+    """Why the constants are not trusted yet, None where they are."""
     if rows < rules.min_rows:
-        return f"{rows:.0f} of {rules.min_rows} rows of load seen"
+        return Doubt("rows", f"{rows:.0f} of {rules.min_rows} rows of load seen")
     if misfit > rules.max_misfit:
-        return (
-            f"the model leaves {misfit:.0%} of a row's energy unexplained, "
-            f"trusted up to {rules.max_misfit:.0%}"
+        return Doubt(
+            "misfit",
+            f"the model leaves {misfit:.0%} of the energy of two seconds unexplained, "
+            f"trusted up to {rules.max_misfit:.0%}",
         )
-    worst = max(moved, key=lambda name: moved[name])
-    if moved[worst] > rules.max_split_error:
-        return (
-            f"the standard error of {worst} moves {moved[worst]:.0%} of the "
-            f"energy, trusted up to {rules.max_split_error:.0%}"
+    if split_error > rules.max_split_error:
+        return Doubt(
+            "uncertain",
+            f"the constants' standard errors move {split_error:.0%} of the energy "
+            f"between requests, trusted up to {rules.max_split_error:.0%}",
         )
     return None

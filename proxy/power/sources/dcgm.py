@@ -45,8 +45,9 @@ REASONS = (
 """The new name of a field, and the old one."""
 CORRECTED = "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL"
 UNCORRECTED = "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"
+MEASURED = (ENERGY, POWER, *LIMITS)
 SHOWN = (
-    ENERGY, POWER, *LIMITS, SM_CLOCK, MEMORY_CLOCK, TEMPERATURE, XID, *REASONS,
+    *MEASURED, SM_CLOCK, MEMORY_CLOCK, TEMPERATURE, XID, *REASONS,
     CORRECTED, UNCORRECTED,
 )  # fmt: skip
 MIG_LABELS = ("GPU_I_ID", "GPU_I_PROFILE")
@@ -91,7 +92,7 @@ class DcgmSource:
             page = parse_dcgm(text, self._gpus)
         except ConfigError as error:
             raise ConfigError(f"dcgm at {self._url}: {error}") from None
-        self._uuids, self._states = page.uuids, page.states
+        self._uuids = page.uuids
         self.is_simulated, self._limits = page.is_simulated, page.limits
         for name in sorted(page.repeated - self._said):
             log.warning(
@@ -115,6 +116,9 @@ class DcgmSource:
 
     def hardware(self) -> Sequence[HardwareState]:
         """The chosen boards on the page that was read last; it has no processes."""
+        text = self._text  # the sampler's thread may be reading the next one
+        if text:
+            self._states = parse_dcgm(text, self._gpus, SHOWN).states
         return self._states
 
     def max_watts(self) -> dict[str, float]:
@@ -187,15 +191,20 @@ class _Board:
         )
 
 
-def parse_dcgm(text: str, gpus: frozenset[str]) -> DcgmPage:
+def parse_dcgm(
+    text: str, gpus: frozenset[str], names: Sequence[str] = MEASURED
+) -> DcgmPage:
     """Readings by board; `gpus` are indices or UUIDs, all others are outside.
+
+    `names` are the fields that are looked at: `SHOWN` for the boards' states too,
+    which costs three times as much.
 
     A board is its UUID, else its host and index: however many rows, hosts or
     exporters show it, it counts once. Raises SensorError on text that is not in
     Prometheus' format; ConfigError for a MIG board, whose joules its instances
     share, and where an index (or no choice) would mix the boards of two hosts.
     """
-    samples, is_simulated = read_samples(text, SHOWN)
+    samples, is_simulated = read_samples(text, names)
     boards: dict[tuple[str, ...], _Board] = {}
     for sample in samples:
         uuid, index = sample.labels.get("UUID", ""), sample.labels.get("gpu", "?")

@@ -26,6 +26,7 @@ from proxy.relay.client.request import (
 )
 from proxy.relay.client.response import CONTINUE, Refusal, own_reply
 from proxy.relay.exchange import Core, Exchange
+from proxy.relay.turns import LARGE_READ_BYTES
 from proxy.wire.headers import Headers, request_id_of, value_of
 
 MAX_WAITING_REQUESTS = 8
@@ -64,6 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused_id = b""
         self._paused_seconds: float | None = None
         self._is_in_queue = False
+        self._is_between_reads = False
         self._is_starting = False
         self._is_behind = False
         self._is_closing = False
@@ -111,6 +113,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the first request; the rest, if any, has to wait."""
+        if len(data) >= LARGE_READ_BYTES and not self._is_between_reads:
+            self._is_between_reads = True
+            self.transport.pause_reading()
+            self._core.large_reads.wait(self._read_on)
         if self._is_discarding:
             return
         if self._rest:  # read before the pause took effect
@@ -122,6 +128,12 @@ class ClientConnection(asyncio.Protocol):
         self._go_on_or_wait()
         if len(data) >= MIN_COUNTED_BYTES:
             self._clients.count(self)
+
+    def _read_on(self) -> None:
+        """Others had their turn since the last large read."""
+        self._is_between_reads = False
+        if self._paused_seconds is None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     @property
     def held_bytes(self) -> int:
@@ -164,7 +176,8 @@ class ClientConnection(asyncio.Protocol):
         else:  # the client had no chance to send: it is given that time
             self._request_deadline_seconds += now_seconds - self._paused_seconds
             self._paused_seconds = None
-            self.transport.resume_reading()
+            if not self._is_between_reads:
+                self.transport.resume_reading()
 
     def _parse_rest(self) -> Iterator[None]:
         """One request a turn, until all is parsed or has to wait for a reply."""

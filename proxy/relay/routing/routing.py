@@ -18,6 +18,7 @@ import msgspec
 
 from proxy.engines import read_request
 from proxy.engines.dialect import Dialect
+from proxy.engines.unstreamed import Streamed, as_stream
 from proxy.engines.wire import UNREADABLE
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.client.response import Answer, Refusal
@@ -49,6 +50,9 @@ CALLABLE = frozenset(
 )  # fmt: skip
 """POST: work for the CPU, no joules of the GPU."""
 READABLE_BELOW = "/v1/models/"
+STREAMING_DIALECTS = frozenset(["vllm"])
+STREAMED = frozenset(["chat", "completions"])
+"""Whose whole replies may be made from streams, and on which routes."""
 RESPONSES_BELOW = "/v1/responses/"
 """GET: a response made earlier."""
 
@@ -102,6 +106,8 @@ class Admission:
     """Changes to a large body, which is not written anew."""
     has_usage_added: bool = False
     """The usage event must be taken out again: the client did not ask for it."""
+    streamed: Streamed | None = None
+    """The same request as a stream, where a whole reply may be made from one."""
 
     def as_sent(self, body: Buffer) -> Admission:
         """The same with the client's own body, for an engine that refuses ours."""
@@ -117,6 +123,7 @@ def admit(
     asks_for_usage: bool,
     allow_unknown: bool,
     allowed: Collection[str] = (),
+    streams_upstream: bool = False,
     large: tuple[Buffer, Outline] | None = None,
 ) -> Admission | Refusal:
     """Whether a request may pass, metered or not, and with which body.
@@ -134,6 +141,10 @@ def admit(
             return Admission(None, sent, is_work=may_be_work(method, path))
         message = f"{method[:20]} {path[:80]} is not a route of this proxy"
         return Refusal(404, "unknown_route", message)
+    if streams_upstream and not facts.is_stream and large is None:
+        may_stream = dialect.name in STREAMING_DIALECTS and facts.route in STREAMED
+        streamed = as_stream(facts.route, body) if may_stream else None
+        return Admission(facts, sent, streamed=streamed)
     if not facts.is_stream or facts.wants_usage or not asks_for_usage:
         return Admission(facts, sent)
     asking = dialect.with_usage(body)
@@ -272,6 +283,15 @@ class Candidate:
     upstream: Upstream
     admission: Admission
 
+    def as_stream(self, streamed: Streamed) -> Candidate:
+        """The same upstream, asked for a stream in the place of a whole reply."""
+        facts = self.admission.facts
+        if facts is not None:
+            facts = msgspec.structs.replace(
+                facts, is_stream=True, wants_usage=True, has_running_usage=True
+            )
+        return Candidate(self.upstream, Admission(facts, streamed.body))
+
     def without_usage(self, request: ClientRequest) -> Candidate:
         """The same upstream, sent the request as the client wrote it."""
         return Candidate(self.upstream, self.admission.as_sent(request.body))
@@ -355,6 +375,7 @@ class Chooser:
             asks_for_usage=self._config.usage_event != "keep",
             allow_unknown=self._config.allow_unknown_routes,
             allowed=self._config.allow_route,
+            streams_upstream=self._config.stream_upstream,
             large=None if request.outline is None else (request.body, request.outline),
         )
 

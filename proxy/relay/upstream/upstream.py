@@ -10,6 +10,7 @@ from enum import Enum, auto
 import msgspec
 
 from proxy.engines.dialect import Dialect
+from proxy.engines.unstreamed import Kind, Pattern
 from proxy.relay.config import RelayConfig, UpstreamAddress, parse_upstream
 from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
@@ -75,6 +76,8 @@ class Upstream:
     usage_asking: UsageAsking = UsageAsking.ALWAYS
     has_witness: bool = False
     """A stream that was not asked for usage is under way, to learn from."""
+    whole_replies: dict[Kind, Pattern] = field(default_factory=dict)
+    """A whole reply of the engine's own for each kind, to write others like it."""
     in_flight: int = 0
     is_draining: bool = False
     is_up: bool = True
@@ -97,7 +100,9 @@ class Upstream:
         if not self.is_up:
             self.is_up, self.down_reason = True, None
             self.since_seconds = self.clock()
-            self.usage_asking = self.first_asking  # it may have other options now
+            # it may be another version, with other options
+            self.usage_asking = self.first_asking
+            self.whole_replies.clear()
 
     def mark_down(self, reason: str) -> None:
         """It cannot be reached: nothing new goes there until it answers."""

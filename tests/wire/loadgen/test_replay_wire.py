@@ -247,7 +247,7 @@ FAILURES: dict[str, tuple[Script, str]] = {
         "the reply has no tokens",
     ),
     "does not stream": (
-        answering(reply_bytes(200, b'{"choices": []}')),
+        answering(reply_bytes(200, b"not today")),
         "asked for a stream, got application/json",
     ),
 }

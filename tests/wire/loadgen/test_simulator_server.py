@@ -80,12 +80,14 @@ def talk(
     dialect: str = "vllm",
     queue_limit: int = 0,
     fail_every: int = 0,
+    request_id_headers: bool = False,
     **engine: Any,
 ) -> None:
     """Play a scene against a server of its own."""
     config = ServerConfig(
         EngineConfig(gpu=GPUS["h200"], **engine), SensorConfig(0.02), dialect,
         ("127.0.0.1", 0), queue_limit=queue_limit, fail_every=fail_every,
+        request_id_headers=request_id_headers,
     )  # fmt: skip
 
     async def play() -> None:
@@ -135,7 +137,7 @@ def test_events_come_one_by_one_in_chunks_of_their_own() -> None:
         async with server.session.post(
             url, json=completion(stream=True), headers={"x-request-id": "abc"}
         ) as response:
-            assert response.headers["x-request-id"] == "abc"
+            assert "x-request-id" not in response.headers
             parts = [
                 part async for part, ends in response.content.iter_chunks() if ends
             ]
@@ -146,6 +148,20 @@ def test_events_come_one_by_one_in_chunks_of_their_own() -> None:
         assert json.loads(parts[0][6:])["id"] == "cmpl-abc"
 
     talk(scene)
+
+
+def test_an_id_comes_back_as_a_header_only_with_the_option() -> None:
+    async def scene(server: Server) -> None:
+        for path, body in (
+            ("/v1/completions", completion()),
+            ("/v1/completions", {"prompt": ""}),
+        ):
+            async with server.session.post(
+                path, json=body, headers={"x-request-id": "abc"}
+            ) as response:
+                assert response.headers["x-request-id"] == "abc"
+
+    talk(scene, request_id_headers=True)
 
 
 def test_streamed_and_whole_replies_to_the_same_id_are_the_same_text() -> None:

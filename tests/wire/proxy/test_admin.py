@@ -269,7 +269,7 @@ def test_a_meter_that_measures_is_ready() -> None:
 def test_the_calibration_is_shown_with_the_reason_why_it_is_not_trusted() -> None:
     async def visit(client: httpx.AsyncClient) -> None:
         found = (await client.get("/calibration")).json()
-        assert found["version"] == 1
+        assert found["version"] == 2
         (entry,) = found["calibrations"]
         assert (entry["engine"], entry["model"]) == ("vllm", "m")
         assert entry["is_fitted"] is False

@@ -63,3 +63,15 @@ def test_a_dcgm_that_is_not_there_is_a_sensor_error() -> None:
     with pytest.raises(SensorError, match=r"dcgm at http://127\.0\.0\.1:9/metrics"):
         source.read()
     source.close()
+
+
+def test_how_the_boards_work_is_read_off_the_page_that_was_read_last() -> None:
+    with serving({"/metrics": lambda: (200, DCGM_TEXT, {})}) as url:
+        source = SOURCES["dcgm"](SourceOptions(argument=f"{url}/metrics"))
+        assert isinstance(source, DcgmSource)
+        assert source.hardware() == ()
+        source.read()
+        first, second = source.hardware()
+        source.close()
+    assert (first.device, first.temperature_celsius) == ("gpu0", 44.0)
+    assert second.temperature_celsius is None

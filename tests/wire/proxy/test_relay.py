@@ -714,3 +714,69 @@ def test_a_failing_meter_stops_no_request(loop: str) -> None:
             assert bench.relay.counters.meter_errors >= 4
 
     run(loop, test)
+
+
+# --- whole replies made from streams ------------------------------------------------
+
+ASKED_WHOLE = b'{"model":"m","messages":[]}'
+WHOLE_REPLY = (
+    b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":"ab","audio":null},"logprobs":null,'
+    b'"finish_reason":"stop"}],"odd":null,"usage":{"prompt_tokens":1,'
+    b'"completion_tokens":2,"details":null}}'
+)
+
+
+def piece(text: str, reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+    return {"id": "c", "object": "chat.completion.chunk", "choices": [choice]}
+
+
+ROLE = {"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+COUNTED = {
+    "id": "c",
+    "choices": [],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+}
+FAILURE = {"error": {"message": "no", "type": "busy", "code": 503}}
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "body"),
+    [
+        (sse(ROLE, piece("a"), piece("b", "stop"), COUNTED) + DONE, 200, WHOLE_REPLY),
+        (sse(ROLE, piece("a"), FAILURE) + DONE, 503, json.dumps(FAILURE).encode()),
+        (sse({"error": {"message": "no"}}), 500, b'{"error":{"message":"no"}}'),
+        (sse(ROLE, piece("a")), 502, None),
+        (b"data: {\n\n" + DONE, 502, None),
+        (DONE, 502, None),
+    ],
+)
+def test_a_whole_reply_is_made_from_a_stream_or_is_an_error(
+    loop: str, stream: bytes, status: int, body: bytes | None
+) -> None:
+    async def script(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            if b'"stream":true' in request.body:
+                halves = stream[: len(stream) // 2], stream[len(stream) // 2 :]
+                await peer.send(stream_head(), *map(chunk, halves), LAST_CHUNK)
+            else:
+                await peer.send(reply_bytes(200, WHOLE_REPLY))
+
+    async def test() -> None:
+        async with relaying(script, stream_upstream=True) as bench:
+            client = await bench.client()
+            assert (await ask(client, body=ASKED_WHOLE)).body == WHOLE_REPLY
+            reply = await ask(client, body=ASKED_WHOLE)
+            assert reply.status == status
+            if body is not None:
+                assert json.loads(reply.body) == json.loads(body)
+            if status == 200:
+                assert reply.body == WHOLE_REPLY
+                assert ("content-type", "application/json") in reply.headers
+            closings = await bench.meter.closings(2)
+            outcome = "ok" if status == 200 else "error"
+            outcome = "upstream_error" if status == 502 else outcome
+            assert [one.outcome for one in closings] == ["ok", outcome]
+
+    run(loop, test)

@@ -50,12 +50,16 @@ WHOLE = b'{"model":"tiny","messages":[]}'
 ASKING = [("X-ServeWatt-Energy", "1"), ("x-request-id", "mine")]
 TOLD = {
     "energy_joules": 4.0,
+    "low_joules": 3.5,
+    "high_joules": 5.0,
     "energy_kwh": 4.0 / 3.6e6,
     "prefill_joules": 1.5,
     "decode_joules": 2.25,
     "idle_share_joules": 0.25,
     "policy": "phase",
     "boundary": None,
+    "timing": "estimated",
+    "grade": "poor",
     "quality": "estimated",
     "settled": False,
     "simulated": False,
@@ -494,7 +498,7 @@ def test_what_is_unknown_is_null() -> None:
 
 
 def test_a_simulated_sensor_says_so() -> None:
-    energy = RequestEnergy(1.0, 1.0, 0.0, 2.0, "phase", "exact")
+    energy = RequestEnergy(1.0, 1.0, 0.0, 2.0, "phase", "timed")
     note = json.loads(note_of(EnergySoFar(energy, True), Provenance("gpu", True), "r"))
     assert (note["simulated"], note["boundary"], note["settled"]) == (True, "gpu", True)
 

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from proxy.relay.turns import STRETCH_STEPS
+from proxy.relay.turns import READS, STRETCH_STEPS
 from tests.support.relaying import LOOPS, relaying, run
 from tests.support.scripted import Peer, chunk, reply_bytes, request_bytes
 
@@ -91,6 +91,30 @@ def test_behind_a_slow_reply_little_is_read_ahead(loop: str) -> None:
 
 
 @loops
+def test_large_bodies_are_read_a_little_in_each_turn(loop: str) -> None:
+    """uvloop would read 8 MB of each connection before anybody else's turn."""
+
+    async def test() -> None:
+        async with relaying(answering, request_timeout_seconds=60) as bench:
+            senders = [await bench.client() for _ in range(4)]
+            body = 12 * MIB * b"a"
+            for sender in senders:
+                sender.transport.write(request_bytes(body=body))
+            clients = list(bench.relay._clients)
+            most = before = 0
+            while bench.relay.counters.in_flight < len(senders):
+                await asyncio.sleep(0)
+                held = sum(client.held_bytes for client in clients)
+                most, before = max(most, held - before), held
+            for sender in senders:
+                assert (await sender.reply()).status == 200
+            # each reads once before its first pause, and a sleep may see two turns
+            assert most <= (len(senders) + 2 * READS) * 256 * 1024
+
+    run(loop, test)
+
+
+@loops
 def test_a_body_in_tiny_chunks_costs_its_bytes(loop: str) -> None:
     async def test() -> None:
         head = request_bytes(headers=[("transfer-encoding", "chunked")])
@@ -124,7 +148,7 @@ def test_a_large_body_is_read_in_turns_and_passes_with_its_very_bytes(
         text = '\\"é\\u00e9 ' * (MIB // 8)
         first = '{"model":"m","n":2,"messages":[{"content":"' + text + '"}]'
         body = f'{first},"stream":true{options}}}'.encode()
-        async with relaying(answering) as bench:
+        async with relaying(answering, usage_event="drop") as bench:
             reply = await bench.ask(body=body)
             assert reply.status == 200
             (request,) = bench.upstream.requests

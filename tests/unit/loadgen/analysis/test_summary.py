@@ -229,3 +229,12 @@ def test_a_record_costs_the_tally_well_under_two_kilobytes() -> None:
     finally:
         tracemalloc.stop()
     assert (after - before) / 1200 < 2048
+
+
+def test_requests_of_warm_up_count_among_those_in_flight_in_the_window() -> None:
+    results = made_results(200)
+    whole = Tally(RunWindow(), {}).add_all(results)
+    late = Tally(RunWindow(10.0, 30.0), {}).add_all(results)
+    at = [9.0, 10.0, 12.5, 29.0]
+    assert late.in_flight(at) == whole.in_flight(at)
+    assert sum(late.in_flight(at)) > 0

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
+from loadgen.analysis.schema import EnergyBlock
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
@@ -27,7 +28,9 @@ from loadgen.report import format as fmt
 from loadgen.report import terminal as table
 from loadgen.report.console import console
 from loadgen.report.html import render_html
+from loadgen.report.text import records_text
 from loadgen.run.finish import finish_run
+from proxy.wire.api import Phases
 from tests.support.canned_run import (
     cost_of,
     failed,
@@ -253,3 +256,20 @@ def test_a_console_shows_text_as_text() -> None:
         text = file.getvalue()
     assert all(line.isprintable() for line in text.split("\n"))
     assert "[/b][bold]:boom:" in text
+
+
+def test_records_stand_beside_the_books_they_differ_from() -> None:
+    energy = EnergyBlock(
+        measured_joules=1200.0,
+        attributed_joules=Phases(prefill=300.0, decode=500.0),
+        idle_share_joules=200.0,
+        idle_joules=200.0,
+        unattributed_joules={},
+        joined_joules=1012.0,
+        requests_with_energy=40,
+    )
+    shown = records_text(energy)
+    assert "1.01 kJ in the records of its 40 requests" in shown
+    assert "1.00 kJ in its books (+1.2 %)" in shown
+    assert records_text(msgspec.structs.replace(energy, joined_joules=None)) == ""
+    assert records_text(EnergyBlock()) == ""

@@ -157,7 +157,9 @@ def test_the_usage_event_has_the_captured_keys_and_metrics() -> None:
 def test_a_whole_reply_has_the_captured_shape() -> None:
     captured = json.loads(reply_head_and_body("vllm_chat_nonstream")[1])
     ours = json.loads(
-        compact(unstreamed_reply(vllm(), LIMITS.model, ["a b c d"], [truth()]))
+        compact(
+            unstreamed_reply(vllm(), LIMITS.model, [["a", "b", "c", "d"]], [truth()])
+        )
     )
     assert list(ours) == list(captured)
     assert shape(ours["choices"]) == shape(captured["choices"])
@@ -567,6 +569,13 @@ def test_best_of_makes_several_replies_and_tells_all_in_the_details() -> None:
             )  # fmt: skip
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_whole_completions_of_tgi_do_without_the_prefix_cache(stream: bool) -> None:
+    fields = {"prompt": "a", "stream": stream}
+    found = read_completions(fields, request_id="r", created=1, limits=LIMITS)
+    assert found.skips_cache is not stream
+
+
 def test_tgi_has_a_gauge_once_it_was_set() -> None:
     metrics = TgiMetrics()
     assert "tgi_queue_size" not in metrics.page(Gauges(0, 0, 0.0))
@@ -645,6 +654,88 @@ def test_what_shapes_no_length_is_taken_as_the_engine_takes_it() -> None:
         tools=tools, response_format={"type": "json_object"}, stop=["x"], logprobs=True
     )
     assert generation.output_tokens == 4
+
+
+TOOL: dict[str, Any] = {
+    "type": "function", "function": {"name": "f", "parameters": {}},
+}  # fmt: skip
+
+
+def replied(stream: bytes) -> tuple[str, str, list[Any]]:
+    """Text, arguments and log probabilities that a stream's choices add up to."""
+    text, arguments, logprobs = "", "", []
+    for part in parsed(stream):
+        (choice,) = part["choices"]
+        delta = choice.get("delta") or {"content": choice.get("text")}
+        text += delta.get("content") or ""
+        for call in delta.get("tool_calls", ()):
+            arguments += call["function"]["arguments"]
+        if choice["logprobs"]:
+            logprobs.append(choice["logprobs"])
+    return text, arguments, logprobs
+
+
+@pytest.mark.parametrize("choice", ["required", {"function": {"name": "f"}}])
+def test_a_tool_that_must_be_called_is_called(choice: object) -> None:
+    generation = vllm(tools=[TOOL], tool_choice=choice)
+    words = ["a", "b", "c", "d"]
+    text, arguments, _ = replied(spoken(VllmEvents(generation, "m", 0), 4))
+    whole: Any = unstreamed_reply(generation, "m", [words], [truth()])
+    (call,) = whole["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "f"
+    assert json.loads(call["function"]["arguments"]) == {"text": "a b c d"}
+    assert text == ""
+    assert "text" in json.loads(arguments)
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    assert (
+        refusal_of({"messages": [{"content": "a"}], "tool_choice": choice}).status
+        == 400
+    )
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_reply_in_json_is_json(kind: str) -> None:
+    generation = vllm(response_format={"type": kind})
+    text, _, _ = replied(spoken(VllmEvents(generation, "m", 0), 4))
+    assert "text" in json.loads(text)
+    assert json.loads(generation.reply_of(["a", "b"])) == {"text": "a b"}
+
+
+def test_each_token_has_its_log_probability_in_the_form_of_the_route() -> None:
+    chat = vllm(logprobs=True, top_logprobs=2)
+    _, _, found = replied(spoken(VllmEvents(chat, "m", 0), 4))
+    assert len(found) == 4
+    assert all(len(one["content"][0]["top_logprobs"]) == 2 for one in found)
+    plain = vllm(is_chat=False, logprobs=1)
+    text, _, found = replied(spoken(VllmEvents(plain, "m", 0), 4))
+    tokens = [token for one in found for token in one["tokens"]]
+    offsets = [offset for one in found for offset in one["text_offset"]]
+    assert "".join(tokens) == text
+    assert [text[at:].startswith(t) for at, t in zip(offsets, tokens, strict=True)] == [
+        True
+    ] * 4
+    assert vllm(is_chat=False, logprobs=0).top_logprobs == 0
+    assert refusal_of({"prompt": "a", "logprobs": 21}, is_chat=False).status == 400
+
+
+@pytest.mark.parametrize("stop", ["{1}", ["never", "{1}"]])
+def test_a_stop_sequence_ends_the_reply_before_it(stop: Any) -> None:
+    words = reply_words(0, "id-1", 0, 4)
+    wanted = json.loads(json.dumps(stop).replace("{1}", words[1]))
+    generation = vllm(stop=wanted)
+    at = words.index(words[1])
+    assert generation.output_tokens == at + 1
+    assert (generation.finish_reason, generation.stop_reason) == ("stop", words[1])
+    assert generation.reply_of(words[: at + 1]) == f"{words[0]} "
+
+
+def test_a_seeded_reply_of_vllm_follows_its_options_too() -> None:
+    keys = {
+        vllm(**{"seed": 1, "temperature": 1.0} | more).text_key
+        for more in ({}, {"temperature": 0.5}, {"seed": 2}, {"top_p": 0.9})
+    }
+    assert len(keys) == 4
+    assert vllm().text_key == "id-1"
 
 
 def test_unix_time_is_read_together_with_the_engines_own() -> None:

@@ -244,7 +244,7 @@ def test_a_preemption_makes_the_records_of_its_time_estimated() -> None:
     # the first request is how the meter learns that phase times come at the end
     first = Asked(0.6, ticks(0.7, 0.8), prefill_seconds=0.1, cached=0)
     early = Asked(1.0, ticks(1.2, 2.0), prefill_seconds=0.1, cached=0)
-    during = Asked(4.0, ticks(4.2, 6.0), prefill_seconds=0.1, cached=0)
+    during = Asked(4.0, ticks(4.2, 6.0), prefill_seconds=0.2, cached=0)
     shown = [(0, 0), (1, 0), (0, 0), (0, 0), (1, 0), (1, 0), (0, 0), (0, 0)]
     calm = scrapes(shown, preemptions=[3] * 8)
     rising = scrapes(shown, preemptions=[3, 3, 3, 3, 3, 3, 4, 4])
@@ -252,6 +252,26 @@ def test_a_preemption_makes_the_records_of_its_time_estimated() -> None:
     assert [records[f"r{n}"].energy.quality for n in (1, 2)] == ["exact", "exact"]
     _, records = settled([first, early, during], rising)
     assert [records[f"r{n}"].energy.quality for n in (1, 2)] == ["exact", "estimated"]
+
+
+def late_reads() -> tuple[list[Asked], list[tuple[int, int]]]:
+    """One stream's reads come 0.4 s late once, while others go on."""
+    slow = [*ticks(1.0, 3.0), *ticks(3.4, 6.0)]
+    beside = Asked(0.6, ticks(0.7, 6.0))
+    return [Asked(0.9, slow, prompt=3000), beside], [(2, 0)] * 9
+
+
+def test_late_reads_are_no_preemption_where_the_engine_counts_none() -> None:
+    asked, shown = late_reads()
+    _, calm = settled(asked, scrapes(shown, preemptions=[3] * 9))
+    _, moved = settled(asked, scrapes(shown, preemptions=[3] * 3 + [4] * 6))
+    _, untold = settled(asked, scrapes(shown))
+    tokens = [
+        records["r0"].energy.policy_joules["tokens"]
+        for records in (calm, moved, untold)
+    ]
+    assert tokens[1] == pytest.approx(tokens[2])  # a prompt was computed again
+    assert tokens[0] < tokens[1]
 
 
 # --- whatever the gauges say --------------------------------------------------

@@ -12,7 +12,14 @@ from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
-from tests.support.meter_scenes import Asked, counter, events_of, in_order, play
+from tests.support.meter_scenes import (
+    Asked,
+    counter,
+    events_of,
+    in_order,
+    play,
+    settled_on_beat,
+)
 
 WATTS = 300.0
 BEFORE = Asked(1.0, [1.1 + 0.02 * n for n in range(20)])
@@ -126,3 +133,46 @@ def test_requests_arriving_in_a_gap_that_never_ends_are_let_go() -> None:
     (record,) = meter.settle(60.0)
     assert record.energy.energy_joules is None
     assert meter.state().unsettled_requests == 0
+
+
+# --- settlement does not wait for a stream to end -----------------------------------
+
+
+def minute(*, tells_as_seen: bool) -> list[Asked]:
+    """Short ones by which the meter learns that the engine tells late, then a long."""
+    early = [
+        Asked(0.6 + n, [0.7 + n + 0.02 * k for k in range(10)], prefill_seconds=0.1)
+        for n in range(2)
+    ]
+    took = 0.6 if tells_as_seen else 0.1
+    long = Asked(
+        3.0, [3.6 + 0.02 * k for k in range(3000)], prompt=900, prefill_seconds=took
+    )
+    return [*early, long]
+
+
+def test_a_stream_of_a_minute_shows_its_joules_within_two_seconds() -> None:
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    events = in_order(events_of(minute(tells_as_seen=True)), counter(70.0))
+    lags: list[float] = []
+    due = 0.5
+    for event in events:
+        while event.at_seconds > due:
+            meter.settle(due)
+            if due > 5.0:
+                lags.append(meter.state().unsettled_seconds)
+            due += 0.5
+        meter.feed(event)
+    assert max(lags) < 2.0
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+def test_what_is_told_after_the_prompt_is_placed_confirms_the_place_or_not(
+    confirms: bool,
+) -> None:
+    events = in_order(events_of(minute(tells_as_seen=confirms)), counter(70.0))
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    found = settled_on_beat(meter, events, beat=0.5, until=170.0)
+    record = next(one for one in found if one.request_id == "r2")
+    assert record.energy.quality == ("exact" if confirms else "estimated")
+    assert record.energy.energy_joules is not None

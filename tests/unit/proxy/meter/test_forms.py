@@ -48,10 +48,10 @@ def test_usual_constants_are_those_of_phase_for_steps_of_one_token_each(
 ) -> None:
     # one step of three decodes and one of a prompt beside them, by hand
     work = dict.fromkeys(FEATURES, 0.0)
-    work |= {"step": 2.0, "mixed_steps": 1.0, "prefill_token": 500.0}
+    work |= {"step": 2.0, "prefill_token": 500.0}
     work |= {"prefill_context": 500.0 * 250.0, "decode_token": 6.0, "kv_token": 600.0}
-    work |= {"mixed_decode_tokens": 3.0, "mixed_kv_tokens": 300.0}
-    work |= {"decode_rows": 6.0, "kv_rows": 600.0, "experts_4": 1.5}
+    work |= {"mixed_kv_tokens": 300.0}
+    work |= {"decode_rows": 6.0, "kv_rows": 600.0, "reach_4": 1.5}
     scaled = np.array([work[name] for name in FEATURES]) * PRIOR
     plain = FORMS[PLAIN]
     expected = scaled @ plain.matrix @ plain.usual

@@ -77,7 +77,10 @@ def test_a_queued_request_pays_nothing_while_it_waits() -> None:
     waits = Asked(1.0, ticks(4.1, 10), prefill_seconds=0.1)
     runs = Asked(0.9, ticks(1.0, 150), prefill_seconds=0.1)
     _, records = settled([waits, runs], counter(7.0))
-    assert records["r0"].energy.energy_joules == pytest.approx(300 * 0.28, rel=0.05)
+    energy = records["r0"].energy
+    assert energy.idle_share_by_time_joules is not None
+    by_time = energy.policy_joules["equal"] + energy.idle_share_by_time_joules
+    assert by_time == pytest.approx(300 * 0.28, rel=0.05)
 
 
 def test_without_a_sensor_records_come_at_once_and_energy_is_unknown() -> None:

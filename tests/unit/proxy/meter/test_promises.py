@@ -37,6 +37,8 @@ from tests.support.profiles import examples
 MILLIJOULE = 1e-3
 EAGER = FitRules(
     row_seconds=0.0,
+    refit_seconds=0.0,
+    min_used_rows=2.0,
     min_rows=2,
     max_split_error=math.inf,
     max_misfit=math.inf,

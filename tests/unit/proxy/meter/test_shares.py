@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.shares import (
-    EXPERT_TOKENS,
+    REACH_TOKENS,
     FloatArray,
     StepPlayers,
     beside_prompts,
-    expert_shares,
+    reach_shares,
 )
 
 
@@ -60,8 +60,8 @@ steps = st.tuples(
 ).filter(lambda step: step[0] + len(step[1]) > 0)
 
 
-@given(step=steps, column=st.integers(0, len(EXPERT_TOKENS) - 1))
-def test_experts_are_divided_by_the_shapley_value(
+@given(step=steps, column=st.integers(0, len(REACH_TOKENS) - 1))
+def test_what_tokens_reach_is_divided_by_the_shapley_value(
     step: tuple[int, list[float]], column: int
 ) -> None:
     decodes, prompts = step
@@ -69,26 +69,26 @@ def test_experts_are_divided_by_the_shapley_value(
 
     def reached(came: tuple[Member, ...]) -> float:
         tokens = sum(member.tokens for member in came)
-        return -math.expm1(-tokens / EXPERT_TOKENS[column])
+        return -math.expm1(-tokens / REACH_TOKENS[column])
 
     expected = shapley(members, reached)
-    sequence, prompt = expert_shares(players_of(decodes, prompts))
+    sequence, prompt = reach_shares(players_of(decodes, prompts))
     found = [*[sequence[0, column]] * decodes, *prompt[:, column]]
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert sum(found) == pytest.approx(reached(tuple(members)))
 
 
 def test_a_prompt_beside_many_decodes_gets_its_shapley_share() -> None:
-    decodes, constant = 200, EXPERT_TOKENS[1]
-    _, prompt = expert_shares(players_of(decodes, [2000.0]))
+    decodes, constant = 200, REACH_TOKENS[1]
+    _, prompt = reach_shares(players_of(decodes, [2000.0]))
     # the prompt is everything that is left to reach when it comes after k decodes
     share = np.mean([math.exp(-k / constant) for k in range(decodes + 1)])
     assert prompt[0, 1] == pytest.approx(share, rel=1e-3)
 
 
 def test_steps_that_ran_together_count_as_so_many() -> None:
-    once_sequence, once_prompt = expert_shares(players_of(3, [100.0]))
-    sequence, prompt = expert_shares(players_of(3, [100.0], often=4.0))
+    once_sequence, once_prompt = reach_shares(players_of(3, [100.0]))
+    sequence, prompt = reach_shares(players_of(3, [100.0], often=4.0))
     assert sequence == pytest.approx(once_sequence)
     assert prompt == pytest.approx(4.0 * once_prompt)
 

@@ -398,3 +398,32 @@ def test_steps_that_ran_together_count_as_often_as_they_were_read() -> None:
     did = work(timelines, book, 0.01 + 1e-9, 1.0)
     assert did.decode_steps.sum() == pytest.approx(10.0)
     assert did.decode_steps[0] > did.decode_steps[1]
+
+
+def stalled(stopped: float, decode_seconds: float | None) -> RequestTimeline:
+    """Ten tokens a tenth apart from 2.0 s; the proxy stood still until `stopped`."""
+    facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
+    timeline, log = RequestTimeline(1, 1.5, facts), TokenLog()
+    for number in range(10):
+        at = max(2.0 + number / 10, stopped)
+        usage = Usage(100, number + 1, 0)
+        timeline.receive(at, (Update(carries_token=True, usage=usage),), log)
+    phases = PhaseSeconds(prefill_seconds=0.4, decode_seconds=decode_seconds)
+    timeline.receive(2.9, (Update(phases=phases, is_usage_only=True),), log)
+    timeline.close(2.9)
+    return timeline
+
+
+def test_a_first_read_that_came_late_is_put_where_the_engine_says() -> None:
+    assert stalled(2.25, 0.9).first_token_seconds == pytest.approx(2.0)
+    assert stalled(2.25, None).first_token_seconds == 2.25
+    assert stalled(0.0, 0.9).first_token_seconds == 2.0
+
+
+def test_no_record_of_late_reads_is_called_exact() -> None:
+    placed = stalled(2.25, 0.9)
+    placed.is_placed_as_told = True
+    assert not placed.is_scheduled_exact
+    in_time = stalled(0.0, 0.9)
+    in_time.is_placed_as_told = True
+    assert in_time.is_scheduled_exact

@@ -35,7 +35,10 @@ STATE = HardwareState(
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
     meter, records = metered(
-        MeterConfig(fit_rules=FitRules(row_seconds=0.1, min_rows=1000), engine="vllm")
+        MeterConfig(
+            fit_rules=FitRules(row_seconds=0.1, refit_seconds=0.1, min_rows=1000),
+            engine="vllm",
+        )
     )
     meter.feed(EngineObserved(7.9, EngineGauges(running=0, waiting=0)))
     found = Metrics()
@@ -194,7 +197,7 @@ def test_each_board_shows_how_it_works_and_how_long_it_was_slowed(
 def test_fitted_constants_are_shown(metrics: Metrics) -> None:
     shown = values(metrics)
     constants = [name for name in shown if name.startswith("servewatt_calibration_j")]
-    assert len(constants) == 5
+    assert len(constants) == 7
     assert all(shown[name] >= 0 for name in constants)
     # two requests are not enough
     assert shown["servewatt_calibration_fitted{engine=vllm}"] == 0.0

@@ -23,7 +23,7 @@ from proxy.power.hardware import (
     throttle_reasons,
     xid_number,
 )
-from proxy.power.sources.dcgm import parse_dcgm
+from proxy.power.sources.dcgm import SHOWN, parse_dcgm
 from proxy.wire.api import BoardSummary
 from proxy.wire.events import HardwareObserved
 from proxy.wire.facts import HardwareState
@@ -102,7 +102,7 @@ DCGM_FI_DEV_XID_ERRORS{gpu="0",UUID="GPU-a",err_code="31"} 31
 
 
 def test_a_dcgm_page_tells_what_it_has() -> None:
-    page = parse_dcgm(DCGM_PAGE, frozenset())
+    page = parse_dcgm(DCGM_PAGE, frozenset(), SHOWN)
     assert page.states == (
         HardwareState(
             "gpu0", 1.41e9, 1.593e9, 64.0, ("sw_power_cap",), 400.0, 3, None, 31
@@ -113,11 +113,13 @@ def test_a_dcgm_page_tells_what_it_has() -> None:
 
 def test_the_reasons_have_an_old_name_and_a_new_one() -> None:
     renamed = DCGM_PAGE.replace("CLOCK_THROTTLE_REASONS", "CLOCKS_EVENT_REASONS")
-    assert parse_dcgm(renamed, frozenset()) == parse_dcgm(DCGM_PAGE, frozenset())
+    assert parse_dcgm(renamed, frozenset(), SHOWN) == parse_dcgm(
+        DCGM_PAGE, frozenset(), SHOWN
+    )
 
 
 def test_boards_that_are_not_chosen_have_no_state() -> None:
-    page = parse_dcgm(DCGM_PAGE, frozenset({"1"}))
+    page = parse_dcgm(DCGM_PAGE, frozenset({"1"}), SHOWN)
     assert page.states == (HardwareState("gpu1"),)
 
 
@@ -140,7 +142,7 @@ def board(reasons: tuple[str, ...] = (), **figures: object) -> HardwareState:
 def window_of(
     states: Sequence[HardwareState | None], begin: float = 0.0, end: float = 100.0
 ) -> BoardSummary:
-    (found,) = log_of(states).between(begin, end)
+    (found,) = log_of(states).within(begin, end).boards()
     return found
 
 
@@ -179,7 +181,7 @@ def test_an_observation_holds_for_a_while_only() -> None:
     log = HardwareLog()
     log.add(HardwareObserved("gpu", 0.0, (CAPPED,)))
     log.add(HardwareObserved("gpu", 60.0, (board(),)))
-    (found,) = log.between(0.0, 60.0)
+    (found,) = log.within(0.0, 60.0).boards()
     assert found.throttled_seconds == HOLD_SECONDS
     assert log.slowdown_seconds["gpu", "gpu0", "sw_power_cap"] == HOLD_SECONDS
 
@@ -228,14 +230,20 @@ def test_what_is_not_observed_any_more_is_not_shown_as_now() -> None:
     log = log_of([CAPPED, None])
     assert list(log.now()) == []
     assert log.observed_seconds() is None
-    assert log.between(10.0, 20.0) == []
+    assert log.within(10.0, 20.0).boards() == []
+
+
+def test_a_window_holds_no_more_than_what_reaches_into_it() -> None:
+    log = log_of([CAPPED] * 5000)
+    assert len(log.within(100.0, 110.0).events) <= 11 + 2 * HOLD_SECONDS
 
 
 def test_memory_is_bounded_and_the_series_thinned() -> None:
     log = log_of([board(sm_clock_hertz=1.98e9)] * (MAX_STATES + 100))
-    (found,) = log.between(-math.inf, math.inf)
+    whole = log.within(-math.inf, math.inf)
+    (found,) = whole.boards()
     assert found.seconds == pytest.approx(MAX_STATES, abs=HOLD_SECONDS)
-    series = log.series(-math.inf, math.inf, offset_seconds=1000.0)
+    series = whole.series(offset_seconds=1000.0)
     assert MAX_SERIES / 2 < len(series.at_unix_seconds) <= MAX_SERIES
     assert series.at_unix_seconds[0] == 1100.0
     assert set(series.sm_clock_hertz) == {1.98e9}
@@ -251,7 +259,9 @@ def test_pieces_of_a_window_add_up(cuts: list[float], capped: list[bool]) -> Non
     edges = sorted({0.0, 30.0, *cuts})
 
     def throttled(begin: float, end: float) -> float:
-        return sum(each.throttled_seconds or 0.0 for each in log.between(begin, end))
+        return sum(
+            each.throttled_seconds or 0.0 for each in log.within(begin, end).boards()
+        )
 
     pieces = [throttled(a, b) for a, b in pairwise(edges)]
     assert sum(pieces) == pytest.approx(throttled(0.0, 30.0))

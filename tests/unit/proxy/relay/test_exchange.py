@@ -19,7 +19,7 @@ from proxy.relay.exchange import TRANSITIONS, Core, Exchange, State
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Chooser
 from proxy.relay.tap import MeterGuard
-from proxy.relay.turns import Turns
+from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection, UpstreamPool
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.http1 import ReplyHead
@@ -106,6 +106,7 @@ class Scene:
             loop=loop,
             unparsed=deque(),
             turns=Turns(loop, self.clock),
+            large_reads=LargeReads(loop),
             exchanges=set(),
             on_exchange_over=lambda: None,
         )

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from proxy.cli import cli
 from proxy.errors import ConfigError, ProxyError
-from proxy.meter.attribution.fit import Calibration, CalibrationState
+from proxy.meter.attribution.fit import Calibration, CalibrationState, Learnt, spread_of
 from proxy.meter.attribution.forms import PRIOR
 from proxy.meter.attribution.policies import FEATURES
 from proxy.store.fits import SAVE_SECONDS, CalibrationFile, decoded, encoded, saved_of
@@ -29,7 +29,7 @@ def state_of(model: str, rows: int = 50, level: float = 1.0) -> CalibrationState
     for _ in range(rows):
         work = rng.uniform(0.1, 1.0, len(FEATURES)) * 100 / PRIOR
         joules = level * float((work * PRIOR)[:5].sum()) + rng.normal()
-        calibration.learn(work, joules, 2.0)
+        calibration.learn(Learnt(work, spread_of(work[np.newaxis])), joules, 2.0)
     return calibration.state
 
 
@@ -42,7 +42,7 @@ def test_what_was_saved_is_what_the_next_run_goes_on_from(tmp_path: Path) -> Non
     assert later.fit is not None
     assert state.fit is not None
     assert later.fit.joules == pytest.approx(state.fit.joules)
-    assert later.fit.error_joules == pytest.approx(state.fit.error_joules)
+    assert later.fit.constant_errors == pytest.approx(state.fit.constant_errors)
     assert later.state.is_fitted
 
 
@@ -115,9 +115,9 @@ def with_sums(**changed: Any) -> bytes:
         (b"{", "is no calibration"),
         (b'{"calibrations": 3}', "is no calibration"),
         (b'{"version": 3, "calibrations": []}', "version 3, expected 2 or 1"),
-        (with_sums(products=[1.0]), "not of 13 features"),
+        (with_sums(products=[1.0]), "not of 12 features"),
         (with_sums(rows=-1.0), "negative"),
-        (with_sums(squares=[[0.0, 9.0] + [0.0] * 11] + [[0.0] * 13] * 12), "squares"),
+        (with_sums(squares=[[0.0, 9.0] + [0.0] * 10] + [[0.0] * 12] * 11), "squares"),
     ],
 )
 def test_a_file_that_does_not_hold_is_refused_and_not_overwritten(
@@ -137,7 +137,7 @@ def test_a_file_of_the_first_version_is_shown_and_learnt_anew(
 ) -> None:
     found = document()
     sums = found["calibrations"][0]["sums"]
-    for name in ("form", "features"):
+    for name in ("form", "features", "spread", "square_window_joules"):
         del sums[name]
     sums["squares"] = [row[:5] for row in sums["squares"][:5]]
     for name in ("products", "work"):
@@ -158,16 +158,16 @@ def test_a_file_of_the_first_version_is_shown_and_learnt_anew(
 def test_the_form_in_use_is_saved_and_shown(tmp_path: Path) -> None:
     path = tmp_path / "fit.json"
     state = state_of("llama")
-    bent = replace(state, sums=replace(state.sums, form="mixed"))
+    bent = replace(state, sums=replace(state.sums, form="experts"))
     CalibrationFile(str(path), "vllm").save(bent)
     later = Calibration(saved=CalibrationFile(str(path), "vllm").by_model)
     later.serve("llama")
     assert later.fit is not None
-    assert later.fit.form == "mixed"
+    assert later.fit.form == "experts"
     path.write_bytes(encoded([saved_of(later.state, "vllm")]))
     shown = CliRunner().invoke(cli, ["calibrate", str(path)]).output
-    assert "form of the cost model: mixed" in shown
-    assert "mixed_step_joules" in shown
+    assert "form of the cost model: experts" in shown
+    assert "experts_16_joules" in shown
 
 
 def test_the_command_shows_constants_units_errors_and_trust(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_command_shows_constants_units_errors_and_trust(tmp_path: Path) -> N
     path.write_bytes(encoded([trusted, young]))
     shown = CliRunner().invoke(cli, ["calibrate", str(path)]).output
     assert "vllm, llama: trusted" in shown
-    assert "vllm, mistral: not trusted: 3 of 10 rows of load seen" in shown
+    assert "vllm, mistral: not trusted: 3 of 20 rows of load seen" in shown
     for unit in ("J per step", "J per prefill token", "J per KV token read"):
         assert unit in shown
     assert "+-" in shown

@@ -1,0 +1,266 @@
+"""Tokens that nobody saw come: of replies in one piece, and of orphans.
+
+Rule: a reply got one token for each of its sequences in every step up to its end, so
+its first token lies as many steps back as it has tokens. Those are the steps that
+streams beside it show; where none ran they are as long as the engine's steps are on
+average, by its own count of them, else by what replies in one piece took for their
+prompts and tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.steps import FloatArray, StepBook
+
+STEP_SECONDS = 0.02
+"""A decode step of an 8B model with some context, until a better figure is known."""
+
+MIN_STEP_SECONDS, MAX_STEP_SECONDS = 0.001, 0.5
+
+MAX_READS = 4096
+"""A longer whole reply is spread with several tokens at each stamp."""
+
+COUNTED, REPLIES = 64, 128
+"""So many seconds, and replies, are remembered."""
+ENOUGH_REPLIES = 12
+
+MISSING_STEPS = 1.5
+"""Room for so many between two that are seen: others are made up."""
+
+BUSY_ENOUGH = 0.5
+"""Part of a second in which somebody was there: else it tells little of a step."""
+
+
+class StepPace:
+    """How long the engine's steps are where none is seen."""
+
+    def __init__(self) -> None:
+        self._counted: deque[tuple[float, float, float]] = deque(maxlen=COUNTED)
+        """From, to, and the mean step in between."""
+        self._replies: deque[tuple[float, float, float]] = deque(maxlen=REPLIES)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was seen that tells it."""
+        return bool(self._counted) or len(self._replies) >= ENOUGH_REPLIES
+
+    def count(
+        self, start_seconds: float, end_seconds: float, steps: float, busy: float
+    ) -> None:
+        """The engine made so many steps; somebody was there for so many seconds."""
+        if steps > 0 and busy >= BUSY_ENOUGH * (end_seconds - start_seconds):
+            self._counted.append((start_seconds, end_seconds, _plausible(busy / steps)))
+
+    def between(self, start_seconds: float, end_seconds: float) -> StepClock:
+        """Steps counted over a stretch of time.
+
+        By the engine's own count of each second; where it tells none, or not yet, by
+        the second before, else by replies, else as assumed.
+        """
+        known = [one for one in self._counted if one[0] < end_seconds]
+        pace = known[-1][2] if known else self._by_replies()
+        inside = [one for one in known if one[1] > start_seconds]
+        instants, counts = [start_seconds], [0.0]
+
+        def advance(until_seconds: float, step_seconds: float) -> None:
+            seconds = until_seconds - instants[-1]
+            if seconds > 0:
+                counts.append(counts[-1] + seconds / step_seconds)
+                instants.append(until_seconds)
+
+        for begin, end, step_seconds in inside:
+            advance(min(begin, end_seconds), step_seconds)
+            advance(min(end, end_seconds), step_seconds)
+        advance(end_seconds, pace)
+        return StepClock(np.array(instants), np.array(counts))
+
+    def reply(self, prompt_tokens: float, steps: float, seconds: float) -> None:
+        """A reply in one piece took so long for its prompt and that many steps."""
+        self._replies.append((prompt_tokens, steps, seconds))
+
+    def _by_replies(self) -> float:
+        """Seconds a step, from the replies' lengths: the median of what prompts leave.
+
+        Of two replies with prompts alike, the longer one took longer by its steps:
+        the median slope of all pairs that differ (Theil and Sen).
+        """
+        if len(self._replies) < ENOUGH_REPLIES:
+            return STEP_SECONDS
+        table = np.array(self._replies)
+        steps, seconds = table[:, 1], table[:, 2]
+        one, two = np.triu_indices(len(table), 1)
+        apart = steps[two] - steps[one]
+        is_apart = np.abs(apart) >= max(np.ptp(steps) / 4, 1.0)
+        if not is_apart.any():
+            return STEP_SECONDS
+        slopes = (seconds[two] - seconds[one])[is_apart] / apart[is_apart]
+        return _plausible(float(np.median(slopes)))
+
+
+@dataclass(frozen=True, slots=True)
+class StepClock:
+    """How many steps passed up to each instant."""
+
+    instants: FloatArray
+    counts: FloatArray
+
+    def steps_between(self, starts: FloatArray, ends: FloatArray) -> FloatArray:
+        """How many passed in each span."""
+        passed = np.interp(ends, self.instants, self.counts)
+        return np.asarray(
+            passed - np.interp(starts, self.instants, self.counts), np.float64
+        )
+
+    def inside(self, start_seconds: float, end_seconds: float) -> FloatArray:
+        """Steps that end between two instants which are ends themselves."""
+        low, high = np.interp(
+            (start_seconds, end_seconds), self.instants, self.counts
+        ).tolist()
+        count = round(high - low)
+        if count < 2:
+            return np.empty(0)
+        at = low + (high - low) / count * np.arange(1, count)
+        return np.asarray(np.interp(at, self.counts, self.instants), np.float64)
+
+
+def _plausible(seconds: float) -> float:
+    return min(max(seconds, MIN_STEP_SECONDS), MAX_STEP_SECONDS)
+
+
+def spread_unstreamed(
+    timeline: RequestTimeline,
+    steps: StepBook,
+    starts: FloatArray,
+    log: TokenLog,
+    *,
+    pace: StepPace,
+    prompt_token_seconds: float,
+    settled_seconds: float,
+) -> None:
+    """Put the tokens of a reply that came in one piece where they may have been.
+
+    Where the engine told when it decoded, they are in that time. Where it told how
+    long it computed in all (TGI), the prompt has what the tokens' steps leave.
+    """
+    closed, output = timeline.closed_seconds, timeline.output_tokens
+    if closed is None or not output:
+        return
+    arrived, last = timeline.arrived_seconds, timeline.last_token_seconds
+    together, decode = timeline.inference_seconds, timeline.decode_seconds
+    earliest = arrived if together is None else max(closed - together, arrived)
+    prompt_tokens = (timeline.prompt_tokens or 0) - timeline.uncomputed_tokens
+    prompt = prompt_tokens * prompt_token_seconds
+    reads = min(max(output // timeline.sequences, 1), MAX_READS)
+    if decode is None and last is None and not pace.is_known:
+        whole = prompt + reads * STEP_SECONDS
+        decode = (closed - earliest) * (1 - prompt / whole)
+        if together is not None:
+            timeline.prefill_seconds = together - decode
+    if last is not None:  # a part has its place already
+        begin = min(last, closed)
+    elif decode is not None:
+        begin = max(closed - decode, arrived)
+    else:  # its prompt took some time, however many steps would have fitted
+        begin = min(earliest + prompt, closed)
+    clock = pace.between(begin, closed)
+    if last is None and not pace.is_known:  # then as many as it has tokens
+        clock = StepClock(np.array([begin, closed]), np.array([0.0, reads]))
+    candidates = step_ends(steps.steps.end_seconds, starts, begin, closed, clock)
+    if last is not None:
+        reads = len(candidates)
+    elif decode is not None:
+        candidates = np.concatenate(([begin], candidates))
+    else:
+        candidates = candidates[-reads:]
+        if together is not None:
+            timeline.prefill_seconds = float(candidates[0]) - earliest
+    place = np.linspace(0, len(candidates) - 1, reads)
+    stamps = candidates[np.rint(place).astype(np.int64)]
+    floor = np.nextafter(settled_seconds, np.inf)
+    timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
+
+
+GUESSED_TOKENS = 1000.0
+"""Length of a prompt that nobody has told yet."""
+
+
+def spread_so_far(
+    timeline: RequestTimeline,
+    steps: StepBook,
+    starts: FloatArray,
+    log: TokenLog,
+    *,
+    pace: StepPace,
+    prompt_token_seconds: float,
+    span: tuple[float, float],
+) -> None:
+    """Guess the tokens of a reply that has not come, in a span to be settled."""
+    begin, end = span
+    last = timeline.last_token_seconds
+    if last is None:
+        prompt_seconds = GUESSED_TOKENS * prompt_token_seconds
+        last = timeline.arrived_seconds + prompt_seconds
+    begin = max(begin, last)
+    if begin >= end:
+        return
+    clock = pace.between(begin, end)
+    stamps = step_ends(steps.steps.end_seconds, starts, begin, end, clock)[:-1]
+    if not len(stamps):
+        return
+    before = timeline.counted_tokens
+    for at_seconds in stamps.tolist():
+        log.add(at_seconds, timeline.key, float(timeline.sequences), before)
+        before += timeline.sequences
+    timeline.counted_tokens = before
+    if timeline.first_token_seconds is None:
+        timeline.first_token_seconds = float(stamps[0])
+    timeline.last_token_seconds = float(stamps[-1])
+
+
+def step_ends(
+    ends: FloatArray,
+    starts: FloatArray,
+    start_seconds: float,
+    end_seconds: float,
+    clock: StepClock,
+) -> FloatArray:
+    """Ends of steps in a stretch, the last at its end: those seen, and made up ones.
+
+    Steps are made up where none was under way. `starts` and `ends` are of those seen.
+    """
+    first = int(np.searchsorted(ends, start_seconds, side="right"))
+    stop = int(np.searchsorted(ends, end_seconds, side="left"))
+    seen, untils = ends[first:stop], np.append(starts[first:stop], end_seconds)
+    froms = np.concatenate(([start_seconds], seen))
+    parts = [seen, np.array([end_seconds])]
+    missing = clock.steps_between(froms, np.maximum(untils, froms))
+    for gap in np.flatnonzero(missing >= MISSING_STEPS).tolist():
+        made = clock.inside(float(froms[gap]), float(untils[gap]))
+        parts.append(made)
+    return np.unique(np.concatenate(parts))
+
+
+def spread_orphan(
+    timeline: RequestTimeline, steps: StepBook, log: TokenLog, *, step_seconds: float
+) -> None:
+    """A token at every step that a request got after its client had left.
+
+    They are not counted as output: nobody received them.
+    """
+    closed, until = timeline.closed_seconds, timeline.ran_on_seconds
+    if closed is None or until is None or timeline.first_token_seconds is None:
+        return
+    count = max(int((until - closed) / step_seconds), 1)
+    stamps = steps.snap(
+        np.linspace(closed, until, count + 1)[1:],
+        not_before=np.nextafter(closed, until),
+    )
+    before = timeline.counted_tokens
+    for stamp in np.unique(stamps).tolist():
+        log.add(stamp, timeline.key, float(timeline.sequences), before)
+        before += timeline.sequences

@@ -1,0 +1,212 @@
+"""Intervals and grades: wide where the sensor and the model differ, else narrow."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.attribution.interval import (
+    DOUBTS,
+    LEVEL,
+    Bounds,
+    ErrorScale,
+    ErrorTracker,
+    Evidence,
+    bounds_of,
+    doubts_of,
+    grade_of,
+    total_bounds,
+)
+from proxy.wire.events import RequestOpened, TokensReceived
+from tests.support.meter_scenes import Asked, events_of
+
+SURE = Evidence(is_cache_told=True, is_alone=True, has_counter=True, is_fitted=True)
+EXACT = ErrorScale(relative=0.0, typical_joules=10.0)
+
+
+def one_window(
+    joules: list[float],
+    *,
+    doubts: list[float] | None = None,
+    residual_joules: float = 0.0,
+    external_joules: float = 0.0,
+    unfitted: list[float] | None = None,
+    inferred: list[float] | None = None,
+) -> np.ndarray:
+    active = np.array(joules)
+    return doubts_of(
+        active,
+        inclusive_joules=active,
+        unfitted_joules=np.array(unfitted or joules),
+        inferred_joules=np.array(inferred or [0.0] * len(joules)),
+        doubts=np.array(doubts or [1.0] * len(joules)),
+        residual_joules=residual_joules,
+        external_joules=external_joules,
+        seconds=0.5,
+        began=np.ones(len(joules), bool),
+        ended=np.ones(len(joules), bool),
+    )
+
+
+def tracker_of(errors: np.ndarray, seed: int = 1) -> ErrorTracker:
+    """Windows of requests of 5 to 15 J, each off by a relative error of its own."""
+    rng = np.random.default_rng(seed)
+    tracker = ErrorTracker()
+    key = 0
+    for window in errors:
+        joules = rng.uniform(5.0, 15.0, len(window))
+        true = joules * (1 + window)
+        tracker.learn(
+            {"phase": float(joules.sum())},
+            float(true.sum()),
+            seconds=2.0,
+            keys=range(key, key + len(window)),
+            joules=joules,
+            doubts=np.ones(len(window)),
+        )
+        key += len(window)
+    return tracker
+
+
+@pytest.mark.parametrize("count", [2, 10, 100])
+@pytest.mark.parametrize("error", [0.02, 0.1, 0.4])
+def test_the_scale_is_that_of_one_request_however_many_share_a_window(
+    count: int, error: float
+) -> None:
+    errors = np.random.default_rng(5).normal(0.0, error, (60, count))
+    scale = tracker_of(errors).scale("phase")
+    assert scale.relative == pytest.approx(1.645 * 1.1 * error, rel=0.4)
+    assert scale.typical_joules == pytest.approx(10.8, rel=0.15)
+
+
+def test_before_the_first_window_the_interval_is_wide() -> None:
+    assert 0.3 < ErrorTracker().scale("phase").relative < 0.7
+
+
+def test_a_model_that_is_off_by_a_factor_is_no_error_of_requests() -> None:
+    tracker = ErrorTracker()
+    for window in range(40):
+        tracker.learn(
+            {"phase": 50.0},
+            150.0,
+            seconds=2.0,
+            keys=[window],
+            joules=np.array([150.0]),
+            doubts=np.ones(1),
+        )
+    assert tracker.scale("phase").relative < 0.01
+
+
+def test_who_is_alone_in_its_windows_has_all_of_their_joules() -> None:
+    scale = ErrorScale(relative=0.5, typical_joules=10.0)
+    alone = bounds_of(10.0, 10.0, one_window([10.0])[0], scale, edge_seconds=0.0)
+    among = bounds_of(10.0, 10.0, one_window([10.0] * 9)[0], scale, edge_seconds=0.0)
+    assert (alone.low_joules, alone.high_joules) == (10.0, 10.0)
+    assert among.low_joules < 6.0
+    assert among.high_joules > 14.0
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [
+        one_window([10.0, 10.0], residual_joules=8.0)[0],
+        one_window([10.0, 10.0], external_joules=20.0)[0],
+        one_window([10.0, 10.0], unfitted=[15.0, 5.0])[0],
+        one_window([10.0, 10.0], inferred=[8.0, 0.0])[0],
+    ],
+    ids=["residual", "external", "form", "inferred"],
+)
+def test_each_cause_of_doubt_widens_the_interval(wide: np.ndarray) -> None:
+    bounds = bounds_of(10.0, 10.0, wide, EXACT, edge_seconds=0.02)
+    assert bounds.low_joules < 9.5
+    assert bounds.high_joules > 10.5
+
+
+def test_the_edges_of_its_time_matter_more_to_a_short_request() -> None:
+    bounds = bounds_of(10.0, 10.0, one_window([10.0])[0], EXACT, edge_seconds=0.006)
+    # 20 W at two edges that are each off by 6 ms
+    half = 1.645 * 20.0 * 0.006 * 2**0.5
+    assert bounds.high_joules - 10.0 == pytest.approx(half, rel=1e-3)
+
+
+def test_the_sensors_accuracy_is_a_part_by_itself() -> None:
+    doubts = one_window([10.0])[0]
+    bounds = bounds_of(
+        10.0, 10.0, doubts, EXACT, edge_seconds=0.0, sensor_fraction=0.05
+    )
+    assert (bounds.low_joules, bounds.high_joules) == (9.5, 10.5)
+    assert bounds.half_fraction == 0.0
+
+
+@given(
+    joules=st.floats(0.1, 1e4),
+    published=st.floats(0.1, 1e4),
+    relative=st.floats(0.0, 2.0),
+    idle=st.floats(0.0, 1e3),
+)
+def test_the_published_joules_are_always_inside(
+    joules: float, published: float, relative: float, idle: float
+) -> None:
+    doubts = one_window([joules, joules])[0]
+    energy = published + idle
+    bounds = bounds_of(
+        energy, published, doubts, ErrorScale(relative, joules), edge_seconds=0.0
+    )
+    assert 0.0 <= bounds.low_joules <= energy * (1 + 1e-9)
+    assert bounds.high_joules >= energy * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_the_level_holds_where_the_headline_is_another_model(off: float) -> None:
+    scale = ErrorScale(relative=0.2, typical_joules=10.0)
+    doubts = one_window([10.0] * 1000)[0]
+    bounds = bounds_of(10.0 + off, 10.0 + off, doubts, scale, edge_seconds=0.0)
+    truth = NormalDist(mu=10.0, sigma=2.0 / NormalDist().inv_cdf(0.95))
+    inside = truth.cdf(bounds.high_joules) - truth.cdf(bounds.low_joules)
+    assert inside == pytest.approx(LEVEL, abs=0.01)
+
+
+def test_the_sum_of_all_requests_is_known_better_than_its_parts() -> None:
+    assert total_bounds(100.0, 0.0) == (100.0, 100.0)
+    low, high = total_bounds(100.0, 50.0, sensor_fraction=0.05)
+    assert low == pytest.approx(80.0)
+    assert high == pytest.approx(120.0)
+
+
+def grade(half: float, evidence: Evidence = SURE, timing: str = "timed") -> str:
+    bounds = Bounds(10.0 * (1 - half), 10.0 * (1 + half), half)
+    return grade_of(10.0, bounds, timing, evidence)
+
+
+def test_grades_follow_the_width() -> None:
+    found = [grade(half) for half in (0.01, 0.05, 0.06, 0.24, 0.26)]
+    assert found == ["good", "good", "fair", "fair", "poor"]
+
+
+@pytest.mark.parametrize("lacking", SURE.__slots__)
+def test_without_one_piece_of_evidence_nothing_is_good(lacking: str) -> None:
+    known = {name: name != lacking for name in SURE.__slots__}
+    assert grade(0.01, Evidence(**known)) == "fair"
+
+
+def test_no_window_leaves_no_doubt_and_no_width() -> None:
+    bounds = bounds_of(0.0, 0.0, np.zeros(DOUBTS), EXACT, edge_seconds=0.01)
+    assert (bounds.low_joules, bounds.high_joules) == (0.0, 0.0)
+
+
+def test_what_a_cache_held_is_known_only_if_someone_told() -> None:
+    timeline = EngineTimeline()
+    asked = [Asked(1.0, [2.0], cached=cached) for cached in (0, None)]
+    for event in events_of(asked):
+        if isinstance(event, RequestOpened):
+            timeline.open(event)
+        elif isinstance(event, TokensReceived):
+            timeline.receive(event)
+    told, untold = timeline.requests()
+    assert timeline.knows_cache_of(told)
+    assert not timeline.knows_cache_of(untold)
