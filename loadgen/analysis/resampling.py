@@ -96,7 +96,8 @@ class Quantile:
         last = np.searchsorted(groups, np.arange(width), side="right") - 1
         reached = np.cumsum(weights @ counts, axis=1)
         aims = self.fraction * reached[:, -1:] * (1 - 1e-12)
-        return values[last[np.argmax(reached >= aims, axis=1)]]
+        found: FloatArray = values[last[np.argmax(reached >= aims, axis=1)]]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ def test_few_blocks_give_a_figure_and_no_interval() -> None:
     made = sample(5, a=np.arange(1.0, 6.0))
     found = estimate(made, Ratio("a"))
     assert found is not None
-    assert (found.value, found.low) == (pytest.approx(3.0), None)
+    assert found.value == pytest.approx(3.0)
+    assert found.low is None
     moved = change(made, made, Ratio("a"), is_paired=True)
     assert moved is not None
     assert (moved.value, moved.low, moved.high) == (0.0, None, None)
