@@ -46,6 +46,8 @@ class Asked:
 def both_ways(folder: Path, dialect: str, *simulate: str) -> Iterator[Ways]:
     """Both as real processes; nothing is cached, so the second time is as the first."""
     simulated = ("--dialect", dialect, "--no-prefix-cache", *simulate)
+    if dialect == "vllm":
+        simulated += ("--enable-request-id-headers",)
     metered = ("--engine", dialect, "--idle-watts", "105", "--usage-event", "drop")
     with (
         simulating(folder, *simulated) as engine,

@@ -69,8 +69,18 @@ DATA_KEYS = re.compile(
 )
 """Objects whose keys are what was measured, and no names of ours: written as `*`."""
 
+FORMS = (
+    "drafted", "experts", "experts_drafted", "experts_overlapped", "overlapped",
+    "plain",
+)  # fmt: skip
 SOMETIMES: dict[str, Contract] = {
     "admin-api": {
+        "GET /calibration calibrations[].doubt": "null|string",
+        **{
+            f"GET /calibration calibrations[].form_errors.{form}": "number"
+            for form in FORMS
+        },
+        "GET /calibration calibrations[].reason": "null|string",
         "GET /books boundaries.*.unattributed_joules.*": "number",
         "GET /books unattributed_joules.*": "number",
         "GET /hardware engines.*.now[].throttle_reasons[]": "string",
