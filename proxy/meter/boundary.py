@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.steps import Steps
 from proxy.meter.activity.timeline import EngineTimeline
-from proxy.meter.activity.work import population_of
+from proxy.meter.activity.work import Population, population_of
 from proxy.meter.attribution.divide import (
     REST_SECONDS,
     Division,
@@ -170,6 +171,8 @@ class Boundary:
             min_window_seconds=config.window_seconds, wait_seconds=config.wait_seconds
         )
         """As of the last beat."""
+        self._give_up_seconds = self._deadlines.give_up_seconds
+        """From the end of a request; asked for with every one that waits."""
         self._stopped_seconds = math.inf
         self._blocked: tuple[RequestTimeline, Window] | None = None
         self._maybe_idle: deque[tuple[float, float, float, float]] = deque()
@@ -188,6 +191,8 @@ class Boundary:
         self._grade_requests = dict.fromkeys(GRADES, 0)
         self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
         self._errors = ErrorTracker()
+        self._is_fitted = False
+        """The constants are trusted, as of the last beat."""
         self._beside_others: set[int] = set()
         """Requests in a window in which somebody else was charged."""
         names = tuple(config.policies)
@@ -267,6 +272,7 @@ class Boundary:
         if not self.config.has_sensor:
             return
         self._deadlines = self.deadlines()
+        self._give_up_seconds = self._deadlines.give_up_seconds
         if self.settled_seconds == -math.inf:
             self._begin()
         if self.settled_seconds == -math.inf:
@@ -277,6 +283,7 @@ class Boundary:
                 self._learn_idle(now_seconds)
         self._learn_idle(now_seconds)
         self.curve.forget(self.settled_seconds)
+        self._is_fitted = self.calibration.state.is_fitted
 
     @property
     def straggler_seconds(self) -> float:
@@ -300,8 +307,10 @@ class Boundary:
             return not timeline.is_scheduled_exact or self._timeline.gauges.covers(
                 timeline.end_seconds, now_seconds
             )
-        give_up_seconds = closed_seconds + self._deadlines.give_up_seconds
-        return now_seconds > give_up_seconds or self._is_stop_over(now_seconds)
+        give_up_seconds = closed_seconds + self._give_up_seconds
+        return now_seconds > give_up_seconds or (
+            now_seconds > self._stopped_seconds and self._is_stop_over(now_seconds)
+        )
 
     def finish(self, timeline: RequestTimeline) -> RequestEnergy:
         """What a request that is done has cost; its entry is closed."""
@@ -423,7 +432,7 @@ class Boundary:
         start, end = window.start_seconds, window.end_seconds
         if timeline.awaits(end, now_seconds, self._asked.wait_seconds):
             return None
-        unknown = [each for each in among if not timeline.is_known(each, start, end)]
+        unknown = timeline.unknown(among, start, end)
         if unknown and now_seconds < end + self._asked.wait_seconds:
             self._blocked = unknown[0], window
             return None
@@ -512,9 +521,12 @@ class Boundary:
             unseen = self._timeline.unseen(start, end)
             policies = self.config.policies
             everybody = [*ran, *unseen.by_work, *unseen.by_time]
+            population = population_of(
+                everybody, let_in, _earliest_of(start, steps, starts)
+            )
             division = divide(
                 window,
-                population_of(everybody, let_in=let_in),
+                population,
                 steps,
                 starts,
                 idle_watts=self.idle.watts,
@@ -528,7 +540,13 @@ class Boundary:
                 timeline.scheduled_seconds is not None for timeline in among
             )
             closing = self._divided(
-                window, measured, ran, division, unseen.reasons, is_whole=is_whole
+                window,
+                measured,
+                ran,
+                population,
+                division,
+                unseen.reasons,
+                is_whole=is_whole,
             )
             if self._timeline.was_quiet(start - AFTERGLOW_SECONDS, end + EDGE_SECONDS):
                 worked = self._timeline.worked_until(start)
@@ -542,6 +560,7 @@ class Boundary:
         window: Window,
         measured: float,
         ran: Sequence[RequestTimeline],
+        population: Population,
         division: Division,
         reasons: Sequence[str],
         *,
@@ -549,9 +568,10 @@ class Boundary:
     ) -> Closing:
         """What a measured window posts; `is_whole`: its work is known.
 
-        `reasons` are why those that get no record are unattributed.
+        `ran` are the first of the `population`; `reasons` are why those that get no
+        record are unattributed.
         """
-        keys = [timeline.key for timeline in ran]
+        keys = population.keys[: len(ran)].tolist()
         calibration = self.calibration
         calibration.shared_because = self.shared_because
         calibration.may_lag = not self.curve.has_counter
@@ -584,7 +604,7 @@ class Boundary:
             idle_share_joules=division.idle_share_joules,
             idle_by_time_joules=division.idle_by_time_joules,
             policy_joules=division.policy_joules,
-            doubts=self._doubts(window, ran, division),
+            doubts=self._doubts(window, ran, population, division),
         )
 
     def _learn_costs(self) -> None:
@@ -609,6 +629,7 @@ class Boundary:
         self,
         window: Window,
         ran: Sequence[RequestTimeline],
+        population: Population,
         division: Division,
     ) -> FloatArray:
         """What the window adds to the intervals of those who ran in it."""
@@ -630,7 +651,7 @@ class Boundary:
                 predicted,
                 division.caused_joules,
                 seconds=end - start,
-                keys=[timeline.key for timeline in ran],
+                keys=population.keys[: len(ran)],
                 joules=active,
                 doubts=relative,
             )
@@ -645,7 +666,7 @@ class Boundary:
             external_joules=external,
             seconds=end - start,
             began=np.array([(t.scheduled_seconds or start) >= start for t in ran]),
-            ended=np.array([t.end_seconds <= end for t in ran]),
+            ended=population.end_seconds[: len(ran)] <= end,
         )
 
     @property
@@ -701,9 +722,13 @@ class Boundary:
 
     def _known_energy(self, timeline: RequestTimeline) -> RequestEnergy:
         key, ledger = timeline.key, self.ledger
-        by_policy, idle_share = ledger.entry(key)
-        active = dict(zip(ledger.policies, by_policy.sum(axis=1).tolist(), strict=True))
-        prefill, decode = by_policy[ledger.policies.index(ledger.headline)].tolist()
+        joules, idle_share = ledger.entry(key)
+        by_policy: list[list[float]] = joules.tolist()
+        active = {
+            name: prefill + decode
+            for name, (prefill, decode) in zip(ledger.policies, by_policy, strict=True)
+        }
+        prefill, decode = by_policy[ledger.policies.index(ledger.headline)]
         is_exact = (
             timeline.is_scheduled_exact
             and timeline.is_count_exact
@@ -757,8 +782,14 @@ class Boundary:
             is_alone=timeline.key not in self._beside_others
             and gauges.is_alive(timeline.end_seconds),
             has_counter=self.curve.has_counter,
-            is_fitted=self.calibration.state.is_fitted,
+            is_fitted=self._is_fitted,
         )
+
+
+def _earliest_of(start_seconds: float, steps: Steps, starts: FloatArray) -> float:
+    """Where the first step of a window began, if before it, else the window."""
+    first = int(steps.end_seconds.searchsorted(start_seconds, side="right"))
+    return min(start_seconds, float(starts[first:].min(initial=math.inf)))
 
 
 def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
@@ -779,7 +810,10 @@ def _doubt(timeline: RequestTimeline) -> float:
     if not timeline.is_streamed:
         return WHOLE_REPLY_DOUBT
     is_guessed = (
-        timeline.is_forced or timeline.has_preemption or not timeline.is_count_exact
+        timeline.is_forced
+        or timeline.has_preemption
+        or timeline.prompt_tokens is None
+        or timeline.output_tokens is None
     )
     return GUESSED_DOUBT if is_guessed else 1.0
 
@@ -794,23 +828,27 @@ EDGE_SECONDS = 0.05
 
 
 def too_late_to_cut(
-    end_seconds: float, timelines: Iterable[RequestTimeline]
+    end_seconds: float, timelines: Sequence[RequestTimeline]
 ) -> float | None:
     """When the engine went to work so shortly before an end that it has to move.
 
     None where the end is a good one. `timelines` are those that ran before it.
     """
     since_seconds = end_seconds - EDGE_SECONDS
-    busy_until_seconds = -float("inf")
-    late: list[tuple[float, float]] = []
+    late = [
+        (timeline.arrived_seconds, timeline.end_seconds)
+        for timeline in timelines
+        if since_seconds < timeline.arrived_seconds < end_seconds
+        and not timeline.is_refused
+    ]
+    if not late:
+        return None
+    busy_until_seconds = -math.inf
     for timeline in timelines:
-        began, ended = timeline.arrived_seconds, timeline.end_seconds
-        if timeline.is_refused or began >= end_seconds:
-            continue
-        if began > since_seconds:
-            late.append((began, ended))
-        else:
-            busy_until_seconds = max(busy_until_seconds, ended)
+        if timeline.arrived_seconds <= since_seconds and not timeline.is_refused:
+            busy_until_seconds = max(busy_until_seconds, timeline.end_seconds)
+            if busy_until_seconds == math.inf:
+                return None
     for began, ended in sorted(late):
         if began > busy_until_seconds:
             return began

@@ -75,6 +75,8 @@ class DeviceCurve:
         self._periods: deque[float] = deque(maxlen=64)
         self._polls: deque[float] = deque(maxlen=64)
         """Widths of the spans in which edges lie, seconds."""
+        self._edge_seconds: float | None = None
+        """As of the newest of them; asked for with every record."""
 
     def observe(
         self, at_seconds: float, joules: float | None, watts: float | None
@@ -135,7 +137,9 @@ class DeviceCurve:
 
         0 where power is integrated: then edges are the readings themselves.
         """
-        return median(self._polls) / math.sqrt(12) if self._polls else 0.0
+        if self._edge_seconds is None:
+            self._edge_seconds = median(self._polls or (0.0,)) / math.sqrt(12)
+        return self._edge_seconds
 
     @property
     def counter_power_ratio(self) -> float | None:
@@ -188,6 +192,7 @@ class DeviceCurve:
             self._total += joules - self._edge_joules
         self._edge_joules = joules
         self._polls.append(at_seconds - self._last_seconds)
+        self._edge_seconds = None
         middle = 0.5 * (self._last_seconds + at_seconds)
         self._add_point(middle)
 

@@ -238,7 +238,7 @@ class Ledger:
         total comes from the sensor, so a joule lost in between shows as residual.
         """
         if closing.keys:
-            slots = [self._slots[key] for key in closing.keys]
+            slots = np.array([self._slots[key] for key in closing.keys])
             self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
             self._idle_shares[slots] += closing.idle_share_joules
             if closing.doubts is not None:
@@ -249,7 +249,9 @@ class Ledger:
             )
             head = closing.policy_joules[self._head]
             posted = np.column_stack((head, closing.idle_share_joules))
-            np.add.at(self._class_joules, self._classes[slots], posted)
+            classes, rows = self._classes[slots], len(self._class_joules)
+            for column, joules in enumerate(posted.T):
+                self._class_joules[:, column] += np.bincount(classes, joules, rows)
             self._policy_totals += closing.policy_joules.sum(axis=1)
             self._totals[1:4] += posted.sum(axis=0)
         self._totals[0] = closing.measured_joules - self._opening_joules

@@ -123,7 +123,7 @@ class Meter:
         Raises KeyError for a reading of a boundary that is not metered, ValueError
         for a request whose key is in use.
         """
-        if isinstance(event, TokensReceived):
+        if isinstance(event, TokensReceived):  # first, as most are
             self._timeline.receive(event)
         elif isinstance(event, PowerSampled):
             self._sample(event)
@@ -286,6 +286,8 @@ class Meter:
         for key, request in list(self._ended.items()):
             self._finish(request, now_seconds)
             energies, since = request.energies, request.settled_at_seconds
+            if not energies:
+                continue  # no boundary has told yet
             if not request.is_handed_out and all(
                 name in energies or now_seconds >= since + wait
                 for name, wait in waits.items()

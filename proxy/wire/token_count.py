@@ -87,7 +87,8 @@ class TokenCount:
             else:
                 tokens = 0
             if cumulative is not None and self.has_running_usage:
-                tokens = max(int(cumulative - self.counted_tokens), 0)
+                grown = cumulative - self.counted_tokens
+                tokens = int(grown) if grown > 0 else 0
             else:
                 self.are_counts_exact = False
         self.counted_tokens += tokens

@@ -209,11 +209,14 @@ class GaugeLog:
                 return True
         return False
 
-    def will_tell(self, at_seconds: float, now_seconds: float) -> bool:
-        """Whether the next scrape will say if anybody was set aside by an instant."""
-        if self.covers(at_seconds, now_seconds):
-            return False
-        return self._seen[-1].has_preempted is not None
+    def will_tell_after_seconds(self, now_seconds: float) -> float:
+        """The next scrape says if anybody was set aside by any instant after this one.
+
+        inf: it will not tell, or there will be none.
+        """
+        if not self.is_alive(now_seconds) or self._seen[-1].has_preempted is None:
+            return float("inf")
+        return self._seen[-1].at_seconds
 
     def is_quiet(self, start_seconds: float, end_seconds: float) -> bool:
         """No scrape hints that the engine did anything in between."""

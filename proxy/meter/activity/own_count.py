@@ -127,16 +127,19 @@ def _reads(
     requests: Mapping[int, RequestTimeline],
 ) -> FloatArray:
     """Stamps and tokens as the engine counts them, shape (reads, 2)."""
-    unique, place = np.unique(keys, return_inverse=True)
-    scales = np.array(
-        [
-            1.0 if (one := requests.get(key)) is None else one.token_scale
-            for key in unique.tolist()
-        ],
-        np.float64,
+    scales = sorted(
+        (key, request.token_scale)
+        for key, request in requests.items()
+        if request.closed_seconds is not None and request.token_scale != 1.0
     )
-    scaled = tokens * scales[place] if len(keys) else tokens
-    return np.column_stack((seconds, scaled))
+    if scales:
+        scaled, scale = (
+            np.array([key for key, _ in scales], np.int64),
+            np.array([scale for _, scale in scales]),
+        )
+        place = np.minimum(np.searchsorted(scaled, keys), len(scaled) - 1)
+        tokens = tokens * np.where(scaled[place] == keys, scale[place], 1.0)
+    return np.column_stack((seconds, tokens))
 
 
 def _own(items: FloatArray, columns: _Columns) -> OwnTokens:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from statistics import median
 
@@ -86,7 +86,7 @@ class Seen:
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
         ends = self.steps.end_seconds
-        return int(np.searchsorted(ends, at_seconds, side="left"))
+        return int(ends.searchsorted(at_seconds, side="left"))
 
     def decoding_steps(self, first: int, stop: int) -> int:
         """How many steps of a range gave anybody a later token than the first."""
@@ -304,27 +304,33 @@ class PromptPlacement:
 def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill]:
     """Pauses whose steps are known and in which others took several; all are ticked
     off, as with long steps every token is a pause."""
-    pauses: list[tuple[RequestTimeline, Pause]] = []
+    pauses: list[Pause] = []
+    owners: list[RequestTimeline] = []
     for request in requests:
+        own = request.pauses
+        if not own:
+            continue
         # in order of time: those that end later are not touched
-        due = bisect_right(request.pauses, seen.end_seconds, key=itemgetter(1))
-        if due:
-            pauses += [(request, pause) for pause in request.pauses[:due]]
-            del request.pauses[:due]
+        due = len(own)
+        if own[-1][1] > seen.end_seconds:
+            due = bisect_right(own, seen.end_seconds, key=itemgetter(1))
+        pauses += own[:due]
+        owners += [request] * due
+        del own[:due]
     if not pauses:
         return []
-    bounds = np.array([pause[:2] for _, pause in pauses])
+    bounds = np.fromiter(chain.from_iterable(pauses), np.float64).reshape(-1, 3)
     ends = seen.steps.end_seconds
     first = np.searchsorted(ends, bounds[:, 0], side="right")
     last = np.searchsorted(ends, bounds[:, 1], side="left")
     is_due = last < len(seen.starts)
     is_long = is_due & (last - first >= MISSED_STEPS)
     for place in np.flatnonzero(~is_due).tolist()[::-1]:
-        request, pause = pauses[place]
-        request.pauses.insert(0, pause)
+        owners[place].pauses.insert(0, pauses[place])
     return [
         _Prefill(pause[1], request.arrived_seconds, request, pause)
-        for request, pause in (pauses[place] for place in np.flatnonzero(is_long))
+        for place in np.flatnonzero(is_long).tolist()
+        for request, pause in ((owners[place], pauses[place]),)
         if not seen.was_calm(*pause[:2])  # its reads were late
     ]
 
@@ -375,11 +381,11 @@ def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
         assert request.first_token_seconds is not None
         begin = request.first_token_seconds - prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
-        lowest = int(np.searchsorted(ends, begin, side="right"))
+        lowest = int(ends.searchsorted(begin, side="right"))
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:
             lowest += 1
         return min(lowest, last)
-    lowest = int(np.searchsorted(ends, begin, side="right"))
+    lowest = int(ends.searchsorted(begin, side="right"))
     if lowest < last and seen.starts[lowest] < begin:
         lowest += 1  # that step was under way: nobody joins a running step
     return min(lowest, last)

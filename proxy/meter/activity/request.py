@@ -17,16 +17,25 @@ class TokenLog:
     """Every read that bore tokens, of all requests, as compact columns.
 
     `before` is how many tokens the request had received before that read.
-    Rows arrive in any order; `take` hands them over and forgets them.
+    Rows arrive in any order; a `StepBook` takes them over. Each column has its own
+    `add_*`, as a call more for every token costs a tenth of reading it: a row is one
+    call of each.
     """
 
-    __slots__ = ("before", "keys", "seconds", "tokens")
+    __slots__ = (
+        "add_before", "add_key", "add_seconds", "add_tokens",
+        "before", "keys", "seconds", "tokens",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.seconds = array("d")
         self.keys = array("q")
         self.tokens = array("d")
         self.before = array("d")
+        self.add_seconds = self.seconds.append
+        self.add_key = self.keys.append
+        self.add_tokens = self.tokens.append
+        self.add_before = self.before.append
 
     def add(self, seconds: float, key: int, tokens: float, before: float) -> None:
         """One read of one request."""
@@ -40,6 +49,8 @@ class TokenLog:
         for column in (self.seconds, self.keys, self.tokens, self.before):
             del column[:]
 
+
+INFINITY = float("inf")
 
 PAUSE_SECONDS = 0.05
 """Longer between two tokens: look whether others went on meanwhile."""
@@ -132,33 +143,32 @@ class RequestTimeline(TokenCount):
             if update.phases is not None:
                 self._read_phases(update.phases)
             self.count(update)
-        if first is not None and at_seconds > first + self.patience_seconds:
-            self.is_told_late |= (prefill, cached_tokens) != (
-                self.prefill_seconds,
-                self.cached_tokens,
-            )
-        if before and self.cached_tokens != cached_tokens:
-            self.has_late_facts = True
+        if self.cached_tokens != cached_tokens or self.prefill_seconds != prefill:
+            if first is not None and at_seconds > first + self.patience_seconds:
+                self.is_told_late = True
+            if before and self.cached_tokens != cached_tokens:
+                self.has_late_facts = True
         tokens = self.counted_tokens - before
         if tokens > 0:
-            log.add(at_seconds, self.key, tokens, before)
+            log.add_seconds(at_seconds)
+            log.add_key(self.key)
+            log.add_tokens(tokens)
+            log.add_before(before)
             last = self.last_token_seconds
-            if last is None:
+            if last is None or first is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds
             elif at_seconds > last:
                 self.last_token_seconds = at_seconds
-                if at_seconds - last > PAUSE_SECONDS and tokens <= 1.0:
-                    self._maybe_pause(last, at_seconds, before)
+                gap_seconds = at_seconds - last
+                # long, also beside those before it: look at it once steps are known
+                if (
+                    gap_seconds > PAUSE_SECONDS
+                    and tokens <= 1
+                    and gap_seconds * (before - 1) >= UNUSUAL_GAPS * (last - first)
+                ):
+                    self.pauses.append((last, at_seconds, before))
             elif self.pauses and self.pauses[-1][1] == at_seconds:
                 del self.pauses[-1]  # several tokens came at once: they were hidden
-
-    def _maybe_pause(self, last_seconds: float, at_seconds: float, had: float) -> None:
-        """Note a gap that is long beside those before it; `had` tokens came before."""
-        assert self.first_token_seconds is not None
-        spent_seconds = last_seconds - self.first_token_seconds
-        gap_seconds = at_seconds - last_seconds
-        if gap_seconds * (had - 1.0) >= UNUSUAL_GAPS * spent_seconds:
-            self.pauses.append((last_seconds, at_seconds, had))
 
     def _read_phases(self, phases: PhaseSeconds) -> None:
         self.has_late_facts = self.is_streamed
@@ -313,7 +323,7 @@ class RequestTimeline(TokenCount):
     def end_seconds(self) -> float:
         """When it stopped running: last token, else the close; inf while open."""
         if self.closed_seconds is None or self.may_be_orphan:
-            return float("inf")
+            return INFINITY
         if self.ran_on_seconds is not None:
             return self.ran_on_seconds
         if self.last_token_seconds is not None and not self.is_unspread:

@@ -173,8 +173,20 @@ def _sorted_rows(log: TokenLog, until_seconds: float) -> Rows:
         rest = getattr(log, column)
         del rest[:]
         rest.extend(values[later].tolist())
+    rows = seconds[is_due], keys[is_due], tokens[is_due], before[is_due]
+    return rows if _is_sorted(*rows[:2]) else _sorted(rows)
+
+
+def _is_sorted(seconds: FloatArray, keys: IntArray) -> bool:
+    """Whether rows are by stamp, then request, each request once at a stamp."""
+    is_later = seconds[1:] > seconds[:-1]
+    is_next = (seconds[1:] == seconds[:-1]) & (keys[1:] > keys[:-1])
+    return bool((is_later | is_next).all())
+
+
+def _sorted(rows: Rows) -> Rows:
+    seconds, keys, tokens, before = rows
     order = np.lexsort((before, keys, seconds))
-    order = order[is_due[order]]
     return seconds[order], keys[order], tokens[order], before[order]
 
 
@@ -183,8 +195,7 @@ def _merge(left: Rows, right: Rows) -> Rows:
     keys = np.concatenate((left[1], right[1]))
     tokens = np.concatenate((left[2], right[2]))
     before = np.concatenate((left[3], right[3]))
-    order = np.lexsort((before, keys, seconds))
-    return seconds[order], keys[order], tokens[order], before[order]
+    return _sorted((seconds, keys, tokens, before))
 
 
 def _cut(steps: Steps, at: int) -> tuple[Steps, Rows]:

@@ -21,7 +21,7 @@ may have been: on the steps seen meanwhile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 
@@ -156,10 +156,9 @@ class EngineTimeline:
 
     def receive(self, event: TokensReceived) -> None:
         """Tokens came; for a request that is not open they are nobody's."""
-        timeline = self._requests.get(event.key)
+        timeline, at_seconds = self._requests.get(event.key), event.at_seconds
         if timeline is None or timeline.closed_seconds is not None:
             return
-        at_seconds = event.at_seconds
         if at_seconds <= self.settled_seconds:
             self.late_reads_total += 1
             at_seconds = math.nextafter(self.settled_seconds, math.inf)
@@ -224,7 +223,9 @@ class EngineTimeline:
             timeline
             for timeline in self.requests()
             if timeline.arrived_seconds < end_seconds
-            and timeline.end_seconds > start_seconds
+            and (
+                timeline.closed_seconds is None or timeline.end_seconds > start_seconds
+            )
         ]
 
     def requests(self) -> list[RequestTimeline]:
@@ -235,27 +236,64 @@ class EngineTimeline:
         self, timeline: RequestTimeline, start_seconds: float, end_seconds: float
     ) -> bool:
         """Whether all that the request did in between is known by now."""
+        return not self.unknown((timeline,), start_seconds, end_seconds)
+
+    def unknown(
+        self,
+        requests: Iterable[RequestTimeline],
+        start_seconds: float,
+        end_seconds: float,
+    ) -> list[RequestTimeline]:
+        """Those of whom not all that they did in between is known by now."""
         if end_seconds <= self.settled_seconds:
-            return True  # nothing that comes changes it
+            return []  # nothing that comes changes it
         until_seconds = self.until_seconds
-        first, last = timeline.first_token_seconds, timeline.last_token_seconds
+        asked_seconds = self.gauges.will_tell_after_seconds(self._now_seconds)
+        found: list[RequestTimeline] = []
+        for timeline in requests:  # in one loop, as there are many of them
+            first = timeline.first_token_seconds
+            if timeline.pauses and self._has_open_pause(
+                timeline, start_seconds, end_seconds, asked_seconds
+            ):
+                is_known = False
+            elif (closed := timeline.closed_seconds) is not None:
+                is_known = (
+                    not (timeline.may_be_orphan and closed < end_seconds)
+                    and not timeline.is_unspread
+                    and (closed if first is None else first) <= until_seconds
+                )
+            else:
+                last = timeline.last_token_seconds
+                is_known = (
+                    first is not None
+                    and last is not None
+                    and last >= end_seconds
+                    and first <= until_seconds
+                    and timeline.is_exact_so_far
+                    and not (start_seconds < first and self._awaits_facts(timeline))
+                )
+            if not is_known:
+                found.append(timeline)
+        return found
+
+    def _has_open_pause(
+        self,
+        timeline: RequestTimeline,
+        start_seconds: float,
+        end_seconds: float,
+        asked_seconds: float,
+    ) -> bool:
+        """Whether it may have been set aside; of pauses that end after `asked_seconds`
+        the next scrape will tell."""
+        until_seconds = self.until_seconds
         for stop, go, _ in reversed(timeline.pauses):  # in order of time
-            if stop < end_seconds and (go > until_seconds or self._is_asked(stop, go)):
-                return False
+            if stop < end_seconds and (
+                go > until_seconds or (go > asked_seconds and self._is_asked(stop, go))
+            ):
+                return True
             if go <= until_seconds and stop < start_seconds:
                 break
-        closed = timeline.closed_seconds
-        if closed is not None:
-            if timeline.may_be_orphan and closed < end_seconds:
-                return False
-            if timeline.is_unspread:
-                return False
-            return (closed if first is None else first) <= until_seconds
-        if first is None or last is None or not timeline.is_exact_so_far:
-            return False
-        if start_seconds < first and self._awaits_facts(timeline):
-            return False
-        return first <= until_seconds and last >= end_seconds
+        return False
 
     def is_cut_seen(
         self, end_seconds: float, among: Iterable[RequestTimeline], now_seconds: float
@@ -662,7 +700,7 @@ class EngineTimeline:
         In order of completion, up to the first that still waits for facts: it, and
         those after it, are only placed if they were there, as then they must be.
         """
-        until_seconds = max(self._needed(end_seconds, among), default=-math.inf)
+        until_seconds = self._needed_until(end_seconds, among)
         if until_seconds == -math.inf:
             return
         present = {timeline.key for timeline in among}
@@ -688,18 +726,20 @@ class EngineTimeline:
         )
         self._placement.place(due, seen, paused)
 
-    def _needed(
+    def _needed_until(
         self, end_seconds: float, among: Iterable[RequestTimeline]
-    ) -> Iterator[float]:
-        """When the prompts were done that may have run before an instant."""
+    ) -> float:
+        """When the last prompt was done that may have run before an instant."""
+        last = -math.inf
         for timeline in among:
             for stop, go, _ in timeline.pauses:
-                if stop < end_seconds and go <= self.until_seconds:
-                    yield go
+                if stop < end_seconds and last < go <= self.until_seconds:
+                    last = go
             if timeline.scheduled_seconds is None:
                 completed = self._completed_seconds(timeline)
-                if completed is not None:
-                    yield completed
+                if completed is not None and completed > last:
+                    last = completed
+        return last
 
     def _completed(self, until_seconds: float) -> list[tuple[float, RequestTimeline]]:
         """Those without a place whose prompts were done by an instant, in order."""
@@ -713,13 +753,11 @@ class EngineTimeline:
         return sorted(found, key=itemgetter(0))
 
     def _is_asked(self, stop_seconds: float, go_seconds: float) -> bool:
-        """Whether the next scrape says if a pause was one; most are too short."""
-        if not self.gauges.will_tell(go_seconds, self._now_seconds):
-            return False
+        """Whether a scrape is worth waiting for to say if a pause was one."""
         self._absorb(self._now_seconds)
         ends = self._book.steps.end_seconds
-        first = np.searchsorted(ends, stop_seconds, side="right")
-        last = np.searchsorted(ends, go_seconds, side="left")
+        first = ends.searchsorted(stop_seconds, side="right")
+        last = ends.searchsorted(go_seconds, side="left")
         return bool(last - first >= MISSED_STEPS)
 
     def _completed_seconds(self, timeline: RequestTimeline) -> float | None:

@@ -11,10 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from proxy.meter.activity.external import ExternalWork
-from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.request import INFINITY, RequestTimeline
 from proxy.meter.activity.shares import (
     MIXED,
     REACH,
@@ -23,7 +22,7 @@ from proxy.meter.activity.shares import (
     beside_prompts,
     reach_shares,
 )
-from proxy.meter.activity.steps import FloatArray, IntArray, Steps
+from proxy.meter.activity.steps import BoolArray, FloatArray, IntArray, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +57,56 @@ class Population:
     """Shape (rows, 4), see `OutputRow`."""
 
 
-INFINITY = float("inf")
+MAX_CELLS = 16
+"""Cells by read of a table of requests and steps; a larger one is slower than none."""
 
 
 def population_of(
-    requests: Sequence[RequestTimeline], let_in: Collection[int] = ()
+    requests: Sequence[RequestTimeline],
+    let_in: Collection[int] = (),
+    since_seconds: float = -INFINITY,
 ) -> Population:
     """Columns of requests that come in order of their keys.
 
     Those `let_in` have no place yet and count as running since they arrived.
+    Prefill rows and stalls that end by `since_seconds` are left out.
     """
     rows = [
         (position, start, end, tokens)
         for position, request in enumerate(requests)
         for start, end, tokens in request.prefill_rows
+        if end > since_seconds
     ]
     table = np.array(rows, np.float64).reshape(len(rows), 4)
     stalls = np.array(
         [
             (position, began, ended)
             for position, request in enumerate(requests)
+            if request.stalls
             for began, ended in request.stalls
+            if ended > since_seconds
         ],
         np.float64,
     ).reshape(-1, 3)
-    columns = np.array(
-        [
-            (
-                request.arrived_seconds,
-                request.arrived_seconds
-                if request.key in let_in
-                else _or_inf(request.scheduled_seconds),
-                _or_inf(request.first_token_seconds),
-                request.end_seconds,
-                request.estimated_prompt_tokens,
-                request.uncomputed_tokens,
-                request.token_scale,
-                request.sequences,
-            )
-            for request in requests
-        ],
-        np.float64,
-    ).reshape(len(requests), 8)
+    keys = [request.key for request in requests]
+    cells: list[float] = []
+    for key, request in zip(keys, requests, strict=True):
+        is_open = request.closed_seconds is None
+        scheduled = request.scheduled_seconds
+        first = request.first_token_seconds
+        if key in let_in:
+            scheduled = request.arrived_seconds
+        cells += (
+            request.arrived_seconds,
+            INFINITY if scheduled is None else scheduled,
+            INFINITY if first is None else first,
+            INFINITY if is_open else request.end_seconds,
+            request.estimated_prompt_tokens,
+            request.uncomputed_tokens,
+            1.0 if is_open else request.token_scale,
+            request.sequences,
+        )
+    columns = np.array(cells, np.float64).reshape(len(requests), 8)
     output = [
         (position, *row)
         for position, request in enumerate(requests)
@@ -108,7 +115,7 @@ def population_of(
     ]
     unseen = np.array(output, np.float64).reshape(len(output), 5)
     return Population(
-        np.array([request.key for request in requests], np.int64),
+        np.array(keys, np.int64),
         arrived_seconds=columns[:, 0],
         scheduled_seconds=columns[:, 1],
         first_token_seconds=columns[:, 2],
@@ -125,10 +132,6 @@ def population_of(
         work_request=unseen[:, 0].astype(np.int64),
         work_rows=unseen[:, 1:],
     )
-
-
-def _or_inf(seconds: float | None) -> float:
-    return INFINITY if seconds is None else seconds
 
 
 def busy_seconds_until(
@@ -319,9 +322,32 @@ def _shared(
         of_step = _sum_by(step, read, len(kept))
         put(MIXED, (of_step * taken)[row_step], read * kept[step])
     of_sequence, of_prompt = reach_shares(players)
+    decodes = _sum_by_step(reads.request, step, rows * parts, of_sequence, count)
     for column, name in enumerate(REACH):
-        put(name, of_prompt[:, column], rows * of_sequence[step, column])
+        put(name, of_prompt[:, column], None)
+        found[:, 1, SHARED.index(name)] = decodes[:, column]
     return found
+
+
+def _sum_by_step(
+    request: IntArray,
+    step: IntArray,
+    values: FloatArray,
+    of_step: FloatArray,
+    count: int,
+) -> FloatArray:
+    """Sum of the values of each request, times each column of what its step has.
+
+    `of_step` is shape (steps, columns), the result (requests, columns).
+    """
+    width = len(of_step)
+    if count * width > MAX_CELLS * len(values):  # few requests in each of many steps
+        columns = [
+            _sum_by(request, values * column[step], count) for column in of_step.T
+        ]
+        return np.stack(columns, axis=1)
+    cells = np.bincount(request * width + step, values, count * width)
+    return np.asarray(cells.reshape(count, width) @ of_step, dtype=np.float64)
 
 
 def _often(count: int, reads: _Reads) -> FloatArray:
@@ -434,9 +460,10 @@ def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Read
     keys = steps.keys[low:high]
     request = np.searchsorted(population.keys, keys)
     request = np.minimum(request, max(len(population.keys) - 1, 0))
-    is_known = np.zeros(len(keys), np.bool_)
+    found = np.zeros(len(keys), np.bool_)
     if len(population.keys):
-        is_known = population.keys[request] == keys
+        found = population.keys[request] == keys
+    is_known = slice(None) if found.all() else found  # the usual case copies nothing
     request = request[is_known]
     step = np.repeat(
         np.arange(stop - first), np.diff(steps.first_row[first : stop + 1])
@@ -461,7 +488,7 @@ def _presence(
     request: IntArray,
     step: IntArray,
     stamps: FloatArray,
-    with_first: NDArray[np.bool_],
+    with_first: BoolArray,
     tokens_each: FloatArray,
 ) -> FloatArray:
     """How often a request was read in a step, put on one of the reads.
@@ -470,9 +497,12 @@ def _presence(
     and no step is counted without a token for each sequence: parallel ones may come
     one by one or together. The first stamp is the prefill's.
     """
+    presence = np.zeros(len(stamps))
+    if not _has_repeats(request, step):
+        presence[~with_first] = 1.0
+        return presence
     order = np.lexsort((stamps, request, step))
     order = order[~with_first[order]]
-    presence = np.zeros(len(stamps))
     if not len(order):
         return presence
     is_new = np.ones(len(order), np.bool_)
@@ -484,6 +514,16 @@ def _presence(
     tokens = np.add.reduceat(tokens_each[order], places)
     presence[order[is_new]] = np.maximum(np.rint(np.minimum(reads, tokens)), 1.0)
     return presence
+
+
+def _has_repeats(request: IntArray, step: IntArray) -> bool:
+    """Whether a request may have been read more than once in some step."""
+    if not len(request):
+        return False
+    width = int(request.max()) + 1
+    if (int(step.max()) + 1) * width > MAX_CELLS * len(request):
+        return True
+    return bool(np.bincount(step * width + request).max() > 1)
 
 
 def _prefill_rows(

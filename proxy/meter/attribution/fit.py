@@ -697,7 +697,9 @@ def _fitted(
     drawn = products + np.diag(ridge) * level * form.usual
     ratios = nonnegative_least_squares(squares + ridge, drawn, free)
     covariance = variance * np.linalg.inv(squares + ridge)
-    errors = np.sqrt(np.diag(covariance))
+    errors = np.sqrt(
+        np.maximum(np.diag(covariance), 0.0)
+    )  # rounding, where nearly singular
     # until stretches were predicted: four rows have half of one row's relative noise
     misfit = 0.5 * float(np.sqrt(variance)) / mean_joules if missed is None else missed
     by_feature = matrix @ ratios * PRIOR

@@ -137,7 +137,7 @@ class ErrorTracker:
         caused_joules: float,
         *,
         seconds: float,
-        keys: Sequence[int],
+        keys: Sequence[int] | IntArray,
         joules: FloatArray,
         doubts: FloatArray,
     ) -> Mapping[str, float]:
