@@ -318,8 +318,9 @@ def hub_chat_stream(make: Any, model: str, tokens: int, **more: Any) -> Heard:
 
 
 def hub_generate(make: Any, model: str, tokens: int, **more: Any) -> Heard:
+    more |= {"return_full_text": False}  # TGI's own route repeats the prompt else
     reply = make().text_generation(PROMPT, max_new_tokens=tokens, **more)
-    if not more:
+    if not more.get("details"):
         return Heard(reply)
     return of_details(reply.generated_text, reply.details)
 

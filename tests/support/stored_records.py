@@ -15,7 +15,7 @@ def record(sequence: int, request_id: str | None = None) -> RequestRecord:
         last_token_seconds=3.0, finished_seconds=3.125, prompt_tokens=1000,
         cached_tokens=16, output_tokens=sequence,
         energy=RequestEnergy(
-            20.1, 30.2, 5.3, 55.6, "phase", "exact", {"phase": 50.3, "equal": 47.11}
+            20.1, 30.2, 5.3, 55.6, "phase", "timed", {"phase": 50.3, "equal": 47.11}
         ),
         engine="vllm",
     )  # fmt: skip

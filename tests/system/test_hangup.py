@@ -29,6 +29,7 @@ def test_a_run_whose_terminal_went_away_has_its_summary(
     folder = tmp_path / "run"
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under a shell, not nohup
         os.environ["PYTHONPATH"] = str(ROOT)
         os.execv(
             sys.executable,

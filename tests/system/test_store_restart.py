@@ -234,6 +234,6 @@ def test_a_store_of_a_newer_version_is_refused_in_one_line(
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "metering-proxy: the store has schema version 99, newer than this program's 4; "
+        "metering-proxy: the store has schema version 99, newer than this program's 5; "
         "upgrade servewatt, or name another --store"
     ]

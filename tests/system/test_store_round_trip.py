@@ -42,6 +42,7 @@ def test_a_record_reads_the_same_from_memory_and_database(url: URL) -> None:
     assert shown["energy"] == {
         "prefill_joules": 20.1, "decode_joules": 30.2, "idle_share_joules": 5.3,
         "energy_joules": 55.6, "policy": "phase", "quality": "exact",
+        "timing": "timed", "grade": "unknown",
         "policy_joules": {"phase": 50.3, "equal": 47.11},
     }  # fmt: skip
     assert shown["arrived_unix_seconds"] == 1.7e9 + 0.123456 + 1.25

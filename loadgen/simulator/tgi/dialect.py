@@ -243,6 +243,8 @@ def read_chat(
     words = [word for message in messages for word in words_of(_content(message))]
     asked = _count(fields, "max_tokens")
     asked = _count(fields, "max_completion_tokens") if asked is None else asked
+    if fields.get("temperature") == 0:  # the router takes it for greedy decoding
+        fields = {name: v for name, v in fields.items() if name != "temperature"}
     _check_sampling(fields)
     seed = _count(fields, "seed")
     key = _text_key(request_id, True, seed, [words], fields)
