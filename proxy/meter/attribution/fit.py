@@ -14,6 +14,7 @@ being the better guess, and the reason is told.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -735,6 +736,8 @@ def _condition(squares: FloatArray) -> float:
     """Condition of the matrix with unit columns; work that never came is left out."""
     lengths = np.sqrt(np.maximum(np.diag(squares), 0.0))  # rounding may be below 0
     came = np.flatnonzero(lengths > 0)
+    if not len(came):
+        return math.inf
     units = squares[np.ix_(came, came)] / np.outer(lengths[came], lengths[came])
     return float(np.linalg.cond(units))
 
