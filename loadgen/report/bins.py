@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Sequence
 
-import jinja2
 import msgspec
 import rich.box
 from markupsafe import Markup
@@ -17,6 +16,7 @@ from rich.text import Text
 from loadgen.analysis.bins import Bin, BinTable
 from loadgen.report import charts
 from loadgen.report import format as fmt
+from loadgen.report.html import templates
 
 ABOUT = {
     "paper": "edges as printed in Fernandez et al. 2025, 4.1",
@@ -63,13 +63,6 @@ def to_csv(table: BinTable) -> str:
 
 def page(name: str, table: BinTable, *, is_simulated: bool = False) -> str:
     """A page of its own: the joint distribution, and of a run joules by bin."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loadgen", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = {
         "Requests": _heatmap(table, "requests", [row.requests for row in table.bins])
     }
@@ -82,14 +75,18 @@ def page(name: str, table: BinTable, *, is_simulated: bool = False) -> str:
             "Energy per output token": _heatmap(table, "per token", per_token, "J"),
             "End-to-end latency, p50": _heatmap(table, "latency", latency, "s"),
         }
-    return environment.get_template("bins.html").render(
-        name=name,
-        table=table,
-        facts=facts(table),
-        is_simulated=is_simulated,
-        charts={title: Markup(svg) for title, svg in drawn.items()},
-        columns=_columns(table),
-        rows=[_cells(row, is_run=table.is_run) for row in table.bins],
+    return (
+        templates()
+        .get_template("bins.html")
+        .render(
+            name=name,
+            table=table,
+            facts=facts(table),
+            is_simulated=is_simulated,
+            charts={title: Markup(svg) for title, svg in drawn.items()},
+            columns=_columns(table),
+            rows=[_cells(row, is_run=table.is_run) for row in table.bins],
+        )
     )
 
 

@@ -49,11 +49,9 @@ def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
     write_whole(path, render_html(summary, results).encode())
 
 
-def render_html(summary: Summary, results: Iterable[Result]) -> str:
-    """The page of one run; `results` are its records, read once."""
-    window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
-    samples = Samples(window, summary.window.run_seconds).add_all(results)
-    environment = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """The pages' templates; whatever is put into them is shown as text."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("loadgen", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -61,6 +59,13 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_html(summary: Summary, results: Iterable[Result]) -> str:
+    """The page of one run; `results` are its records, read once."""
+    window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
+    samples = Samples(window, summary.window.run_seconds).add_all(results)
+    environment = templates()
     environment.filters |= {
         "joules": fmt.joules, "seconds": fmt.seconds, "watts": fmt.watts,
         "percent": fmt.percent, "count": fmt.count, "digits": fmt.digits,

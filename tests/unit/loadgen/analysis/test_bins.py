@@ -162,6 +162,7 @@ def test_the_page_is_whole_and_names_from_outside_are_text() -> None:
     assert page.tags.count("svg") == 4
     assert "script" not in page.tags
     assert "SIMULATED" in written
+    assert "\u202e" not in shown.page("run\u202e", table)
 
 
 def test_the_csv_has_a_row_per_bin() -> None:
