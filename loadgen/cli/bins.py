@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadgen.errors import LoadgenError, RunError, UsageError
+from loadgen.cli.output import write_output
+from loadgen.errors import RunError, UsageError
 from loadgen.traces.readers import READERS
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
@@ -57,27 +58,28 @@ def bins(
     """
     import msgspec
 
-    from loadgen.analysis.bins import Edges, bin_table, edges_of, parse_edges
+    from loadgen.analysis.bins import bin_table, edges_of, parse_edges
     from loadgen.report import bins as shown
     from loadgen.report.console import console
 
     lengths, is_simulated = read_lengths(path, format)
     if not len(lengths):
         raise UsageError(f"{path}: {_TEXT_ONLY}")
-    chosen = edges_of(edges, lengths)
+    chosen = named = edges_of(edges, lengths)
     if input_edges is not None:
         chosen = chosen._replace(input_tokens=parse_edges("--input-edges", input_edges))
     if output_edges is not None:
         chosen = chosen._replace(
             output_tokens=parse_edges("--output-edges", output_edges)
         )
-    is_given = chosen != edges_of(edges, lengths)
-    table = bin_table("given" if is_given else edges, Edges(*chosen), lengths)
+    table = bin_table(edges if chosen == named else "given", chosen, lengths)
     name = path.name or str(path)
     if csv_path is not None:
-        _write(csv_path, shown.to_csv(table))
+        write_output(csv_path, shown.to_csv(table).encode())
     if html_path is not None:
-        _write(html_path, shown.page(name, table, is_simulated=is_simulated))
+        write_output(
+            html_path, shown.page(name, table, is_simulated=is_simulated).encode()
+        )
     if as_json:
         echo_json(msgspec.json.encode(table))
         return
@@ -106,13 +108,3 @@ def read_lengths(path: Path, format: str | None) -> tuple[Lengths, bool]:
         raise RunError(f"{path} is not a run folder: it has no {REQUESTS}")
     lengths = lengths_of_run(read_results(path / REQUESTS))
     return lengths, load_run(path).simulated
-
-
-def _write(path: Path, text: str) -> None:
-    from proxy.process.files import write_whole
-
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise LoadgenError(f"cannot write {path}: {reason}") from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loadgen.cli.output import write_output
 from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
@@ -99,7 +100,7 @@ def _show(found: Sequence[Comparison], form: str, out: Path | None) -> None:
             return
         with shown.capture() as capture:
             shown.print(comparison.render(found))
-        _write(out, click.unstyle(capture.get()).encode())
+        write_output(out, click.unstyle(capture.get()).encode())
         return
     writers: dict[str, Callable[[Sequence[Comparison]], str]] = {
         "csv": comparison.to_csv,
@@ -117,7 +118,7 @@ def _show(found: Sequence[Comparison], form: str, out: Path | None) -> None:
     if out is None:
         echo(text.rstrip("\n"))
         return
-    _write(out, text.encode())
+    write_output(out, text.encode())
 
 
 def _write_parquet(found: Sequence[Comparison], out: Path) -> None:
@@ -142,14 +143,4 @@ def _write_parquet(found: Sequence[Comparison], out: Path) -> None:
     )
     written = io.BytesIO()
     pyarrow.parquet.write_table(table, written)
-    _write(out, written.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    from proxy.process.files import write_whole
-
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise LoadgenError(f"cannot write {path}: {reason}") from None
+    write_output(out, written.getvalue())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from rich import box
@@ -104,7 +104,14 @@ def columns(
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Tables for a pull request or a README."""
-    return _document(comparisons, _markdown_row, _markdown_rule, "\n", "- {}")
+    parts = []
+    for comparison in comparisons:
+        parts += [f"**{_markdown(title(comparison))}**", "", _markdown_row(HEADS)]
+        parts.append("|---|" + "---:|" * (len(HEADS) - 2) + "---|")
+        parts += [*(_markdown_row(cells) for cells in rows(comparison)), ""]
+        parts += [f"- {_markdown(line)}" for line in notes(comparison)]
+        parts.append("\n")
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def to_latex(comparisons: Sequence[Comparison]) -> str:
@@ -119,28 +126,8 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _document(
-    comparisons: Sequence[Comparison],
-    row: Callable[[Sequence[str]], str],
-    rule: Callable[[int], str],
-    between: str,
-    note: str,
-) -> str:
-    parts = []
-    for comparison in comparisons:
-        parts += [f"**{_markdown(title(comparison))}**", "", row(HEADS)]
-        parts += [rule(len(HEADS)), *(row(cells) for cells in rows(comparison)), ""]
-        parts += [note.format(_markdown(line)) for line in notes(comparison)]
-        parts.append(between)
-    return "\n".join(parts).rstrip() + "\n"
-
-
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
-
-
-def _markdown_rule(count: int) -> str:
-    return "|---|" + "---:|" * (count - 2) + "---|"
 
 
 def _markdown(text: str) -> str:
