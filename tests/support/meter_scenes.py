@@ -121,6 +121,11 @@ def play(meter: Fed, events: Iterable[Event]) -> None:
         meter.feed(event)
 
 
+def ticks(start: float, until: float, every: float = 0.02) -> list[float]:
+    """Instants of tokens, evenly apart."""
+    return [start + every * n for n in range(round((until - start) / every) + 1)]
+
+
 def settled_on_beat(
     meter: Meter, events: Iterable[Event], *, beat: float, until: float
 ) -> list[RequestRecord]:

@@ -24,15 +24,12 @@ from tests.support.meter_scenes import (
     events_of,
     in_order,
     settled_on_beat,
+    ticks,
 )
 from tests.support.profiles import examples
 
 WATTS, IDLE_WATTS = 300.0, 50.0
 GIVEN = MeterConfig(idle_watts=IDLE_WATTS)
-
-
-def ticks(start: float, until: float, every: float = 0.02) -> list[float]:
-    return [start + every * n for n in range(round((until - start) / every) + 1)]
 
 
 def met(
