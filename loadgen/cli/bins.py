@@ -21,7 +21,7 @@ Examples:
   loadgen bins traces/azure-conv.jsonl
   loadgen bins traces/azure-conv.jsonl --edges percentile --html bins.html
   loadgen bins runs/20260101T120000-azure-conv --csv bins.csv
-  loadgen bins traces/azure-code.jsonl --input-edges 512,2048,8192 --output-edges 16,256
+  loadgen bins traces/azure-code.jsonl --input-edges 512,2048
 """
 _TEXT_ONLY = (
     "no request has both lengths known: prompts that are text are the engine's to "
