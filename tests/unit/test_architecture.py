@@ -17,7 +17,7 @@ ROOMS = {
     ],
     "loadgen": [
         "errors", "traces", "plan", "results", "client", "replay", "energy",
-        "analysis", "report", "simulator", "run", "cli",
+        "analysis", "report", "simulator", "run", "studies", "cli",
     ],
 }  # fmt: skip
 """The stages of the walk: a room imports only from itself and from those before it."""
