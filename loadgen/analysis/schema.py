@@ -89,6 +89,13 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     joules_per_output_token: float | None = None
     joules_per_total_token: float | None = None
     measured_joules_per_output_token: float | None = None
+    output_tokens_per_joule: float | None = None
+    """Of all measured joules."""
+    good_requests_per_joule: float | None = None
+    """Goodput per watt: requests within every --goodput limit over all measured
+    joules."""
+    energy_delay_joule_seconds: float | None = None
+    """Energy-delay product, the mean over requests of joules times latency."""
     failed_request_joules: float | None = None
     mean_watts: float | None = None
     joined_joules: float | None = None
@@ -162,8 +169,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Due in the window."""
     sent: int
     dropped: int
+    asked_per_second: float | None = None
+    """The rate that was asked for, or else the plan's own; null when all at once."""
     offered_per_second: float | None
+    """The rate of the planned starts, as chance and think times made it."""
     achieved_per_second: float | None
+    """The rate at which requests really left."""
     lag_ms: Lag | None
     gap_p50_ms: float | None
     loop_lag_p99_ms: float | None

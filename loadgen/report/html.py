@@ -33,6 +33,8 @@ LATENCY_ROWS = (
 ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
     ("energy_per_output_token", "Per output token of each request"),
+    ("tokens_per_joule", "Output tokens per joule"),
+    ("energy_delay", "Energy-delay product"),
 )  # fmt: skip
 
 
@@ -87,6 +89,10 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         policies=policy_bars(summary),
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
+        rates=text.rates_text(summary),
+        per_joule=text.per_joule_text(summary.energy)
+        if summary.energy.output_tokens_per_joule is not None
+        else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},

@@ -65,9 +65,7 @@ def _load(summary: Summary) -> Table:
     _line(
         table,
         "rate",
-        f"{fmt.rate(schedule.offered_per_second, 'requests/s')} offered, "
-        f"{fmt.rate(schedule.achieved_per_second, 'requests/s')} sent "
-        f"({summary.arrival or 'arrival unknown'})",
+        f"{text.rates_text(summary)} ({summary.arrival or 'arrival unknown'})",
     )
     note = text.ramp_note(summary)
     if note:
@@ -173,6 +171,9 @@ def _per_request(summary: Summary) -> Table:
     _figure_row(
         table, "active: without the idle share", summary.measures["active_energy"]
     )
+    _figure_row(
+        table, "energy-delay product: whole x E2E", summary.measures.get("energy_delay")
+    )
     if energy.interval is not None:
         bounds = energy.interval
         table.add_row(
@@ -205,6 +206,8 @@ def _per_token(energy: EnergyBlock) -> Table:
         f"{fmt.joules(energy.measured_joules_per_output_token)} per output token, "
         "idle and unattributed joules included",
     )
+    if energy.output_tokens_per_joule is not None:
+        _line(table, "per joule", text.per_joule_text(energy))
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
     if text.records_text(energy):

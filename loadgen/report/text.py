@@ -259,8 +259,30 @@ def outcomes_text(summary: Summary) -> str:
     return f"{text}: {', '.join(parts)}"
 
 
+def rates_text(summary: Summary) -> str:
+    """The rate that was asked for, and the one at which requests really left."""
+    schedule = summary.schedule
+    asked = fmt.rate(schedule.asked_per_second, "requests/s")
+    if summary.request_rate == "inf":
+        asked = "all at once"
+    achieved = fmt.rate(schedule.achieved_per_second, "requests/s")
+    return f"{asked} asked, {achieved} achieved"
+
+
+def per_joule_text(energy: EnergyBlock) -> str:
+    """The measured joules turned round: what one of them bought."""
+    tokens = fmt.rate(energy.output_tokens_per_joule, "output tokens per joule")
+    good = energy.good_requests_per_joule
+    if good is None:
+        return f"{tokens}, of all that was measured"
+    return (
+        f"{tokens}; goodput per watt {fmt.digits(1000 * good)} requests per kJ "
+        "within the limits"
+    )
+
+
 def ramp_note(summary: Summary) -> str:
-    """Why conversations offered less than was asked for; empty when they did not."""
+    """Why conversations were planned below the rate asked; empty when they were not."""
     asked, offered = summary.request_rate, summary.schedule.offered_per_second
     if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
         return ""

@@ -116,6 +116,20 @@ def energy_per_output_token_joules(result: Result) -> float | None:
     return joules / result.output_tokens
 
 
+def tokens_per_joule(result: Result) -> float | None:
+    """Output tokens over the whole energy of the request."""
+    joules = energy_joules(result)
+    if not joules or result.output_tokens is None:
+        return None
+    return result.output_tokens / joules
+
+
+def energy_delay_joule_seconds(result: Result) -> float | None:
+    """Energy-delay product: whole energy times end-to-end latency."""
+    joules, whole = energy_joules(result), e2el_seconds(result)
+    return None if joules is None or whole is None else joules * whole
+
+
 def chunk_gaps_seconds(result: Result) -> Sequence[float]:
     """Time between consecutive reads that bore tokens; none on failure."""
     if not is_ok(result):
@@ -156,6 +170,14 @@ MEASURES: dict[str, Measure] = {
     ),
     "energy_per_output_token": Measure(
         energy_per_output_token_joules, "J", "energy per output token of one request"
+    ),
+    "tokens_per_joule": Measure(
+        tokens_per_joule, "tokens/J", "output tokens per joule of one request"
+    ),
+    "energy_delay": Measure(
+        energy_delay_joule_seconds,
+        "J s",
+        "energy-delay product: energy per request times end-to-end latency",
     ),
 }
 
