@@ -7,6 +7,8 @@ Everything else is in base units. Null means "not known" or "did not happen".
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import field
 
@@ -250,6 +252,53 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class SamplingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request asked of the decoding; null is the server's own."""
+
+    temperature: float
+    top_p: float | None
+    n: int
+    output_tokens: int | None
+    """Of every request, in place of the trace's lengths."""
+    ignore_eos: bool | None
+    """null: where the backend can."""
+    beam_width: int | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that sent the load; that of the engine where they are one."""
+
+    name: str
+    cpu: str | None
+    cpu_count: int | None
+    memory_bytes: int | None
+    system: str
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run was asked for, where and of what: `loadgen replay --from` reads it."""
+
+    command: str | None
+    """As it was typed; what headers held is hidden."""
+    folder: str
+    """The working folder, which paths of the command begin at."""
+    trace_path: str
+    trace_sha256: str | None
+    options: dict[str, Any]
+    """Every option with a value, defaults too, as `--config` takes them."""
+    url: str | None
+    """null: the simulated stack."""
+    sampling: SamplingRecord
+    engine: str
+    engine_version: str | None
+    """As the engine tells it."""
+    engine_facts: dict[str, str] = field(default_factory=dict)
+    """What else it tells of itself."""
+    model: str | None
+    host: HostRecord
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `summary.json`."""
 
@@ -311,3 +360,5 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`forced`: as many tokens as asked; `cap`: at most; null: none was asked."""
     environment: dict[str, str | int | None]
     metadata: dict[str, str]
+    run: RunRecord | None = None
+    """null in runs of earlier versions."""

@@ -23,6 +23,7 @@ from loadgen.analysis.schema import (
     GroupRow,
     HardwareBlock,
     Lag,
+    RunRecord,
     Schedule,
     Summary,
     WindowBlock,
@@ -63,6 +64,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `backends.length_rule`."""
     model: str | None = None
     metadata: dict[str, str] = {}
+    run: RunRecord | None = None
 
 
 def summarise(
@@ -126,6 +128,7 @@ def summarise(
         else None,
         environment=environment(),
         metadata=dict(info.metadata),
+        run=info.run,
     )
 
 

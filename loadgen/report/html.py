@@ -28,7 +28,8 @@ HELP = {
 LATENCY_ROWS = (
     ("ttft", "TTFT"), ("ttft_sched", "TTFT from schedule"), ("tpot", "TPOT"),
     ("itl", "ITL"), ("e2el", "E2E"), ("e2el_sched", "E2E from schedule"),
-    ("schedule_lag", "Schedule lag"),
+    ("schedule_lag", "Schedule lag"), ("connect", "Connect"), ("send", "Send"),
+    ("wait", "Wait for the reply's head"),
 )  # fmt: skip
 ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
@@ -90,6 +91,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
         rates=text.rates_text(summary),
+        run=list(text.run_rows(summary)),
         per_joule=text.per_joule_text(summary.energy)
         if summary.energy.output_tokens_per_joule is not None
         else "",

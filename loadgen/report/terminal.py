@@ -39,6 +39,9 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     boards = [*text.board_rows(summary.hardware), *text.warm_up_rows(summary.hardware)]
     if boards:
         tables.append(_boards(boards))
+    runs = list(text.run_rows(summary))
+    if runs:
+        tables.append(_runs(runs))
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
@@ -247,6 +250,13 @@ def _boards(rows: Sequence[text.BoardRow]) -> Table:
     table = _section("GPU state")
     for row in rows:
         _line(table, row.name, row.text)
+    return table
+
+
+def _runs(rows: Sequence[tuple[str, str]]) -> Table:
+    table = _section("Run")
+    for name, shown in rows:
+        _line(table, name, shown)
     return table
 
 

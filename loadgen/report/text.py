@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from loadgen.analysis.schema import (
     EnergyBlock,
     HardwareBlock,
@@ -264,9 +266,33 @@ def rates_text(summary: Summary) -> str:
     schedule = summary.schedule
     asked = fmt.rate(schedule.asked_per_second, "requests/s")
     if summary.request_rate == "inf":
-        asked = "all at once"
+        at_once = summary.max_concurrency
+        asked = "all at once" if at_once is None else f"{at_once} in flight"
     achieved = fmt.rate(schedule.achieved_per_second, "requests/s")
     return f"{asked} asked, {achieved} achieved"
+
+
+def run_rows(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What was run, and how to run it again; nothing for runs of earlier versions."""
+    run = summary.run
+    if run is None:
+        return
+    version = f" {run.engine_version}" if run.engine_version else ", version not told"
+    yield "engine", f"{run.engine}{version}" + (f" at {run.url}" if run.url else "")
+    sampling = run.sampling
+    parts = [f"temperature {sampling.temperature:g}"]
+    parts.append("top-p " + (f"{sampling.top_p:g}" if sampling.top_p else "as its own"))
+    parts.append(f"n {sampling.n}")
+    if sampling.beam_width is not None:
+        parts.append(f"beam {sampling.beam_width}")
+    if sampling.extra_body:
+        parts.append(f"also {msgspec.json.encode(sampling.extra_body).decode()}")
+    yield "decoding", ", ".join(parts)
+    yield "host", f"{run.host.name}: {run.host.cpu}, {run.host.cpu_count} CPUs"
+    if run.trace_sha256 is not None:
+        yield "trace", f"{run.trace_path}, sha256 {run.trace_sha256[:16]}"
+    if run.command is not None:
+        yield "command", run.command
 
 
 def per_joule_text(energy: EnergyBlock) -> str:

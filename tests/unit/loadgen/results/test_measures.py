@@ -44,6 +44,9 @@ def result(**changes: Any) -> Result:
         "finished_seconds": 2.7,
         "prompt_tokens": 100,
         "output_tokens": 5,
+        "connect_seconds": 0.0,
+        "send_seconds": 0.01,
+        "wait_seconds": 0.3,
         "chunk_seconds": [1.5, 1.7, 2.5],
         "chunk_tokens": [1, 2, 2],
         "outcome": "ok",
@@ -56,6 +59,9 @@ def result(**changes: Any) -> Result:
     ("name", "expected"),
     [
         ("ttft", 0.4),
+        ("connect", 0.0),
+        ("send", 0.01),
+        ("wait", 0.3),
         ("ttft_sched", 0.5),
         ("ttfo", 0.6),
         ("tpot", 1.0 / 4),
@@ -75,7 +81,7 @@ def test_each_measure_of_a_known_reply(name: str, expected: float) -> None:
 
 
 def test_the_table_above_leaves_no_measure_out() -> None:
-    assert len(MEASURES) == 13
+    assert len(MEASURES) == 16
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "aborted", "dropped"])
