@@ -35,7 +35,7 @@ from proxy.errors import StoreError
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
-from proxy.store.stored_record import cursor_at
+from proxy.store.stored_record import FILTERED, RecordFilter, cursor_at
 from proxy.wire.api import (
     BooksReply,
     HardwareReply,
@@ -146,19 +146,11 @@ class _Views:
 
     async def requests(self, request: web.Request) -> web.Response:
         try:
-            since = int(request.query.get("since", "0"))
-            limit = int(request.query.get("limit", "1000"))
-            from_unix = float(request.query.get("from_unix", "0"))
-        except ValueError:
-            return _refuse("since and limit are whole numbers, from_unix seconds")
-        if since < 0 or not 1 <= limit <= MAX_RECORDS:
-            return _refuse(f"since is from 0, limit from 1 to {MAX_RECORDS}")
-        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
-            return _refuse("from_unix is Unix seconds, such as 1767225600")
-        # the cursor is the instant of settlement: an instant is a cursor too
-        since = max(since, cursor_at(from_unix) - 1)
+            since, limit, wanted = read_requests_query(request.query)
+        except ValueError as error:
+            return _refuse(str(error))
         try:
-            body = await self._from.records.lines(since, limit)
+            body = await self._from.records.lines(since, limit, wanted)
         except StoreError as error:
             return _json({"error": str(error)}, 503)
         return web.Response(body=body, content_type="application/x-ndjson")
@@ -308,6 +300,56 @@ class _Views:
         if refusal_of(self._access, request) is not None:
             return _json({"ready": body.ready}, status)
         return _json(body, status)
+
+
+MAX_CURSOR = cursor_at(YEAR_3000_UNIX_SECONDS)
+REQUESTS_KEYS = ("since", "until", "from_unix", "limit", *FILTERED)
+
+
+def read_requests_query(
+    query: Mapping[str, str],
+) -> tuple[int, int, RecordFilter]:
+    """Cursor to begin after, number of records, and which: the query of `/requests`.
+
+    `since` and `until` are cursors, or instants in Unix seconds: a cursor is an instant
+    in microseconds, so the two are never taken for each other. Raises ValueError.
+    """
+    for name in query:
+        if name not in REQUESTS_KEYS:
+            known = ", ".join(REQUESTS_KEYS)
+            raise ValueError(f"no filter is called {name[:80]!r}; known: {known}")
+    try:
+        limit = int(query.get("limit", "1000"))
+    except ValueError:
+        raise ValueError("limit is a whole number") from None
+    if not 1 <= limit <= MAX_RECORDS:
+        raise ValueError(f"limit is from 1 to {MAX_RECORDS}")
+    since = _cursor(query, "since") or 0
+    if "from_unix" in query:
+        try:
+            from_unix = float(query["from_unix"])
+        except ValueError:
+            raise ValueError("from_unix is Unix seconds") from None
+        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
+            raise ValueError("from_unix is Unix seconds, such as 1767225600")
+        # the cursor is the instant of settlement: an instant is a cursor too
+        since = max(since, cursor_at(from_unix) - 1)
+    until = _cursor(query, "until")
+    equal = {name: query[name] for name in FILTERED if name in query}
+    return since, limit, RecordFilter(until=until, **equal)
+
+
+def _cursor(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < MAX_CURSOR:
+        raise ValueError(f"{name} is a cursor, or Unix seconds such as 1767225600.5")
+    return cursor_at(value) if value < YEAR_3000_UNIX_SECONDS else int(value)
 
 
 def _json(body: object, status: int = 200) -> web.Response:

@@ -171,6 +171,33 @@ def test_an_instant_is_a_cursor_too() -> None:
     ask(visit)
 
 
+@pytest.mark.parametrize("has_store", [False, True], ids=["memory", "store"])
+def test_records_are_filtered_by_what_they_show(
+    has_store: bool, tmp_path: Path
+) -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        every = lines((await client.get("/requests")).text)
+        for name in ("model", "tenant", "outcome", "engine", "kind"):
+            for value in {record[name] for record in every}:
+                reply = await client.get("/requests", params={name: value})
+                assert lines(reply.text) == [r for r in every if r[name] == value]
+            assert (await client.get(f"/requests?{name}=nobody")).text == ""
+        first, *rest = every
+        assert rest
+        for since, until in (
+            (first["sequence"], rest[-1]["sequence"]),
+            (first["sequence"] / 1e6 - 60, first["sequence"] / 1e6 + 60),
+        ):
+            found = (await client.get(f"/requests?since={since}&until={until}")).text
+            wanted = rest if since == first["sequence"] else every
+            assert lines(found) == wanted
+        last = await client.get(f"/requests?until={first['sequence']}")
+        assert lines(last.text) == [first]
+
+    url = make_url(sqlite_url(tmp_path / "records.sqlite")) if has_store else None
+    ask(visit, kept=Archive(url, upstream="http://engine"))
+
+
 def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) -> None:
     url = make_url(sqlite_url(tmp_path / "away" / "records.sqlite"))
 
@@ -195,6 +222,11 @@ def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) ->
     [
         "/requests?since=x",
         "/requests?limit=0",
+        "/requests?limit=many",
+        "/requests?until=-1",
+        "/requests?until=1e300",
+        "/requests?since=nan",
+        "/requests?modle=m",
         "/requests?from_unix=nan",
         "/requests?from_unix=yesterday",
         "/hardware?from_unix=x",
