@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,16 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from proxy.admin.auth import AdminAccess, guarding, refusal_of
+from proxy.admin.auth import COOKIE, LOGIN_PATH, AdminAccess, guarding, refusal_of
+from proxy.admin.live import (
+    MAX_PAGES,
+    SHOWN_RECENT,
+    LiveFeed,
+    PowerRows,
+    live_engine,
+    running_requests,
+)
+from proxy.admin.page import accepts_page, live_page
 from proxy.admin.views import (
     EngineSources,
     ProcessRun,
@@ -32,6 +42,7 @@ from proxy.admin.views import (
     upstream_reply,
 )
 from proxy.errors import StoreError
+from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
@@ -40,6 +51,8 @@ from proxy.wire.api import (
     BooksReply,
     HardwareReply,
     InfoReply,
+    LiveReply,
+    ReadinessReply,
     UpstreamReply,
     UpstreamsReply,
 )
@@ -74,6 +87,8 @@ class AdminSources:
     """Take one snapshot for the metrics, on the event loop."""
     run: ProcessRun = field(default_factory=ProcessRun)
     """What sums over engines belong to."""
+    errors: LoopErrors = field(default_factory=LoopErrors)
+    """Of the live page's beat, among those of the process."""
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 
@@ -88,7 +103,11 @@ def admin_app(
     access = access or AdminAccess()
     app = web.Application(middlewares=[guarding(access)])
     views = _Views(sources, access)
+    app.on_shutdown.append(views.feed.close)
     app.router.add_get("/", views.index)
+    app.router.add_get("/live", views.live, allow_head=False)
+    app.router.add_post(LOGIN_PATH, views.login)
+    app.router.add_post("/logout", views.logout)
     app.router.add_get("/metrics", views.metrics)
     app.router.add_get("/metrics/requests", views.metrics_requests)
     app.router.add_get("/requests", views.requests)
@@ -110,6 +129,7 @@ class _Views:
         self._from = sources
         self._access = access
         self._offset_seconds = 0.0
+        self.feed = LiveFeed(self._live, sources.errors)
 
     def _unix_offset_seconds(self) -> float:
         """Wall clock minus monotonic clock; taken anew when the wall clock moved.
@@ -123,6 +143,8 @@ class _Views:
         return self._offset_seconds
 
     async def index(self, request: web.Request) -> web.Response:
+        if accepts_page(request):
+            return live_page()
         paths = sorted(
             {
                 resource.canonical
@@ -131,6 +153,56 @@ class _Views:
             }
         )
         return _json({"servewatt": self._from.version, "paths": paths})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        if self.feed.pages >= MAX_PAGES:
+            return _json({"error": f"{MAX_PAGES} pages are open; close one"}, 503)
+        reply = web.StreamResponse(
+            headers={"content-type": "text/event-stream", "cache-control": "no-store"}
+        )
+        await reply.prepare(request)
+        with suppress(ConnectionError):  # whoever looked has gone
+            async with aclosing(self.feed.messages()) as messages:
+                async for message in messages:
+                    await reply.write(message)
+        return reply
+
+    async def _live(self, power: dict[str, PowerRows], is_whole: bool) -> LiveReply:
+        offset, engines = self._unix_offset_seconds(), self._from.engines
+        running, counts = running_requests(engines, time.monotonic(), offset)
+        for name in power.keys() - counts.keys():  # an upstream that was let go
+            del power[name]
+        return LiveReply(
+            at_unix_seconds=time.time(),
+            version=self._from.version,
+            run=self._from.run.name,
+            has_token=self._access.token is not None,
+            readiness=await self._readiness(),
+            engines=[
+                live_engine(
+                    engine,
+                    power,
+                    is_whole=is_whole,
+                    requests=counts[engine.name],
+                    unix_offset_seconds=offset,
+                    sample_interval_seconds=self._from.sample_interval_seconds,
+                )
+                for engine in engines
+            ],
+            running=running,
+            recent=self._from.records.latest(SHOWN_RECENT),
+            store=self._from.records.state(),
+        )
+
+    async def login(self, request: web.Request) -> web.Response:
+        # the guard opens sessions; who comes here has one, or needs none
+        return _json({"logged_in": True})
+
+    async def logout(self, request: web.Request) -> web.Response:
+        self._access.sessions.end(request.cookies.get(COOKIE, ""))
+        reply = _json({"logged_in": False})
+        reply.del_cookie(COOKIE)
+        return reply
 
     async def metrics(self, request: web.Request) -> web.Response:
         openmetrics = "openmetrics" in request.headers.get("accept", "")
@@ -290,16 +362,20 @@ class _Views:
         return _json({"healthy": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
+        body = await self._readiness()
+        status = 200 if body.ready else 503
+        if refusal_of(self._access, request) is not None:
+            return _json({"ready": body.ready}, status)
+        return _json(body, status)
+
+    async def _readiness(self) -> ReadinessReply:
         engines = self._from.engines
         found = await asyncio.gather(*(readiness(engine) for engine in engines))
         body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
         if self._from.is_stopping():
             reasons = ["the proxy is stopping", *body.reasons]
             body = msgspec.structs.replace(body, ready=False, reasons=reasons)
-        status = 200 if body.ready else 503
-        if refusal_of(self._access, request) is not None:
-            return _json({"ready": body.ready}, status)
-        return _json(body, status)
+        return body
 
 
 MAX_CURSOR = cursor_at(YEAR_3000_UNIX_SECONDS)
