@@ -45,8 +45,8 @@ Examples:
               help="Only the first N requests.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N",
               help="Seed of the arrivals.")  # fmt: skip
-@click.option("--format-of-trace", "format", type=click.Choice(list(READERS)),
-              help="Read the trace as this, instead of by its content.")  # fmt: skip
+@click.option("--trace-format", "format", type=click.Choice(list(READERS)),
+              metavar="NAME", help="The trace's format. [default: by its content]")  # fmt: skip
 @result_options
 def predict(
     run: Path, trace: Path | None, also: tuple[Path, ...], holdout: tuple[Path, ...],
@@ -61,9 +61,9 @@ def predict(
     the fitted engine in virtual time. Nothing is sent.
     """
     from loadgen.plan.load import Load
-    from loadgen.report import predict as shown
     from loadgen.report.sheet import to_csv
     from loadgen.run.finish import PLAN
+    from loadgen.studies import prediction_sheet as shown
     from loadgen.studies.predict import (
         PredictionReport,
         hold,

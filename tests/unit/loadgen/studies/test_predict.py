@@ -17,13 +17,13 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.cli.predict import predict as command
 from loadgen.errors import LoadgenError, PlanError, RunError, UsageError
-from loadgen.report import predict as shown
 from loadgen.report.sheet import render
 from loadgen.results.results import EnergyPart, Result
 from loadgen.run.finish import finish_run
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.engine import simulate
 from loadgen.simulator.core.scheduler import SimRequest
+from loadgen.studies import prediction_sheet as shown
 from loadgen.studies.predict import (
     FittedEngine,
     PredictionReport,
