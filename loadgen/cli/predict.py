@@ -46,7 +46,8 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N",
               help="Seed of the arrivals.")  # fmt: skip
 @click.option("--trace-format", "format", type=click.Choice(list(READERS)),
-              metavar="NAME", help="The trace's format. [default: by its content]")  # fmt: skip
+              metavar="NAME",
+              help="The trace's format. [default: by its content]")  # fmt: skip
 @result_options
 def predict(
     run: Path, trace: Path | None, also: tuple[Path, ...], holdout: tuple[Path, ...],

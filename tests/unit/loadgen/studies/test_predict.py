@@ -188,7 +188,7 @@ def test_runs_that_cannot_teach_are_one_line(base: Path, tmp_path: Path) -> None
 
 def test_a_load_beyond_what_was_fitted_to_is_named(tmp_path: Path) -> None:
     short = run(tmp_path / "short", output=2.0, count=60)
-    far = run(tmp_path / "far", rate=0.3, count=60, output=5.8, seed=8)
+    far = run(tmp_path / "far", rate=10.0, count=60, output=5.8, seed=8)
     made, _ = hold(learnt(short), "far", far / "plan.jsonl", summary_of(far))
     assert any("in flight" in note for note in made.notes)
     assert any("outputs" in note for note in made.notes)
