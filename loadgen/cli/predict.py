@@ -80,17 +80,19 @@ def predict(
         num_prompts=num_prompts, seed=seed,
     )  # fmt: skip
     folders = [run, *also]
-    engine = learn([_name(each) for each in folders], [_read(each) for each in folders])
+    engine = learn(
+        [run_name(each) for each in folders], [read_run(each) for each in folders]
+    )
     made = None
     if trace is not None:
         work, notes = workload_for(engine, trace, load, format)
         made = predicted(engine, trace.name or str(trace), work, notes)
     held = []
     for each in holdout:
-        summary, _ = _read(each)
+        summary, _ = read_run(each)
         if not (each / PLAN).is_file():
             raise RunError(f"{each}: {PLAN} is gone, its load is not known")
-        held.append(hold(engine, _name(each), each / PLAN, summary)[1])
+        held.append(hold(engine, run_name(each), each / PLAN, summary)[1])
     report = PredictionReport(learnt=engine.learnt, prediction=made, held=tuple(held))
     show_result(
         form, out, document=report, sheets=shown.sheets(report),
@@ -98,11 +100,12 @@ def predict(
     )  # fmt: skip
 
 
-def _name(folder: Path) -> str:
+def run_name(folder: Path) -> str:
+    """A run as tables name it."""
     return folder.resolve().name or str(folder)
 
 
-def _read(folder: Path) -> tuple[Summary, list[Result]]:
+def read_run(folder: Path) -> tuple[Summary, list[Result]]:
     """A run with its records. Raises RunError where it has none left."""
     from loadgen.results.recorder import read_results
     from loadgen.run.finish import REQUESTS, load_run
