@@ -5,6 +5,7 @@ LoadgenError            one line for the user, exit code 1
 ├── TraceError          a bad trace: path, line, reason; exit code 2
 ├── PlanError           a plan that cannot be made or read, exit code 2
 ├── RunError            a run folder that cannot be read, exit code 2
+├── StudyError          a study's folder is another's, or cannot be written, exit code 2
 └── StackError          a child process or the target did not come up
 
 A failing server during the run is not an exception: it is data in the record.
@@ -58,6 +59,12 @@ class PlanError(LoadgenError):
 
 class RunError(LoadgenError):
     """A run folder that cannot be read: names the file, where it can the line."""
+
+    exit_code = 2
+
+
+class StudyError(LoadgenError):
+    """A study's folder that is another study's, or cannot be read or written."""
 
     exit_code = 2
 
