@@ -46,12 +46,12 @@ def rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     for change in comparison.changes:
         interval = fmt.MISSING
         if change.change_low is not None and change.change_high is not None:
-            interval = f"{_signed(change.change_low)} to {_signed(change.change_high)}"
+            interval = f"{signed(change.change_low)} to {signed(change.change_high)}"
         yield (
             FIGURES[change.figure].label,
             _figure(change.baseline, change.unit),
             _figure(change.value, change.unit),
-            fmt.MISSING if change.change is None else _signed(change.change),
+            fmt.MISSING if change.change is None else signed(change.change),
             interval,
             _verdict(change),
         )
@@ -106,10 +106,10 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Tables for a pull request or a README."""
     parts = []
     for comparison in comparisons:
-        parts += [f"**{_markdown(title(comparison))}**", "", _markdown_row(HEADS)]
+        parts += [f"**{markdown_text(title(comparison))}**", "", markdown_row(HEADS)]
         parts.append("|---|" + "---:|" * (len(HEADS) - 2) + "---|")
-        parts += [*(_markdown_row(cells) for cells in rows(comparison)), ""]
-        parts += [f"- {_markdown(line)}" for line in notes(comparison)]
+        parts += [*(markdown_row(cells) for cells in rows(comparison)), ""]
+        parts += [f"- {markdown_text(line)}" for line in notes(comparison)]
         parts.append("\n")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -126,11 +126,13 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table, with what markdown would read as its own spelled out."""
+    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """A text whose signs markdown would take for its own, spelled out."""
     for sign in "\\`*_<>[]|":
         text = text.replace(sign, f"\\{sign}")
     return text
@@ -160,5 +162,6 @@ def _figure(value: float | None, unit: str) -> str:
     return fmt.MISSING if value is None else fmt.digits(value)
 
 
-def _signed(fraction: float) -> str:
+def signed(fraction: float) -> str:
+    """A change in percent, such as `-73.0 %`."""
     return f"{100 * fraction:+.1f} %"
