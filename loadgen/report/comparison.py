@@ -14,6 +14,7 @@ from rich.text import Text
 
 from loadgen.analysis.compare import FIGURES, Change, Comparison
 from loadgen.report import format as fmt
+from loadgen.report.sheet import markdown, markdown_row
 
 LEVEL = "95 %"
 HEADS = ("", "baseline", "run", "change", f"{LEVEL} interval", "")
@@ -106,10 +107,10 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Tables for a pull request or a README."""
     parts = []
     for comparison in comparisons:
-        parts += [f"**{markdown_text(title(comparison))}**", "", markdown_row(HEADS)]
+        parts += [f"**{markdown(title(comparison))}**", "", markdown_row(HEADS)]
         parts.append("|---|" + "---:|" * (len(HEADS) - 2) + "---|")
         parts += [*(markdown_row(cells) for cells in rows(comparison)), ""]
-        parts += [f"- {markdown_text(line)}" for line in notes(comparison)]
+        parts += [f"- {markdown(line)}" for line in notes(comparison)]
         parts.append("\n")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -124,18 +125,6 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
         parts += [r"\bottomrule", r"\end{tabular}"]
         parts += [f"% {note}" for note in notes(comparison)]
     return "\n".join(parts) + "\n"
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    """A row of a table, with what markdown would read as its own spelled out."""
-    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
-
-
-def markdown_text(text: str) -> str:
-    """A text whose signs markdown would take for its own, spelled out."""
-    for sign in "\\`*_<>[]|":
-        text = text.replace(sign, f"\\{sign}")
-    return text
 
 
 _LATEX = {

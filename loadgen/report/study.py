@@ -14,11 +14,8 @@ from rich.text import Text
 from loadgen.analysis.compare import FIGURES, Change
 from loadgen.analysis.study import StudyRow, StudyTable
 from loadgen.report import format as fmt
-from loadgen.report.comparison import (
-    markdown_row,
-    markdown_text,
-    signed,
-)
+from loadgen.report.comparison import signed
+from loadgen.report.sheet import markdown, markdown_row
 
 HEADLINE = "joules_per_request"
 HEADS = (
@@ -134,7 +131,7 @@ def to_markdown(table: StudyTable) -> str:
     for row in table.rows:
         lines.append(markdown_row([*(row.names[axis] for axis in axes), *_cells(row)]))
     lines.append("")
-    lines += [f"- {markdown_text(line)}" for line in notes(table)]
+    lines += [f"- {markdown(line)}" for line in notes(table)]
     return "\n".join(lines) + "\n"
 
 

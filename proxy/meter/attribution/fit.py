@@ -29,7 +29,6 @@ from proxy.meter.attribution.forms import (
     PRIOR,
     USUAL,
     Form,
-    nonnegative_least_squares,
 )
 from proxy.meter.attribution.lag import LagWatch
 from proxy.meter.attribution.policies import (
@@ -41,6 +40,7 @@ from proxy.meter.attribution.policies import (
     by_calibration,
     features_of,
 )
+from proxy.process.least_squares import nonnegative_least_squares
 
 
 @dataclass(frozen=True, slots=True)
