@@ -22,7 +22,7 @@ Examples:
 """
 COMMANDS = (
     "bins", "capacity", "compare", "naive", "predict", "replay", "report", "simulate",
-    "traces",
+    "study", "traces",
 )  # fmt: skip
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""
