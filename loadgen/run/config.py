@@ -70,7 +70,7 @@ def parse_stages(text: str) -> Stages:
     return tuple(found)
 
 
-def _url(text: str) -> str:
+def parse_url(text: str) -> str:
     """A base URL of a server, without a slash at its end."""
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -124,7 +124,7 @@ class ReplayConfig:
             "The server's base URL; without it the simulated stack starts.",
             "URL",
             heading="Target",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     backend: Annotated[str, Option("API of the server.", choices=sorted(BACKENDS))] = (
@@ -191,7 +191,7 @@ class ReplayConfig:
         Option(
             "Admin URL of a metering proxy that already stands before --url.",
             "URL",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     ledger_token_file: Annotated[

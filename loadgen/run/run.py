@@ -49,6 +49,7 @@ from loadgen.run.load import (
 )
 from loadgen.run.record import run_record
 from loadgen.run.stack import Stack
+from loadgen.simulator.core.presets import GPUS
 from loadgen.traces.fixed import NAME as SYNTHETIC
 from loadgen.traces.fixed import fixed_lengths
 from loadgen.traces.readers.open import sha256_of
@@ -338,6 +339,8 @@ def _run_info(
         backend=config.backend,
         output_length_rule=_length_rule(config),
         model=environment.target.model,
+        gpu=GPUS[config.sim_gpu].name if environment.is_simulated else None,
+        gpus=config.sim_gpus if environment.is_simulated else None,
         metadata=dict(config.metadata),
         run=run_record(
             config, environment.engine_url, environment.target.model, engine

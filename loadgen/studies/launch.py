@@ -127,6 +127,15 @@ class Study:
             self.plan = plan
             self._number()
 
+    def replan(self, cells: Sequence[Cell]) -> None:
+        """Plan these instead; runs of cells that are the same stay."""
+        if list(cells) != self.cells:
+            check_names(cells)
+            plan = msgspec.structs.replace(self.plan, cells=list(cells))
+            write_plan(self.folder, plan)
+            self.plan = plan
+            self._number()
+
     def run_all(self, command: Command = replay_command) -> list[Outcome]:
         """Run every cell that is not finished; one that fails loses no other."""
         return [self.run(each, command=command) for each in self.cells]
