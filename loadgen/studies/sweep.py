@@ -153,8 +153,8 @@ def combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
 
 
 def name_of(axes: Mapping[str, Any]) -> str:
-    """`rate=4, n=2`, short enough for a table."""
-    return ", ".join(f"{name}={_short(value)}" for name, value in axes.items())
+    """`rate=4, n=2`: a point's name, which no other has."""
+    return ", ".join(f"{name}={value}" for name, value in axes.items())
 
 
 def cells_of(plan: SweepPlan, axes: Mapping[str, Any]) -> list[Cell]:
@@ -306,11 +306,6 @@ def _check_values(setting: Setting, values: Sequence[Any]) -> None:
         except ConfigError as error:
             said = str(error).removeprefix(f"sweep: {setting.key} ")
             raise UsageError(f"--{setting.name} {said}") from None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:21]}..."
 
 
 def sha256_of_trace(trace: str) -> str | None:
