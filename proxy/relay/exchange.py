@@ -284,7 +284,9 @@ class Exchange:
             return
         facts = upstream.with_context(facts)
         labels = core.labels.read(facts, request.headers, upstream.models or ())
-        upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
+        opened = RequestOpened(key, at_seconds, request_id, facts, labels)
+        upstream.guard.feed(opened)
+        upstream.on_opened(opened)
         self._tap = tap = Tap(
             upstream.guard,
             reader_of(upstream.dialect, facts.route),
@@ -645,6 +647,8 @@ class Exchange:
         try:
             if self._tap is not None:
                 self._tap.close(at_seconds, outcome, error)
+                if upstream is not None:
+                    upstream.on_closed(self._tap.key)
             elif upstream is not None and self._unmetered_key is not None:
                 closed = RequestClosed(self._unmetered_key, at_seconds, outcome)
                 upstream.guard.feed(closed)

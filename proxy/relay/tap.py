@@ -8,7 +8,8 @@ that is caught and counted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Protocol
 
 import msgspec
@@ -49,15 +50,19 @@ class RequestMeter(Protocol):
 class MeterGuard:
     """A meter that never raises. Fails open, and counts."""
 
-    def __init__(self, meter: RequestMeter, counters: RelayCounters) -> None:
+    def __init__(
+        self,
+        meter: RequestMeter,
+        counters: RelayCounters,
+        keys: Iterator[int] | None = None,
+    ) -> None:
         self._meter = meter
         self._counters = counters
-        self._last_key = 0
+        self._keys = count(1) if keys is None else keys
 
     def new_key(self) -> int:
-        """The identity of the next request, from 1."""
-        self._last_key += 1
-        return self._last_key
+        """The identity of the next request, rising, from 1."""
+        return next(self._keys)
 
     def feed(self, event: Event) -> None:
         """Something was seen."""
@@ -95,13 +100,13 @@ class Tap:
         "_is_kind_open",
         "_json",
         "_json_bytes",
-        "_key",
         "_on_usage_known",
         "_reader",
         "_request_headers",
         "_settled_labels",
         "_status",
         "_wants_stream",
+        "key",
         "reads",
     )
 
@@ -122,7 +127,8 @@ class Tap:
         self._guard = guard
         self._reader = reader
         self._counters = counters
-        self._key = key
+        self.key = key
+        """The request's."""
         self._request_headers = request_headers
         self._settled_labels = settled_labels
         self._at_seconds = at_seconds
@@ -198,7 +204,7 @@ class Tap:
         labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
             RequestClosed(
-                self._key,
+                self.key,
                 at_seconds,
                 outcome,
                 self._status,
@@ -213,7 +219,7 @@ class Tap:
     def energy(self, at_seconds: float) -> EnergySoFar | None:
         """Energy of the request by what was read so far."""
         self.drain()
-        return self._guard.estimate(self._key, at_seconds)
+        return self._guard.estimate(self.key, at_seconds)
 
     def _read_events(self, decoder: SseDecoder, at_seconds: float, data: bytes) -> None:
         try:
@@ -234,7 +240,7 @@ class Tap:
             self._end.note(update)
             if update.usage is not None or update.is_usage_only:
                 self._has_usage = True
-        self._guard.feed(TokensReceived(self._key, at_seconds, updates))
+        self._guard.feed(TokensReceived(self.key, at_seconds, updates))
 
     def _read_reply(self) -> None:
         if self._json_bytes > MAX_REPLY_BYTES:
@@ -247,7 +253,7 @@ class Tap:
             error = why_no_reply(media_type(headers), body)
             update = msgspec.structs.replace(update, error=error)
         self._end.note(update)
-        self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
+        self._guard.feed(TokensReceived(self.key, self._at_seconds, (update,)))
 
     def _failure(self) -> str | None:
         """Why a reply that HTTP ended well is an error all the same, None if not."""

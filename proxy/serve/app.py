@@ -36,7 +36,12 @@ from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity
-from proxy.serve.config import ServeConfig, differences, url_without_user
+from proxy.serve.config import (
+    ServeConfig,
+    differences,
+    state_folder,
+    url_without_user,
+)
 from proxy.serve.fleet import Fleet, changes_of
 from proxy.store.address import store_url
 from proxy.store.archive import Archive
@@ -123,6 +128,8 @@ class _App:
             upstreams=self._addresses(),
             retention=config.retention,
             run=process.name,
+            policy=config.metering.policy,
+            journal_folder=state_folder(),
         )
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
@@ -213,7 +220,7 @@ class _App:
 
     async def _listen(self) -> RelayServer:
         upstreams = [
-            upstream.open_upstream(self.relay_config, time.monotonic)
+            upstream.open_upstream(self.relay_config, time.monotonic, self.records)
             for upstream in self.fleet.current
         ]
         counters = RelayCounters()
@@ -284,7 +291,9 @@ class _App:
             new = await asyncio.to_thread(read_again)
             changes = changes_of(self.fleet.configs, new.upstreams)
             run = ProcessRun(uuid.uuid4().hex, time.monotonic())
-            await self.fleet.change(changes, self.relay_config, run, self.errors)
+            await self.fleet.change(
+                changes, self.relay_config, run, self.errors, self.records
+            )
         except ProxyError as error:
             self.reloads["refused"] += 1
             log.error("%s; going on with the configuration in use", error)

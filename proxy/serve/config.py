@@ -82,16 +82,23 @@ def _idle_watts(text: str) -> float | None:
     return watts
 
 
+def state_folder() -> Path | None:
+    """Where this user's programs keep what they know; None without a home."""
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:  # as in some containers
+        return None
+    return Path(state) / "servewatt"
+
+
 def _store(text: str) -> str | None:
     """A database URL; by default a file in the user's state folder."""
     if text == "none":
         return None
     if text == "default":
-        try:
-            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        except RuntimeError:  # a user without a home, as in some containers
-            raise ValueError("no home folder; name a database, or none") from None
-        folder = Path(state) / "servewatt"
+        folder = state_folder()
+        if folder is None:
+            raise ValueError("no home folder; name a database, or none")
         with suppress(OSError):  # the store reports what it cannot open, and goes on
             private_folder(folder)
         return sqlite_url(folder / "records.sqlite")
