@@ -52,13 +52,17 @@ async def watch_gauges(
     stats: GaugeStats,
     *,
     every_seconds: float = SCRAPE_SECONDS,
-    tls: ssl.SSLContext | bool = True,
+    tls: Callable[[], ssl.SSLContext | bool] = lambda: True,
 ) -> None:
-    """Scrape for ever; what `deliver` gets is stamped at the middle of the scrape."""
-    async with AsyncGetter(tls=tls, total_seconds=TIMEOUT_SECONDS) as getter:
+    """Scrape for ever; what `deliver` gets is stamped at the middle of the scrape.
+
+    `tls` is asked before each.
+    """
+    async with AsyncGetter(tls=tls(), total_seconds=TIMEOUT_SECONDS) as getter:
         due_seconds = time.monotonic()
         said: str | None = None
         while True:
+            await getter.use_tls(tls())
             try:
                 problem = await _scrape(getter, url, deliver)
             except Exception:

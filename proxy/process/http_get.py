@@ -115,7 +115,9 @@ class AsyncGetter:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         # made once: 30 ms
-        self._tls = httpx.create_ssl_context() if tls is True else tls
+        self._tls: ssl.SSLContext | bool = (
+            httpx.create_ssl_context() if tls is True else tls
+        )
         self._total_seconds = total_seconds
         self._max_bytes = max_bytes
         self._client = self._new_client()
@@ -146,6 +148,13 @@ class AsyncGetter:
                 spent, self._client = self._client, self._new_client()
                 await spent.aclose()
         return found
+
+    async def use_tls(self, context: ssl.SSLContext | bool) -> None:
+        """Ask with this from now on, over a new connection where it is another."""
+        if context not in (True, self._tls):
+            self._tls = context
+            await self.close()
+            self._client = self._new_client()
 
     async def close(self) -> None:
         """Close the connection; a second call does nothing."""

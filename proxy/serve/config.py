@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from proxy.admin.limits import AdminLimits
 from proxy.engines import DIALECTS
 from proxy.power.sources import SOURCES, split_sources
 from proxy.process.files import private_folder, readable_name
@@ -302,6 +303,7 @@ class ServeConfig:
         ),
     ] = None
     limits: RelayLimits = field(default_factory=RelayLimits)
+    admin_limits: AdminLimits = field(default_factory=AdminLimits)
     drain_timeout_seconds: Annotated[
         float,
         Meta(ge=0),

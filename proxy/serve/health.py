@@ -72,6 +72,10 @@ class HealthWatch:
         self._answer: str | None = None
         self._answered_seconds = -math.inf
 
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """For the questions to come."""
+        self._tls = context
+
     @property
     def is_overdue(self) -> bool:
         """Nobody has asked, or got an answer to that, for longer than can be."""

@@ -133,7 +133,17 @@ class MeteredUpstream:
         if url is None:
             await asyncio.Event().wait()  # there is nothing to watch
         else:
-            await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
+            await watch_gauges(url, self.meter.feed, self.gauges, tls=lambda: self._tls)
+
+    def reload_tls(self) -> None:
+        """Use authorities, certificate and key as their files are now.
+
+        Raises ConfigError for unusable ones, and goes on with those in use.
+        """
+        if self.config.tls:
+            self._tls = self.config.tls.context()
+            self.upstream.pool.use_tls(self._tls)
+            self.health.use_tls(self._tls)
 
     def asks_models_from_now_on(self) -> bool:
         """It gets others beside it; whether it was alone until now."""
