@@ -45,7 +45,13 @@ from proxy.errors import ConfigError
 from proxy.process.files import private_file
 from proxy.store.address import shown_url
 from proxy.store.journal import LeftBehind
-from proxy.store.stored_record import NOTE, left_records, row_of
+from proxy.store.stored_record import (
+    EVERY_RECORD,
+    NOTE,
+    RecordFilter,
+    left_records,
+    row_of,
+)
 
 SCHEMA_VERSION = 5
 """What `ADDED` brings a store to."""
@@ -288,17 +294,27 @@ class Database:
                     found.setdefault(name, []).append(arrived)
         return found
 
-    def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
-        """Records with `since < cursor <= until`, oldest first.
+    def page(
+        self,
+        since: int,
+        until: int,
+        limit: int,
+        wanted: RecordFilter = EVERY_RECORD,
+    ) -> list[dict[str, Any]]:
+        """Records with `since < cursor <= until` that are wanted, oldest first.
 
         Proxies that share a store may have given the same cursor: such records are
         on one page, so a page may be shorter than the limit, or longer where it
         would hold nothing else.
         """
         sequence = RECORDS.c.sequence
+        if wanted.until is not None:
+            until = min(until, wanted.until)
         between = select(RECORDS).where(
             self._own, self._settled, sequence > since, sequence <= until
         )
+        for name, value in wanted.equal.items():
+            between = between.where(RECORDS.c[name] == value)
         if self.began is not None:
             is_mine = (sequence <= self.began) | (RECORDS.c.run == self._run)
             between = between.where(is_mine)
