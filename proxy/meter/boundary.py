@@ -39,6 +39,7 @@ from proxy.meter.attribution.interval import (
     GUESSED_DOUBT,
     SPREAD,
     WHOLE_REPLY_DOUBT,
+    BoolArray,
     Bounds,
     ErrorTracker,
     Evidence,
@@ -48,7 +49,12 @@ from proxy.meter.attribution.interval import (
     grade_of,
     total_bounds,
 )
-from proxy.meter.attribution.policies import CostModel, Policy, by_calibration
+from proxy.meter.attribution.policies import (
+    CostModel,
+    Policy,
+    both,
+    by_calibration,
+)
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
     GAP_REASONS,
@@ -196,6 +202,7 @@ class Boundary:
         self._beside_others: set[int] = set()
         """Requests in a window in which somebody else was charged."""
         names = tuple(config.policies)
+        self._headline = names.index(config.policy)
         self._best = names.index(BEST if BEST in names else config.policy)
         """The policy that intervals lie around."""
         self._unfitted = names.index(PHASE) if PHASE in names else self._best
@@ -302,10 +309,13 @@ class Boundary:
             return False
         if not self.config.has_sensor:
             return True
-        if self._is_settled(timeline):
+        if (
+            timeline.scheduled_seconds is not None
+            and (end_seconds := timeline.end_seconds) <= self.settled_seconds
+        ):
             # the next scrape may tell of a preemption: then it was not exact
             return not timeline.is_scheduled_exact or self._timeline.gauges.covers(
-                timeline.end_seconds, now_seconds
+                end_seconds, now_seconds
             )
         give_up_seconds = closed_seconds + self._give_up_seconds
         return now_seconds > give_up_seconds or (
@@ -499,16 +509,7 @@ class Boundary:
         measured = float(window.joules[-1])
         joules = float(window.joules[-1] - window.joules[0])
         steps, starts = self._timeline.settle_until(end, among)
-        let_in = _let_in(among)
-        ran = [
-            timeline
-            for timeline in among
-            if timeline.key in let_in
-            or (
-                timeline.scheduled_seconds is not None
-                and timeline.scheduled_seconds < end
-            )
-        ]
+        ran, let_in, is_placed = _present(end, among)
         if window.gap_reason is not None:
             self._with_gap.update(timeline.key for timeline in ran)
             closing = Closing(
@@ -532,13 +533,11 @@ class Boundary:
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies.values()],
                 idle_policy=self.idle_policy,
-                headline=list(policies).index(self.config.policy),
+                headline=self._headline,
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
             )
-            is_whole = not unseen.by_time and all(
-                timeline.scheduled_seconds is not None for timeline in among
-            )
+            is_whole = not unseen.by_time and is_placed
             closing = self._divided(
                 window,
                 measured,
@@ -634,9 +633,8 @@ class Boundary:
     ) -> FloatArray:
         """What the window adds to the intervals of those who ran in it."""
         start, end = window.start_seconds, window.end_seconds
-        active = division.policy_joules[self._best].sum(axis=1)
-        relative = np.array([_doubt(timeline) for timeline in ran], np.float64)
-        is_inferred = np.array([t.inferred_cached_tokens is not None for t in ran])
+        active = both(division.policy_joules[self._best])
+        relative, is_inferred = _relative_doubts(ran)
         prefill = division.policy_joules[self._best, :, 0]
         external = float(division.external_joules.sum())
         if external > 0:
@@ -659,7 +657,7 @@ class Boundary:
         return doubts_of(
             active,
             inclusive_joules=active + division.idle_share_joules,
-            unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
+            unfitted_joules=both(division.policy_joules[self._unfitted]),
             inferred_joules=np.where(is_inferred, prefill, 0.0),
             doubts=relative,
             residual_joules=residual,
@@ -728,7 +726,7 @@ class Boundary:
             name: prefill + decode
             for name, (prefill, decode) in zip(ledger.policies, by_policy, strict=True)
         }
-        prefill, decode = by_policy[ledger.policies.index(ledger.headline)]
+        prefill, decode = by_policy[self._headline]
         is_exact = (
             timeline.is_scheduled_exact
             and timeline.is_count_exact
@@ -792,30 +790,56 @@ def _earliest_of(start_seconds: float, steps: Steps, starts: FloatArray) -> floa
     return min(start_seconds, float(starts[first:].min(initial=math.inf)))
 
 
-def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
-    """Requests without a known place that pay for this window all the same.
+def _present(
+    end_seconds: float, among: Sequence[RequestTimeline]
+) -> tuple[list[RequestTimeline], frozenset[int], bool]:
+    """Those who ran in a window, those of them without a place, if all have one.
 
-    An unstreamed reply may have run all the time since it arrived. Where everybody
-    still waits, the first does: nobody else can have used the energy.
+    An unstreamed reply that has no place yet may have run all the time since it
+    arrived. Where everybody still waits, the first does: nobody else can have used
+    the energy.
     """
-    waiting = [each for each in among if each.scheduled_seconds is None]
-    unstreamed = [each.key for each in waiting if not each.is_streamed]
-    if waiting and not unstreamed and len(waiting) == len(among):
-        return frozenset((waiting[0].key,))
-    return frozenset(unstreamed)
+    ran: list[RequestTimeline] = []
+    let_in: list[int] = []
+    waiting = 0
+    for timeline in among:
+        scheduled = timeline.scheduled_seconds
+        if scheduled is None:
+            waiting += 1
+            if timeline.is_streamed:
+                continue
+            let_in.append(timeline.key)
+        elif scheduled >= end_seconds:
+            continue
+        ran.append(timeline)
+    if among and waiting == len(among) and not let_in:
+        ran, let_in = [among[0]], [among[0].key]
+    return ran, frozenset(let_in), not waiting
 
 
-def _doubt(timeline: RequestTimeline) -> float:
-    """How much more its joules may be wrong than those of one that was seen."""
-    if not timeline.is_streamed:
-        return WHOLE_REPLY_DOUBT
-    is_guessed = (
-        timeline.is_forced
-        or timeline.has_preemption
-        or timeline.prompt_tokens is None
-        or timeline.output_tokens is None
-    )
-    return GUESSED_DOUBT if is_guessed else 1.0
+def _relative_doubts(
+    requests: Sequence[RequestTimeline],
+) -> tuple[FloatArray, BoolArray]:
+    """How much more the joules of each may be wrong than those of one that was seen.
+
+    And whether the cached part of its prompt was inferred. Shapes (requests,).
+    """
+    relative: list[float] = []
+    is_inferred: list[bool] = []
+    for timeline in requests:  # in one loop, as there are many of them
+        doubt = 1.0
+        if not timeline.is_streamed:
+            doubt = WHOLE_REPLY_DOUBT
+        elif (
+            timeline.is_forced
+            or timeline.has_preemption
+            or timeline.prompt_tokens is None
+            or timeline.output_tokens is None
+        ):
+            doubt = GUESSED_DOUBT
+        relative.append(doubt)
+        is_inferred.append(timeline.inferred_cached_tokens is not None)
+    return np.array(relative, np.float64), np.array(is_inferred, np.bool_)
 
 
 def _labels_of(key: tuple[str, ...]) -> Labels:

@@ -163,9 +163,10 @@ def tokens_since(
 ) -> FloatArray:
     """Tokens that each of a population received since an instant, as counted."""
     steps = book.steps
-    seconds = np.concatenate((steps.seconds, np.array(log.seconds)))
-    keys = np.concatenate((steps.keys, np.array(log.keys, np.int64)))
-    tokens = np.concatenate((steps.tokens, np.array(log.tokens)))
+    table = log.table()
+    seconds = np.concatenate((steps.seconds, table[:, 0]))
+    keys = np.concatenate((steps.keys, table[:, 1].astype(np.int64)))
+    tokens = np.concatenate((steps.tokens, table[:, 2]))
     position = np.searchsorted(population.keys, keys)
     position = np.minimum(position, len(population.keys) - 1)
     is_theirs = (population.keys[position] == keys) & (seconds > settled_seconds)

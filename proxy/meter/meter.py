@@ -283,11 +283,19 @@ class Meter:
             return []
         waits = {n: b.join_seconds(now_seconds) for n, b in self._others.items()}
         records: list[tuple[float, float, RequestRecord]] = []
+        boundaries = tuple(self._boundaries.items())
         for key, request in list(self._ended.items()):
-            self._finish(request, now_seconds)
-            energies, since = request.energies, request.settled_at_seconds
+            energies = request.energies
+            for name, boundary in boundaries:  # ask those that have not told yet
+                if name not in energies and boundary.is_done(
+                    request.timeline, now_seconds
+                ):
+                    energies[name] = boundary.finish(request.timeline)
+                    if boundary is self._head:
+                        request.settled_at_seconds = now_seconds
             if not energies:
                 continue  # no boundary has told yet
+            since = request.settled_at_seconds
             if not request.is_handed_out and all(
                 name in energies or now_seconds >= since + wait
                 for name, wait in waits.items()
@@ -301,15 +309,6 @@ class Meter:
                 del self._ended[key], self._requests[key]
         records.sort(key=lambda each: each[:2])
         return [record for *_, record in records]
-
-    def _finish(self, request: _Request, now_seconds: float) -> None:
-        """Ask each boundary that has not told it yet for the request's energy."""
-        timeline, energies = request.timeline, request.energies
-        for name, boundary in self._boundaries.items():
-            if name not in energies and boundary.is_done(timeline, now_seconds):
-                energies[name] = boundary.finish(timeline)
-                if boundary is self._head:
-                    request.settled_at_seconds = now_seconds
 
     def _record_of(self, request: _Request) -> RequestRecord | None:
         """The record of a request that the headline has settled, or given up."""

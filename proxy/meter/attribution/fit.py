@@ -210,7 +210,8 @@ class Learnt:
     @classmethod
     def of(cls, activity: Activity) -> Learnt:
         """What all requests did, and how differently."""
-        work = features_of(activity).sum(axis=1)
+        work = features_of(activity)
+        work = work[:, 0] + work[:, 1]
         return cls(work.sum(axis=0), spread_of(work))
 
     @classmethod

@@ -252,7 +252,7 @@ class Bounds:
 def bounds_of(
     energy_joules: float,
     active_joules: float,
-    doubts: FloatArray,
+    doubts: Sequence[float],
     scale: ErrorScale,
     *,
     edge_seconds: float,
@@ -265,7 +265,7 @@ def bounds_of(
     what the sensor's readings may be off by, half width by level: of all requests
     alike, and no comparison of windows shows it.
     """
-    spread, pull, edges, external, form, inferred, best = doubts.tolist()
+    spread, pull, edges, external, form, inferred, best = doubts
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
     centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
