@@ -35,6 +35,7 @@ from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
     CENTRE,
+    GRADE_REASONS,
     GRADES,
     GUESSED_DOUBT,
     SPREAD,
@@ -47,6 +48,7 @@ from proxy.meter.attribution.interval import (
     bounds_of,
     doubts_of,
     grade_of,
+    grade_reasons,
     total_bounds,
 )
 from proxy.meter.attribution.policies import (
@@ -109,6 +111,8 @@ class MeterState:
     """Settled requests by timing."""
     grade_requests: Mapping[str, int] = field(default_factory=dict)
     """Settled requests by grade."""
+    doubted_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests that are not `good`, by each of `GRADE_REASONS`."""
     half_width_fraction: float | None = None
     """Mean half width of the newest records' intervals by their joules."""
     unsettled_requests: int = 0
@@ -195,10 +199,13 @@ class Boundary:
         self._open: set[int] = set()
         self._timing_requests = {"timed": 0, "estimated": 0, "unknown": 0}
         self._grade_requests = dict.fromkeys(GRADES, 0)
+        self._doubted_requests = dict.fromkeys(GRADE_REASONS, 0)
         self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
         self._errors = ErrorTracker()
-        self._is_fitted = False
-        """The constants are trusted, as of the last beat."""
+        self._distrust: str | None = "rows"
+        """Why the constants are not trusted, as of the last beat; None: they are."""
+        self._on_shared: set[int] = set()
+        """Requests in a window in which the devices were not the engine's alone."""
         self._beside_others: set[int] = set()
         """Requests in a window in which somebody else was charged."""
         names = tuple(config.policies)
@@ -290,7 +297,8 @@ class Boundary:
                 self._learn_idle(now_seconds)
         self._learn_idle(now_seconds)
         self.curve.forget(self.settled_seconds)
-        self._is_fitted = self.calibration.state.is_fitted
+        doubt = self.calibration.doubt
+        self._distrust = None if doubt is None else doubt.kind
 
     @property
     def straggler_seconds(self) -> float:
@@ -328,6 +336,8 @@ class Boundary:
         energy = self._energy(timeline)
         self._timing_requests[energy.timing] += 1
         self._grade_requests[energy.grade] += 1
+        for reason in energy.grade_reasons:
+            self._doubted_requests[reason] += 1
         if energy.energy_joules and energy.high_joules is not None:
             assert energy.low_joules is not None
             width = energy.high_joules - energy.low_joules
@@ -343,6 +353,7 @@ class Boundary:
         self.ledger.release(key)
         for keys in (
             self._open, self._with_gap, self._without_idle, self._beside_others,
+            self._on_shared,
         ):  # fmt: skip
             keys.discard(key)
         return energy
@@ -403,6 +414,7 @@ class Boundary:
             },
             timing_requests=dict(self._timing_requests),
             grade_requests=dict(self._grade_requests),
+            doubted_requests=dict(self._doubted_requests),
             half_width_fraction=(
                 sum(self._half_widths) / len(self._half_widths)
                 if self._half_widths
@@ -573,6 +585,8 @@ class Boundary:
         keys = population.keys[: len(ran)].tolist()
         calibration = self.calibration
         calibration.shared_because = self.shared_because
+        if self.shared_because is not None:
+            self._on_shared.update(keys)
         calibration.may_lag = not self.curve.has_counter
         seconds = window.end_seconds - window.start_seconds
         if is_whole:
@@ -652,6 +666,7 @@ class Boundary:
                 keys=population.keys[: len(ran)],
                 joules=active,
                 doubts=relative,
+                external_joules=external,
             )
             residual = found[self._cost_in_use]
         return doubts_of(
@@ -665,6 +680,7 @@ class Boundary:
             seconds=end - start,
             began=np.array([(t.scheduled_seconds or start) >= start for t in ran]),
             ended=population.end_seconds[: len(ran)] <= end,
+            late_square=self._timeline.lateness.square_between(start, end),
         )
 
     @property
@@ -733,10 +749,15 @@ class Boundary:
             and not timeline.is_forced
             and not timeline.has_preemption
             and key not in self._without_idle
+            and not self._has_late_stamps(timeline)
         )
         timing = "timed" if is_exact else "estimated"
         energy = prefill + decode + idle_share
-        bounds = self.bounds(key, energy, prefill + decode)
+        evidence = self._evidence(timeline)
+        bounds = self.bounds(
+            key, energy, prefill + decode, is_watched=evidence.is_watched
+        )
+        reasons = grade_reasons(energy, bounds, timing, evidence)
         return RequestEnergy(
             prefill_joules=prefill,
             decode_joules=decode,
@@ -748,7 +769,8 @@ class Boundary:
             policy_joules=active,
             low_joules=bounds.low_joules,
             high_joules=bounds.high_joules,
-            grade=grade_of(energy, bounds, timing, self._evidence(timeline)),
+            grade=grade_of(energy, bounds, reasons),
+            grade_reasons=reasons,
         )
 
     def bounds(
@@ -758,6 +780,7 @@ class Boundary:
         active_joules: float,
         *,
         guessed_joules: float = 0.0,
+        is_watched: bool = True,
     ) -> Bounds:
         """The interval of what a request was charged; part of it may be a guess yet."""
         doubts = self.ledger.doubts(key)
@@ -770,17 +793,29 @@ class Boundary:
             self._errors.scale(self._cost_in_use),
             edge_seconds=self.curve.edge_seconds,
             sensor_fraction=self.config.sensor_fraction(self._name),
+            is_watched=is_watched,
         )
+
+    def _has_late_stamps(self, timeline: RequestTimeline) -> bool:
+        """Whether its first or last token came while the loop stood still."""
+        return any(
+            at_seconds is not None and self._timeline.lateness.may_be_late(at_seconds)
+            for at_seconds in (
+                timeline.first_token_seconds, timeline.last_token_seconds,
+            )
+        )  # fmt: skip
 
     def _evidence(self, timeline: RequestTimeline) -> Evidence:
         """What is known about a request's surroundings."""
-        gauges = self._timeline.gauges
+        is_watched = self._timeline.gauges.is_alive(timeline.end_seconds)
         return Evidence(
             is_cache_told=self._timeline.knows_cache_of(timeline),
-            is_alone=timeline.key not in self._beside_others
-            and gauges.is_alive(timeline.end_seconds),
+            is_cache_inferred=timeline.inferred_cached_tokens is not None,
+            is_seen=_relative_doubts((timeline,))[0][0] <= 1.0,
+            is_watched=is_watched,
+            is_alone=is_watched and timeline.key not in self._beside_others,
             has_counter=self.curve.has_counter,
-            is_fitted=self._is_fitted,
+            distrust="shared" if timeline.key in self._on_shared else self._distrust,
         )
 
 

@@ -41,7 +41,8 @@ class RequestEnergy:
     high_joules: float | None = None
     grade: str = "unknown"
     """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
-
+    grade_reasons: tuple[str, ...] = ()
+    """Why it is not `good`; empty where it is, or where nothing is known."""
     idle_share_by_time_joules: float | None = None
     """The idle share under the other rule, which is in no sum: every moment of idle
     divided equally among those who ran, and not by the time that each caused."""
@@ -81,6 +82,9 @@ class RequestRecord:
     cached_tokens: int | None
     output_tokens: int | None
     energy: RequestEnergy
+    inferred_cached_tokens: int | None = None
+    """Prompt tokens taken as cached although no reply told of it; see
+    `activity/hidden_cache`."""
     stored_model: str | None = None
     """The model as asked for, where that is not bounded as the label is."""
     stored_tenant: str | None = None

@@ -136,14 +136,19 @@ class Meter:
         elif self.config.has_sensor:
             self._timeline.observe(event)
 
-    def settle(self, now_seconds: float) -> list[RequestRecord]:
+    def settle(
+        self, now_seconds: float, late_seconds: float = 0.0
+    ) -> list[RequestRecord]:
         """Close every window whose facts are known; the records now final.
 
+        `late_seconds` is how long after it was due this call comes: so late were reads
+        that came meanwhile.
         A record waits for the joules of the other boundaries, each for so long as its
         sensor needs and within bounds; a sensor that is down is not waited for. What
         has not come by then is unknown in the record.
         """
         timeline, boundaries = self._timeline, self._boundaries.values()
+        timeline.lateness.beat(now_seconds, late_seconds)
         for each in (timeline, self._nobody):
             each.advance(now_seconds, self._head.straggler_seconds)
         for boundary in (*boundaries, *self._outside.values()):
@@ -346,6 +351,7 @@ class Meter:
             finished_seconds=closed.at_seconds,
             prompt_tokens=timeline.prompt_tokens,
             cached_tokens=timeline.cached_tokens,
+            inferred_cached_tokens=_whole(timeline.inferred_cached_tokens),
             output_tokens=timeline.recorded_output_tokens,
             is_output_lower_bound=timeline.is_output_lower_bound,
             energy=energy,
@@ -372,6 +378,10 @@ class Meter:
         for name, boundary in inner.items():
             ratio = self._ratios.setdefault(name, Ratio(name, WHOLE))
             _advance(ratio, boundary, self._boundaries[WHOLE])
+
+
+def _whole(tokens: float | None) -> int | None:
+    return None if tokens is None else round(tokens)
 
 
 def _advance(ratio: Ratio, inner: Boundary, outer: Boundary) -> None:

@@ -70,6 +70,7 @@ from proxy.meter.activity.unstreamed import (
     spread_so_far,
     spread_unstreamed,
 )
+from proxy.meter.lateness import Lateness
 from proxy.wire.events import (
     EngineObserved,
     RequestClosed,
@@ -117,6 +118,7 @@ class EngineTimeline:
         self.open_requests = 0
         self.gauges = GaugeLog()
         self.unmetered = Unmetered()
+        self.lateness = Lateness()
         self.log = TokenLog()
         self._book = StepBook()
         self._starts: FloatArray = np.empty(0)
