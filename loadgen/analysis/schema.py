@@ -163,6 +163,38 @@ class HardwareBlock(msgspec.Struct, frozen=True, kw_only=True):
     """Figures that drifted at the beginning, beyond what load explains."""
 
 
+class NaiveEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """One estimate that needs no measurement, beside the measurement."""
+
+    name: str
+    """`flops_dense_peak`, `flops_sparse_peak`, `tdp_runtime`, `utilization_tdp`,
+    `tokens_ecologits`, `tokens_quoted` or `tokens_given`."""
+    joules: float | None = None
+    measured_over_naive: float | None = None
+    formula: str | None = None
+    """With its constants."""
+    source: str | None = None
+    """Of the constants."""
+    reason: str | None = None
+    """Why there is none, and which option would give it."""
+
+
+class NaiveBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """What calculators would have said of this run."""
+
+    gpu: str | None
+    gpus: int | None
+    model: str | None
+    parameters: float | None
+    """Those that a token uses."""
+    boundary: str | None
+    """Of the measurement; the estimates are of GPUs alone."""
+    measured_joules: float | None
+    """All of the window, idle included."""
+    measured_reason: str | None = None
+    estimates: list[NaiveEstimate]
+
+
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
     """Schedule lag in milliseconds."""
 
@@ -308,6 +340,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     measures: dict[str, Stats | None]
     window: WindowBlock
     hardware: HardwareBlock = field(default_factory=HardwareBlock)
+    naive: NaiveBlock | None = None
+    """None in summaries of before."""
     goodput: Goodput | None
     outcomes: dict[str, int]
     errors: list[ErrorRow]

@@ -16,6 +16,7 @@ from loadgen import __version__
 from loadgen.analysis.distribution import Stats
 from loadgen.analysis.energy import energy_block
 from loadgen.analysis.hardware import hardware_block
+from loadgen.analysis.naive import Work, with_naive
 from loadgen.analysis.schema import (
     EnergyBlock,
     ErrorRow,
@@ -62,6 +63,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     output_length_rule: str | None = None
     """The result of `backends.length_rule`."""
     model: str | None = None
+    gpu: str | None = None
+    """The engine's board, as its tools print it."""
+    gpus: int | None = None
     metadata: dict[str, str] = {}
 
 
@@ -80,7 +84,7 @@ def summarise(
     measures = _all_stats(tally)
     seconds = tally.window.seconds
     tokens = tally.output_tokens
-    return Summary(
+    summary = Summary(
         simulated=info.simulated or energy.simulated,
         simulated_engine=info.simulated,
         verdict=judge(_facts(tally, info, header, energy, hardware, metering)),
@@ -124,9 +128,15 @@ def summarise(
         output_length_rule=info.output_length_rule
         if tally.fidelity.replies.requests
         else None,
-        environment=environment(),
+        environment=environment() | _boards(info),
         metadata=dict(info.metadata),
     )
+    return with_naive(summary, work_of(tally))
+
+
+def work_of(tally: Tally) -> Work:
+    """The facts for naive estimates that the summary's sums do not hold."""
+    return Work(tally.attention_pairs, tally.busy_fraction())
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -166,6 +176,12 @@ def environment() -> dict[str, str | int | None]:
 
 
 # -- parts ---------------------------------------------------------------------
+
+
+def _boards(info: RunInfo) -> dict[str, str | int | None]:
+    """The engine's boards, where the run knows them."""
+    known = {"gpu": info.gpu, "gpus": info.gpus}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _facts(

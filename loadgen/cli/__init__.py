@@ -20,7 +20,10 @@ Examples:
   loadgen traces stats traces/azure-conv.jsonl
   loadgen simulate --gpu h100 --listen 127.0.0.1:8000
 """
-COMMANDS = ("bins", "compare", "replay", "report", "simulate", "traces")
+COMMANDS = (
+    "bins", "capacity", "compare", "naive", "predict", "replay", "report", "simulate",
+    "study", "traces",
+)  # fmt: skip
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from loadgen.analysis.samples import Samples
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
-from loadgen.report import charts, text
+from loadgen.report import charts, naive, text
 from loadgen.report import format as fmt
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
@@ -85,6 +85,8 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         boards=list(text.board_rows(summary.hardware)),
         warm_up=list(text.warm_up_rows(summary.hardware)),
         policies=policy_bars(summary),
+        naive=list(naive.rows(summary.naive)) if summary.naive else [],
+        naive_facts=naive.facts(summary.naive) if summary.naive else "",
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
         outcomes=text.outcomes_text(summary),

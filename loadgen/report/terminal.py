@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.analysis.distribution import Stats
-from loadgen.analysis.schema import EnergyBlock, Goodput, Summary
+from loadgen.analysis.schema import EnergyBlock, Goodput, NaiveBlock, Summary
 from loadgen.report import format as fmt
-from loadgen.report import text
+from loadgen.report import naive, text
 
 LATENCIES = (
     ("ttft", "TTFT", "first token after the send"),
@@ -39,6 +39,8 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     boards = [*text.board_rows(summary.hardware), *text.warm_up_rows(summary.hardware)]
     if boards:
         tables.append(_boards(boards))
+    if summary.naive is not None:
+        tables.append(_naive(summary.naive))
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
@@ -248,6 +250,15 @@ def _boards(rows: Sequence[text.BoardRow]) -> Table:
     table = _section("GPU state")
     for row in rows:
         _line(table, row.name, row.text)
+    return table
+
+
+def _naive(block: NaiveBlock) -> Table:
+    table = _figures("Naive estimates", ("joules", "measured/naive"), width=None)
+    for row in naive.rows(block):
+        known = row.joules != fmt.MISSING
+        table.add_row(Text(row.name if known else f"{row.name}: {row.text}"),
+                      row.joules, row.ratio)  # fmt: skip
     return table
 
 

@@ -36,7 +36,7 @@ def _rate(text: str) -> float:
     return value
 
 
-def _url(text: str) -> str:
+def parse_url(text: str) -> str:
     """A base URL of a server, without a slash at its end."""
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -86,7 +86,7 @@ class ReplayConfig:
             "The server's base URL; without it the simulated stack starts.",
             "URL",
             heading="Target",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     backend: Annotated[str, Option("API of the server.", choices=sorted(BACKENDS))] = (
@@ -152,7 +152,7 @@ class ReplayConfig:
         Option(
             "Admin URL of a metering proxy that already stands before --url.",
             "URL",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     ledger_token_file: Annotated[

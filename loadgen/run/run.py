@@ -36,6 +36,7 @@ from loadgen.run.exporter import exporting
 from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
 from loadgen.run.live import live_view
 from loadgen.run.stack import Stack
+from loadgen.simulator.core.presets import GPUS
 from proxy.process.files import PRIVATE, private_folder, whole_file
 
 LOG_FOLDER = "logs"
@@ -263,5 +264,7 @@ def _run_info(
         backend=config.backend,
         output_length_rule=_length_rule(config),
         model=environment.target.model,
+        gpu=GPUS[config.sim_gpu].name if environment.is_simulated else None,
+        gpus=config.sim_gpus if environment.is_simulated else None,
         metadata=dict(config.metadata),
     )

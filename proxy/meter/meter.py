@@ -193,6 +193,14 @@ class Meter:
         )
         return EnergySoFar(energy, is_settled=False)
 
+    def running(self) -> list[tuple[RequestOpened, RequestTimeline]]:
+        """The requests that have not ended, oldest first."""
+        return [
+            (request.opened, request.timeline)
+            for key, request in self._requests.items()
+            if key not in self._ended
+        ]
+
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
         return self._head.books_at(at_seconds)

@@ -246,6 +246,7 @@ class _App:
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
             run=self.process,
+            errors=self.errors,
             is_stopping=self.stopping.is_set,
         )
 

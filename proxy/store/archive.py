@@ -15,6 +15,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from proxy.meter.ledger import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
 from proxy.store.stored_record import (
+    EVERY_RECORD,
+    RecordFilter,
     RecordNumbering,
     StoredRecord,
     cursor_at,
@@ -62,10 +65,10 @@ class RecentRecords:
         if len(self._records) > self.kept + self.kept // 10 + 1:
             self._evict(len(self._records) - self.kept)
 
-    def since(self, cursor: int, limit: int) -> list[StoredRecord]:
-        """Records settled after `cursor`, oldest first, at most `limit`."""
+    def since(self, cursor: int, limit: int | None) -> list[StoredRecord]:
+        """Records settled after `cursor`, oldest first, at most `limit`; None: all."""
         first = bisect_right(self._records, cursor, key=lambda f: f.cursor)
-        return self._records[first : first + limit]
+        return self._records[first : None if limit is None else first + limit]
 
     def last(self, count: int) -> list[StoredRecord]:
         """The newest `count`, newest first."""
@@ -167,18 +170,24 @@ class Archive:
         """State of the store; None without one."""
         return None if self._writer is None else self._writer.state()
 
-    async def lines(self, since: int, limit: int) -> bytes:
-        """JSON lines of records after `since`, oldest first, at most `limit`.
+    def latest(self, count: int) -> list[RequestReply]:
+        """The newest `count` of this run as they are shown, newest first."""
+        return [reply_of(stored) for stored in self._recent.last(count)]
+
+    async def lines(
+        self, since: int, limit: int, wanted: RecordFilter = EVERY_RECORD
+    ) -> bytes:
+        """JSON lines of wanted records after `since`, oldest first, at most `limit`.
 
         Raises StoreError when some of them can be had only from a store that
         does not answer.
         """
         horizon = self._recent.horizon
-        newest = self._recent.since(since, limit)
+        newest = self._recent.since(since, limit if wanted == EVERY_RECORD else None)
         database = self._database if since < horizon else None
         if database is not None:
             self._refuse_while_down()
-        page = _Page(database, since, horizon, limit, newest)
+        page = _Page(database, since, horizon, limit, newest, wanted)
         return await asyncio.to_thread(page.read)
 
     async def line(self, request_id: str) -> bytes | None:
@@ -243,22 +252,26 @@ class _Page:
     """Cursor up to which the database is read; above it `newest` has all."""
     limit: int
     newest: list[StoredRecord]
+    wanted: RecordFilter
 
     def read(self) -> bytes:
         replies: list[RequestReply] = []
         if self.database is not None:
             try:
-                rows = self.database.page(self.since, self.horizon, self.limit)
+                rows = self.database.page(
+                    self.since, self.horizon, self.limit, self.wanted
+                )
                 replies += map(reply_from, rows)
                 if rows and len(rows) < self.limit:  # a page may be short
                     last = rows[-1]["sequence"]
-                    if self.database.page(last, self.horizon, 1):
+                    if self.database.page(last, self.horizon, 1, self.wanted):
                         return msgspec.json.Encoder().encode_lines(replies)
             except SQLAlchemyError as error:
                 reason = str(error).splitlines()[0]
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
-        replies += map(reply_of, self.newest[: max(0, self.limit - len(replies))])
+        newest = filter(self.wanted.takes, self.newest)
+        replies += map(reply_of, islice(newest, max(0, self.limit - len(replies))))
         return msgspec.json.Encoder().encode_lines(replies)
 
 

@@ -43,7 +43,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from proxy.errors import ConfigError
 from proxy.process.files import private_file
 from proxy.store.address import shown_url
-from proxy.store.stored_record import NOTE
+from proxy.store.stored_record import EVERY_RECORD, NOTE, RecordFilter
 
 SCHEMA_VERSION = 5
 """What `ADDED` brings a store to."""
@@ -240,17 +240,27 @@ class Database:
                 connection.execute(RECORDS.update().where(*is_it).values(new))
         return len(rows)
 
-    def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
-        """Records with `since < cursor <= until`, oldest first.
+    def page(
+        self,
+        since: int,
+        until: int,
+        limit: int,
+        wanted: RecordFilter = EVERY_RECORD,
+    ) -> list[dict[str, Any]]:
+        """Records with `since < cursor <= until` that are wanted, oldest first.
 
         Proxies that share a store may have given the same cursor: such records are
         on one page, so a page may be shorter than the limit, or longer where it
         would hold nothing else.
         """
         sequence = RECORDS.c.sequence
+        if wanted.until is not None:
+            until = min(until, wanted.until)
         between = select(RECORDS).where(
             self._own, self._settled, sequence > since, sequence <= until
         )
+        for name, value in wanted.equal.items():
+            between = between.where(RECORDS.c[name] == value)
         if self.began is not None:
             is_mine = (sequence <= self.began) | (RECORDS.c.run == self._run)
             between = between.where(is_mine)

@@ -23,6 +23,8 @@ INSTANTS = {n: n.replace("_unix", "") for n in FIELDS if n.endswith("_unix_secon
 """Fields of the reply, by those of the meter's record."""
 PLAIN = tuple(name for name in FIELDS if name not in INSTANTS)
 ENERGY_FIELDS = EnergyReply.__struct_fields__
+STORED = {"model": "stored_model", "tenant": "stored_tenant"}
+"""Where a record keeps what its bounded label may not say."""
 JSON_COLUMNS = {"policy_joules": "{}", "boundaries": "{}", "grade_reasons": "[]"}
 """Objects and lists that the table of records holds as JSON text, by what null stands
 for: an empty one is stored so."""
@@ -43,6 +45,38 @@ class StoredRecord:
     record: RequestRecord
     is_note: bool = False
     """Its energy is not known yet: only a killed process leaves it so."""
+
+
+FILTERED = ("model", "tenant", "outcome", "engine", "kind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFilter:
+    """Which records a reader wants, by what `/requests` shows; None: all."""
+
+    model: str | None = None
+    tenant: str | None = None
+    outcome: str | None = None
+    engine: str | None = None
+    kind: str | None = None
+    until: int | None = None
+    """The last cursor."""
+
+    @property
+    def equal(self) -> dict[str, str]:
+        """The one value that a field has in every record that is wanted."""
+        found = {name: getattr(self, name) for name in FILTERED}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def takes(self, stored: StoredRecord) -> bool:
+        """Whether a record is wanted."""
+        if self.until is not None and stored.cursor > self.until:
+            return False
+        record = stored.record
+        return all(shown(record, name) == v for name, v in self.equal.items())
+
+
+EVERY_RECORD = RecordFilter()
 
 
 class RecordNumbering:
@@ -85,17 +119,20 @@ def reply_of(stored: StoredRecord) -> RequestReply:
     record = stored.record
     found: dict[str, Any] = {}
     for name in PLAIN:
-        value = getattr(record, name)
-        found[name] = _storable(value) if isinstance(value, str) else value
+        found[name] = shown(record, name)
     for name, stamp in INSTANTS.items():
         seconds = getattr(record, stamp)
         found[name] = None if seconds is None else seconds + stored.unix_offset_seconds
-    for name in ("model", "tenant"):
-        whole = getattr(record, f"stored_{name}")
-        if whole is not None:
-            found[name] = _storable(whole)
     energy = msgspec.convert(record.energy, EnergyReply, from_attributes=True)
     return RequestReply(cursor=stored.cursor, **found, energy=energy)
+
+
+def shown(record: RequestRecord, name: str) -> Any:
+    """A field as readers see it: the name that was asked for, not the label."""
+    value = getattr(record, STORED.get(name, name))
+    if value is None and name in STORED:
+        value = getattr(record, name)
+    return _storable(value) if isinstance(value, str) else value
 
 
 def row_of(stored: StoredRecord) -> dict[str, Any]:

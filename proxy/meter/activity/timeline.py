@@ -720,6 +720,11 @@ class EngineTimeline:
         until_seconds = self._needed_until(end_seconds, among)
         if until_seconds == -math.inf:
             return
+        # prompts that end in one step are placed together, whoever was read first
+        ends = self._book.steps.end_seconds
+        step = int(ends.searchsorted(until_seconds))
+        if step < len(ends) and ends[step] <= self.until_seconds:
+            until_seconds = float(ends[step])
         present: set[int] = set()
         due: list[RequestTimeline] = []
         is_in_order = True
