@@ -63,7 +63,8 @@ PROMPTS = 5
 
 DATA_KEYS = re.compile(
     r"(.*[. ])?(boundaries|by_kind|by_turn|device_watts|devices|dropped|engines"
-    r"|gap_seconds|grade|idle_accelerators_watts|labels|lacking|metadata|outcomes"
+    r"|gap_seconds|grade|grade_reasons|idle_accelerators_watts|labels|lacking"
+    r"|metadata|outcomes"
     r"|quality|sensors|throttled_seconds_by_reason|timing|unattributed_joules"
     r"|policy_joules\.[a-z]+)"
 )
