@@ -16,6 +16,7 @@ import msgspec
 from loadgen.analysis.distribution import Distribution
 from loadgen.analysis.schema import (
     BoundaryBlock,
+    ConstantsTrust,
     EnergyBlock,
     PerRequest,
     PowerSeries,
@@ -88,6 +89,7 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         boundaries=boundary_blocks(metering, tally),
         boundary_ratios=boundary_ratios(metering),
         idle_accelerators_joules=idle_accelerators_joules(metering),
+        constants=constants_trust(metering),
         reason=metering.reason,
     )
     spent = None if opening is None else accounts_between(opening, closing)
@@ -113,6 +115,22 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         settled=closing.complete,
         power=power_series(metering),
     )
+
+
+def constants_trust(metering: Metering) -> list[ConstantsTrust]:
+    """Whether each engine's fitted constants are trusted, and why not."""
+    return [
+        ConstantsTrust(
+            engine=each.engine,
+            model=each.model,
+            is_trusted=each.is_fitted,
+            doubt=each.doubt,
+            reason=each.reason,
+            form=each.form,
+            rows=each.rows,
+        )
+        for each in metering.constants
+    ]
 
 
 def accounts_between(opening: BoundaryBooks, closing: BoundaryBooks) -> Accounts | None:
@@ -288,6 +306,7 @@ def _requests(tally: Tally) -> dict[str, Any]:
         "quality": dict(energy.quality),
         "timing": dict(energy.timing),
         "grade": dict(energy.grade),
+        "grade_reasons": dict(energy.grade_reasons.most_common()),
         "interval": _interval(energy),
         "definitions": DEFINITIONS,
     }

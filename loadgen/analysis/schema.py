@@ -63,6 +63,22 @@ class BoundaryBlock(Accounts, frozen=True, kw_only=True):
     """Why joules are null, or not whole."""
 
 
+class ConstantsTrust(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the fitted constants of one engine and model were trusted after a run."""
+
+    engine: str
+    model: str | None = None
+    is_trusted: bool
+    doubt: str | None = None
+    """The kind of the reason why not, such as `rows`, `changed` or `shared`."""
+    reason: str | None = None
+    """It in a line."""
+    form: str | None = None
+    """The form of the cost model in use."""
+    rows: float | None = None
+    """Rows of load they were learnt from, those of a saved calibration included."""
+
+
 class RequestInterval(msgspec.Struct, frozen=True, kw_only=True):
     """The 90 % interval of the mean request's joules, idle share included.
 
@@ -114,6 +130,10 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """Requests by how well it is known who ran when."""
     grade: dict[str, int] = field(default_factory=dict)
     """Requests by how far their joules can be trusted."""
+    grade_reasons: dict[str, int] = field(default_factory=dict)
+    """Requests that are not `good`, by each reason, see docs/attribution.md."""
+    constants: list[ConstantsTrust] = field(default_factory=list)
+    """Of each engine and model: whether the fitted constants are trusted."""
     interval: RequestInterval | None = None
     """Of the mean request; that of all together is `attributed_low_joules`."""
     loaded_idle_watts: float | None = None

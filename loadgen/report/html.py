@@ -99,6 +99,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
+        constants=text.constants_lines(summary.energy),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )

@@ -219,6 +219,10 @@ def _per_token(energy: EnergyBlock) -> Table:
         _line(table, "records", text.records_text(energy))
     if energy.grade:
         _line(table, "trust", text.counted(energy.grade))
+    if energy.grade_reasons:
+        _line(table, "not good", text.counted(energy.grade_reasons))
+    for line in text.constants_lines(energy):
+        _line(table, "constants", line)
     if energy.failed_request_joules:
         _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:

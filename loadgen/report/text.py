@@ -40,6 +40,15 @@ def counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{fmt.count(number)} {word}" for word, number in numbers.items())
 
 
+def constants_lines(energy: EnergyBlock) -> list[str]:
+    """Whether the fitted constants are trusted, a line for each engine and model."""
+    return [
+        f"of {each.engine}, {each.model or 'no model yet'}: "
+        + ("trusted" if each.is_trusted else f"not trusted, {each.reason}")
+        for each in energy.constants
+    ]
+
+
 MEANINGS = {
     "prefill": "reading the prompts",
     "decode": "writing the replies",

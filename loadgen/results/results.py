@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.wire.api import BooksReply, EnergyReply, HardwareReply
+from proxy.wire.api import (
+    BooksReply,
+    EnergyReply,
+    HardwareReply,
+    SavedCalibration,
+)
 
 
 class EnergyPart(EnergyReply, frozen=True, kw_only=True, omit_defaults=False):
@@ -79,6 +84,8 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     edges_seconds: list[float] = []
     hardware: HardwareReply | None = None
     """How the boards worked in the window; None where the proxy does not tell."""
+    constants: tuple[SavedCalibration, ...] = ()
+    """The fitted constants of the cost model after the run, and any doubt of them."""
     is_restarted: bool = False
     """The proxy was restarted: its books do not span the window."""
     reason: str | None = None

@@ -34,7 +34,8 @@ from loadgen.run.load import is_synthetic, load_of
 from loadgen.run.record import SETTINGS, trace_sha256
 from loadgen.studies.cells import Cell, cell, plain
 from loadgen.studies.launch import Study
-from proxy.process.document import ConfigError, decode_settings
+from proxy.errors import ConfigError
+from proxy.process.document import decode_settings
 from proxy.process.options import Setting, configured
 
 AXIS_MAX = 1000

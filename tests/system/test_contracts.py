@@ -62,7 +62,8 @@ PROMPTS = 5
 
 DATA_KEYS = re.compile(
     r"(.*[. ])?(boundaries|by_kind|by_turn|device_watts|devices|dropped|engines"
-    r"|gap_seconds|grade|idle_accelerators_watts|labels|lacking|metadata|outcomes"
+    r"|gap_seconds|grade|grade_reasons|idle_accelerators_watts|labels|lacking"
+    r"|metadata|outcomes"
     r"|quality|sensors|throttled_seconds_by_reason|timing|unattributed_joules"
     r"|policy_joules\.[a-z]+)"
 )
@@ -104,6 +105,17 @@ SOMETIMES: dict[str, Contract] = {
         "sources[].failure": "null|string",
         "sources[].gap_seconds.*": "number",
         "sources[].unknown_because": "null|string",
+        "phases_failure": "null|string",
+        "phases[].begin_seconds": "number",
+        "phases[].duration_seconds": "number",
+        "phases[].name": "string",
+        "phases[].sources.*.above_baseline_joules": "null|number",
+        "phases[].sources.*.at_least_joules": "number",
+        "phases[].sources.*.at_most_joules": "null|number",
+        "phases[].sources.*.joules": "null|number",
+        "phases[].sources.*.mean_watts": "null|number",
+        "phases[].sources.*.uncertainty_joules": "null|number",
+        "phases[].sources.*.unknown_because": "null|string",
     },
     "summary": {
         "energy.boundaries.*.reason": "null|string",
