@@ -26,6 +26,7 @@ Examples:
   loadgen estimate traces/azure-conv.jsonl --batch 32 --validate \\
       --url http://127.0.0.1:8000 --power nvml --out runs/bins
 """
+_FEW_BATCHES = 10
 REPLAY = "replay"
 """Name of the cell that replays the whole trace."""
 
@@ -235,8 +236,7 @@ def _measured(
     with open_study(folder, "estimate", asked, cells) as study:
         traces.mkdir(exist_ok=True)
         for (name, path, sessions, _), each in zip(made, cells, strict=True):
-            if not path.is_file():
-                _write_trace(path, name, sessions)
+            _write_trace(path, name, sessions)
             outcome = study.run(each)
             if outcome.status == "failed":
                 found[name] = (outcome.reason or "it failed").splitlines()[-1]
@@ -296,7 +296,12 @@ def _report(
 
     total = total_joules(bins)
     requests = sum(each.requests for each in bins)
-    notes = (f"full replay: {measured}",) if isinstance(measured, str) else ()
+    notes = [f"full replay: {measured}"] if isinstance(measured, str) else []
+    if batch is not None and requests < _FEW_BATCHES * batch:
+        notes.append(
+            f"{requests:,} requests are few for a batch of {batch:,}: it runs empty at "
+            "the end of the replay, which no bin knows of"
+        )
     real = measured if isinstance(measured, float) else None
 
     def error(joules: float | None) -> float | None:
@@ -308,5 +313,5 @@ def _report(
         beyond=table.beyond, unknown=table.unknown, joules=total,
         joules_per_request=None if total is None else total / requests,
         measured_joules=real, error_fraction=error(total), edge_joules=edge_joules,
-        edge_error_fraction=error(edge_joules), bins=tuple(bins), notes=notes,
+        edge_error_fraction=error(edge_joules), bins=tuple(bins), notes=tuple(notes),
     )  # fmt: skip
