@@ -47,12 +47,12 @@ def rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     for change in comparison.changes:
         interval = fmt.MISSING
         if change.change_low is not None and change.change_high is not None:
-            interval = f"{_signed(change.change_low)} to {_signed(change.change_high)}"
+            interval = f"{signed(change.change_low)} to {signed(change.change_high)}"
         yield (
             FIGURES[change.figure].label,
             _figure(change.baseline, change.unit),
             _figure(change.value, change.unit),
-            fmt.MISSING if change.change is None else _signed(change.change),
+            fmt.MISSING if change.change is None else signed(change.change),
             interval,
             _verdict(change),
         )
@@ -151,5 +151,6 @@ def _figure(value: float | None, unit: str) -> str:
     return fmt.MISSING if value is None else fmt.digits(value)
 
 
-def _signed(fraction: float) -> str:
+def signed(fraction: float) -> str:
+    """A change in percent, such as `-73.0 %`."""
     return f"{100 * fraction:+.1f} %"

@@ -78,11 +78,6 @@ class Model:
     bytes_per_value: int = 2
 
     @property
-    def weight_bytes(self) -> float:
-        """Read once per step, whatever the batch."""
-        return self.parameters * self.bytes_per_value
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size * self.bytes_per_value
@@ -123,7 +118,14 @@ GPUS: dict[str, Gpu] = {
         "h100", 110, name="NVIDIA H100 80GB HBM3 (limited to 350 W)", limit_watts=350
     ),
     "a6000": _gpu("a6000", 40, sm_clock_hertz=1.8e9, memory_clock_hertz=8.001e9),
-}
+    # A node without accelerators, metered as one board. Per socket: 56 cores at 2.0 GHz
+    # with 1,024 bf16 operations a cycle (AMX), 8 channels of DDR5-4800, 350 W. Its idle
+    # power and 512 GB of memory are assumed.
+    "xeon-2s": Gpu(
+        "2 x Intel Xeon Platinum 8480+", 229.4e12, 614.4e9, 512e9, 700, 200,
+        sm_clock_hertz=2.0e9, memory_clock_hertz=2.4e9,
+    ),
+}  # fmt: skip
 
 
 def _model(name: str, kv_heads: int, head_size: int, context_tokens: int) -> Model:
