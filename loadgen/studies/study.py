@@ -107,9 +107,7 @@ class _Runner:
                     more.append(f"--power=dcgm={server.url}/dcgm/metrics")
                     if planned.point.server.simulate.get("idle-gpus"):
                         more.append(f"--gpus={_used_gpus(launch)}")
-                words = replay_command(one, run)
-                place = words.index("--")
-                return [*words[:place], *more, *words[place:]]
+                return [*replay_command(one, run), *more]
 
             for attempt in range(1, STARTS + 1):
                 outcome = self._study.run(planned.cell, command=command)
