@@ -70,28 +70,33 @@ def scraping(
         return
     pages: list[tuple[float, bytes]] = []
     ended = threading.Event()
+    with Getter(headers=headers) as getter:
 
-    def work() -> None:
-        with Getter(headers=headers) as getter:
-            while True:
-                try:
-                    reply = getter.get(url)
-                    if reply.status == 200:
-                        pages.append((time.time(), zlib.compress(reply.body)))
-                except GetError:
-                    pass  # it is busy, or tells nothing: the run is not about this
-                if ended.is_set() or (ended.wait(every_seconds) and not pages):
-                    return
+        def scrape() -> None:
+            with suppress(GetError):  # busy, or tells nothing: the run goes on
+                reply = getter.get(url)
+                if reply.status == 200:
+                    pages.append((time.time(), zlib.compress(reply.body)))
 
-    thread = threading.Thread(target=work, name="engine-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        with suppress(OSError):  # an extra: the run is kept without it
-            _write(path, pages)
+        def work() -> None:
+            while not ended.wait(every_seconds):
+                scrape()
+
+        # here, not in the thread: a first connection computes for tens of
+        # milliseconds, in which the first requests would be stamped late
+        scrape()
+        thread = threading.Thread(target=work, name="engine-metrics", daemon=True)
+        if pages:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if pages:
+                thread.join()
+                scrape()
+            with suppress(OSError):  # an extra: the run is kept without it
+                _write(path, pages)
 
 
 def _write(path: Path, pages: list[tuple[float, bytes]]) -> None:
