@@ -388,7 +388,7 @@ class _App:
         """Close windows and publish records; a defect here never stops a request."""
         for upstream in self.fleet:
             try:
-                records = upstream.meter.settle(now_seconds)
+                records = upstream.meter.settle(now_seconds, self.loop_lag_seconds)
             except Exception as error:  # the outermost loop: it must live on
                 upstream.upstream.counters.meter_errors += 1
                 self.errors.note("settlement", error)

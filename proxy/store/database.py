@@ -112,15 +112,19 @@ RECORDS = Table(
     Column("high_joules", Double),
     Column("timing", Text),
     Column("grade", Text),
+    Column("grade_reasons", Text),
+    Column("inferred_cached_tokens", BigInteger),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
 name of the upstream in the proxy's configuration, `instance` the host and port of
 the proxy, `is_output_lower_bound` is true where the reply broke off and
 `output_tokens` are those seen until then, `low_joules` and `high_joules` bound
-`energy_joules`, `timing` and `grade` grade them; each of them is null in records
-older than it. A row of quality `pending` is no record yet: it notes a request whose
-energy is still measured."""
+`energy_joules`, `timing` and `grade` grade them, `grade_reasons` (a JSON array) says
+why not better, `inferred_cached_tokens` are those of the prompt taken as cached that
+the engine did not tell of; each of them is null in records older than it. A row of
+quality `pending` is no record yet: it notes a request whose energy is still measured.
+"""
 ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     2: (RECORDS.c.boundaries,),
     3: (RECORDS.c.engine,),
@@ -133,6 +137,8 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
         RECORDS.c.high_joules,
         RECORDS.c.timing,
         RECORDS.c.grade,
+        RECORDS.c.grade_reasons,
+        RECORDS.c.inferred_cached_tokens,
     ),
 }
 """Columns by the version that brought them: nullable, for the records before them.

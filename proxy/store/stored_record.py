@@ -26,8 +26,9 @@ PLAIN = tuple(name for name in FIELDS if name not in INSTANTS)
 ENERGY_FIELDS = EnergyReply.__struct_fields__
 STORED = {"model": "stored_model", "tenant": "stored_tenant"}
 """Where a record keeps what its bounded label may not say."""
-JSON_COLUMNS = ("policy_joules", "boundaries")
-"""Objects that the table of records holds as JSON text; an empty one as null."""
+JSON_COLUMNS = {"policy_joules": "{}", "boundaries": "{}", "grade_reasons": "[]"}
+"""Objects and lists that the table of records holds as JSON text, by what null stands
+for: an empty one is stored so."""
 
 
 NOTE = "pending"
@@ -200,8 +201,9 @@ def row_of(stored: StoredRecord) -> dict[str, Any]:
 def reply_from(row: Mapping[str, Any]) -> RequestReply:
     """The line of `/requests`, from the columns of one record."""
     energy = {name: row[name] for name in ENERGY_FIELDS}
-    for name in JSON_COLUMNS:
-        energy[name] = msgspec.json.decode(row[name] or "{}")
+    for name, empty in JSON_COLUMNS.items():
+        energy[name] = msgspec.json.decode(row[name] or empty)
+    energy["grade_reasons"] = tuple(energy["grade_reasons"])
     return RequestReply(
         cursor=row["sequence"],
         **{name: row[name] for name in FIELDS},

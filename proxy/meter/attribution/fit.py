@@ -216,7 +216,8 @@ class Learnt:
     @classmethod
     def of(cls, activity: Activity) -> Learnt:
         """What all requests did, and how differently."""
-        work = features_of(activity).sum(axis=1)
+        work = features_of(activity)
+        work = work[:, 0] + work[:, 1]
         return cls(work.sum(axis=0), spread_of(work))
 
     @classmethod
@@ -322,9 +323,7 @@ class CalibrationState:
     @property
     def doubt(self) -> Doubt | None:
         """The first of all reasons not to trust them."""
-        none = Doubt("rows", "no load was measured yet")
-        fit = none if self.fit is None else self.fit.doubt
-        return self.outside or fit or self.evidence.doubt
+        return _first_doubt(self.outside, self.fit, self.evidence)
 
     @property
     def form_errors(self) -> dict[str, float]:
@@ -335,6 +334,13 @@ class CalibrationState:
         missed = np.sqrt(trials.errors / trials.rows)
         mean = trials.joules / trials.rows
         return dict(zip(FORMS, (missed / mean).tolist(), strict=True))
+
+
+def _first_doubt(
+    outside: Doubt | None, fit: Fit | None, evidence: Evidence
+) -> Doubt | None:
+    none = Doubt("rows", "no load was measured yet")
+    return outside or (none if fit is None else fit.doubt) or evidence.doubt
 
 
 class Calibration:
@@ -395,6 +401,11 @@ class Calibration:
             self.evidence,
             self.lag_seconds,
         )
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """The first of all reasons not to trust the constants, as in `state`."""
+        return _first_doubt(self._outside(), self.fit, self.evidence)
 
     @property
     def lag_seconds(self) -> float | None:
