@@ -162,6 +162,8 @@ def board_rows(hardware: HardwareBlock) -> Iterator[BoardRow]:
     """What each board told; one that told nothing has no row."""
     for board in hardware.boards:
         parts = [
+            board.model or "",
+            f"driver {board.driver}" if board.driver else "",
             _spread(board.sm_clock_hertz, "SM clock {} MHz", 1e-6),
             _spread(board.memory_clock_hertz, "memory clock {} MHz", 1e-6),
             _spread(board.temperature_celsius, "{} °C"),
