@@ -49,6 +49,12 @@ DEFINITIONS = {
     "output tokens",
     "measured_joules_per_output_token": "all measured joules over all output tokens "
     "of answered requests: idle and unattributed energy included",
+    "output_tokens_per_joule": "output tokens of answered requests over all measured "
+    "joules",
+    "good_requests_per_joule": "answered requests within every --goodput limit over "
+    "all measured joules: goodput (requests/s) per watt",
+    "energy_delay_joule_seconds": "joules of a request (prefill + decode + idle share) "
+    "times its end-to-end latency, mean over requests",
     "joined_joules": "the whole energy of each request sent in the window, also what "
     "it drew after the window's end; the books have what was drawn in the window, also "
     "by requests that began before it, and by others that the proxy served",
@@ -96,6 +102,10 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         mean_watts=_ratio(spent.measured_joules, metering.window_seconds),
         measured_joules_per_output_token=_ratio(
             spent.measured_joules, tally.output_tokens
+        ),
+        output_tokens_per_joule=_ratio(tally.output_tokens, spent.measured_joules),
+        good_requests_per_joule=(
+            _ratio(tally.good, spent.measured_joules) if tally.goodput else None
         ),
         readings=_counted(metering, "samples_total"),
         missed_readings=_sum_known(
@@ -268,7 +278,9 @@ def _reason(
 
 def _requests(tally: Tally) -> dict[str, Any]:
     energy = tally.energy
+    delays = tally.measures["energy_delay"].stats("J s")
     return {
+        "energy_delay_joule_seconds": delays.mean if delays else None,
         "joules_per_request": _per_request(tally.measures["energy"]),
         "active_joules_per_request": _per_request(tally.measures["active_energy"]),
         "joules_per_output_token": _ratio(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from loadgen.errors import LoadgenError, RunError
+from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from loadgen.analysis.schema import Summary
+    from loadgen.report.sheet import Sheet
 
 EXAMPLES = """\b
 Examples:
   loadgen report runs/20260101T120000-sharegpt
   loadgen report runs/rate-1 runs/rate-2 runs/rate-4
   loadgen report --json runs/rate-1
+  loadgen report runs/rate-1 --bill bill.toml
+  loadgen report runs/rate-1 --csv requests.csv
 """
 
 
@@ -27,7 +31,15 @@ Examples:
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON.")
-def report(runs: tuple[Path, ...], as_json: bool) -> None:
+@click.option("--bill", "terms", metavar="FILE",
+              type=click.Path(path_type=Path, dir_okay=False),
+              help="Add the bill of a single run, by the terms of this TOML file (see "
+              "loadgen bill).")  # fmt: skip
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a row per request, of one run.")  # fmt: skip
+def report(
+    runs: tuple[Path, ...], as_json: bool, terms: Path | None, csv_path: Path | None
+) -> None:
     """Show the summary of finished runs and draw report.html again.
 
     RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
@@ -38,9 +50,12 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
 
     from loadgen.report import compare, terminal
     from loadgen.report.console import console
+    from loadgen.report.sheet import render
     from loadgen.run.finish import load_run
     from loadgen.traces.readers.line import portable
 
+    if terms is not None and (len(runs) > 1 or as_json):
+        raise UsageError("--bill is of a single run's report; see loadgen bill RUN...")
     summaries: list[tuple[Path, Summary]] = []
     for run in runs:
         try:
@@ -51,6 +66,8 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
             echo(f"loadgen: left out: {error}", err=True)
     if not summaries:
         raise RunError(f"none of the {len(runs)} folders holds a run")
+    if csv_path is not None:
+        _export(runs, csv_path)
     if as_json:
         found = [
             {"run": portable(str(run)), "summary": summary}
@@ -59,17 +76,42 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
         text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
         echo_json(msgspec.json.format(text, indent=2))
         return
-    pages = [draw(run, summary) for run, summary in summaries]
+    bills: list[Sheet] = []
+    if terms is not None:
+        from loadgen.cli.bill import bill_of_run, read_terms
+        from loadgen.report import bill
+
+        bills = bill.sheets(bill_of_run(runs[0], read_terms(terms), summaries[0][1]))
+    pages = [draw(run, summary, bills) for run, summary in summaries]
     out = console()
     if len(summaries) == 1:
         out.print(terminal.render(summaries[0][1], pages[0]))
+        if bills:
+            out.print(render(bills))
         return
     names = [(run.name or str(run), summary) for run, summary in summaries]
     out.print(compare.render(names))
 
 
-def draw(run: Path, summary: Summary) -> Path | None:
-    """Write the run's page; None when its records are gone or the folder is closed."""
+def _export(runs: tuple[Path, ...], csv_path: Path) -> None:
+    """Write the requests of one run as csv."""
+    from loadgen.cli.output import write_pieces
+    from loadgen.report.requests import to_csv
+    from loadgen.results.recorder import read_results
+    from loadgen.run.finish import REQUESTS
+
+    if len(runs) > 1:
+        raise UsageError(f"--csv is of one run, {len(runs)} were named")
+    if not (runs[0] / REQUESTS).is_file():
+        raise RunError(f"{runs[0]}: {REQUESTS} is gone")
+    write_pieces(csv_path, to_csv(read_results(runs[0] / REQUESTS)))
+
+
+def draw(run: Path, summary: Summary, more: Sequence[Sheet] = ()) -> Path | None:
+    """Write the run's page; None when its records are gone or the folder is closed.
+
+    `more` are tables that were asked for beside the run's own.
+    """
     from loadgen.report.html import write_html
     from loadgen.results.recorder import read_results
     from loadgen.run.finish import REPORT, REQUESTS
@@ -77,7 +119,7 @@ def draw(run: Path, summary: Summary) -> Path | None:
     if not (run / REQUESTS).is_file():
         return None
     try:
-        write_html(run / REPORT, summary, read_results(run / REQUESTS))
+        write_html(run / REPORT, summary, read_results(run / REQUESTS), more)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
 from loadgen.report import charts, naive, text
 from loadgen.report import format as fmt
+from loadgen.report.sheet import Sheet
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
 from proxy.process.files import write_whole
@@ -28,11 +29,14 @@ HELP = {
 LATENCY_ROWS = (
     ("ttft", "TTFT"), ("ttft_sched", "TTFT from schedule"), ("tpot", "TPOT"),
     ("itl", "ITL"), ("e2el", "E2E"), ("e2el_sched", "E2E from schedule"),
-    ("schedule_lag", "Schedule lag"),
+    ("schedule_lag", "Schedule lag"), ("connect", "Connect"), ("send", "Send"),
+    ("wait", "Wait for the reply's head"),
 )  # fmt: skip
 ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
     ("energy_per_output_token", "Per output token of each request"),
+    ("tokens_per_joule", "Output tokens per joule"),
+    ("energy_delay", "Energy-delay product"),
 )  # fmt: skip
 
 
@@ -44,9 +48,11 @@ class PolicyBar(NamedTuple):
     of_largest: float
 
 
-def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
+def write_html(
+    path: Path, summary: Summary, results: Iterable[Result], more: Sequence[Sheet] = ()
+) -> None:
     """Render and write, whole or not at all. Raises OSError."""
-    write_whole(path, render_html(summary, results).encode())
+    write_whole(path, render_html(summary, results, more).encode())
 
 
 def templates() -> jinja2.Environment:
@@ -61,8 +67,13 @@ def templates() -> jinja2.Environment:
     )
 
 
-def render_html(summary: Summary, results: Iterable[Result]) -> str:
-    """The page of one run; `results` are its records, read once."""
+def render_html(
+    summary: Summary, results: Iterable[Result], more: Sequence[Sheet] = ()
+) -> str:
+    """The page of one run; `results` are its records, read once.
+
+    `more` are tables that were asked for beside its own.
+    """
     window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
     samples = Samples(window, summary.window.run_seconds).add_all(results)
     environment = templates()
@@ -72,6 +83,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
     }  # fmt: skip
     return environment.get_template("template.html").render(
         s=summary,
+        sheets=more,
         e=summary.energy,
         fmt=fmt,
         help=HELP,
@@ -89,6 +101,11 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         naive_facts=naive.facts(summary.naive) if summary.naive else "",
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
+        rates=text.rates_text(summary),
+        run=list(text.run_rows(summary)),
+        per_joule=text.per_joule_text(summary.energy)
+        if summary.energy.output_tokens_per_joule is not None
+        else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
         constants=text.constants_lines(summary.energy),

@@ -58,6 +58,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     error: str | None = None
     connection_reused: bool | None = None
+    connect_seconds: float | None = None
+    """Time for a connection of its own; 0 where one was ready, as is usual."""
+    send_seconds: float | None = None
+    """Time to hand the request to the kernel."""
+    wait_seconds: float | None = None
+    """From the send to the first byte of the reply's head."""
     energy: EnergyPart | None = None
 
 

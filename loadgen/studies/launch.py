@@ -85,11 +85,18 @@ class Outcome:
 
 
 def replay_command(cell: Cell, run: Path) -> list[str]:
-    """`loadgen replay` of a cell's trace with a cell's options."""
+    """`loadgen replay` of a cell's trace with a cell's options; more may follow."""
+    trace = f"./{cell.trace}" if cell.trace.startswith("-") else cell.trace
     return [
-        sys.executable, "-m", "loadgen", "replay", *arguments(cell.options),
-        f"--out={run}", "--", cell.trace,
+        sys.executable, "-m", "loadgen", "replay", trace, *arguments(cell.options),
+        f"--out={run}",
     ]  # fmt: skip
+
+
+def with_arguments(command: Sequence[str], more: Sequence[str]) -> list[str]:
+    """A command line of `replay_command` with arguments before its trace."""
+    place = list(command).index("--")
+    return [*command[:place], *more, *command[place:]]
 
 
 class Study:
@@ -147,13 +154,17 @@ class Study:
         *,
         command: Command = replay_command,
         label: str | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Run one cell, unless it is finished.
 
         `more` are arguments that make no other cell of it, such as the URL of a
         server that was started for it; `label` names it in the progress instead of
-        its name. Raises StudyError when the study's folder cannot be written.
+        its name; `before` is called unless the cell is finished, such as to let an
+        engine settle. Raises StudyError when the study's folder cannot be written.
         """
+        if note_of(self.folder, cell) is None:
+            before()
         outcome = self._outcome(cell, more, command, label or cell.name)
         self.outcomes.append(outcome)
         return outcome

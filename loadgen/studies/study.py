@@ -15,7 +15,13 @@ from pathlib import Path
 
 from loadgen.errors import StackError, StudyError
 from loadgen.studies.cells import FAILED, Cell, note_of, run_of
-from loadgen.studies.launch import Outcome, Study, open_study, replay_command
+from loadgen.studies.launch import (
+    Outcome,
+    Study,
+    open_study,
+    replay_command,
+    with_arguments,
+)
 from loadgen.studies.matrix import WORKLOADS, Planned, workload_files
 from loadgen.studies.presets import (
     preset_defaults,
@@ -107,9 +113,7 @@ class _Runner:
                     more.append(f"--power=dcgm={server.url}/dcgm/metrics")
                     if planned.point.server.simulate.get("idle-gpus"):
                         more.append(f"--gpus={_used_gpus(launch)}")
-                words = replay_command(one, run)
-                place = words.index("--")
-                return [*words[:place], *more, *words[place:]]
+                return with_arguments(replay_command(one, run), more)
 
             for attempt in range(1, STARTS + 1):
                 outcome = self._study.run(planned.cell, command=command)

@@ -40,8 +40,8 @@ outside the engine's."""
 WHOLE = "node"
 """The boundary that contains all the others; those are beside each other."""
 
-NOTE_SECONDS = 0.1
-"""A record that comes sooner needs no note."""
+NOTE_SECONDS = 0.05
+"""A record that comes sooner needs no note: without a sensor it does."""
 
 FINAL_ENERGIES = 4096
 """Newest records kept: a reply that waits for its energy asks for it afterwards."""
@@ -168,15 +168,24 @@ class Meter:
         A process that is killed then leaves the note instead of a record.
         """
         noted: list[RequestRecord] = []
-        for request in self._ended.values():
+        for key, request in self._ended.items():
             closed = request.closed
             if closed is None or request.is_noted or request.is_handed_out:
                 continue
             if now_seconds >= closed.at_seconds + NOTE_SECONDS:
                 request.is_noted = True
-                unknown = self._head.unknown_energy()
-                noted.append(self._record_with(request, closed, unknown))
+                note = self.note_of(key)
+                if note is not None:
+                    noted.append(note)
         return noted
+
+    def note_of(self, key: int) -> RequestRecord | None:
+        """All but the energy of a request that ended; None: it has its record."""
+        request = self._ended.get(key)
+        if request is None or request.closed is None or request.is_handed_out:
+            return None
+        unknown = self._head.unknown_energy()
+        return self._record_with(request, request.closed, unknown)
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last record takes at most."""

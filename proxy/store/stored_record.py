@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger import RequestRecord
+from proxy.meter.ledger import RequestEnergy, RequestRecord
+from proxy.store.journal import EndedRequest, LeftBehind, OpenRequest
 from proxy.wire.api import EnergyReply, RequestReply
 
 MICROSECONDS = 1_000_000
@@ -32,6 +33,10 @@ for: an empty one is stored so."""
 
 NOTE = "pending"
 """Quality of a row that is the note of a request, until its record replaces it."""
+
+
+KILLED = "the proxy was killed before it had noted how this request ended"
+"""Error of a request of which only the arrival is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,53 @@ def reply_of(stored: StoredRecord) -> RequestReply:
         found[name] = None if seconds is None else seconds + stored.unix_offset_seconds
     energy = msgspec.convert(record.energy, EnergyReply, from_attributes=True)
     return RequestReply(cursor=stored.cursor, **found, energy=energy)
+
+
+def left_records(left: LeftBehind, above: int) -> list[StoredRecord]:
+    """Records of requests that a killed proxy left, numbered above this cursor."""
+    unknown = RequestEnergy(None, None, None, None, left.policy, "unknown")
+    return [
+        StoredRecord(above + number, 0.0, _left_record(left, arrival, end, unknown))
+        for number, (arrival, end) in enumerate(left.requests, 1)
+    ]
+
+
+def _left_record(
+    left: LeftBehind,
+    arrival: OpenRequest,
+    end: EndedRequest | None,
+    energy: RequestEnergy,
+) -> RequestRecord:
+    """Of one whose end was not journaled nothing but its arrival is known."""
+    arrived = arrival.arrived_unix_seconds
+    if end is None:
+        finished = max(arrived, left.written_unix_seconds)
+        end = EndedRequest(
+            arrival.engine, arrival.key, arrival.model, arrival.tenant, "aborted",
+            KILLED, None, finished, None, None, None, None, None, None, False,
+        )  # fmt: skip
+    return RequestRecord(
+        request_id=arrival.request_id,
+        route=arrival.route,
+        model=end.model,
+        kind=arrival.kind,
+        tenant=end.tenant,
+        outcome=end.outcome,
+        error=end.error,
+        status=end.status,
+        arrived_seconds=arrived,
+        scheduled_seconds=end.scheduled_unix_seconds,
+        first_token_seconds=end.first_token_unix_seconds,
+        last_token_seconds=end.last_token_unix_seconds,
+        finished_seconds=end.finished_unix_seconds,
+        prompt_tokens=end.prompt_tokens,
+        cached_tokens=end.cached_tokens,
+        output_tokens=end.output_tokens,
+        is_output_lower_bound=end.is_output_lower_bound,
+        energy=energy,
+        engine=arrival.engine,
+        key=arrival.key,
+    )
 
 
 def shown(record: RequestRecord, name: str) -> Any:

@@ -367,6 +367,9 @@ class BoardState(Struct, frozen=True, kw_only=True):
 
     boundary: str
     device: str
+    model: str | None = None
+    driver: str | None = None
+    """Version of its driver."""
     sm_clock_hertz: float | None = None
     memory_clock_hertz: float | None = None
     temperature_celsius: float | None = None
@@ -396,6 +399,9 @@ class BoardSummary(Struct, frozen=True, kw_only=True):
     device: str
     seconds: float
     """Of the window in which it was observed."""
+    model: str | None = None
+    driver: str | None = None
+    """Version of its driver."""
     sm_clock_hertz: SpreadReply | None = None
     """While it worked, where it tells that it idles."""
     memory_clock_hertz: SpreadReply | None = None

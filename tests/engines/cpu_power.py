@@ -48,8 +48,8 @@ class CpuMeter:
     """The counter of a GPU that does what a family of processes does."""
 
     def __init__(self, pid: int) -> None:
-        self._pids = family(pid)
-        self._seen: dict[int, float] = {p: cpu_seconds(p) for p in self._pids}
+        self._root = pid
+        self._seen = {p: cpu_seconds(p) for p in family(pid)}
         self._at_seconds = time.monotonic()
         self._joules = 0.0
         self._lock = threading.Lock()
@@ -59,9 +59,10 @@ class CpuMeter:
         with self._lock:
             now = time.monotonic()
             busy_seconds = 0.0
-            for pid in self._pids:
-                used = max(cpu_seconds(pid), self._seen[pid])
-                busy_seconds += used - self._seen[pid]
+            for pid in {*family(self._root), *self._seen}:  # new ones and gone ones
+                before = self._seen.get(pid, 0.0)
+                used = max(cpu_seconds(pid), before)
+                busy_seconds += used - before
                 self._seen[pid] = used
             elapsed = max(now - self._at_seconds, 1e-6)
             self._at_seconds = now

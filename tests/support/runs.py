@@ -26,10 +26,12 @@ SMALL_TRACE: list[dict[str, Any]] = [
 ]
 
 
-def loadgen(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def loadgen(
+    *arguments: str | Path, cwd: Path, seconds: float = PATIENCE_SECONDS
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "loadgen", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+        cwd=cwd, capture_output=True, text=True, timeout=seconds,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ from proxy.meter.activity.engine_load import (
 )
 from proxy.meter.activity.external import (
     CONTEXT_TOKENS,
+    STALL_SECONDS,
     WORK_KEY,
     ExternalWork,
     Found,
@@ -339,7 +340,7 @@ class EngineTimeline:
             self.settled_seconds = end_seconds
             self._placement.forget(end_seconds)
             while (scrape := self._work.next_scrape()) is not None:
-                if scrape.at_seconds + scrape.flight_seconds > end_seconds:
+                if scrape.known_seconds > end_seconds:
                     break
                 self._compare(is_in_time=False)
         return self._book.steps, self._starts
@@ -594,7 +595,9 @@ class EngineTimeline:
         )
         was_hidden = self._cache.is_hidden(before_seconds)
         rises = self._work.prompt_rises()
-        found = self._work.compare(count.prompts, count.outputs)
+        # news that cannot wait is taken as it is: no stall can be told yet
+        stall_seconds = 0.0 if is_in_time else STALL_SECONDS
+        found = self._work.compare(count.prompts, count.outputs, stall_seconds)
         if rises is not None:
             span = before_seconds, scrape.at_seconds
             self._look_for_cache(span, *rises, was_hidden)
