@@ -165,7 +165,9 @@ class Boundary:
         )
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
-        self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.calibration = Calibration(
+            config.fit_rules, config.calibrations, config.stale_models
+        )
         self.durations = Calibration(config.fit_rules)
         """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf

@@ -95,7 +95,9 @@ class Meter:
         self.config = config = config or MeterConfig()
         self._timeline = EngineTimeline(has_sensor=config.has_sensor)
         # idle watts are given, and fits were saved, for the headline
-        beside = replace(config, idle_watts=None, calibrations={})
+        beside = replace(
+            config, idle_watts=None, calibrations={}, stale_models=frozenset()
+        )
         self.headline, *others = config.boundaries
         self._head = Boundary(config, self._timeline, self.headline)
         self._others = {name: Boundary(beside, self._timeline, name) for name in others}

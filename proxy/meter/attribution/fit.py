@@ -350,8 +350,12 @@ class Calibration:
         self,
         rules: FitRules | None = None,
         saved: Mapping[str, Sums] | None = None,
+        stale_models: frozenset[str] = frozenset(),
     ) -> None:
-        """`saved` is what earlier runs of this engine saw, by model."""
+        """`saved` is what earlier runs of this engine saw, by model.
+
+        Of `stale_models` something was saved that cannot be used.
+        """
         self.rules = rules or FitRules()
         self.model: str | None = None
         self.sums = no_sums()
@@ -374,6 +378,7 @@ class Calibration:
         self._learnt_seconds = 0.0
         self._fits: dict[str, Fit] = {}
         self._saved = dict(saved or {})
+        self._stale_models = stale_models
         self._row = self._stretch = Row.empty()
         self._whitener = Whitener()
         self._windows = 0.0
@@ -424,6 +429,12 @@ class Calibration:
             )
         if self._changed is not None and self.sums.rows < self.rules.min_rows:
             return Doubt("changed", self._changed)
+        if self.model in self._stale_models and self.sums.rows < self.rules.min_rows:
+            return Doubt(
+                "rows",
+                "the saved calibration is of another version, and learnt anew: "
+                f"{self.sums.rows:.0f} of {self.rules.min_rows} rows of load seen",
+            )
         missed = sum(self._missed.values())
         part = missed / max(missed + self._learnt_seconds, 1e-9)
         if missed >= self.rules.refit_seconds and part > self.rules.max_missed_part:
