@@ -7,6 +7,8 @@ Everything else is in base units. Null means "not known" or "did not happen".
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import field
 
@@ -61,6 +63,22 @@ class BoundaryBlock(Accounts, frozen=True, kw_only=True):
     """Why joules are null, or not whole."""
 
 
+class ConstantsTrust(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the fitted constants of one engine and model were trusted after a run."""
+
+    engine: str
+    model: str | None = None
+    is_trusted: bool
+    doubt: str | None = None
+    """The kind of the reason why not, such as `rows`, `changed` or `shared`."""
+    reason: str | None = None
+    """It in a line."""
+    form: str | None = None
+    """The form of the cost model in use."""
+    rows: float | None = None
+    """Rows of load they were learnt from, those of a saved calibration included."""
+
+
 class RequestInterval(msgspec.Struct, frozen=True, kw_only=True):
     """The 90 % interval of the mean request's joules, idle share included.
 
@@ -89,6 +107,13 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     joules_per_output_token: float | None = None
     joules_per_total_token: float | None = None
     measured_joules_per_output_token: float | None = None
+    output_tokens_per_joule: float | None = None
+    """Of all measured joules."""
+    good_requests_per_joule: float | None = None
+    """Goodput per watt: requests within every --goodput limit over all measured
+    joules."""
+    energy_delay_joule_seconds: float | None = None
+    """Energy-delay product, the mean over requests of joules times latency."""
     failed_request_joules: float | None = None
     mean_watts: float | None = None
     joined_joules: float | None = None
@@ -105,6 +130,10 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """Requests by how well it is known who ran when."""
     grade: dict[str, int] = field(default_factory=dict)
     """Requests by how far their joules can be trusted."""
+    grade_reasons: dict[str, int] = field(default_factory=dict)
+    """Requests that are not `good`, by each reason, see docs/attribution.md."""
+    constants: list[ConstantsTrust] = field(default_factory=list)
+    """Of each engine and model: whether the fitted constants are trusted."""
     interval: RequestInterval | None = None
     """Of the mean request; that of all together is `attributed_low_joules`."""
     loaded_idle_watts: float | None = None
@@ -194,8 +223,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Due in the window."""
     sent: int
     dropped: int
+    asked_per_second: float | None = None
+    """The rate that was asked for, or else the plan's own; null when all at once."""
     offered_per_second: float | None
+    """The rate of the planned starts, as chance and think times made it."""
     achieved_per_second: float | None
+    """The rate at which requests really left."""
     lag_ms: Lag | None
     gap_p50_ms: float | None
     loop_lag_p99_ms: float | None
@@ -271,6 +304,53 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class SamplingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request asked of the decoding; null is the server's own."""
+
+    temperature: float
+    top_p: float | None
+    n: int
+    output_tokens: int | None
+    """Of every request, in place of the trace's lengths."""
+    ignore_eos: bool | None
+    """null: where the backend can."""
+    beam_width: int | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that sent the load; that of the engine where they are one."""
+
+    name: str
+    cpu: str | None
+    cpu_count: int | None
+    memory_bytes: int | None
+    system: str
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run was asked for, where and of what: `loadgen replay --from` reads it."""
+
+    command: str | None
+    """As it was typed; what headers held is hidden."""
+    folder: str
+    """The working folder, which paths of the command begin at."""
+    trace_path: str
+    trace_sha256: str | None
+    options: dict[str, Any]
+    """Every option with a value, defaults too, as `--config` takes them."""
+    url: str | None
+    """null: the simulated stack."""
+    sampling: SamplingRecord
+    engine: str
+    engine_version: str | None
+    """As the engine tells it."""
+    engine_facts: dict[str, str] = field(default_factory=dict)
+    """What else it tells of itself."""
+    model: str | None
+    host: HostRecord
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `summary.json`."""
 
@@ -334,3 +414,5 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`forced`: as many tokens as asked; `cap`: at most; null: none was asked."""
     environment: dict[str, str | int | None]
     metadata: dict[str, str]
+    run: RunRecord | None = None
+    """null in runs of earlier versions."""

@@ -24,6 +24,7 @@ from loadgen.analysis.schema import (
     GroupRow,
     HardwareBlock,
     Lag,
+    RunRecord,
     Schedule,
     Summary,
     WindowBlock,
@@ -67,6 +68,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's board, as its tools print it."""
     gpus: int | None = None
     metadata: dict[str, str] = {}
+    run: RunRecord | None = None
 
 
 def summarise(
@@ -130,6 +132,7 @@ def summarise(
         else None,
         environment=environment() | _boards(info),
         metadata=dict(info.metadata),
+        run=info.run,
     )
     return with_naive(summary, work_of(tally))
 
@@ -207,6 +210,8 @@ def _facts(
         lag_p99_seconds=lag.p99 if lag else None,
         gap_p50_seconds=tally.gap_p50_seconds(),
         is_paced=is_paced(header),
+        asked_per_second=_asked_per_second(tally, header),
+        achieved_per_second=tally.achieved_per_second(),
         max_concurrency=info.max_concurrency,
         loop_lag_p99_seconds=info.loop_lag_p99_seconds,
         interrupted=info.interrupted,
@@ -276,6 +281,7 @@ def _schedule(
         planned=tally.attempted,
         sent=tally.sent,
         dropped=tally.outcomes["dropped"],
+        asked_per_second=_asked_per_second(tally, header),
         offered_per_second=tally.offered_per_second(),
         achieved_per_second=tally.achieved_per_second(),
         lag_ms=Lag(
@@ -336,6 +342,13 @@ def _row(group: Group) -> GroupRow:
 def _failed(tally: Tally) -> int:
     """Sent and not answered in full; the never sent are `dropped`."""
     return tally.attempted - tally.completed - tally.outcomes["dropped"]
+
+
+def _asked_per_second(tally: Tally, header: PlanHeader | None) -> float | None:
+    rate = _request_rate(header)
+    if rate == "inf":
+        return None
+    return rate if isinstance(rate, float) else tally.offered_per_second()
 
 
 def _request_rate(header: PlanHeader | None) -> float | str | None:

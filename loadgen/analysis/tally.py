@@ -160,6 +160,7 @@ class EnergyTally:
     quality: Counter[str] = field(default_factory=Counter)
     timing: Counter[str] = field(default_factory=Counter)
     grade: Counter[str] = field(default_factory=Counter)
+    grade_reasons: Counter[str] = field(default_factory=Counter)
     low_joules: float = 0.0
     high_joules: float = 0.0
     requests_bounded: int = 0
@@ -182,6 +183,7 @@ class EnergyTally:
         if energy.timing is not None and energy.grade is not None:
             self.timing[energy.timing] += 1
             self.grade[energy.grade] += 1
+            self.grade_reasons.update(energy.grade_reasons)
         if energy.low_joules is not None and energy.high_joules is not None:
             self.requests_bounded += 1
             self.low_joules += energy.low_joules

@@ -28,11 +28,14 @@ HELP = {
 LATENCY_ROWS = (
     ("ttft", "TTFT"), ("ttft_sched", "TTFT from schedule"), ("tpot", "TPOT"),
     ("itl", "ITL"), ("e2el", "E2E"), ("e2el_sched", "E2E from schedule"),
-    ("schedule_lag", "Schedule lag"),
+    ("schedule_lag", "Schedule lag"), ("connect", "Connect"), ("send", "Send"),
+    ("wait", "Wait for the reply's head"),
 )  # fmt: skip
 ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
     ("energy_per_output_token", "Per output token of each request"),
+    ("tokens_per_joule", "Output tokens per joule"),
+    ("energy_delay", "Energy-delay product"),
 )  # fmt: skip
 
 
@@ -89,8 +92,14 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         naive_facts=naive.facts(summary.naive) if summary.naive else "",
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
+        rates=text.rates_text(summary),
+        run=list(text.run_rows(summary)),
+        per_joule=text.per_joule_text(summary.energy)
+        if summary.energy.output_tokens_per_joule is not None
+        else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
+        constants=text.constants_lines(summary.energy),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )

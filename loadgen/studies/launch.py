@@ -153,13 +153,17 @@ class Study:
         *,
         command: Command = replay_command,
         label: str | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Run one cell, unless it is finished.
 
         `more` are arguments that make no other cell of it, such as the URL of a
         server that was started for it; `label` names it in the progress instead of
-        its name. Raises StudyError when the study's folder cannot be written.
+        its name; `before` is called unless the cell is finished, such as to let an
+        engine settle. Raises StudyError when the study's folder cannot be written.
         """
+        if note_of(self.folder, cell) is None:
+            before()
         outcome = self._outcome(cell, more, command, label or cell.name)
         self.outcomes.append(outcome)
         return outcome

@@ -14,8 +14,10 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +28,7 @@ from proxy.errors import ConfigError, StoreError
 from proxy.meter.ledger import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
+from proxy.store.journal import Journal, journal_base, left_behind
 from proxy.store.stored_record import (
     EVERY_RECORD,
     RecordFilter,
@@ -37,6 +40,7 @@ from proxy.store.stored_record import (
 )
 from proxy.store.writer import KEPT_RECORDS, RecordWriter, WriterBounds
 from proxy.wire.api import RequestReply, StoreState
+from proxy.wire.events import RequestOpened
 
 log = logging.getLogger("servewatt.store")
 
@@ -103,11 +107,14 @@ class Archive:
         retention: Retention | None = None,
         bounds: WriterBounds | None = None,
         run: str = "",
+        policy: str = "phase",
+        journal_folder: Path | None = None,
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
 
         `upstream` is whose records these are; of several, `upstreams` has the
-        addresses by engine, and `upstream` is the first.
+        addresses by engine, and `upstream` is the first. What is not in the database
+        yet is journaled beside an SQLite file, or for a server in `journal_folder`.
 
         A store that does not answer is no error: it is tried again later.
         """
@@ -115,12 +122,19 @@ class Archive:
         self._recent = RecentRecords()
         self._database: Database | None = None
         self._writer: RecordWriter | None = None
+        self._journal: Journal | None = None
+        self._journal_base: Path | None = None
         if url is not None:
-            self._database = Database(url, upstream, run or uuid.uuid4().hex, upstreams)
+            run = run or uuid.uuid4().hex
+            self._database = Database(url, upstream, run, upstreams)
             is_open, error = self._open(self._database)
+            self._journal_base = journal_base(url, journal_folder)
+            if self._journal_base is not None:
+                self._journal = Journal(self._journal_base, run, policy)
             self._writer = RecordWriter(
                 self._database, retention or Retention(),
                 is_open=is_open, last_error=error, bounds=bounds,
+                on_stored=None if self._journal is None else self._journal.forget,
             )  # fmt: skip
         self._numbering.continue_from(cursor_at(time.time()))
         self._recent.horizon = self._numbering.last
@@ -133,16 +147,27 @@ class Archive:
                 self._adopt(self._database)
             self._database.began = self._recent.horizon
             self._writer.start()
+            if self._journal is not None:
+                self._journal.start(instance, self._database.addresses)
 
     def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
         """Store records of these engines, by name, under these addresses."""
         if self._database is not None:
             self._database.take_upstreams(upstreams)
+            if self._journal is not None:
+                self._journal.take_upstreams(self._database.addresses)
 
     def stop(self) -> None:
         """Write what waits; blocks, but not without bound."""
         if self._writer is not None:
             self._writer.stop()
+            if self._journal is not None:
+                self._journal.stop(is_all_stored=not self._writer.waiting)
+
+    def arrive(self, engine: str, event: RequestOpened) -> None:
+        """A request is on its way to an engine: a killed proxy leaves that; no wait."""
+        if self._journal is not None:
+            self._journal.add(engine, event)
 
     def add(self, records: Iterable[RequestRecord]) -> None:
         """Store what has just settled; never blocks."""
@@ -161,6 +186,11 @@ class Archive:
         if self._writer is not None:
             stored = self._numbering.number(records, time.time(), time.monotonic())
             self._writer.add([replace(each, is_note=True) for each in stored])
+
+    def end(self, record: RequestRecord | None) -> None:
+        """A request has ended; its energy is not known yet. No wait."""
+        if self._journal is not None and record is not None:
+            self._journal.end(record)
 
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""
@@ -223,17 +253,26 @@ class Archive:
         return True, None
 
     def _adopt(self, database: Database) -> None:
+        """Record what processes that are dead had not; none of it twice."""
+        base = self._journal_base
+        noted = journaled = 0
         try:
-            count = database.adopt(self._numbering.last, time.time())
+            with ExitStack() as held:
+                found = [] if base is None else held.enter_context(left_behind(base))
+                dead_runs = [left.run for left in found]
+                noted = database.adopt(self._numbering.last, time.time(), dead_runs)
+                self._numbering.continue_from(self._numbering.last + noted)
+                for left in found:
+                    count = database.adopt_open(left, self._numbering.last)
+                    self._numbering.continue_from(self._numbering.last + count)
+                    journaled += count
         except SQLAlchemyError as error:
             log.warning("store %s: %s", database.shown_url, error)
-            return
-        if count:
+        if noted or journaled:
             log.warning(
-                "%d requests had ended when the proxy was killed before: they are "
-                "recorded without energy", count,
+                "a proxy was killed: %d requests that it had noted and %d of its "
+                "journal are recorded without energy", noted, journaled,
             )  # fmt: skip
-            self._numbering.continue_from(self._numbering.last + count)
             self._recent.horizon = self._numbering.last
 
     def _refuse_while_down(self) -> None:

@@ -218,6 +218,8 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     idle_share_by_time_joules: float | None = None
     """`idle_share_joules` under the other rule, part of no sum: each moment divided
     equally among those who ran. Left out where unknown, and in older records."""
+    grade_reasons: tuple[str, ...] = ()
+    """Why the grade is not `good`; left out where it is, and in older records."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
@@ -242,6 +244,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     finished_unix_seconds: float | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    """As the engine told of this request."""
+    inferred_cached_tokens: int | None = None
+    """Taken as cached where it did not tell, from its counters of all prompts."""
     output_tokens: int | None = None
     is_output_lower_bound: bool | None = None
     """The reply broke off: `output_tokens` are those seen until then, the engine may

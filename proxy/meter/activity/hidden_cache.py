@@ -15,7 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
-from proxy.meter.activity.placement import PromptSpeed
+from proxy.meter.activity.prompt_speed import LONG, PromptSpeed
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.steps import FloatArray
 
@@ -24,10 +24,6 @@ MEMORY_SECONDS = 60.0
 
 PLAIN_QUANTILE = 0.25
 """Of the steps between two scrapes: so long lasts one without any prompt."""
-
-
-LONG = 1.3
-"""Times a plain step: a prompt was computed in a step that lasts longer."""
 
 EDGE_SECONDS = 0.01
 """A first token so close to a scrape may have been counted on its other side."""

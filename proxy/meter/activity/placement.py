@@ -11,59 +11,25 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
-from statistics import median
 
 import numpy as np
 
+from proxy.meter.activity.prompt_speed import PromptSpeed
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 
-PROMPT_TOKEN_SECONDS = 6e-5
-"""Until observed: 2 x 8e9 FLOP at half of an A100's or H100's dense bf16 peak
-takes 32 to 100 microseconds."""
-
-SAMPLES = 64
-SAMPLE_TOKENS = 4096
-ENOUGH_SAMPLES = 3
-
-
-class PromptSpeed:
-    """Seconds per computed prompt token, learnt from finished prefills.
-
-    Each sample is the time of some prompts by their tokens: of several, because
-    prompts that share a step take its time once. The median is believed, because
-    a prompt that waited for memory makes its sample many times too slow.
-    """
-
-    def __init__(self) -> None:
-        self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self.restart()
-
-    def restart(self) -> None:
-        """Nothing is learnt yet, or it was from wrong counts."""
-        self.token_seconds = PROMPT_TOKEN_SECONDS
-        self._samples.clear()
-        self._tokens = self._seconds = 0.0
-
-    def learn(self, tokens: float, seconds: float) -> None:
-        """A prompt took these seconds alone, or was done in passing (0 seconds)."""
-        self._tokens += tokens
-        self._seconds += seconds
-        if self._tokens < SAMPLE_TOKENS or self._seconds <= 0:
-            return
-        self._samples.append(self._seconds / self._tokens)
-        self._tokens = self._seconds = 0.0
-        if len(self._samples) >= ENOUGH_SAMPLES:
-            self.token_seconds = median(self._samples)
-
-
 MISSED_STEPS = 3
 """So many steps of others without a token: the engine has set the request aside."""
+
+WAITED_PART = 0.8
+"""Of the room before the step in which it was done: who needed less had waited."""
+
+HIDDEN_TIMES = 2.0
+"""By so much more than all room it has to need, or the steps are believed."""
 
 Pause = tuple[float, float, float]
 """Last token, next token, tokens before that one."""
@@ -113,6 +79,7 @@ class PromptPlacement:
     def __init__(self) -> None:
         self.speed = PromptSpeed()
         self._used: dict[float, float] = {}
+        """What of a step's time prompts have taken already, by its end."""
         self._released_seconds = -np.inf
 
     def place(
@@ -133,13 +100,18 @@ class PromptPlacement:
                 at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Prefill(at, arrived, request, None))
         jobs += _set_aside([*requests, *paused], seen)
-        for _, tied in groupby(sorted(jobs, key=_when), key=_when):
+        ends = seen.steps.end_seconds
+
+        def when(job: _Prefill) -> tuple[int, float]:
+            return int(ends.searchsorted(job.at_seconds)), job.arrived_seconds
+
+        for _, tied in groupby(sorted(jobs, key=when), key=when):
             self._place_tied(list(tied), seen)
 
     def forget(self, before_seconds: float) -> None:
         """Drop what is known of steps that are settled."""
         self._used = {
-            end: tokens for end, tokens in self._used.items() if end > before_seconds
+            end: used for end, used in self._used.items() if end > before_seconds
         }
 
     def taken_seconds(
@@ -178,14 +150,25 @@ class PromptPlacement:
                 tokens = self._tokens(job, float(seen.starts[span[0]]), seen)
                 spans.setdefault(span, []).append((job, tokens))
         self._learn(tied, seen)
-        for (lowest, last), members in sorted(spans.items(), key=_span_of):
-            total = sum(tokens for _, tokens in members)
-            rows = self._fill(total, seen, lowest, last)
-            for job, tokens in members:
-                part = tokens / total
-                own = [(start, end, taken * part) for start, end, taken in rows]
-                _settle_rows(job, own, seen)
-            self._released_seconds = max(self._released_seconds, tied[0].at_seconds)
+        for span, members in sorted(spans.items(), key=_span_of):
+            self._fill_tied(span, members, seen)
+            self._released_seconds = max(
+                self._released_seconds, *(job.at_seconds for job, _ in members)
+            )
+
+    def _fill_tied(
+        self, span: tuple[int, int], members: list[tuple[_Prefill, float]], seen: Seen
+    ) -> None:
+        """Place jobs of one span, in proportion to their tokens."""
+        total = sum(tokens for _, tokens in members)
+        is_again = any(job.pause is not None for job, _ in members)
+        cached = max(job.request.uncomputed_tokens for job, _ in members)
+        context = 0.0 if is_again else cached
+        rows = self._fill(total, context, seen, span, is_again=is_again)
+        for job, tokens in members:
+            part = tokens / total
+            own = [(start, end, taken * part) for start, end, taken in rows]
+            _settle_rows(job, own, seen)
 
     def _span(self, job: _Prefill, seen: Seen) -> tuple[int, int] | None:
         """First and last step that may have computed it; None: nothing was.
@@ -234,12 +217,9 @@ class PromptPlacement:
         if any(job.request.inferred_cached_tokens is not None for job in prompts):
             return  # a guess teaches nothing
         last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
-        earliest = min(
-            max(
-                float(seen.starts[_lowest_step(job.request, seen, last)]),
-                job.arrived_seconds,
-            )
-            for job in prompts
+        lowest = min(_lowest_step(job.request, seen, last) for job in prompts)
+        earliest = max(
+            float(seen.starts[lowest]), min(job.arrived_seconds for job in prompts)
         )
         alone_from = max(earliest, seen.settled_seconds, self._released_seconds)
         tokens = sum(
@@ -248,31 +228,84 @@ class PromptPlacement:
         )
         end = float(seen.steps.end_seconds[last])
         self.speed.learn(tokens, max(end - alone_from, 0.0))
+        self._learn_period(prompts, seen, (lowest, last))
+
+    def _learn_period(
+        self, prompts: list[_Prefill], seen: Seen, span: tuple[int, int]
+    ) -> None:
+        """What steps took for prompts, and how long they last without any.
+
+        Between the last prompt's end and this one's arrival there was none.
+        """
+        starts, ends = seen.starts, seen.steps.end_seconds
+        arrived = min(job.arrived_seconds for job in prompts)
+        since = max(self._released_seconds, seen.settled_seconds)
+        plain = (starts >= since) & (ends <= arrived)
+        self.speed.learn_plain((ends - starts)[plain])
+        lowest, last = span
+        first = max(
+            lowest,
+            seen.step_at(math.nextafter(self.speed.period_end_seconds, math.inf)),
+        )
+        if float(starts[lowest]) < seen.settled_seconds:
+            return  # a part of its steps is not known any more
+        took = self.speed.prompt_seconds((ends - starts)[first : last + 1])
+        for job in prompts:
+            cached = job.request.uncomputed_tokens
+            self.speed.learn_period(
+                (job.request.prompt_tokens or 0) - cached,
+                cached,
+                start_seconds=float(starts[lowest]),
+                end_seconds=float(ends[last]),
+                seconds=float(took.sum()) / len(prompts),
+            )
 
     def _fill(
-        self, tokens: float, seen: Seen, lowest: int, last: int
+        self,
+        tokens: float,
+        context_tokens: float,
+        seen: Seen,
+        span: tuple[int, int],
+        *,
+        is_again: bool,
     ) -> list[tuple[float, float, float]]:
-        """(start, end, tokens) from the last step back to the first one needed."""
-        token_seconds = self.speed.token_seconds
-        left = tokens
-        rows: list[tuple[float, float, float]] = []
-        for step in range(last, lowest - 1, -1):
-            start, end = float(seen.starts[step]), float(seen.steps.end_seconds[step])
-            used = self._used.get(end, 0.0)
-            room = max((end - start) / token_seconds - used, 0.0)
-            if step == last:
-                room = max(room, 1.0)
-            taken = min(room, left)
-            if taken <= 0:
-                continue
-            self._used[end] = used + taken
-            rows.append((start, end, taken))
-            left -= taken
-            if left <= 0:
-                return rows
-        # The steps were faster than thought: all of them hold more.
-        grown = tokens / (tokens - left)
-        return [(start, end, taken * grown) for start, end, taken in rows]
+        """(start, end, tokens) from the last step back to the first one needed.
+
+        An engine computes as much as fits into each step from the first one on, so
+        those before the last are full. Where they had room for far more, it waited,
+        and began as late as it can have.
+        """
+        lowest, last = span
+        starts, ends = seen.starts[lowest : last + 1], seen.steps.end_seconds
+        ends = ends[lowest : last + 1]
+        keys = ends.tolist()
+        used = np.array([self._used.get(end, 0.0) for end in keys])
+        lasted = ends - starts
+        room = np.maximum(self.speed.prompt_seconds(lasted) - used, 0.0)
+        needed = self.speed.seconds_for(tokens, context_tokens)
+        before = float(room[:-1].sum())
+        if is_again or needed > HIDDEN_TIMES * float(room.sum()):
+            # it left no trace in how long steps last
+            is_again, room = True, np.maximum(lasted - used, 0.0)
+        if is_again or (self.speed.is_learnt and needed < WAITED_PART * before):
+            seconds = _from_last(room, needed)
+            used += seconds
+        else:
+            seconds = np.append(room[:-1], max(needed - before, 0.0))
+            if seconds[-1] > room[-1]:  # the steps were faster than thought
+                seconds[-1] = max(room[-1], self.speed.seconds_for(1.0, context_tokens))
+            used[:-1] += room[:-1]
+            used[-1] += seconds[-1]
+        self._used.update(zip(keys, used.tolist(), strict=True))
+        counts = np.zeros(len(keys))
+        context = context_tokens
+        for step in np.flatnonzero(seconds > 0).tolist():
+            counts[step] = self.speed.tokens_in(float(seconds[step]), context)
+            context += counts[step]
+        counts[-1] = max(counts[-1], 1.0)
+        counts = _brought_to(counts, tokens)
+        table = zip(starts.tolist(), keys, counts.tolist(), strict=True)
+        return [row for row in table if row[2] > 0][::-1]
 
     def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
@@ -335,8 +368,22 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
     ]
 
 
-def _when(job: _Prefill) -> tuple[float, float]:
-    return job.at_seconds, job.arrived_seconds
+def _from_last(room: FloatArray, needed: float) -> FloatArray:
+    """What is taken of the room of each step, as late as it can be."""
+    behind = np.append(np.cumsum(room[::-1])[::-1][1:], 0.0)
+    return np.asarray(np.clip(needed - behind, 0.0, room), dtype=np.float64)
+
+
+def _brought_to(counts: FloatArray, tokens: float) -> FloatArray:
+    """Tokens of each step, with the right sum.
+
+    Where there are too few, all steps hold more; where too many, those before the last.
+    """
+    early, last = float(counts[:-1].sum()), float(counts[-1])
+    if early + last < tokens or early <= 0:
+        return counts * (tokens / (early + last))
+    last = min(last, tokens)
+    return np.append(counts[:-1] * ((tokens - last) / early), last)
 
 
 def _span_of(item: tuple[tuple[int, int], object]) -> tuple[int, int]:

@@ -61,9 +61,9 @@ class FitRules:
     engine setting is learnt."""
     resumed_rows: float = 240.0
     """What an earlier run saw weighs so much at most: it may have been another GPU."""
-    prior_spread: float = 0.5
-    """Standard deviation given to `phase`'s ratios, as a fraction of each: data
-    sheets and the simulated hardware differ from them by up to 40 %."""
+    prior_spread: float = 0.7
+    """Standard deviation given to `phase`'s ratios, as a fraction of each: engines that
+    are no 8B-class dense model differ from them by more than half."""
     max_split_error: float = 0.05
     """What the constants' uncertainty moves between requests may be so much of their
     energy (root mean square, window by window)."""
@@ -73,7 +73,10 @@ class FitRules:
     min_tried_rows: float = 20.0
     """No form is judged by what it says after fewer."""
     min_trials: float = 12.0
-    """Stretches that a form has to have predicted before it is preferred."""
+    """Stretches that a form has to have predicted before they decide."""
+    better_evidence: float = 3.0
+    """Until then a form is preferred to a simpler one where the rows so far are
+    exp(this) times as likely under it, whatever its constants; a third keeps it."""
     max_missed_part: float = 0.3
     """Of the busy time: windows that teach nothing, as work in them is not known."""
     better_errors: float = 2.0
@@ -129,6 +132,9 @@ class Fit:
     """J^2 that a row differs by from what the constants say."""
     split_error: float
     """What the covariance moves between requests, by their energy."""
+    evidence: float
+    """Logarithm of how likely the rows are under the form, whatever its constants, up
+    to a sum that is the same for all forms."""
     doubt: Doubt | None
     """Why it is not trusted; None where it is."""
 
@@ -210,7 +216,8 @@ class Learnt:
     @classmethod
     def of(cls, activity: Activity) -> Learnt:
         """What all requests did, and how differently."""
-        work = features_of(activity).sum(axis=1)
+        work = features_of(activity)
+        work = work[:, 0] + work[:, 1]
         return cls(work.sum(axis=0), spread_of(work))
 
     @classmethod
@@ -261,15 +268,28 @@ def no_trials() -> Trials:
     return Trials(0.0, np.zeros(count), np.zeros((count, count)), 0.0)
 
 
-def preferred(trials: Trials, used: str, rules: FitRules) -> str:
-    """The usual form, unless others predict better by more than chance."""
+def preferred(
+    trials: Trials, used: str, rules: FitRules, evidence: Mapping[str, float]
+) -> str:
+    """The usual form, unless others are better by more than chance.
+
+    Better is who predicted better; until there are enough predictions, under which the
+    rows are likelier by themselves. That is known from the first rows on, and believes
+    too much in the end, when every form is a little wrong.
+    """
     names = list(FORMS)
-    if trials.rows < rules.min_trials:
-        return used
     usual = best = names.index(USUAL)
+    is_tried = trials.rows >= rules.min_trials
     for number, name in enumerate(names):
-        needed = rules.better_errors / (2 if name == used else 1)
-        if number != usual and trials.lead(number, best) > needed:
+        if number == usual:
+            continue
+        if is_tried:
+            needed = rules.better_errors / (2 if name == used else 1)
+            is_better = trials.lead(number, best) > needed
+        else:
+            needed = rules.better_evidence / (3 if name == used else 1)
+            is_better = evidence[name] - evidence[names[best]] > needed
+        if is_better:
             best = number
     return names[best]
 
@@ -303,9 +323,7 @@ class CalibrationState:
     @property
     def doubt(self) -> Doubt | None:
         """The first of all reasons not to trust them."""
-        none = Doubt("rows", "no load was measured yet")
-        fit = none if self.fit is None else self.fit.doubt
-        return self.outside or fit or self.evidence.doubt
+        return _first_doubt(self.outside, self.fit, self.evidence)
 
     @property
     def form_errors(self) -> dict[str, float]:
@@ -316,6 +334,13 @@ class CalibrationState:
         missed = np.sqrt(trials.errors / trials.rows)
         mean = trials.joules / trials.rows
         return dict(zip(FORMS, (missed / mean).tolist(), strict=True))
+
+
+def _first_doubt(
+    outside: Doubt | None, fit: Fit | None, evidence: Evidence
+) -> Doubt | None:
+    none = Doubt("rows", "no load was measured yet")
+    return outside or (none if fit is None else fit.doubt) or evidence.doubt
 
 
 class Calibration:
@@ -352,6 +377,8 @@ class Calibration:
         self._row = self._stretch = Row.empty()
         self._whitener = Whitener()
         self._windows = 0.0
+        self._is_resumed = False
+        """An earlier run has chosen the form; who predicts better may change it."""
 
     @property
     def cost(self) -> FittedCost | None:
@@ -374,6 +401,11 @@ class Calibration:
             self.evidence,
             self.lag_seconds,
         )
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """The first of all reasons not to trust the constants, as in `state`."""
+        return _first_doubt(self._outside(), self.fit, self.evidence)
 
     @property
     def lag_seconds(self) -> float | None:
@@ -416,6 +448,7 @@ class Calibration:
         self.model = model
         if model in self._saved:
             self.sums = faded(self._saved[model], self.rules.resumed_rows)
+            self._is_resumed = True
             self._fit()
 
     def learn(self, learnt: Learnt, joules: float, seconds: float) -> None:
@@ -467,8 +500,6 @@ class Calibration:
         costs = np.stack([fit.joules for fit in self._fits.values()]) / PRIOR
         squared = (row.joules - costs @ row.work) ** 2
         self.trials = self.trials.with_row(squared, row.joules, MAX_TRIALS)
-        form = preferred(self.trials, self.sums.form, self.rules)
-        self.sums = replace(self.sums, form=form)
 
     def _weigh(self, row: Row) -> None:
         """Whether what is left is noise, and the engine still what it was."""
@@ -485,12 +516,18 @@ class Calibration:
         if drift is not None:
             self._changed = f"the joules of the same work {drift}: they are learnt anew"
             self.sums = replace(no_sums(), form=self.sums.form)
+            self._is_resumed = False
             self._whitener.interrupt()
             self.trials, self.evidence = no_trials(), Evidence()
 
     def _fit(self) -> None:
         missed = self.evidence.missed
         self._fits = fits_of(self.sums, self.rules, missed=missed, before=self._fits)
+        is_tried = self.trials.rows >= self.rules.min_trials
+        if self._fits and (is_tried or not self._is_resumed):
+            evidence = {name: fit.evidence for name, fit in self._fits.items()}
+            form = preferred(self.trials, self.sums.form, self.rules, evidence)
+            self.sums = replace(self.sums, form=form)
         self.fit = self._fits.get(self.sums.form)
 
 
@@ -697,6 +734,10 @@ def _fitted(
     ridge = variance / (rules.prior_spread * level) ** 2 * np.eye(size)
     drawn = products + np.diag(ridge) * level * form.usual
     ratios = nonnegative_least_squares(squares + ridge, drawn, free)
+    apart = (ratios - level * form.usual) / (rules.prior_spread * level)
+    evidence = _evidence(
+        sums, squares, products, ratios, apart, ridge, expected, mean_joules
+    )
     covariance = variance * np.linalg.inv(squares + ridge)
     errors = np.sqrt(
         np.maximum(np.diag(covariance), 0.0)
@@ -719,8 +760,34 @@ def _fitted(
         misfit=misfit,
         row_variance=variance,
         split_error=float(split),
+        evidence=evidence,
         doubt=_distrust(sums.rows, misfit, float(split), rules),
     )
+
+
+def _evidence(
+    sums: Sums,
+    squares: FloatArray,
+    products: FloatArray,
+    ratios: FloatArray,
+    apart: FloatArray,
+    ridge: FloatArray,
+    expected: float,
+    mean_joules: float,
+) -> float:
+    """Logarithm of the marginal likelihood of the rows, noise of any size.
+
+    The usual one of a linear model with a normal prior on its constants, at the noise
+    that fits best (its own prior is `expected`); `apart` is by how many of the prior's
+    standard deviations the constants are off.
+    """
+    rows = sums.rows + USUAL_ROWS
+    left = float(sums.square_joules - 2 * ratios @ products + ratios @ squares @ ratios)
+    variance = (max(left, 0.0) + expected) / rows
+    variance = max(variance, (MIN_NOISE * mean_joules) ** 2)
+    _, sharper = np.linalg.slogdet(squares + ridge)
+    narrowed = sharper - float(np.log(np.diag(ridge)).sum())
+    return -0.5 * float(rows * math.log(variance) + apart @ apart + narrowed)
 
 
 USUAL_NOISE = 0.03

@@ -258,6 +258,18 @@ def test_an_engine_that_bends_is_found_out_and_a_straight_one_stays_plain() -> N
     assert not straight.form.startswith("experts")
 
 
+@pytest.mark.parametrize("tokens", REACH_TOKENS[:2])
+def test_an_engine_that_bends_is_found_out_within_twenty_seconds(tokens: float) -> None:
+    joules_each = PRIOR * TRUE_RATIOS
+    joules_each[FEATURES.index(f"reach_{tokens:.0f}")] = 12.0
+    bent = taught(10, joules_each=joules_each).fit
+    straight = taught(10).fit
+    assert bent is not None
+    assert straight is not None
+    assert bent.form.startswith("experts")
+    assert not straight.form.startswith("experts")
+
+
 def test_a_form_is_judged_by_rows_that_it_had_not_seen() -> None:
     rng = np.random.default_rng(6)
     calibration = Calibration()

@@ -232,6 +232,50 @@ def test_prompts_that_end_in_one_step_share_its_room() -> None:
     assert did.prefill_steps.tolist() == pytest.approx([0.5, 0.5])
 
 
+def chunked(prompts: list[tuple[float, float]]) -> list[tuple[float, int, list[float]]]:
+    """A stream, and prompts cut into chunks of 2,000 tokens beside it.
+
+    (arrived, tokens) of each, none in sight of another; a plain step takes 10 ms, a
+    token 30 us, and its context 2 ns for each token.
+    """
+    clock, stamps, asked = 0.0, [], []
+    for arrived, tokens in prompts:
+        while clock < arrived:
+            clock += 0.01
+            stamps.append(clock)
+        done = 0.0
+        while done < tokens:
+            chunk = min(2000.0, tokens - done)
+            own = 3e-5 * chunk + 2e-9 * chunk * (done + chunk / 2)
+            clock += float(np.hypot(own, 0.01))
+            stamps.append(clock)
+            done += chunk
+        asked.append((arrived, int(tokens), [clock]))
+    return [(-1.0, 1, stamps), *asked]
+
+
+def test_chunks_of_a_long_prompt_are_alike_though_later_ones_take_longer() -> None:
+    shorter = [(1.0 * number, 150.0 * number) for number in range(1, 25)]
+    timelines, _ = scene(chunked([*shorter, (30.0, 8100.0)]))
+    rows = sorted(timelines[-1].prefill_rows)
+    assert len(rows) == 5
+    *chunks, rest = [taken for *_, taken in rows]
+    assert chunks == pytest.approx([2000] * 4, rel=0.03)
+    assert 0 < rest < 200
+
+
+def test_who_ends_in_the_last_step_of_a_longer_prompt_is_computed_there() -> None:
+    shorter = [(1.0 * number, 150.0 * number) for number in range(1, 25)]
+    asked = chunked([*shorter, (30.0, 4500.0)])
+    end = asked[-1][2][0]
+    begun = asked[0][2][-2]  # its last step
+    asked.append((begun - 0.001, 400, [end + 0.0002]))
+    timelines, _ = scene(asked)
+    ((start, _, tokens),) = timelines[-1].prefill_rows
+    assert start == pytest.approx(begun)
+    assert tokens == pytest.approx(400)
+
+
 def test_only_uncached_prompt_tokens_are_computed() -> None:
     log, book = TokenLog(), StepBook()
     request = streamed()
