@@ -31,7 +31,6 @@ from proxy.meter.attribution.forms import (
     Form,
     nonnegative_least_squares,
 )
-from proxy.meter.attribution.lag import LagWatch
 from proxy.meter.attribution.policies import (
     FEATURES,
     CostModel,
@@ -358,10 +357,9 @@ class Calibration:
         self.evidence = Evidence()
         self.shared_because: str | None = None
         """Why the joules are not this engine's alone; nothing is learnt meanwhile."""
-        self.may_lag = True
-        """The sensor shows power, perhaps averaged, and no counter. A counter's lag is
-        not looked for: prompts that queue on a saturated engine look like one."""
-        self._lag = LagWatch()
+        self.lag_seconds: float | None = None
+        """How late the sensor shows power, where it averages: steps are not told apart
+        by it, whatever is undone."""
         self._changed: str | None = None
         self._missed: dict[str, float] = {}
         """Busy seconds that taught nothing, by reason, fading."""
@@ -396,11 +394,6 @@ class Calibration:
             self.lag_seconds,
         )
 
-    @property
-    def lag_seconds(self) -> float | None:
-        """How late the sensor shows power; None where it is not late."""
-        return self._lag.lag_seconds
-
     def _outside(self) -> Doubt | None:
         """Why nothing learnt is trusted now, whatever the fit says."""
         if self.shared_because is not None:
@@ -408,8 +401,8 @@ class Calibration:
         if self.lag_seconds is not None:
             return Doubt(
                 "unresolved",
-                f"the sensor lags or averages, by {self.lag_seconds:.2g} s or more: it "
-                "does not tell steps apart",
+                f"the sensor averages, and shows power {self.lag_seconds:.2g} s late: "
+                "it does not tell steps apart",
             )
         if self._changed is not None and self.sums.rows < self.rules.min_rows:
             return Doubt("changed", self._changed)
@@ -446,7 +439,7 @@ class Calibration:
             return
         self._pass(seconds)
         self._learnt_seconds += seconds
-        self._watch_window(learnt.work, joules, seconds)
+        self._watch_window(learnt.work, joules)
         self._row = row = self._row.with_window(learnt, joules, seconds)
         if row.seconds < self.rules.row_seconds:
             return
@@ -465,7 +458,6 @@ class Calibration:
         """A busy window was settled that teaches nothing, as its work is not known."""
         self._pass(seconds)
         self._whitener.interrupt()
-        self._lag.interrupt()
         self._missed[because] = self._missed.get(because, 0.0) + seconds
 
     def _pass(self, seconds: float) -> None:
@@ -473,13 +465,11 @@ class Calibration:
         self._learnt_seconds *= keep
         self._missed = {why: keep * missed for why, missed in self._missed.items()}
 
-    def _watch_window(self, work: FloatArray, joules: float, seconds: float) -> None:
+    def _watch_window(self, work: FloatArray, joules: float) -> None:
         if self.fit is None or joules <= 0:
             return
         self._windows = min(self._windows + 1, WINDOWS_REMEMBERED)
         expected_joules = float(self.fit.joules_of(work))
-        if self.may_lag:
-            self._lag.add(joules, expected_joules, seconds)
         square = (joules - expected_joules) ** 2
         before = self.window_variance or 0.0
         self.window_variance = before + (square - before) / self._windows
@@ -504,10 +494,15 @@ class Calibration:
         drift = self.evidence.drift
         if drift is not None:
             self._changed = f"the joules of the same work {drift}: they are learnt anew"
-            self.sums = replace(no_sums(), form=self.sums.form)
-            self._is_resumed = False
-            self._whitener.interrupt()
-            self.trials, self.evidence = no_trials(), Evidence()
+            self.restart()
+
+    def restart(self) -> None:
+        """What was learnt is not true any more; but for the form."""
+        self.sums = replace(no_sums(), form=self.sums.form)
+        self._is_resumed = False
+        self._whitener.interrupt()
+        self._row = self._stretch = Row.empty()
+        self.trials, self.evidence = no_trials(), Evidence()
 
     def _fit(self) -> None:
         missed = self.evidence.missed

@@ -376,26 +376,3 @@ def test_an_engine_that_costs_more_from_one_moment_on_is_learnt_anew() -> None:
     assert calibration.fit is not None
     found = calibration.fit.constants["prefill_token_joules"][0]
     assert found == pytest.approx(1.3 * PRIOR[1] * TRUE_RATIOS[1], rel=0.05)
-
-
-@pytest.mark.parametrize("taps", [(1.0,), (0.25, 0.5, 0.25)], ids=["prompt", "late"])
-def test_a_sensor_that_averages_over_a_second_is_found_out(
-    taps: tuple[float, ...],
-) -> None:
-    rng = np.random.default_rng(10)
-    calibration = Calibration()
-    shown: list[float] = []
-    for _ in range(200):
-        work = varied_work(rng) / 4
-        shown = [float(work @ (PRIOR * TRUE_RATIOS)), *shown[:2]]
-        if len(shown) == 3:
-            joules = sum(tap * one for tap, one in zip(taps, shown, strict=False))
-            calibration.learn(learnt_of(work), joules + float(rng.normal(0, 5.0)), 0.5)
-    doubt = calibration.state.doubt
-    if len(taps) == 1:
-        assert calibration.lag_seconds is None
-        assert doubt is None
-    else:
-        assert calibration.lag_seconds == pytest.approx(0.5, abs=0.15)
-        assert doubt is not None
-        assert doubt.kind == "unresolved"
