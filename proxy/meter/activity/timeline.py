@@ -66,6 +66,7 @@ from proxy.meter.activity.unmetered import Unmetered
 from proxy.meter.activity.unstreamed import (
     STEP_SECONDS,
     StepPace,
+    prompt_spans,
     spread_orphan,
     spread_so_far,
     spread_unstreamed,
@@ -473,6 +474,10 @@ class EngineTimeline:
         last, waiting = self._last_scrape, []
         tells_steps = last is not None and last.gauges.steps is not None
         is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        token_seconds = self._pace.prompt_token_seconds
+        prompts: list[tuple[float, float, float]] = []
+        if token_seconds is not None:
+            prompts = prompt_spans(self._whole_prompts(), token_seconds)
         for timeline in self._unspread:
             closed = timeline.closed_seconds or 0.0
             if is_told and last is not None and last.at_seconds < closed:
@@ -486,10 +491,34 @@ class EngineTimeline:
                 self._starts,
                 self.log,
                 pace=self._pace,
-                prompt_token_seconds=self.prompt_token_seconds,
+                prompt_token_seconds=token_seconds or self.prompt_token_seconds,
                 settled_seconds=self.settled_seconds,
+                prompts=prompts,
             )
         self._unspread = waiting
+
+    def _whole_prompts(self) -> list[tuple[float, float]]:
+        """Arrival and tokens of the prompts of replies in one piece, in order.
+
+        Those still open are taken for as long as the others are.
+        """
+        whole = [each for each in self._requests.values() if not each.is_streamed]
+        known = [
+            max(each.prompt_tokens - each.uncomputed_tokens, 1.0)
+            for each in whole
+            if each.prompt_tokens is not None
+        ]
+        usual = sum(known) / len(known) if known else 0.0
+        return sorted(
+            (
+                each.arrived_seconds,
+                usual
+                if each.prompt_tokens is None
+                else max(each.prompt_tokens - each.uncomputed_tokens, 1.0),
+            )
+            for each in whole
+            if not each.is_refused
+        )
 
     def _spread_open(
         self, end_seconds: float, among: Iterable[RequestTimeline]
@@ -542,7 +571,11 @@ class EngineTimeline:
             busy_seconds += max(ended - max(began, until_seconds), 0.0)
             until_seconds = max(until_seconds, ended)
         steps = event.gauges.steps - last.gauges.steps
-        self._pace.count(start_seconds, end_seconds, steps, busy_seconds)
+        prompts = (event.gauges.prompt_tokens or 0.0) - (last.gauges.prompt_tokens or 0)
+        cached = (event.gauges.cached_tokens or 0.0) - (last.gauges.cached_tokens or 0)
+        self._pace.count(
+            start_seconds, end_seconds, steps, busy_seconds, max(prompts - cached, 0.0)
+        )
 
     # the engine's own count
 

@@ -68,7 +68,8 @@ class FitRules:
     energy (root mean square, window by window)."""
     max_misfit: float = 0.1
     """Root mean square of what two seconds are missed by, by their energy: 0.03 in the
-    simulator, 0.13 where preemption hides work from the proxy."""
+    simulator, 0.13 where preemption hides work from the proxy. Beyond it nothing is
+    trusted, and constants are used only as long as they predict better than `phase`."""
     min_tried_rows: float = 20.0
     """No form is judged by what it says after fewer."""
     min_trials: float = 12.0
@@ -369,6 +370,8 @@ class Calibration:
         self._row = self._stretch = Row.empty()
         self._whitener = Whitener()
         self._windows = 0.0
+        self._missed_squares = np.zeros(3)
+        """Stretches, and what fitted constants and `phase` missed them by, fading."""
         self._is_resumed = False
         """An earlier run has chosen the form; who predicts better may change it."""
 
@@ -378,7 +381,14 @@ class Calibration:
         fit, rules = self.fit, self.rules
         if fit is None or fit.rows < rules.min_used_rows:
             return None
-        return fit.cost if fit.misfit <= rules.max_misfit else None
+        is_better = fit.misfit <= rules.max_misfit or self._is_ahead
+        return fit.cost if is_better else None
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether fitted constants predicted better than those of `phase`."""
+        rows, fitted, usual = self._missed_squares
+        return bool(rows >= MIN_AHEAD_ROWS and fitted < usual)
 
     @property
     def state(self) -> CalibrationState:
@@ -449,6 +459,7 @@ class Calibration:
         self._stretch = stretch = self._stretch.plus(row)
         if stretch.seconds >= self.rules.refit_seconds or not self._fits:
             self._stretch = Row.empty()
+            self._compare(stretch)
             if self._fits and self.sums.rows >= self.rules.min_tried_rows:
                 self._try(stretch)
                 self._weigh(stretch)
@@ -479,6 +490,17 @@ class Calibration:
         costs = np.stack([fit.joules for fit in self._fits.values()]) / PRIOR
         squared = (row.joules - costs @ row.work) ** 2
         self.trials = self.trials.with_row(squared, row.joules, MAX_TRIALS)
+
+    def _compare(self, row: Row) -> None:
+        """Whether fitted constants or those of `phase` had predicted a row better."""
+        if self.fit is None:
+            return
+        plain = FORMS[PLAIN].matrix.sum(axis=1)
+        level = self.sums.joules / float(self.sums.work @ plain)
+        usual = row.joules - level * float(row.work @ plain)
+        fitted = row.joules - float(self.fit.joules_of(row.work / PRIOR))
+        news = np.array([1.0, fitted**2, usual**2])
+        self._missed_squares = AHEAD_KEEP * self._missed_squares + news
 
     def _weigh(self, row: Row) -> None:
         """Whether what is left is noise, and the engine still what it was."""
@@ -516,6 +538,9 @@ class Calibration:
 
 
 _ROWS = FEATURES.index("decode_rows")
+
+MIN_AHEAD_ROWS, AHEAD_KEEP = 3.0, 0.97
+"""So many stretches say who predicts better; a minute of load is remembered."""
 
 MAX_TRIALS = 600.0
 """Twenty minutes of load."""

@@ -169,6 +169,15 @@ def test_energy_that_the_work_does_not_explain_is_not_trusted() -> None:
     assert "unexplained" in fit.reason
 
 
+def test_untrusted_constants_are_used_while_they_predict_better_than_phase() -> None:
+    joules_each = PRIOR * TRUE_RATIOS * (0.2, *[1.5] * 4, *[1.0] * len(SHARED))
+    noisy = taught(60, joules_each=joules_each, noise_joules=60.0)
+    assert noisy.fit is not None
+    assert noisy.fit.misfit > FitRules().max_misfit
+    assert noisy.state.doubt is not None
+    assert noisy.cost is not None
+
+
 def test_constants_that_are_too_uncertain_are_not_trusted() -> None:
     strict = FitRules(max_split_error=1e-4)
     fit = taught(300, rules=strict).fit
