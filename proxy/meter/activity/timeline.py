@@ -21,6 +21,7 @@ may have been: on the steps seen meanwhile.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
@@ -137,8 +138,9 @@ class EngineTimeline:
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for, for a while."""
-        self._hit_seconds = -math.inf
-        """When a reply last told of a hit in the engine's cache."""
+        self._hits_seconds: list[float] = []
+        """When replies told of hits in the engine's cache, the newest last."""
+        self._opened_seconds = -math.inf
         self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
@@ -149,8 +151,9 @@ class EngineTimeline:
         if event.key in self._requests:
             raise ValueError(f"request {event.key} is open already")
         timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
-        if event.at_seconds < self._hit_seconds + HITS_SECONDS:
+        if self._was_hit(event.at_seconds):
             timeline.patience_seconds = LATE_HITS_SECONDS
+        self._opened_seconds = max(self._opened_seconds, event.at_seconds)
         self._requests[event.key] = timeline
         self.open_requests += 1
         return timeline
@@ -185,7 +188,24 @@ class EngineTimeline:
         if timeline.has_late_facts:
             self._engine_tells_late = True
         if timeline.cached_tokens:
-            self._hit_seconds = event.at_seconds
+            self._tell_hit(event.at_seconds)
+
+    def _was_hit(self, at_seconds: float) -> bool:
+        """Whether a hit was told in the minute before an instant."""
+        before = bisect_right(self._hits_seconds, at_seconds)
+        return before > 0 and at_seconds < self._hits_seconds[before - 1] + HITS_SECONDS
+
+    def _tell_hit(self, at_seconds: float) -> None:
+        """A reply told of a hit; who came after that is waited for, however told."""
+        hits = self._hits_seconds
+        insort(hits, at_seconds)
+        if hits[0] < hits[-1] - 2 * HITS_SECONDS:
+            del hits[: bisect_right(hits, hits[-1] - HITS_SECONDS)]
+        if self._opened_seconds < at_seconds:
+            return
+        for timeline in self._requests.values():
+            if at_seconds <= timeline.arrived_seconds < at_seconds + HITS_SECONDS:
+                timeline.patience_seconds = LATE_HITS_SECONDS
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
@@ -819,7 +839,8 @@ class EngineTimeline:
         if self._now_seconds < first + timeline.patience_seconds:
             return True
         # a cache is in use, and only the reply's end says what it held
-        has_hits = timeline.arrived_seconds < self._hit_seconds + HITS_SECONDS
+        hits = self._hits_seconds
+        has_hits = bool(hits) and timeline.arrived_seconds < hits[-1] + HITS_SECONDS
         is_unknown = timeline.cached_tokens is None
         return has_hits and is_unknown and not self._work.tells_cache
 
