@@ -205,6 +205,8 @@ def _per_token(energy: EnergyBlock) -> Table:
         f"{fmt.joules(energy.measured_joules_per_output_token)} per output token, "
         "idle and unattributed joules included",
     )
+    if text.speculation_text(energy):
+        _line(table, "speculation", text.speculation_text(energy))
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
     if text.records_text(energy):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.speculation import Speculation
 from proxy.meter.activity.steps import Steps
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import Population, activity_between, population_of
@@ -122,6 +123,8 @@ class MeterState:
     external_requests: int | None = None
     """Running in the engine, by its last scrape, and not the proxy's; None: no scrape
     that is new enough."""
+    speculation: Speculation | None = None
+    """Tokens drafted and accepted; None where the engine tells of none."""
     calibration: CalibrationState | None = None
     """The constants of the policy `calibrated`, and whether they are in use."""
 
@@ -416,6 +419,7 @@ class Boundary:
             external_requests=None
             if newest is None
             else timeline.gauges.external_at(newest),
+            speculation=timeline.speculation.totals_at(),
             calibration=self.calibration.state,
         )
 

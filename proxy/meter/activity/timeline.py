@@ -57,6 +57,7 @@ from proxy.meter.activity.request import (
     RequestTimeline,
     TokenLog,
 )
+from proxy.meter.activity.speculation import SpeculationLog
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -119,6 +120,7 @@ class EngineTimeline:
         self.open_requests = 0
         self.gauges = GaugeLog()
         self.unmetered = Unmetered()
+        self.speculation = SpeculationLog()
         self.log = TokenLog()
         self._book = StepBook()
         self._starts: FloatArray = np.empty(0)
@@ -209,6 +211,7 @@ class EngineTimeline:
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
+        self.speculation.add(event.at_seconds, event.gauges)
         requests = list(self._requests.values())
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
