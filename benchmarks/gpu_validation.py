@@ -825,6 +825,22 @@ def _room(wanted: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
+LEAST_SECONDS = 30.0
+"""In less not even the bare board and an idle engine are looked at."""
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_SECONDS <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected {LEAST_SECONDS:.0f} or more"
+        )
+    return seconds
+
+
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(
@@ -840,7 +856,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda:0", help="for the engine of our own")
     parser.add_argument("--engine-python", default=sys.executable, metavar="PATH",
                         help="Python with PyTorch and transformers")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=450.0, help="time in all")
+    parser.add_argument("--seconds", type=_seconds, default=450.0, help="time in all")
     parser.add_argument("--quick", action="store_true", help="a short try, no figures")
     parser.add_argument("--out", help="folder of the findings; gpu-validation-DATE")
     parser.add_argument("--room", help="folder for weights and runs, kept")

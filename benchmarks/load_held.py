@@ -61,6 +61,7 @@ from loadgen.client.backends import RequestOptions, Target, write_request
 from loadgen.client.client import HttpClient
 from loadgen.client.connection import Response
 from proxy.process.host import raise_open_files
+from proxy.store.stored_record import KILLED as LEFT
 
 FIRST_MS = 200
 GAP_MS = 200
@@ -87,8 +88,8 @@ WARM_SECONDS = 120.0
 """Until then caches and histories fill."""
 SAME_OUTCOME = {
     "ok": {"ok"},
-    # the last byte and the leave may cross on their way
-    "left": {"aborted", "ok"},
+    # the last byte, or the engine's end, and the leave may cross on their way
+    "left": {"aborted", "ok", "upstream_error"},
     # by the engine's end, or by the proxy's
     "failed": {"upstream_error", "aborted"},
     # by the engine, or by the proxy while it had none
@@ -519,8 +520,10 @@ def figures(
         proxy_cpu_share=round(share, 3),
         resident_mib_by_minute=minutes,
         trend_mib_per_minute=trend,
-        residual_joules=max([books["residual_joules"], *seen.residuals], key=abs),
-        measured_joules=books["measured_joules"],
+        residual_joules=max(
+            [books["residual_joules"] or 0.0, *seen.residuals], key=abs
+        ),
+        measured_joules=books["measured_joules"] or 0.0,
         records_without_energy=sum(
             record["energy"]["energy_joules"] is None
             for record in records.values()
@@ -575,6 +578,10 @@ def mismatches(seen: Seen, records: dict[str, dict[str, Any]]) -> Iterator[str]:
                 excuse(seen, outcome, tokens, seen.ended_seconds[request_id])
                 or f"{request_id}: {outcome} for its client, not in the ledger"
             )
+        elif record["error"] == LEFT and excuse(
+            seen, outcome, tokens, seen.ended_seconds[request_id]
+        ):
+            yield KILLED
         elif record["outcome"] not in SAME_OUTCOME[outcome]:
             yield f"{request_id}: {outcome} for its client, {record['outcome']}"
         elif outcome == "ok" and record["output_tokens"] != tokens:
@@ -636,6 +643,8 @@ def faults(held: Held, *, may_lack_energy: bool) -> Iterator[str]:
     may_lack_energy = may_lack_energy or held.gap_seconds > 0
     if held.records_without_energy and not may_lack_energy:
         yield f"{held.records_without_energy} records lack their energy"
+    if not held.measured_joules:
+        yield "nothing was measured"
     if abs(held.residual_joules) > 1e-3:
         yield f"the books are open by {held.residual_joules} J"
     yield from (f"{what} left: {n:g}" for what, n in held.left_over.items() if n > 0)

@@ -5,8 +5,9 @@
 `loop` is what the proxy's event loop does for each settled record: number it, keep it
 in memory, append it to the writer's queue. `write` is the writer's thread putting a
 full queue into the database, transaction by transaction, with the database's share
-apart. `read` is paging through all of it as `/requests` does. Without --store, a
-SQLite file in a temporary folder.
+apart. `journal` is what a request's two lines in the file of unstored requests cost: on
+the loop, and on the thread that writes them. `read` is paging through all of it as
+`/requests` does. Without --store, a SQLite file in a temporary folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import URL
@@ -23,8 +25,11 @@ from proxy.meter.ledger import RequestEnergy, RequestRecord
 from proxy.store.address import Retention, sqlite_url, store_url
 from proxy.store.archive import Archive
 from proxy.store.database import Database
+from proxy.store.journal import Journal
 from proxy.store.stored_record import StoredRecord, row_of
 from proxy.store.writer import BATCH_RECORDS, RecordWriter, WriterBounds
+from proxy.wire.events import RequestOpened
+from proxy.wire.facts import Labels, RequestFacts
 
 PER_BEAT = 5
 """Settled together: 100 requests a second at 20 beats a second."""
@@ -80,6 +85,32 @@ def write_seconds(records: list[RequestRecord], url: URL) -> tuple[float, float]
     return whole / len(records), rows / len(records)
 
 
+def journal_seconds(records: list[RequestRecord], folder: Path) -> tuple[float, float]:
+    """CPU for each request: on the event loop, and in the thread."""
+    journal = Journal(folder / "journal", "run", "phase")
+    facts = RequestFacts("chat")
+    opened = [
+        RequestOpened(number, 0.0, record.request_id, facts, Labels(record.model))
+        for number, record in enumerate(records, 1)
+    ]
+    ended = [replace(record, key=n) for n, record in enumerate(records, 1)]
+    loop = thread = 0.0
+    for first in range(0, len(records), PER_BEAT):
+        began = time.process_time()
+        for event, record in zip(
+            opened[first : first + PER_BEAT], ended[first : first + PER_BEAT],
+            strict=True,
+        ):  # fmt: skip
+            journal.add("", event)
+            journal.end(record)
+        between = time.process_time()
+        journal.forget([("", event.key) for event in opened[first : first + PER_BEAT]])
+        journal.turn()
+        loop += between - began
+        thread += time.process_time() - between
+    return loop / len(records), thread / len(records)
+
+
 def read_seconds(records: int, url: URL) -> float:
     """Wall time for each record, in pages as large as the load generator's."""
     archive = Archive(url, upstream="write")
@@ -113,6 +144,11 @@ def main() -> None:
         print(
             f"write  {write * 1e6:6.1f} us/record, {1 / write:,.0f} records/s in "
             f"batches of {BATCH_RECORDS} (making rows: {rows * 1e6:.1f} us)"
+        )
+        on_loop, on_thread = journal_seconds(records, Path(folder))
+        print(
+            f"journal {on_loop * 1e6:5.2f} us/request CPU on the loop, "
+            f"{on_thread * 1e6:.2f} on its thread"
         )
         print(f"read   {read * 1e6:6.1f} us/record, {1 / read:,.0f} records/s")
         if path.exists():

@@ -21,6 +21,7 @@ never summed over them. One at a time is shown."""
 ENGINE = 'engine=~"$engine"'
 SHARED = ("servewatt_event_loop_lag_seconds",)
 """What a proxy has once, whatever the number of its engines."""
+GRADED = "servewatt_graded_requests_total"
 WIDTH = 24
 HEIGHT = 8
 STAT_HEIGHT = 4
@@ -480,6 +481,44 @@ ENERGY_ROWS = [
                 "How late the proxy's own beat was; streams feel it too.",
                 {"lag": f"max(servewatt_event_loop_lag_seconds{{{JOB}}})"},
                 width=8,
+            ),
+            Panel(
+                "Records by grade",
+                "percentunit",
+                "Share of settled requests by how far their joules can be trusted.",
+                {
+                    "{{grade}}": f"{rate_by(GRADED, 'grade')} / ignoring (grade) "
+                    f"group_left () sum(rate({GRADED}{{{JOB}}}[$__rate_interval]))"
+                },
+                width=6,
+                stacked=True,
+            ),
+            Panel(
+                "Why records are not good",
+                "reqps",
+                "Settled requests with each reason; one request may have several.",
+                {"{{reason}}": rate_by("servewatt_doubted_requests_total", "reason")},
+                width=6,
+            ),
+            Panel(
+                "Mean half width",
+                "percentunit",
+                "Of the 90 % intervals of the newest records, by their joules.",
+                {
+                    "{{engine}}": "max by (engine) "
+                    f"(servewatt_request_half_width_ratio{{{JOB}}})"
+                },
+                width=6,
+            ),
+            Panel(
+                "Constants not trusted",
+                "none",
+                "1 for the reason why the fitted constants are not trusted.",
+                {
+                    "{{engine}} {{reason}}": "max by (engine, reason) "
+                    f"(servewatt_calibration_doubt{{{JOB}}}) > 0"
+                },
+                width=6,
             ),
         ],
     ),

@@ -5,6 +5,8 @@ LoadgenError            one line for the user, exit code 1
 ├── TraceError          a bad trace: path, line, reason; exit code 2
 ├── PlanError           a plan that cannot be made or read, exit code 2
 ├── RunError            a run folder that cannot be read, exit code 2
+├── StudyFileError      a mistake in a study's file: path, line, place; exit code 2
+├── StudyError          a study's folder is another's, or cannot be written, exit code 2
 └── StackError          a child process or the target did not come up
 
 A failing server during the run is not an exception: it is data in the record.
@@ -12,6 +14,7 @@ A failing server during the run is not an exception: it is data in the record.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -60,6 +63,31 @@ class RunError(LoadgenError):
     """A run folder that cannot be read: names the file, where it can the line."""
 
     exit_code = 2
+
+
+class StudyError(LoadgenError):
+    """A study's folder that is another study's, or cannot be read or written."""
+
+    exit_code = 2
+
+
+class StudyFileError(LoadgenError):
+    """A mistake in the file of a study: names file, line and the place inside."""
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        path: Path | str,
+        line_number: int | None,
+        where: Sequence[str | int],
+        reason: str,
+    ) -> None:
+        line = "" if line_number is None else f", line {line_number}"
+        place = "".join(
+            f"[{key}]" if isinstance(key, int) else f".{key}" for key in where
+        ).lstrip(".")
+        super().__init__(f"{path}{line}: {place + ': ' if place else ''}{reason}")
 
 
 class StackError(LoadgenError):

@@ -12,6 +12,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -165,6 +166,38 @@ def compared_run(name: str, summary: Summary, results: Iterable[Result]) -> Comp
         column: Column(np.asarray(found), blocks) for column, found in values.items()
     }
     return ComparedRun(name, summary, Sample(columns, count, placed))
+
+
+def pooled(runs: Sequence[ComparedRun]) -> ComparedRun:
+    """Repeats of one run as one sample, named and summarised as the first of them."""
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    columns = {
+        name: Column(
+            np.concatenate([run.sample.columns[name].values for run in runs]),
+            np.concatenate(
+                [
+                    run.sample.columns[name].blocks + before
+                    for run, before in zip(runs, _blocks_before(runs), strict=True)
+                ]
+            ),
+        )
+        for name in _COLUMNS
+    }
+    placed = {
+        f"{number} {session}": block + before
+        for number, (run, before) in enumerate(
+            zip(runs, _blocks_before(runs), strict=True)
+        )
+        for session, block in run.sample.session_blocks.items()
+    }
+    blocks = sum(run.sample.blocks for run in runs)
+    return ComparedRun(first.name, first.summary, Sample(columns, blocks, placed))
+
+
+def _blocks_before(runs: Sequence[ComparedRun]) -> list[int]:
+    return list(accumulate((run.sample.blocks for run in runs[:-1]), initial=0))
 
 
 def compare(base: ComparedRun, run: ComparedRun) -> Comparison:

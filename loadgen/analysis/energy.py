@@ -16,6 +16,7 @@ import msgspec
 from loadgen.analysis.distribution import Distribution
 from loadgen.analysis.schema import (
     BoundaryBlock,
+    ConstantsTrust,
     EnergyBlock,
     PerRequest,
     PowerSeries,
@@ -51,6 +52,12 @@ DEFINITIONS = {
     "joules_per_accepted_token": "decode joules of the window's books over the tokens "
     "that the engine drafted and accepted in it, by its own count: drafting and "
     "verifying all of them is what these took",
+    "output_tokens_per_joule": "output tokens of answered requests over all measured "
+    "joules",
+    "good_requests_per_joule": "answered requests within every --goodput limit over "
+    "all measured joules: goodput (requests/s) per watt",
+    "energy_delay_joule_seconds": "joules of a request (prefill + decode + idle share) "
+    "times its end-to-end latency, mean over requests",
     "joined_joules": "the whole energy of each request sent in the window, also what "
     "it drew after the window's end; the books have what was drawn in the window, also "
     "by requests that began before it, and by others that the proxy served",
@@ -85,6 +92,7 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         boundaries=boundary_blocks(metering, tally),
         boundary_ratios=boundary_ratios(metering),
         idle_accelerators_joules=idle_accelerators_joules(metering),
+        constants=constants_trust(metering),
         reason=metering.reason,
     )
     spent = None if opening is None else accounts_between(opening, closing)
@@ -99,6 +107,10 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
             spent.measured_joules, tally.output_tokens
         ),
         **_speculation(opening, closing, spent),
+        output_tokens_per_joule=_ratio(tally.output_tokens, spent.measured_joules),
+        good_requests_per_joule=(
+            _ratio(tally.good, spent.measured_joules) if tally.goodput else None
+        ),
         readings=_counted(metering, "samples_total"),
         missed_readings=_sum_known(
             _counted(metering, "gaps_total"), _counted(metering, "missed_total")
@@ -107,6 +119,22 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         settled=closing.complete,
         power=power_series(metering),
     )
+
+
+def constants_trust(metering: Metering) -> list[ConstantsTrust]:
+    """Whether each engine's fitted constants are trusted, and why not."""
+    return [
+        ConstantsTrust(
+            engine=each.engine,
+            model=each.model,
+            is_trusted=each.is_fitted,
+            doubt=each.doubt,
+            reason=each.reason,
+            form=each.form,
+            rows=each.rows,
+        )
+        for each in metering.constants
+    ]
 
 
 def accounts_between(opening: BoundaryBooks, closing: BoundaryBooks) -> Accounts | None:
@@ -254,7 +282,9 @@ def _reason(
 
 def _requests(tally: Tally) -> dict[str, Any]:
     energy = tally.energy
+    delays = tally.measures["energy_delay"].stats("J s")
     return {
+        "energy_delay_joule_seconds": delays.mean if delays else None,
         "joules_per_request": _per_request(tally.measures["energy"]),
         "active_joules_per_request": _per_request(tally.measures["active_energy"]),
         "joules_per_output_token": _ratio(
@@ -280,6 +310,7 @@ def _requests(tally: Tally) -> dict[str, Any]:
         "quality": dict(energy.quality),
         "timing": dict(energy.timing),
         "grade": dict(energy.grade),
+        "grade_reasons": dict(energy.grade_reasons.most_common()),
         "interval": _interval(energy),
         "definitions": DEFINITIONS,
     }

@@ -7,6 +7,8 @@ Everything else is in base units. Null means "not known" or "did not happen".
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import field
 
@@ -61,6 +63,22 @@ class BoundaryBlock(Accounts, frozen=True, kw_only=True):
     """Why joules are null, or not whole."""
 
 
+class ConstantsTrust(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the fitted constants of one engine and model were trusted after a run."""
+
+    engine: str
+    model: str | None = None
+    is_trusted: bool
+    doubt: str | None = None
+    """The kind of the reason why not, such as `rows`, `changed` or `shared`."""
+    reason: str | None = None
+    """It in a line."""
+    form: str | None = None
+    """The form of the cost model in use."""
+    rows: float | None = None
+    """Rows of load they were learnt from, those of a saved calibration included."""
+
+
 class RequestInterval(msgspec.Struct, frozen=True, kw_only=True):
     """The 90 % interval of the mean request's joules, idle share included.
 
@@ -95,6 +113,13 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """Of those, what became output."""
     joules_per_accepted_token: float | None = None
     """Decode joules of the window over them."""
+    output_tokens_per_joule: float | None = None
+    """Of all measured joules."""
+    good_requests_per_joule: float | None = None
+    """Goodput per watt: requests within every --goodput limit over all measured
+    joules."""
+    energy_delay_joule_seconds: float | None = None
+    """Energy-delay product, the mean over requests of joules times latency."""
     failed_request_joules: float | None = None
     mean_watts: float | None = None
     joined_joules: float | None = None
@@ -111,6 +136,10 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     """Requests by how well it is known who ran when."""
     grade: dict[str, int] = field(default_factory=dict)
     """Requests by how far their joules can be trusted."""
+    grade_reasons: dict[str, int] = field(default_factory=dict)
+    """Requests that are not `good`, by each reason, see docs/attribution.md."""
+    constants: list[ConstantsTrust] = field(default_factory=list)
+    """Of each engine and model: whether the fitted constants are trusted."""
     interval: RequestInterval | None = None
     """Of the mean request; that of all together is `attributed_low_joules`."""
     loaded_idle_watts: float | None = None
@@ -149,6 +178,38 @@ class HardwareBlock(msgspec.Struct, frozen=True, kw_only=True):
     """Figures that drifted at the beginning, beyond what load explains."""
 
 
+class NaiveEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """One estimate that needs no measurement, beside the measurement."""
+
+    name: str
+    """`flops_dense_peak`, `flops_sparse_peak`, `tdp_runtime`, `utilization_tdp`,
+    `tokens_ecologits`, `tokens_quoted` or `tokens_given`."""
+    joules: float | None = None
+    measured_over_naive: float | None = None
+    formula: str | None = None
+    """With its constants."""
+    source: str | None = None
+    """Of the constants."""
+    reason: str | None = None
+    """Why there is none, and which option would give it."""
+
+
+class NaiveBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """What calculators would have said of this run."""
+
+    gpu: str | None
+    gpus: int | None
+    model: str | None
+    parameters: float | None
+    """Those that a token uses."""
+    boundary: str | None
+    """Of the measurement; the estimates are of GPUs alone."""
+    measured_joules: float | None
+    """All of the window, idle included."""
+    measured_reason: str | None = None
+    estimates: list[NaiveEstimate]
+
+
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
     """Schedule lag in milliseconds."""
 
@@ -168,8 +229,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Due in the window."""
     sent: int
     dropped: int
+    asked_per_second: float | None = None
+    """The rate that was asked for, or else the plan's own; null when all at once."""
     offered_per_second: float | None
+    """The rate of the planned starts, as chance and think times made it."""
     achieved_per_second: float | None
+    """The rate at which requests really left."""
     lag_ms: Lag | None
     gap_p50_ms: float | None
     loop_lag_p99_ms: float | None
@@ -245,6 +310,53 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class SamplingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request asked of the decoding; null is the server's own."""
+
+    temperature: float
+    top_p: float | None
+    n: int
+    output_tokens: int | None
+    """Of every request, in place of the trace's lengths."""
+    ignore_eos: bool | None
+    """null: where the backend can."""
+    beam_width: int | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that sent the load; that of the engine where they are one."""
+
+    name: str
+    cpu: str | None
+    cpu_count: int | None
+    memory_bytes: int | None
+    system: str
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run was asked for, where and of what: `loadgen replay --from` reads it."""
+
+    command: str | None
+    """As it was typed; what headers held is hidden."""
+    folder: str
+    """The working folder, which paths of the command begin at."""
+    trace_path: str
+    trace_sha256: str | None
+    options: dict[str, Any]
+    """Every option with a value, defaults too, as `--config` takes them."""
+    url: str | None
+    """null: the simulated stack."""
+    sampling: SamplingRecord
+    engine: str
+    engine_version: str | None
+    """As the engine tells it."""
+    engine_facts: dict[str, str] = field(default_factory=dict)
+    """What else it tells of itself."""
+    model: str | None
+    host: HostRecord
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `summary.json`."""
 
@@ -294,6 +406,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     measures: dict[str, Stats | None]
     window: WindowBlock
     hardware: HardwareBlock = field(default_factory=HardwareBlock)
+    naive: NaiveBlock | None = None
+    """None in summaries of before."""
     goodput: Goodput | None
     outcomes: dict[str, int]
     errors: list[ErrorRow]
@@ -306,3 +420,5 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`forced`: as many tokens as asked; `cap`: at most; null: none was asked."""
     environment: dict[str, str | int | None]
     metadata: dict[str, str]
+    run: RunRecord | None = None
+    """null in runs of earlier versions."""

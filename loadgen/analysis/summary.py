@@ -16,6 +16,7 @@ from loadgen import __version__
 from loadgen.analysis.distribution import Stats
 from loadgen.analysis.energy import energy_block
 from loadgen.analysis.hardware import hardware_block
+from loadgen.analysis.naive import Work, with_naive
 from loadgen.analysis.schema import (
     EnergyBlock,
     ErrorRow,
@@ -23,6 +24,7 @@ from loadgen.analysis.schema import (
     GroupRow,
     HardwareBlock,
     Lag,
+    RunRecord,
     Schedule,
     Summary,
     WindowBlock,
@@ -62,7 +64,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     output_length_rule: str | None = None
     """The result of `backends.length_rule`."""
     model: str | None = None
+    gpu: str | None = None
+    """The engine's board, as its tools print it."""
+    gpus: int | None = None
     metadata: dict[str, str] = {}
+    run: RunRecord | None = None
 
 
 def summarise(
@@ -80,7 +86,7 @@ def summarise(
     measures = _all_stats(tally)
     seconds = tally.window.seconds
     tokens = tally.output_tokens
-    return Summary(
+    summary = Summary(
         simulated=info.simulated or energy.simulated,
         simulated_engine=info.simulated,
         verdict=judge(_facts(tally, info, header, energy, hardware, metering)),
@@ -124,9 +130,16 @@ def summarise(
         output_length_rule=info.output_length_rule
         if tally.fidelity.replies.requests
         else None,
-        environment=environment(),
+        environment=environment() | _boards(info),
         metadata=dict(info.metadata),
+        run=info.run,
     )
+    return with_naive(summary, work_of(tally))
+
+
+def work_of(tally: Tally) -> Work:
+    """The facts for naive estimates that the summary's sums do not hold."""
+    return Work(tally.attention_pairs, tally.busy_fraction())
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -168,6 +181,12 @@ def environment() -> dict[str, str | int | None]:
 # -- parts ---------------------------------------------------------------------
 
 
+def _boards(info: RunInfo) -> dict[str, str | int | None]:
+    """The engine's boards, where the run knows them."""
+    known = {"gpu": info.gpu, "gpus": info.gpus}
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def _facts(
     tally: Tally,
     info: RunInfo,
@@ -191,6 +210,8 @@ def _facts(
         lag_p99_seconds=lag.p99 if lag else None,
         gap_p50_seconds=tally.gap_p50_seconds(),
         is_paced=is_paced(header),
+        asked_per_second=_asked_per_second(tally, header),
+        achieved_per_second=tally.achieved_per_second(),
         max_concurrency=info.max_concurrency,
         loop_lag_p99_seconds=info.loop_lag_p99_seconds,
         interrupted=info.interrupted,
@@ -260,6 +281,7 @@ def _schedule(
         planned=tally.attempted,
         sent=tally.sent,
         dropped=tally.outcomes["dropped"],
+        asked_per_second=_asked_per_second(tally, header),
         offered_per_second=tally.offered_per_second(),
         achieved_per_second=tally.achieved_per_second(),
         lag_ms=Lag(
@@ -320,6 +342,13 @@ def _row(group: Group) -> GroupRow:
 def _failed(tally: Tally) -> int:
     """Sent and not answered in full; the never sent are `dropped`."""
     return tally.attempted - tally.completed - tally.outcomes["dropped"]
+
+
+def _asked_per_second(tally: Tally, header: PlanHeader | None) -> float | None:
+    rate = _request_rate(header)
+    if rate == "inf":
+        return None
+    return rate if isinstance(rate, float) else tally.offered_per_second()
 
 
 def _request_rate(header: PlanHeader | None) -> float | str | None:

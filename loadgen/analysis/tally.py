@@ -160,6 +160,7 @@ class EnergyTally:
     quality: Counter[str] = field(default_factory=Counter)
     timing: Counter[str] = field(default_factory=Counter)
     grade: Counter[str] = field(default_factory=Counter)
+    grade_reasons: Counter[str] = field(default_factory=Counter)
     low_joules: float = 0.0
     high_joules: float = 0.0
     requests_bounded: int = 0
@@ -182,6 +183,7 @@ class EnergyTally:
         if energy.timing is not None and energy.grade is not None:
             self.timing[energy.timing] += 1
             self.grade[energy.grade] += 1
+            self.grade_reasons.update(energy.grade_reasons)
         if energy.low_joules is not None and energy.high_joules is not None:
             self.requests_bounded += 1
             self.low_joules += energy.low_joules
@@ -219,6 +221,8 @@ class Tally:
         self.energy = EnergyTally()
         self.fidelity = Fidelity()
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+        self.attention_pairs = 0.0
+        """Over the computed tokens of answered requests: the tokens each looks at."""
         self.good = 0
         self._planned, self._sent, self._finished = array("d"), array("d"), array("d")
         self._around = array("d")
@@ -288,6 +292,21 @@ class Tally:
         """Requests in flight: mean weighted by time, and peak, by sweep line."""
         return concurrency(self._sent, self._finished)
 
+    def busy_fraction(self) -> float | None:
+        """Part of the window in which at least one request was in flight."""
+        seconds = self.window.seconds
+        starts = np.concatenate([self._sent, self._around[::2]])
+        ends = np.concatenate([self._finished, self._around[1::2]])
+        if not len(starts) or not 0 < seconds < math.inf:
+            return None
+        low, high = self.window.start_seconds, self.window.end_seconds
+        starts, ends = np.clip(starts, low, high), np.clip(ends, low, high)
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], ends[order]
+        reached = np.maximum.accumulate(np.concatenate([[low], ends[:-1]]))
+        busy = np.maximum(ends - np.maximum(starts, reached), 0.0).sum()
+        return float(min(busy / seconds, 1.0))
+
     def in_flight(self, at_seconds: Sequence[float]) -> list[float]:
         """Requests that were sent and not finished, at instants of the run.
 
@@ -330,6 +349,7 @@ class Tally:
         self.prompt_tokens += result.prompt_tokens or 0
         self.cached_tokens += result.cached_tokens or 0
         self.output_tokens += result.output_tokens or 0
+        self.attention_pairs += attention_pairs(result)
         self.fidelity.add(result)
         self.good += meets(result, self.goodput)
 
@@ -337,6 +357,18 @@ class Tally:
         if text not in self.errors and len(self.errors) >= _DISTINCT_ERRORS:
             text = "(other errors)"
         self.errors[text] += 1
+
+
+def attention_pairs(result: Result) -> float:
+    """Over the computed tokens of a request: the tokens that each looks at."""
+    prompt, cached = result.prompt_tokens or 0, result.cached_tokens or 0
+    computed, written = max(prompt - cached, 0), result.output_tokens or 0
+    return (
+        computed * cached
+        + computed * (computed + 1) / 2
+        + written * prompt
+        + written * (written + 1) / 2
+    )
 
 
 def concurrency(

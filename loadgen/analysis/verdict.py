@@ -40,6 +40,9 @@ class Thresholds:
     loop_lag_degraded_seconds: float = 0.010
     """A busy event loop stamps first tokens late by as much."""
     loop_lag_invalid_seconds: float = 0.100
+    achieved_fraction: float = 0.80
+    """Of the asked rate: below it the figures are of another load than the one asked
+    for."""
     error_invalid_fraction: float = 0.05
     """The load on the server is lighter than the plan's by about this much."""
     residual_joules: float = 0.001
@@ -94,6 +97,8 @@ class RunFacts:
     """Median planned gap; None or 0 where requests are planned together."""
     is_paced: bool = True
     """False at rate inf: the plan is "as fast as it goes", nothing can be late."""
+    asked_per_second: float | None = None
+    achieved_per_second: float | None = None
     max_concurrency: int | None = None
     loop_lag_p99_seconds: float | None = None
     interrupted: bool = False
@@ -180,6 +185,7 @@ def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
             DEGRADED if facts.interrupted else INVALID,
             f"{facts.dropped} planned requests were never sent; the limit is 0",
         )
+    yield from _of_rate(facts, limits)
     lag = facts.lag_p99_seconds
     if lag is None or not facts.is_paced:
         return
@@ -200,6 +206,20 @@ def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
         INVALID if is_invalid else DEGRADED,
         f"requests left late: schedule lag p99 {_ms(lag)}, limit {_ms(threshold)}",
     )
+
+
+def _of_rate(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
+    asked, achieved = facts.asked_per_second, facts.achieved_per_second
+    if not asked or achieved is None or not facts.is_paced:
+        return
+    limit = limits.achieved_fraction
+    if achieved < limit * asked:
+        yield (
+            DEGRADED,
+            f"the load was lighter than asked: {achieved:.3g} requests/s achieved of "
+            f"{asked:.3g} asked, {achieved / asked:.0%}, limit {limit:.0%}; take more "
+            "requests, or leave out ramp-up and drain with --warmup and --cooldown",
+        )
 
 
 def _of_client(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:

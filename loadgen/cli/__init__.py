@@ -17,10 +17,14 @@ Examples:
   loadgen replay traces/sharegpt.jsonl --rate 4
   loadgen report runs/20260101T120000-sharegpt
   loadgen bins traces/azure-conv.jsonl
+  loadgen sweep traces/sharegpt.jsonl --rate 1,2,4,8,16,inf
   loadgen traces stats traces/azure-conv.jsonl
   loadgen simulate --gpu h100 --listen 127.0.0.1:8000
 """
-COMMANDS = ("bins", "compare", "replay", "report", "simulate", "traces")
+COMMANDS = (
+    "bins", "capacity", "compare", "naive", "predict", "replay", "report", "simulate",
+    "study", "sweep", "traces",
+)  # fmt: skip
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""
 

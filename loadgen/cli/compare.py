@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadgen.cli.output import write_output
+from loadgen.cli.output import write_output, write_parquet
 from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
@@ -91,7 +91,7 @@ def _show(found: Sequence[Comparison], form: str, out: Path | None) -> None:
 
     if form == "parquet":
         assert out is not None
-        _write_parquet(found, out)
+        write_parquet(out, *comparison.columns(found))
         return
     if form == "table":
         shown = console()
@@ -119,28 +119,3 @@ def _show(found: Sequence[Comparison], form: str, out: Path | None) -> None:
         echo(text.rstrip("\n"))
         return
     write_output(out, text.encode())
-
-
-def _write_parquet(found: Sequence[Comparison], out: Path) -> None:
-    import io
-
-    from loadgen.report import comparison
-
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError(
-            "--format parquet needs pyarrow: pip install 'servewatt[parquet]'"
-        ) from None
-    names, rows = comparison.columns(found)
-    table = pyarrow.table(
-        dict(
-            zip(
-                names, (list(column) for column in zip(*rows, strict=True)), strict=True
-            )
-        )
-    )
-    written = io.BytesIO()
-    pyarrow.parquet.write_table(table, written)
-    write_output(out, written.getvalue())

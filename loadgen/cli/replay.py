@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from loadgen.errors import LoadgenError, UsageError
 from loadgen.run.config import LEDGER_TOKEN_VARIABLE, ReplayConfig
-from proxy.process.command import Command, asks_for
+from proxy.process.command import Command, HeadedOption, given, with_options
+from proxy.process.options import configured, settings_of
+from proxy.process.terminal import echo, echo_json
+
+if TYPE_CHECKING:
+    from loadgen.analysis.dry_run import DryRun
+    from loadgen.analysis.schema import RunRecord, Summary
 
 EXAMPLES = """\b
 Examples:
@@ -20,7 +30,9 @@ Examples:
       --url http://127.0.0.1:8000 --power nvml
   loadgen replay traces/sharegpt.jsonl --rate 4 \\
       --url http://127.0.0.1:8080 --ledger http://127.0.0.1:9464
-  loadgen replay runs/20260101T120000-sharegpt/plan.jsonl
+  loadgen replay synthetic --input-len 512 --output-len 128 --concurrency 8
+  loadgen replay traces/sharegpt.jsonl --stages 60s@2,120s@8
+  loadgen replay --from runs/20260101T120000-sharegpt
 """
 
 
@@ -42,24 +54,97 @@ class SpreadCommand(Command):
 
 
 @click.command(cls=SpreadCommand, epilog=EXAMPLES)
-@click.argument("trace", type=click.Path(path_type=Path))
-@asks_for(ReplayConfig)
-def replay(config: ReplayConfig) -> int:
+@click.argument(
+    "trace", metavar="[TRACE]", required=False, type=click.Path(path_type=Path)
+)
+@with_options(settings_of(ReplayConfig))
+@click.option("--json", "as_json", is_flag=True, cls=HeadedOption, heading="Output",
+              help="Print summary.json; progress goes to standard error.")  # fmt: skip
+@click.option("--from", "earlier", metavar="RUN", cls=HeadedOption, heading="Repeat",
+              type=click.Path(path_type=Path),
+              help="Do the run of this folder again: its plan and its options, but for "
+              "those given here.")  # fmt: skip
+@click.option("--config", metavar="FILE.toml", cls=HeadedOption, heading="Repeat",
+              help="Options, and the trace, from a file; the command line "
+              "wins.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, cls=HeadedOption, heading="Repeat",
+              help="Show the plan and what it would take; nothing is sent or "
+              "kept.")  # fmt: skip
+@click.pass_context
+def replay(
+    context: click.Context, /, trace: Path | None, as_json: bool,
+    earlier: Path | None, config: str | None, dry_run: bool, **values: Any,
+) -> int:  # fmt: skip
     """Replay TRACE on time and report latency and joules of each request.
 
     TRACE is a loadtrace/1, ShareGPT, Azure, Mooncake or BurstGPT file, a list of
-    prompts, or the plan.jsonl of an earlier run. Without --url the simulated
-    stack is started, and everything says SIMULATED.
+    prompts, the plan.jsonl of an earlier run, or the word synthetic for requests of
+    one length. Without --url the simulated stack is started, and everything says
+    SIMULATED.
     """
     from loadgen.report.console import console
-    from loadgen.run.run import run
+    from loadgen.run import run as running
 
-    config = replace(
-        config,
-        api_key=_api_key(config.api_key_env),
-        ledger_token=_ledger_token(config.ledger_token_file),
+    chosen = _config(context, trace, earlier, config, values)
+    shown = console(stderr=as_json)
+    if dry_run:
+        _show_dry_run(running.dry_run(chosen, console(stderr=True)), as_json)
+        return 0
+    return running.run(chosen, shown, as_json=as_json)
+
+
+def _config(
+    context: click.Context,
+    trace: Path | None,
+    earlier: Path | None,
+    file: str | None,
+    values: dict[str, Any],
+) -> ReplayConfig:
+    """The command line over a file, or over the options of an earlier run."""
+    from loadgen.run.finish import load_run
+    from loadgen.run.record import command_line, from_file, from_run
+
+    typed = given(context)
+    if earlier is not None and file is not None:
+        raise UsageError("--from and --config both given, expected one")
+    base: dict[str, Any] = {}
+    if earlier is not None:
+        if trace is not None:
+            raise UsageError("--from repeats a run with its own trace: leave out TRACE")
+        base = from_run(earlier, _record_of(load_run, earlier), typed)
+    elif file is not None:
+        base = from_file(file)
+    values |= {name: value for name, value in base.items() if name not in typed}
+    trace = trace or values.pop("trace", None)
+    values.pop("trace", None)
+    if trace is None:
+        raise click.UsageError("Missing argument 'TRACE'; or name it in --config.")
+    plan = values.pop("plan", None)
+    found = configured(ReplayConfig, values, trace=trace, plan=plan)
+    return replace(
+        found,
+        command=command_line("loadgen", sys.argv[1:]),
+        api_key=_api_key(found.api_key_env),
+        ledger_token=_ledger_token(found.ledger_token_file),
     )
-    return run(config, console())
+
+
+def _record_of(load_run: Callable[[Path], Summary], folder: Path) -> RunRecord | None:
+    try:
+        return load_run(folder).run
+    except LoadgenError as error:
+        raise UsageError(f"--from: {error}") from None
+
+
+def _show_dry_run(found: DryRun, as_json: bool) -> None:
+    import msgspec
+
+    from loadgen.report.dry import lines
+
+    if as_json:
+        echo_json(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    echo("\n".join(lines(found)))
 
 
 def _api_key(variable: str | None) -> str | None:

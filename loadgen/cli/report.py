@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadgen.errors import LoadgenError, RunError
+from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
 
@@ -19,6 +19,7 @@ Examples:
   loadgen report runs/20260101T120000-sharegpt
   loadgen report runs/rate-1 runs/rate-2 runs/rate-4
   loadgen report --json runs/rate-1
+  loadgen report runs/rate-1 --csv requests.csv
 """
 
 
@@ -27,7 +28,9 @@ Examples:
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON.")
-def report(runs: tuple[Path, ...], as_json: bool) -> None:
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a row per request, of one run.")  # fmt: skip
+def report(runs: tuple[Path, ...], as_json: bool, csv_path: Path | None) -> None:
     """Show the summary of finished runs and draw report.html again.
 
     RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
@@ -51,6 +54,8 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
             echo(f"loadgen: left out: {error}", err=True)
     if not summaries:
         raise RunError(f"none of the {len(runs)} folders holds a run")
+    if csv_path is not None:
+        _export(runs, csv_path)
     if as_json:
         found = [
             {"run": portable(str(run)), "summary": summary}
@@ -66,6 +71,20 @@ def report(runs: tuple[Path, ...], as_json: bool) -> None:
         return
     names = [(run.name or str(run), summary) for run, summary in summaries]
     out.print(compare.render(names))
+
+
+def _export(runs: tuple[Path, ...], csv_path: Path) -> None:
+    """Write the requests of one run as csv."""
+    from loadgen.cli.output import write_pieces
+    from loadgen.report.requests import to_csv
+    from loadgen.results.recorder import read_results
+    from loadgen.run.finish import REQUESTS
+
+    if len(runs) > 1:
+        raise UsageError(f"--csv is of one run, {len(runs)} were named")
+    if not (runs[0] / REQUESTS).is_file():
+        raise RunError(f"{runs[0]}: {REQUESTS} is gone")
+    write_pieces(csv_path, to_csv(read_results(runs[0] / REQUESTS)))
 
 
 def draw(run: Path, summary: Summary) -> Path | None:

@@ -109,7 +109,12 @@ class HttpClient:
         self._expected = max(0, self._expected - 1)
         self._drop_stale()
         try:
-            connection = self._idle.pop() if self._idle else await self._open()
+            if self._idle:
+                connection = self._idle.pop()
+            else:
+                asked_at = self._now()
+                connection = await self._open()
+                response.connect_seconds = self._now() - asked_at
         except OSError as error:
             response.failure = self._why_unreachable(error)
             response.finished_at = self._now()

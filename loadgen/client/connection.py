@@ -34,6 +34,12 @@ class Response:
 
     sent_at: float | None = None
     """When the whole request was handed to the socket; None if it never was."""
+    connect_seconds: float = 0.0
+    """What a connection took that had to be made first."""
+    written_at: float | None = None
+    """When the kernel, or our own buffer, had all of the request."""
+    first_byte_at: float | None = None
+    """First byte of the reply, of its head that is."""
     is_reused: bool | None = None
     """The connection had served an earlier request."""
     status: int | None = None
@@ -79,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._done = asyncio.get_running_loop().create_future()
         response.sent_at = self._now()
         self._transport.write(request)
+        response.written_at = self._now()
         try:
             await self._done
         finally:
@@ -105,6 +112,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         failure = reply.feed(data)
+        if response.first_byte_at is None:
+            response.first_byte_at = stamp
         if response.status != 200:
             self._take_head(response)
         stamps = response.stamps

@@ -20,7 +20,12 @@ from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
 from proxy.admin.client import AdminClient, AdminError
 from proxy.process.files import PRIVATE, whole_file
-from proxy.wire.api import BooksReply, HardwareReply
+from proxy.wire.api import (
+    BooksReply,
+    CalibrationReply,
+    HardwareReply,
+    SavedCalibration,
+)
 
 MAX_BINS = 60
 """Bins of the power curve; each costs one small request to the proxy."""
@@ -215,9 +220,18 @@ def read_metering(
         curve=curve,
         edges_seconds=edges,
         hardware=hardware,
+        constants=constants_now(admin),
         is_restarted=begun is not None,
         reason=reason,
     )
+
+
+def constants_now(admin: AdminClient) -> tuple[SavedCalibration, ...]:
+    """The fitted constants and any doubt of them; none where the proxy tells none."""
+    with suppress(AdminError, msgspec.DecodeError):
+        document = msgspec.json.decode(admin.calibration(), type=CalibrationReply)
+        return document.calibrations
+    return ()
 
 
 def restarted_unix_seconds(

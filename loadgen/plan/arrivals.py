@@ -10,7 +10,7 @@ would take the variance out of a Poisson count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,27 @@ def _drawn(
 
     for start, _ in zip(starts(), own_seconds, strict=False):
         yield start
+
+
+def staged(
+    starts: Iterable[float], stages: Sequence[tuple[float, float]]
+) -> Iterator[float]:
+    """Starts at a mean rate of one, put onto a clock that runs at each stage's rate.
+
+    `stages` are seconds and sessions per second, one after the other; starts beyond
+    the last one are left out. So a Poisson process stays one, with a rate that steps.
+    """
+    begin = reached = 0.0
+    left = iter(stages)
+    seconds, rate = next(left)
+    for start in starts:
+        while start >= reached + seconds * rate:
+            begin, reached = begin + seconds, reached + seconds * rate
+            following = next(left, None)
+            if following is None:
+                return
+            seconds, rate = following
+        yield begin + (start - reached) / rate
 
 
 GRID_SAMPLE = 10_000

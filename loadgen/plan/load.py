@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from loadgen.errors import PlanError, UsageError
-from loadgen.plan.arrivals import ARRIVALS, Pace, grid_seconds, spread_ties
+from loadgen.plan.arrivals import ARRIVALS, Pace, grid_seconds, spread_ties, staged
 from loadgen.traces.trace import Session, Turn
 
 OVER_LENGTH = ("drop", "truncate", "fail")
@@ -26,6 +26,8 @@ class Load:
     rate_per_second: float | None = None
     """Requests per second over all turns; inf sends everything at once."""
     session_rate_per_second: float | None = None
+    stages: tuple[tuple[float, float], ...] = ()
+    """Seconds and requests per second over all turns, one after the other."""
     arrival: str = "auto"
     burstiness: float = 1.0
     speed: float | None = None
@@ -58,6 +60,7 @@ class Load:
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}, expected an integer >= 0")
         given = [n for n in _PACES if getattr(self, n) is not None]
+        given += ["stages"] if self.stages else []
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} both given, expected one")
 
@@ -109,6 +112,8 @@ class ArrivalPlan:
     """Requests per second over all turns; None for the trace's own timing, or inf."""
     think_stretch: float = 1.0
     grid: float | None = None
+    stages: tuple[tuple[float, float], ...] = ()
+    """Seconds and sessions per second."""
 
 
 def selected(
@@ -157,6 +162,8 @@ def arrival_plan(load: Load, survey: Survey, trace: str) -> ArrivalPlan:
     A trace with instants keeps its own gaps, stretched to the rate; one without
     them gets Poisson at the rate. Raises `PlanError` where neither is possible.
     """
+    if load.stages:
+        return _staged_arrival_plan(load, survey, trace)
     rate = load.rate_per_second
     session_rate = load.session_rate_per_second
     if rate is not None and math.isfinite(rate):
@@ -175,6 +182,23 @@ def arrival_plan(load: Load, survey: Survey, trace: str) -> ArrivalPlan:
         seed=load.seed, rate_per_second=session_rate, burstiness=load.burstiness
     )
     return ArrivalPlan(arrival, pace, session_rate * survey.turns_per_session)
+
+
+def _staged_arrival_plan(load: Load, survey: Survey, trace: str) -> ArrivalPlan:
+    """The process at one session a second, and the stages that bend its time."""
+    seconds = sum(each for each, _ in load.stages)
+    requests = sum(each * rate for each, rate in load.stages)
+    unit = replace(load, stages=(), session_rate_per_second=1.0)
+    if load.arrival == "inf":
+        raise UsageError("--stages have rates, --arrival inf has none: give one")
+    found = arrival_plan(unit, survey, trace)
+    return replace(
+        found,
+        rate_per_second=requests / seconds,
+        stages=tuple(
+            (each, rate / survey.turns_per_session) for each, rate in load.stages
+        ),
+    )
 
 
 def _own_arrival_plan(
@@ -217,6 +241,8 @@ def scheduled(
     if arrival_plan.grid is not None:
         own = spread_ties(own, arrival_plan.grid, arrival_plan.pace.seed)
     starts = ARRIVALS[arrival_plan.arrival](own, arrival_plan.pace)
+    if arrival_plan.stages:
+        starts = staged(starts, arrival_plan.stages)
     for start, session in zip(starts, mine, strict=False):
         if load.duration_seconds is not None and start >= load.duration_seconds:
             return

@@ -11,7 +11,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -105,13 +105,25 @@ def make_plan(
     then renamed, so a plan that exists is complete. Raises `TraceError`, `PlanError`
     and `UsageError`.
     """
-    path, out = Path(path), Path(out)
-    info, sessions = open_trace(path, format)
+    return plan_of(lambda: open_trace(path, format), str(path), load, Path(out))
+
+
+def plan_of(
+    opened: Callable[[], tuple[TraceInfo, Iterator[Session]]],
+    name: str,
+    load: Load,
+    out: Path,
+) -> tuple[PlanHeader, str]:
+    """`make_plan` of sessions from anywhere, `opened` anew for each of its passes.
+
+    `name` is the trace's in messages.
+    """
+    info, sessions = opened()
     survey = surveyed(sessions, load)
     if not survey.sessions:
-        raise PlanError(f"{path}: no request fits --max-model-len {load.max_model_len}")
-    chosen = arrival_plan(load, survey, str(path))
-    info, sessions = open_trace(path, format)
+        raise PlanError(f"{name}: no request fits --max-model-len {load.max_model_len}")
+    chosen = arrival_plan(load, survey, name)
+    info, sessions = opened()
     try:
         with tempfile.TemporaryFile(dir=out.parent) as body:
             tally = _Tally()
@@ -267,6 +279,18 @@ def _planned_turn(turn: Turn, request_id: str, *, is_first: bool) -> PlannedTurn
     )
 
 
+def _stage_notes(load: Load, survey: Survey) -> list[str]:
+    asked = sum(seconds * rate for seconds, rate in load.stages)
+    steps = ", ".join(f"{seconds:g} s at {rate:g}/s" for seconds, rate in load.stages)
+    notes = [f"stages: {steps}"]
+    if survey.turns < asked:
+        notes.append(
+            f"the stages ask for about {asked:.0f} requests, there are {survey.turns}: "
+            "the load ends early"
+        )
+    return notes
+
+
 def _header_safe(text: str) -> str:
     """A text reduced to what an HTTP header and a URL's path may hold."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:96]
@@ -285,6 +309,8 @@ def _header(
         notes.append(
             f"the trace has {survey.turns} requests, {load.num_prompts} were asked for"
         )
+    if load.stages:
+        notes += _stage_notes(load, survey)
     if tally.renamed:
         notes.append(f"{tally.renamed} request ids were taken and got a suffix")
     if chosen.grid is not None:

@@ -60,6 +60,7 @@ async def replay(
     progress: Progress,
     clock: Clock,
     max_concurrency: int | None = None,
+    is_closed_loop: bool = False,
     timeout_seconds: float = 600.0,
     seed: int = 0,
     max_errors: int | None = None,
@@ -69,7 +70,8 @@ async def replay(
 
     `sessions` come in order of start and are read as they fall due. At most
     `max_concurrency` requests are in flight; waiting for a slot counts as
-    schedule lag. Cancelling the call is how to stop it: requests in flight are
+    schedule lag, unless the loop is closed: then a request is meant to start when a
+    slot is free. Cancelling the call is how to stop it: requests in flight are
     recorded as aborted and the stats so far are returned. So it ends when
     `max_errors` requests have failed, or nobody answers any more. Raises LoadgenError
     when records cannot be written or the plan has a turn nobody can send.
@@ -89,6 +91,7 @@ async def replay(
             client=client,
             zero=zero,
             slots=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+            is_closed_loop=is_closed_loop,
             prepared=asyncio.Semaphore(PREPARED_SESSIONS),
             timeout_seconds=timeout_seconds,
             seed=seed,

@@ -47,6 +47,8 @@ class Run:
     """Sessions that may be ready and waiting for their first send."""
     timeout_seconds: float
     seed: int
+    is_closed_loop: bool = False
+    """A request is meant to start when a slot is free, and not before."""
 
 
 async def run_session(run: Run, session: PlannedSession) -> None:
@@ -153,6 +155,10 @@ class _Turn:
         await run.clock.sleep_until(self._due)
         if run.slots is not None:
             await run.slots.acquire()
+            if run.is_closed_loop:
+                self._planned_seconds = max(
+                    self._planned_seconds, self._run.clock.now() - run.zero
+                )
 
     async def _send(self, request: bytes) -> tuple[str, str | None]:
         """Send and receive; the outcome as far as the clock can tell."""
@@ -223,6 +229,11 @@ class _Turn:
             status=response.status,
             error=error and run.target.redact(error)[:_ERROR_CHARACTERS],
             connection_reused=response.is_reused,
+            connect_seconds=None
+            if response.sent_at is None
+            else round(response.connect_seconds, 6),
+            send_seconds=_between(response.sent_at, response.written_at),
+            wait_seconds=_between(response.sent_at, response.first_byte_at),
         )
         _count(run.progress, result, len(response.pieces))
         run.recorder.record(result)
@@ -236,6 +247,10 @@ class _Turn:
 
     def _seconds_or_none(self, stamp: float | None) -> float | None:
         return None if stamp is None else self._seconds(stamp)
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else round(end - begin, 6)
 
 
 def _rest(steps: Generator[None, None, Reply]) -> Reply:

@@ -18,6 +18,9 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 40
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)")
 _DARK = 0.6
 """Shade from which a label on a cell is light."""
+_FEWEST_TICKS = 3
+_SERIES = 6
+"""Lines that the page's colours tell apart."""
 _LONGEST_LOG_LABELS = 3  # decades up to which 2 and 5 are labelled too
 
 Format = Callable[[float], str]
@@ -60,14 +63,19 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Axis:
     """A logarithmic axis; both ends above 0, at least a factor of two apart."""
     high = max(high, low * 2)
     decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades <= _LONGEST_LOG_LABELS else (1,)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = tuple(
-        tick
-        for exponent in range(first, last + 1)
-        for tick in (step * 10.0**exponent for step in steps)
-        if low * 0.999 <= tick <= high * 1.001
-    )
+
+    def labelled(steps: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(
+            tick
+            for exponent in range(first, last + 1)
+            for tick in (step * 10.0**exponent for step in steps)
+            if low * 0.999 <= tick <= high * 1.001
+        )
+
+    ticks = labelled((1, 2, 5) if decades <= _LONGEST_LOG_LABELS else (1,))
+    if len(ticks) < _FEWEST_TICKS:
+        ticks = labelled((1, 1.5, 2, 3, 4, 6, 8))
     return Axis(low, high, start, end, ticks, is_log=True)
 
 
@@ -155,6 +163,45 @@ def step_lines(
         for index, values in enumerate(series.values())
     ]
     return _chart(title, across, up, "since start", y, _span, format, "".join(lines))
+
+
+def points_and_lines(
+    series: Mapping[str, Sequence[tuple[float, float, float | None, float | None]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    format_x: Format,
+    format_y: Format,
+    has_lines: bool = True,
+) -> str:
+    """Points with their intervals on logarithmic axes, joined in each series.
+
+    A point is x, y and the ends of its interval, or None; all above 0.
+    """
+    points = [point for dots in series.values() for point in dots]
+    xs = [point[0] for point in points]
+    ys = [end for point in points for end in point[1:] if end is not None and end > 0]
+    across = logarithmic(min(xs), max(xs), LEFT + 10, WIDTH - RIGHT - 10)
+    up = logarithmic(min(ys), max(ys), HEIGHT - BOTTOM - 8, TOP + 8)
+    parts = []
+    for index, dots in enumerate(series.values()):
+        number = index % _SERIES + 1
+        if has_lines and len(dots) > 1:
+            line = "L".join(f"{across.at(a)} {up.at(b)}" for a, b, _, _ in dots)
+            parts.append(f'<path class="line s{number}" d="M{line}"/>')
+        for a, b, low, high in dots:
+            if low is not None and high is not None and low > 0:
+                parts.append(
+                    f'<path class="line s{number}" '
+                    f'd="M{across.at(a)} {up.at(low)}V{up.at(high)}"/>'
+                )
+            tip = f"{format_x(a)}: {format_y(b)}"
+            parts.append(
+                f'<circle class="mark s{number}" cx="{across.at(a)}" '
+                f'cy="{up.at(b)}" r="4"><title>{escape(tip)}</title></circle>'
+            )
+    return _chart(title, across, up, x, y, format_x, format_y, "".join(parts))
 
 
 def heatmap(

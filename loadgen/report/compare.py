@@ -69,8 +69,8 @@ def _prompts(summary: Summary) -> str:
 
 ROWS: tuple[Row, ...] = (
     ("trace", lambda s: s.trace or fmt.MISSING),
-    ("offered", lambda s: fmt.rate(s.schedule.offered_per_second, "requests/s")),
-    ("sent", lambda s: fmt.rate(s.schedule.achieved_per_second, "requests/s")),
+    ("asked", lambda s: fmt.rate(s.schedule.asked_per_second, "requests/s")),
+    ("achieved", lambda s: fmt.rate(s.schedule.achieved_per_second, "requests/s")),
     ("schedule lag p99", _lag),
     ("answered", lambda s: fmt.count(s.completed)),
     ("failed", lambda s: fmt.count(s.failed)),

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from loadgen.analysis.compare import FIGURES, Change, Comparison
 from loadgen.report import format as fmt
+from loadgen.report.sheet import markdown, markdown_row
 
 LEVEL = "95 %"
 HEADS = ("", "baseline", "run", "change", f"{LEVEL} interval", "")
@@ -46,12 +47,12 @@ def rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     for change in comparison.changes:
         interval = fmt.MISSING
         if change.change_low is not None and change.change_high is not None:
-            interval = f"{_signed(change.change_low)} to {_signed(change.change_high)}"
+            interval = f"{signed(change.change_low)} to {signed(change.change_high)}"
         yield (
             FIGURES[change.figure].label,
             _figure(change.baseline, change.unit),
             _figure(change.value, change.unit),
-            fmt.MISSING if change.change is None else _signed(change.change),
+            fmt.MISSING if change.change is None else signed(change.change),
             interval,
             _verdict(change),
         )
@@ -106,10 +107,10 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Tables for a pull request or a README."""
     parts = []
     for comparison in comparisons:
-        parts += [f"**{_markdown(title(comparison))}**", "", _markdown_row(HEADS)]
+        parts += [f"**{markdown(title(comparison))}**", "", markdown_row(HEADS)]
         parts.append("|---|" + "---:|" * (len(HEADS) - 2) + "---|")
-        parts += [*(_markdown_row(cells) for cells in rows(comparison)), ""]
-        parts += [f"- {_markdown(line)}" for line in notes(comparison)]
+        parts += [*(markdown_row(cells) for cells in rows(comparison)), ""]
+        parts += [f"- {markdown(line)}" for line in notes(comparison)]
         parts.append("\n")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -124,16 +125,6 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
         parts += [r"\bottomrule", r"\end{tabular}"]
         parts += [f"% {note}" for note in notes(comparison)]
     return "\n".join(parts) + "\n"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    for sign in "\\`*_<>[]|":
-        text = text.replace(sign, f"\\{sign}")
-    return text
 
 
 _LATEX = {
@@ -160,5 +151,6 @@ def _figure(value: float | None, unit: str) -> str:
     return fmt.MISSING if value is None else fmt.digits(value)
 
 
-def _signed(fraction: float) -> str:
+def signed(fraction: float) -> str:
+    """A change in percent, such as `-73.0 %`."""
     return f"{100 * fraction:+.1f} %"

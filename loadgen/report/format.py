@@ -55,8 +55,9 @@ def count(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A figure by the unit of its measure: `s` or `J`."""
-    return {"s": seconds, "J": joules}[unit](value)
+    """A figure by the unit of its measure."""
+    known = {"s": seconds, "J": joules}.get(unit)
+    return rate(value, unit) if known is None else known(value)
 
 
 def percentile(value: float, unit: str, percent: int, n: int) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from loadgen.analysis.samples import Samples
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
-from loadgen.report import charts, text
+from loadgen.report import charts, naive, text
 from loadgen.report import format as fmt
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
@@ -28,11 +28,14 @@ HELP = {
 LATENCY_ROWS = (
     ("ttft", "TTFT"), ("ttft_sched", "TTFT from schedule"), ("tpot", "TPOT"),
     ("itl", "ITL"), ("e2el", "E2E"), ("e2el_sched", "E2E from schedule"),
-    ("schedule_lag", "Schedule lag"),
+    ("schedule_lag", "Schedule lag"), ("connect", "Connect"), ("send", "Send"),
+    ("wait", "Wait for the reply's head"),
 )  # fmt: skip
 ENERGY_ROWS = (
     ("energy", "Whole energy"), ("active_energy", "Active energy"),
     ("energy_per_output_token", "Per output token of each request"),
+    ("tokens_per_joule", "Output tokens per joule"),
+    ("energy_delay", "Energy-delay product"),
 )  # fmt: skip
 
 
@@ -85,10 +88,18 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
         boards=list(text.board_rows(summary.hardware)),
         warm_up=list(text.warm_up_rows(summary.hardware)),
         policies=policy_bars(summary),
+        naive=list(naive.rows(summary.naive)) if summary.naive else [],
+        naive_facts=naive.facts(summary.naive) if summary.naive else "",
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
+        rates=text.rates_text(summary),
+        run=list(text.run_rows(summary)),
+        per_joule=text.per_joule_text(summary.energy)
+        if summary.energy.output_tokens_per_joule is not None
+        else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
+        constants=text.constants_lines(summary.energy),
         charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
         kinds=list(samples.points()),
     )

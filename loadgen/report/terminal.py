@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.analysis.distribution import Stats
-from loadgen.analysis.schema import EnergyBlock, Goodput, Summary
+from loadgen.analysis.schema import EnergyBlock, Goodput, NaiveBlock, Summary
 from loadgen.report import format as fmt
-from loadgen.report import text
+from loadgen.report import naive, text
 
 LATENCIES = (
     ("ttft", "TTFT", "first token after the send"),
@@ -39,6 +39,11 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     boards = [*text.board_rows(summary.hardware), *text.warm_up_rows(summary.hardware)]
     if boards:
         tables.append(_boards(boards))
+    if summary.naive is not None:
+        tables.append(_naive(summary.naive))
+    runs = list(text.run_rows(summary))
+    if runs:
+        tables.append(_runs(runs))
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
@@ -65,9 +70,7 @@ def _load(summary: Summary) -> Table:
     _line(
         table,
         "rate",
-        f"{fmt.rate(schedule.offered_per_second, 'requests/s')} offered, "
-        f"{fmt.rate(schedule.achieved_per_second, 'requests/s')} sent "
-        f"({summary.arrival or 'arrival unknown'})",
+        f"{text.rates_text(summary)} ({summary.arrival or 'arrival unknown'})",
     )
     note = text.ramp_note(summary)
     if note:
@@ -173,6 +176,9 @@ def _per_request(summary: Summary) -> Table:
     _figure_row(
         table, "active: without the idle share", summary.measures["active_energy"]
     )
+    _figure_row(
+        table, "energy-delay product: whole x E2E", summary.measures.get("energy_delay")
+    )
     if energy.interval is not None:
         bounds = energy.interval
         table.add_row(
@@ -207,12 +213,18 @@ def _per_token(energy: EnergyBlock) -> Table:
     )
     if text.speculation_text(energy):
         _line(table, "speculation", text.speculation_text(energy))
+    if energy.output_tokens_per_joule is not None:
+        _line(table, "per joule", text.per_joule_text(energy))
     if text.idle_text(energy):
         _line(table, "idle", text.idle_text(energy))
     if text.records_text(energy):
         _line(table, "records", text.records_text(energy))
     if energy.grade:
         _line(table, "trust", text.counted(energy.grade))
+    if energy.grade_reasons:
+        _line(table, "not good", text.counted(energy.grade_reasons))
+    for line in text.constants_lines(energy):
+        _line(table, "constants", line)
     if energy.failed_request_joules:
         _line(table, "failed requests", fmt.joules(energy.failed_request_joules))
     if energy.reason:
@@ -246,6 +258,22 @@ def _boards(rows: Sequence[text.BoardRow]) -> Table:
     table = _section("GPU state")
     for row in rows:
         _line(table, row.name, row.text)
+    return table
+
+
+def _runs(rows: Sequence[tuple[str, str]]) -> Table:
+    table = _section("Run")
+    for name, shown in rows:
+        _line(table, name, shown)
+    return table
+
+
+def _naive(block: NaiveBlock) -> Table:
+    table = _figures("Naive estimates", ("joules", "measured/naive"), width=None)
+    for row in naive.rows(block):
+        known = row.joules != fmt.MISSING
+        table.add_row(Text(row.name if known else f"{row.name}: {row.text}"),
+                      row.joules, row.ratio)  # fmt: skip
     return table
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from loadgen.analysis.schema import (
     EnergyBlock,
     HardwareBlock,
@@ -36,6 +38,15 @@ def simulation(summary: Summary) -> str:
 def counted(numbers: Mapping[str, int]) -> str:
     """Requests by a word, such as `90 good, 10 fair`."""
     return ", ".join(f"{fmt.count(number)} {word}" for word, number in numbers.items())
+
+
+def constants_lines(energy: EnergyBlock) -> list[str]:
+    """Whether the fitted constants are trusted, a line for each engine and model."""
+    return [
+        f"of {each.engine}, {each.model or 'no model yet'}: "
+        + ("trusted" if each.is_trusted else f"not trusted, {each.reason}")
+        for each in energy.constants
+    ]
 
 
 MEANINGS = {
@@ -271,8 +282,54 @@ def outcomes_text(summary: Summary) -> str:
     return f"{text}: {', '.join(parts)}"
 
 
+def rates_text(summary: Summary) -> str:
+    """The rate that was asked for, and the one at which requests really left."""
+    schedule = summary.schedule
+    asked = fmt.rate(schedule.asked_per_second, "requests/s")
+    if summary.request_rate == "inf":
+        at_once = summary.max_concurrency
+        asked = "all at once" if at_once is None else f"{at_once} in flight"
+    achieved = fmt.rate(schedule.achieved_per_second, "requests/s")
+    return f"{asked} asked, {achieved} achieved"
+
+
+def run_rows(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What was run, and how to run it again; nothing for runs of earlier versions."""
+    run = summary.run
+    if run is None:
+        return
+    version = f" {run.engine_version}" if run.engine_version else ", version not told"
+    yield "engine", f"{run.engine}{version}" + (f" at {run.url}" if run.url else "")
+    sampling = run.sampling
+    parts = [f"temperature {sampling.temperature:g}"]
+    parts.append("top-p " + (f"{sampling.top_p:g}" if sampling.top_p else "as its own"))
+    parts.append(f"n {sampling.n}")
+    if sampling.beam_width is not None:
+        parts.append(f"beam {sampling.beam_width}")
+    if sampling.extra_body:
+        parts.append(f"also {msgspec.json.encode(sampling.extra_body).decode()}")
+    yield "decoding", ", ".join(parts)
+    yield "host", f"{run.host.name}: {run.host.cpu}, {run.host.cpu_count} CPUs"
+    if run.trace_sha256 is not None:
+        yield "trace", f"{run.trace_path}, sha256 {run.trace_sha256[:16]}"
+    if run.command is not None:
+        yield "command", run.command
+
+
+def per_joule_text(energy: EnergyBlock) -> str:
+    """The measured joules turned round: what one of them bought."""
+    tokens = fmt.rate(energy.output_tokens_per_joule, "output tokens per joule")
+    good = energy.good_requests_per_joule
+    if good is None:
+        return f"{tokens}, of all that was measured"
+    return (
+        f"{tokens}; goodput per watt {fmt.digits(1000 * good)} requests per kJ "
+        "within the limits"
+    )
+
+
 def ramp_note(summary: Summary) -> str:
-    """Why conversations offered less than was asked for; empty when they did not."""
+    """Why conversations were planned below the rate asked; empty when they were not."""
     asked, offered = summary.request_rate, summary.schedule.offered_per_second
     if not isinstance(asked, float) or offered is None or len(summary.by_turn) < 2:
         return ""

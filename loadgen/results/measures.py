@@ -54,6 +54,21 @@ def ttfo_seconds(result: Result) -> float | None:
     return _since_send(result, result.first_visible_seconds)
 
 
+def connect_seconds(result: Result) -> float | None:
+    """Time for a connection of the request's own; 0 where one was ready."""
+    return result.connect_seconds if is_ok(result) else None
+
+
+def send_seconds(result: Result) -> float | None:
+    """Time to hand the request to the kernel."""
+    return result.send_seconds if is_ok(result) else None
+
+
+def wait_seconds(result: Result) -> float | None:
+    """From the send to the first byte of the reply's head."""
+    return result.wait_seconds if is_ok(result) else None
+
+
 def e2el_seconds(result: Result) -> float | None:
     """Last token since the send; usage-only events and `[DONE]` do not extend it."""
     return _since_send(result, _last_answer_seconds(result))
@@ -116,6 +131,20 @@ def energy_per_output_token_joules(result: Result) -> float | None:
     return joules / result.output_tokens
 
 
+def tokens_per_joule(result: Result) -> float | None:
+    """Output tokens over the whole energy of the request."""
+    joules = energy_joules(result)
+    if not joules or result.output_tokens is None:
+        return None
+    return result.output_tokens / joules
+
+
+def energy_delay_joule_seconds(result: Result) -> float | None:
+    """Energy-delay product: whole energy times end-to-end latency."""
+    joules, whole = energy_joules(result), e2el_seconds(result)
+    return None if joules is None or whole is None else joules * whole
+
+
 def chunk_gaps_seconds(result: Result) -> Sequence[float]:
     """Time between consecutive reads that bore tokens; none on failure."""
     if not is_ok(result):
@@ -138,6 +167,11 @@ MEASURES: dict[str, Measure] = {
     "ttft_sched": Measure(
         ttft_sched_seconds, "s", "time to first token, from the intended start"
     ),
+    "connect": Measure(
+        connect_seconds, "s", "connection that had to be made first; 0: one was ready"
+    ),
+    "send": Measure(send_seconds, "s", "request handed to the kernel"),
+    "wait": Measure(wait_seconds, "s", "send to the first byte of the reply's head"),
     "ttfo": Measure(ttfo_seconds, "s", "time to first visible (non-reasoning) token"),
     "tpot": Measure(
         tpot_seconds, "s", "time per output token after the first: decode / (n - 1)"
@@ -156,6 +190,14 @@ MEASURES: dict[str, Measure] = {
     ),
     "energy_per_output_token": Measure(
         energy_per_output_token_joules, "J", "energy per output token of one request"
+    ),
+    "tokens_per_joule": Measure(
+        tokens_per_joule, "tokens/J", "output tokens per joule of one request"
+    ),
+    "energy_delay": Measure(
+        energy_delay_joule_seconds,
+        "J s",
+        "energy-delay product: energy per request times end-to-end latency",
     ),
 }
 

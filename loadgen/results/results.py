@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.wire.api import BooksReply, EnergyReply, HardwareReply
+from proxy.wire.api import (
+    BooksReply,
+    EnergyReply,
+    HardwareReply,
+    SavedCalibration,
+)
 
 
 class EnergyPart(EnergyReply, frozen=True, kw_only=True, omit_defaults=False):
@@ -53,6 +58,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     error: str | None = None
     connection_reused: bool | None = None
+    connect_seconds: float | None = None
+    """Time for a connection of its own; 0 where one was ready, as is usual."""
+    send_seconds: float | None = None
+    """Time to hand the request to the kernel."""
+    wait_seconds: float | None = None
+    """From the send to the first byte of the reply's head."""
     energy: EnergyPart | None = None
 
 
@@ -73,6 +84,8 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     edges_seconds: list[float] = []
     hardware: HardwareReply | None = None
     """How the boards worked in the window; None where the proxy does not tell."""
+    constants: tuple[SavedCalibration, ...] = ()
+    """The fitted constants of the cost model after the run, and any doubt of them."""
     is_restarted: bool = False
     """The proxy was restarted: its books do not span the window."""
     reason: str | None = None

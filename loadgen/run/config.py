@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +22,22 @@ LEDGER_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
 ARRIVAL_NAMES = ("auto", "constant", "gamma", "inf", "poisson", "trace")
 """`auto` and those of `loadgen.plan.arrivals`, which a help page does not load."""
 
+Stages = tuple[tuple[float, float], ...]
+"""Seconds and requests per second of each stage of a load."""
+_STAGE = re.compile(r"(\d+(?:\.\d+)?)([smh]?)@(\d+(?:\.\d+)?)", re.ASCII)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Watts = Annotated[float | None, Meta(ge=0)]
+
+
+OF_A_PLAN = (
+    "rate", "session_rate", "concurrency", "stages", "arrival", "burstiness", "speed",
+    "dejitter", "num_prompts", "duration", "max_model_len", "over_length", "input_len",
+    "seed", "format", "trace",
+)  # fmt: skip
+"""Variables of what a plan is made by, so that another value makes another plan."""
 
 
 def _rate(text: str) -> float:
@@ -36,7 +51,26 @@ def _rate(text: str) -> float:
     return value
 
 
-def _url(text: str) -> str:
+def parse_stages(text: str) -> Stages:
+    """`60s@2,2m@8`: seconds and requests per second, one after the other."""
+    found = []
+    for part in text.split(","):
+        match = _STAGE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(
+                f"{part.strip()!r} is not DURATION@RATE, such as 60s@2 or 2m@8"
+            )
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+        rate = float(match[3])
+        if not (0 < seconds < math.inf and rate < math.inf):
+            raise ValueError(f"{part.strip()!r} lasts no time, or for ever")
+        found.append((seconds, rate))
+    if not any(rate for _, rate in found):
+        raise ValueError(f"{text!r} has no stage with a rate above 0")
+    return tuple(found)
+
+
+def parse_url(text: str) -> str:
     """A base URL of a server, without a slash at its end."""
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -80,13 +114,17 @@ class ReplayConfig:
     """One run: what is sent where, who meters it, and what is kept."""
 
     trace: Path
+    plan: Path | None = None
+    """Plan of an earlier run of this trace, to be run again as it is."""
+    command: str | None = None
+    """The command line, secrets hidden, for the record."""
     url: Annotated[
         str | None,
         Option(
             "The server's base URL; without it the simulated stack starts.",
             "URL",
             heading="Target",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     backend: Annotated[str, Option("API of the server.", choices=sorted(BACKENDS))] = (
@@ -110,6 +148,7 @@ class ReplayConfig:
             name="header",
             parse=_pairs,
             multiple=True,
+            is_table=True,
         ),
     ] = field(default=(), repr=False)
     """May hold secrets, as the key does: neither is written into the run folder."""
@@ -152,7 +191,7 @@ class ReplayConfig:
         Option(
             "Admin URL of a metering proxy that already stands before --url.",
             "URL",
-            parse=_url,
+            parse=parse_url,
         ),
     ] = None
     ledger_token_file: Annotated[
@@ -185,6 +224,19 @@ class ReplayConfig:
     session_rate: Annotated[
         float | None, Option("Sessions per second instead.", "R", parse=_rate)
     ] = None
+    concurrency: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option("Closed loop instead: keep N requests in flight.", "N"),
+    ] = None
+    stages: Annotated[
+        Stages,
+        Option(
+            "Rates one after the other instead, as in 60s@2,120s@8.",
+            "S@R,...",
+            parse=parse_stages,
+        ),
+    ] = ()
     arrival: Annotated[
         str,
         Option(
@@ -229,6 +281,11 @@ class ReplayConfig:
             "Requests beyond --max-model-len.", choices=("drop", "truncate", "fail")
         ),
     ] = "drop"
+    input_len: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option("Prompt tokens of every request of the trace `synthetic`.", "N"),
+    ] = None
     seed: Annotated[int, Option("Seed of arrivals and of generated prompts.", "N")] = 0
     output_len: Annotated[
         int | None,
@@ -255,6 +312,7 @@ class ReplayConfig:
             "JSON",
             parse=_json_object,
             default="{}",
+            is_table=True,
         ),
     ] = field(default_factory=dict)
     warmup: Annotated[
@@ -298,7 +356,11 @@ class ReplayConfig:
     metadata: Annotated[
         tuple[tuple[str, str], ...],
         Option(
-            "Kept in summary.json; may be repeated.", "K=V", parse=_pairs, multiple=True
+            "Kept in summary.json; may be repeated.",
+            "K=V",
+            parse=_pairs,
+            multiple=True,
+            is_table=True,
         ),
     ] = ()
     metrics_port: Annotated[

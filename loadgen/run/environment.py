@@ -10,9 +10,11 @@ from rich.console import Console
 
 from loadgen.client.backends import Target
 from loadgen.client.client import discover_model
+from loadgen.client.identity import engine_facts
 from loadgen.errors import UsageError
 from loadgen.replay.clock import SystemClock
 from loadgen.run.config import ReplayConfig
+from loadgen.run.exporter import check_free
 from loadgen.run.stack import Stack, wait_until_ready
 
 
@@ -21,9 +23,30 @@ class Environment:
     """Where the load goes and who meters it."""
 
     target: Target
+    engine_url: str
+    """The engine itself, without a proxy before it."""
     admin_url: str | None
     is_simulated: bool
     admin_token: str | None = field(default=None, repr=False)
+
+
+def check_settings(config: ReplayConfig) -> None:
+    """What can be known to fail before anything is planned, written or started.
+
+    Raises UsageError, and StackError where nobody answers at the URL.
+    """
+    idle = [config.idle_watts, config.bare_idle_watts]
+    has_proxy = config.power is not None or config.url is None
+    if not has_proxy and any(watts is not None for watts in idle):
+        raise UsageError(
+            "--idle-watts and --bare-idle-watts are for a proxy that --power starts; "
+            "give them to `metering-proxy serve` where it runs already"
+        )
+    if config.power is not None and config.ledger is not None:
+        raise UsageError("--power starts a proxy and --ledger names one: give one")
+    check_free(config.metrics_port)
+    if config.url is not None:
+        engine_facts(_target(config, config.url))
 
 
 def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environment:
@@ -34,15 +57,8 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environmen
         url = simulator.url
         own = f"dcgm={simulator.announced['power_url']}"
         power = re.sub(r"(?<![^,])\s*dcgm\s*(?![^,])", own, power) if power else own
-    idle = [config.idle_watts, config.bare_idle_watts]
-    if power is None and any(watts is not None for watts in idle):
-        raise UsageError(
-            "--idle-watts and --bare-idle-watts are for a proxy that --power starts; "
-            "give them to `metering-proxy serve` where it runs already"
-        )
+    engine_url = url
     if power is not None:
-        if admin_url is not None:
-            raise UsageError("--power starts a proxy and --ledger names one: give one")
         proxy = stack.start("proxy", "proxy", _proxy_arguments(url, power, config))
         url, admin_url = proxy.url, str(proxy.announced["admin_url"])
     if admin_url is not None:
@@ -54,19 +70,27 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environmen
             )
         if lacking is not None:
             console.print(f"energy will be unknown: {lacking}", style="bold yellow")
-    target = Target(
+    target = _target(config, url)
+    if target.model is None:
+        model = uvloop.run(discover_model(target, SystemClock().now))
+        target = replace(target, model=model)
+    return Environment(
+        target,
+        engine_url,
+        admin_url,
+        config.url is None,
+        admin_token=config.ledger_token,
+    )
+
+
+def _target(config: ReplayConfig, url: str) -> Target:
+    return Target(
         url=url,
         backend=config.backend,
         model=config.model,
         endpoint=config.endpoint,
         api_key=config.api_key,
         headers=dict(config.headers),
-    )
-    if target.model is None:
-        model = uvloop.run(discover_model(target, SystemClock().now))
-        target = replace(target, model=model)
-    return Environment(
-        target, admin_url, config.url is None, admin_token=config.ledger_token
     )
 
 

@@ -6,6 +6,8 @@ kind and outcome, never a request id, a URL or an error text.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,6 +185,21 @@ def exporting(address: str | None, progress: Progress) -> Iterator[str | None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def check_free(address: str | None) -> None:
+    """Raises UsageError for an address that is none or that is taken."""
+    if address is None:
+        return
+    host, port = parse_address(address)
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise UsageError(
+            f"--metrics-port {address}: {reason}; name another port"
+        ) from None
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -12,8 +12,15 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.analysis.naive import Work
 from loadgen.analysis.schema import Summary
-from loadgen.analysis.summary import RunInfo, read_summary, summarise, write_summary
+from loadgen.analysis.summary import (
+    RunInfo,
+    read_summary,
+    summarise,
+    work_of,
+    write_summary,
+)
 from loadgen.analysis.tally import Extent, RunWindow, Tally
 from loadgen.energy.join import (
     PATIENCE,
@@ -139,6 +146,15 @@ def summary_of(
         metering=metering,
         run_seconds=extent.last_finished_seconds,
     )
+
+
+def work_of_run(folder: Path, summary: Summary) -> Work:
+    """The facts for naive estimates that a summary does not hold, from the records.
+
+    Raises LoadgenError where the records are gone.
+    """
+    window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
+    return work_of(Tally(window, {}).add_all(read_results(folder / REQUESTS)))
 
 
 def plan_header(path: Path) -> PlanHeader | None:

@@ -148,8 +148,8 @@ class View:
             ("requests", counts),
             (
                 "rate",
-                f"{fmt.rate(offered, 'requests/s')} offered, "
-                f"{fmt.rate(sent_rate, 'requests/s')} sent, "
+                f"{fmt.rate(offered, 'requests/s')} asked, "
+                f"{fmt.rate(sent_rate, 'requests/s')} achieved, "
                 f"{fmt.rate(token_rate, 'tokens/s')}",
             ),
             (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +17,16 @@ import msgspec
 import uvloop
 from rich.console import Console
 
+from loadgen.analysis.dry_run import DryRun, dry_run_of
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.verdict import EXIT_CODES
 from loadgen.client.abilities import check_options, length_note, length_rule
 from loadgen.client.backends import RequestOptions
+from loadgen.client.identity import engine_facts
 from loadgen.energy.join import books_now
 from loadgen.errors import PlanError, UsageError
-from loadgen.plan.load import Load
-from loadgen.plan.plan import PlanHeader, is_plan, make_plan, read_plan
+from loadgen.plan.plan import PlanHeader, is_plan, make_plan, plan_of, read_plan
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
 from loadgen.report.terminal import render
@@ -31,40 +34,64 @@ from loadgen.results.measures import parse_goodput
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
-from loadgen.run.environment import Environment, bring_up
-from loadgen.run.exporter import exporting
+from loadgen.run.engine_metrics import BACKENDS as METRICS_BACKENDS
+from loadgen.run.engine_metrics import FILE as ENGINE_METRICS
+from loadgen.run.engine_metrics import scraping
+from loadgen.run.environment import Environment, bring_up, check_settings
+from loadgen.run.exporter import check_free, exporting
 from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
 from loadgen.run.live import live_view
+from loadgen.run.load import (
+    is_synthetic,
+    load_of,
+    synthetic_lengths,
+    synthetic_requests,
+)
+from loadgen.run.record import run_record
 from loadgen.run.stack import Stack
+from loadgen.simulator.core.presets import GPUS
+from loadgen.traces.fixed import NAME as SYNTHETIC
+from loadgen.traces.fixed import fixed_lengths
+from loadgen.traces.readers.open import sha256_of
 from proxy.process.files import PRIVATE, private_folder, whole_file
+from proxy.process.terminal import echo_json
 
 LOG_FOLDER = "logs"
 EXIT_INTERRUPTED = 130
-OF_A_PLAN = (
-    "rate", "session_rate", "speed", "num_prompts", "duration", "max_model_len",
+NOT_OF_A_PLAN = (
+    "rate", "session_rate", "concurrency", "stages", "speed", "num_prompts",
+    "duration", "max_model_len", "input_len",
 )  # fmt: skip
 """Decided when a plan was made, so they cannot be asked of an old one."""
 
 
-def run(config: ReplayConfig, console: Console) -> int:
+def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int:
     """Do one run and show it; returns the exit code of `loadgen replay`.
 
-    Raises LoadgenError for what prevents a run. Everything is written into the
-    run folder as it happens, so an end at any moment keeps what there was.
+    With `as_json` the summary goes to standard output, and `console` is for all else.
+    Raises LoadgenError for what prevents a run. The run folder appears once all that
+    can be checked is; from then on everything is written into it as it happens, so an
+    end at any moment keeps what there was.
     """
     goodput = parse_goodput(config.goodput)
     _length_rule(config)  # refuse before anything is written or started
+    check_settings(config)
     folder = _run_folder(config)
     progress = Progress()
-    with _removing_if_empty(folder):
-        header = _plan(config, folder, console)
-    _show_plan(header, config, folder, console)
-    with Stack(folder / LOG_FOLDER) as stack:
+    with ExitStack() as ending:
+        starting = ending.enter_context(_starting_folder(folder))
+        header = _plan(config, starting, console)
+        _show_plan(header, config, folder, console)
+        stack = ending.enter_context(Stack(starting / LOG_FOLDER))
         environment = bring_up(config, stack, console)
-        info = _run_info(config, environment, goodput)
+        engine = engine_facts(replace(environment.target, url=environment.engine_url))
+        info = _run_info(config, environment, goodput, engine)
+        _appear(starting, folder)
+        stack.moved(folder / LOG_FOLDER)
         begin_run(folder, info)
         begun = books_now(environment.admin_url, environment.admin_token)
-        stats = _replay(config, folder, header, environment, progress, console)
+        with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
+            stats = _replay(config, folder, header, environment, progress, console)
         info = msgspec.structs.replace(
             info,
             zero_unix_seconds=stats.zero_unix_seconds,
@@ -84,10 +111,34 @@ def run(config: ReplayConfig, console: Console) -> int:
                 ),
             )
         gone = stack.gone()
-    console.print(render(summary, folder / REPORT))
+    if as_json:
+        echo_json(msgspec.json.format(msgspec.json.encode(summary), indent=2))
+    else:
+        console.print(render(summary, folder / REPORT))
     if gone is not None:
         console.print(f"loadgen: {gone}", style="bold red")
     return _exit_code(stats, summary)
+
+
+def dry_run(config: ReplayConfig, console: Console) -> DryRun:
+    """The plan of a run and what it would take, with nothing sent and nothing kept."""
+    parse_goodput(config.goodput)
+    rule = _length_rule(config)
+    check_free(config.metrics_port)
+    _run_folder(config)
+    with tempfile.TemporaryDirectory(prefix="servewatt-") as folder:
+        header = _plan(config, Path(folder), console)
+        _show_plan(header, config, None, console)
+        header, sessions = read_plan(Path(folder) / PLAN)
+        return dry_run_of(
+            header,
+            sessions,
+            plan_sha256=sha256_of(Path(folder) / PLAN),
+            output_tokens=config.output_len,
+            copies=config.n,
+            length_rule=rule,
+            target=config.url or f"simulated {config.sim_model} on {config.sim_gpu}",
+        )
 
 
 def _exit_code(stats: RunStats, summary: Summary) -> int:
@@ -97,20 +148,16 @@ def _exit_code(stats: RunStats, summary: Summary) -> int:
 
 
 def _run_folder(config: ReplayConfig) -> Path:
-    """An empty folder for this run. Raises UsageError when there cannot be one."""
+    """The folder of this run, not made yet. Raises UsageError when it cannot be one."""
     if config.out is not None:
         folder = config.out
     else:
         stem = config.trace.name.split(".")[0] or "trace"
         folder = Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{stem}"
     try:
-        private_folder(folder)
         taken = [n for n in (REQUESTS, SUMMARY) if (folder / n).exists()]
     except OSError as error:
-        raise UsageError(
-            f"--out {folder} cannot be used: {error.strerror or error}; "
-            "name a folder that can be written"
-        ) from None
+        raise _unusable(folder, error) from None
     if taken:
         raise UsageError(
             f"{folder} already holds a run ({', '.join(taken)}); "
@@ -120,20 +167,51 @@ def _run_folder(config: ReplayConfig) -> Path:
 
 
 @contextmanager
-def _removing_if_empty(folder: Path) -> Iterator[None]:
-    """A run that never began leaves no folder behind."""
+def _starting_folder(folder: Path) -> Iterator[Path]:
+    """Where a run is made ready, on the file system of its folder; gone at the end."""
+    name = f".{folder.name}.{secrets.token_hex(4)}.starting"
+    starting = folder / name if folder.is_dir() else folder.with_name(name)
     try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
+        private_folder(starting)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    try:
+        yield starting
+    finally:
+        shutil.rmtree(starting, ignore_errors=True)
+
+
+def _appear(starting: Path, folder: Path) -> None:
+    """Give what was made ready its place in the run folder."""
+    try:
+        private_folder(folder)
+        for path in starting.iterdir():
+            path.rename(folder / path.name)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"--out {folder} cannot be used: {error.strerror or error}; "
+        "name a folder that can be written"
+    )
+
+
+def _metrics_url(environment: Environment) -> str | None:
+    if environment.target.backend not in METRICS_BACKENDS:
+        return None
+    return environment.engine_url.removesuffix("/v1") + "/metrics"
 
 
 def _plan(config: ReplayConfig, folder: Path, console: Console) -> PlanHeader:
     """Write the run's plan, or take over the one that was given."""
+    if config.plan is not None:
+        header, _ = read_plan(config.plan)
+        _copy_plan(config.plan, folder / PLAN)
+        return header
     if is_plan(config.trace):
-        asked = [name for name in OF_A_PLAN if getattr(config, name) is not None]
+        asked = [name for name in NOT_OF_A_PLAN if getattr(config, name)]
         if asked:
             option = asked[0].replace("_", "-")
             raise UsageError(
@@ -143,22 +221,16 @@ def _plan(config: ReplayConfig, folder: Path, console: Console) -> PlanHeader:
         header, _ = read_plan(config.trace)
         _copy_plan(config.trace, folder / PLAN)
         return header
-    load = Load(
-        rate_per_second=config.rate,
-        session_rate_per_second=config.session_rate,
-        arrival=config.arrival,
-        burstiness=config.burstiness,
-        speed=config.speed,
-        num_prompts=config.num_prompts,
-        duration_seconds=config.duration,
-        output_tokens=config.output_len,
-        max_model_len=config.max_model_len,
-        over_length=config.over_length,
-        dejitter=config.dejitter,
-        seed=config.seed,
-    )
+    load = load_of(config)
     with console.status(f"planning {config.trace}"):
-        header, _ = make_plan(config.trace, load, folder / PLAN, config.format)
+        if is_synthetic(config):
+            requests, lengths = synthetic_requests(config), synthetic_lengths(config)
+            header, _ = plan_of(
+                lambda: fixed_lengths(requests, *lengths), SYNTHETIC, load,
+                folder / PLAN,
+            )  # fmt: skip
+        else:
+            header, _ = make_plan(config.trace, load, folder / PLAN, config.format)
     return header
 
 
@@ -171,7 +243,7 @@ def _copy_plan(given: Path, plan: Path) -> None:
 
 
 def _show_plan(
-    header: PlanHeader, config: ReplayConfig, folder: Path, console: Console
+    header: PlanHeader, config: ReplayConfig, folder: Path | None, console: Console
 ) -> None:
     if config.quiet:
         return
@@ -179,7 +251,7 @@ def _show_plan(
     console.print(
         f"plan: {header.requests} requests in {header.sessions} sessions, "
         f"{header.arrival} arrivals{pace} over {header.span_seconds:.0f} s, "
-        f"seed {header.seed}, in {folder}"
+        f"seed {header.seed}" + ("" if folder is None else f", in {folder}")
     )
     for reason, count in header.dropped.items():
         console.print(f"  left out: {count} ({reason})")
@@ -214,7 +286,8 @@ def _replay(
                 recorder=recorder,
                 progress=progress,
                 clock=SystemClock(),
-                max_concurrency=config.max_concurrency,
+                max_concurrency=config.concurrency or config.max_concurrency,
+                is_closed_loop=config.concurrency is not None,
                 timeout_seconds=config.timeout,
                 seed=config.seed,
                 max_errors=config.max_errors,
@@ -250,18 +323,26 @@ def _length_rule(config: ReplayConfig) -> str:
 
 
 def _run_info(
-    config: ReplayConfig, environment: Environment, goodput: dict[str, float]
+    config: ReplayConfig,
+    environment: Environment,
+    goodput: dict[str, float],
+    engine: dict[str, str],
 ) -> RunInfo:
     return RunInfo(
         warmup_seconds=config.warmup,
         cooldown_seconds=config.cooldown,
         goodput=goodput,
-        max_concurrency=config.max_concurrency,
+        max_concurrency=config.concurrency or config.max_concurrency,
         simulated=environment.is_simulated,
         metered=environment.admin_url is not None and config.power != "none",
         power=config.power,
         backend=config.backend,
         output_length_rule=_length_rule(config),
         model=environment.target.model,
+        gpu=GPUS[config.sim_gpu].name if environment.is_simulated else None,
+        gpus=config.sim_gpus if environment.is_simulated else None,
         metadata=dict(config.metadata),
+        run=run_record(
+            config, environment.engine_url, environment.target.model, engine
+        ),
     )

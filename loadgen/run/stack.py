@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,6 +64,14 @@ class Stack:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def moved(self, log_folder: Path) -> None:
+        """The folder of the logs has another name now."""
+        self._log_folder = log_folder
+        self._children = [
+            replace(child, log_path=log_folder / child.log_path.name)
+            for child in self._children
+        ]
 
     def start(self, name: str, module: str, arguments: Sequence[str]) -> Child:
         """Run `python -m module arguments --announce` and wait until it listens.
@@ -168,7 +176,8 @@ def _announcement(
         selector.register(process.stdout, selectors.EVENT_READ)
         if not selector.select(START_SECONDS):
             raise StackError(
-                f"{name} did not listen within {START_SECONDS:g} s; see {log_path}"
+                f"{name} did not listen within {START_SECONDS:g} s: "
+                f"{_last_line(log_path)}"
             )
     line = process.stdout.readline()
     if not line:
@@ -185,7 +194,7 @@ def _announcement(
 
 def _last_line(log_path: Path) -> str:
     lines = log_path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"nothing in {log_path}"
+    return lines[-1] if lines else "it said nothing"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

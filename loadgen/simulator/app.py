@@ -117,7 +117,10 @@ class Readings:
     async def dcgm(self, request: web.Request) -> web.Response:
         """Each GPU's power and counter, as dcgm-exporter writes them."""
         name = gpu_name(self._config)
-        readings = self._runner.readings()
+        readings = [
+            *self._runner.readings(),
+            *self._runner.idle_readings(self._config.idle_gpus),
+        ]
         labels = [
             {
                 "gpu": str(index),

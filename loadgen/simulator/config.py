@@ -52,6 +52,11 @@ class ServerConfig:
     fail_every: Annotated[
         int, Meta(ge=0), Option("Break every Nth request half-way; 0 is none.", "N")
     ] = 0
+    idle_gpus: Annotated[
+        int,
+        Meta(ge=0, le=64),
+        Option("Boards of the host beside the engine's, with nothing to do.", "N"),
+    ] = 0
     request_id_headers: Annotated[
         bool,
         Option(

@@ -3,8 +3,12 @@
 Without a token it serves loopback only, and there only requests that name it so:
 a web page whose host name was pointed at 127.0.0.1 names itself. With a token
 every route wants it but `/healthz` and `/readyz`, which then tell nothing but yes
-or no. What changes anything is refused to pages of other sites in any case, since a
-browser sends them on its user's behalf. Whoever guesses is slowed, logged, counted.
+or no, and the live page, which is a form then. What changes anything is refused to
+pages of other sites in any case, since a browser sends them on its user's behalf.
+Whoever guesses is slowed, logged, counted.
+
+The live page asks a person for the token once and holds a cookie for it, which no
+script can read and no other site makes a browser send; the token is in no address.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import math
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -23,6 +29,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from proxy.admin.page import accepts_page
 from proxy.errors import ConfigError
 from proxy.process.supervise import Seldom
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
@@ -37,10 +44,23 @@ GUESS_SECONDS = 0.05
 LONGEST_GUESS_SECONDS = 0.5
 FORGIVEN_SECONDS = 6.0
 """One wrong token is forgotten after so long."""
+LOGIN_PATH = "/login"
+COOKIE = "servewatt_session"
+SESSION_SECONDS = 12 * 3600.0
+MAX_LOGIN = 4096
+"""Bytes of a login."""
+MAX_SESSIONS = 64
+"""Beyond them the oldest ends."""
 MAX_GUESSES = 16
 """Wrong tokens whose refusal waits; more are refused at once, so none pile up."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What the live page sends of its form."""
+
+    token: str
 
 
 @dataclass(slots=True)
@@ -53,6 +73,35 @@ class AdminCounters:
     """Changes made, by `drain` or `resume`."""
 
 
+class Sessions:
+    """Browsers that gave the token; another token ends them all."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, tuple[float, str]] = {}
+        """Last moment and token, oldest first, by the cookie's value."""
+
+    def open(self, token: str) -> str:
+        """A new one; its cookie's value, which nobody can guess."""
+        while len(self._open) >= MAX_SESSIONS:
+            del self._open[next(iter(self._open))]
+        value = secrets.token_urlsafe(32)
+        self._open[value] = (self._clock() + SESSION_SECONDS, token)
+        return value
+
+    def has(self, value: str, token: str) -> bool:
+        """Whether a cookie is of an open session of this token."""
+        end_seconds, given = self._open.get(value, (-math.inf, ""))
+        if self._clock() < end_seconds and given == token:
+            return True
+        self.end(value)
+        return False
+
+    def end(self, value: str) -> None:
+        """Forget it; of one that is not open nothing happens."""
+        self._open.pop(value, None)
+
+
 @dataclass(slots=True)
 class AdminAccess:
     """The host on which the admin API listens, and the token that it asks for."""
@@ -61,6 +110,7 @@ class AdminAccess:
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     counters: AdminCounters = field(default_factory=AdminCounters, compare=False)
+    sessions: Sessions = field(default_factory=Sessions, compare=False, repr=False)
 
     def reload(self) -> str:
         """Take the token of the file as it is now; says what became of it."""
@@ -136,12 +186,15 @@ def guarding(access: AdminAccess) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refusal = refusal_of(access, request)
-        if refusal is None or (
-            request.path in OPEN_PATHS and request.method in READING_METHODS
-        ):
+        if refusal is None or _is_open(request):
             return await handler(request)
+        if refusal.status == 401 and request.path == LOGIN_PATH:
+            session = await _session(access, request)
+            if session is not None:
+                return session
         reason = REASONS[refusal.status]
-        if refusal.status == 401 and "authorization" not in request.headers:
+        has_tried = "authorization" in request.headers or request.path == LOGIN_PATH
+        if refusal.status == 401 and not has_tried:
             reason = "no_token"
         access.counters.refused[reason] += 1
         count = seldom.count(f"{request.remote} {reason}")
@@ -155,6 +208,30 @@ def guarding(access: AdminAccess) -> Middleware:
         return refusal
 
     return guard
+
+
+def _is_open(request: web.Request) -> bool:
+    """Whether a request needs no token: it learns nothing."""
+    if request.method not in READING_METHODS:
+        return False
+    return request.path in OPEN_PATHS or accepts_page(request)
+
+
+async def _session(access: AdminAccess, request: web.Request) -> web.Response | None:
+    """The reply to a login with the token, which opens a session; None without it."""
+    try:
+        sent = msgspec.json.decode(await request.content.read(MAX_LOGIN), type=Login)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if access.token is None or not _is_same(sent.token.strip(), access.token):
+        return None
+    log.info("admin API: a browser at %s gave the token", request.remote)
+    reply = web.json_response({"logged_in": True})
+    reply.set_cookie(
+        COOKIE, access.sessions.open(access.token), max_age=int(SESSION_SECONDS),
+        httponly=True, samesite="Strict", secure=request.secure,
+    )  # fmt: skip
+    return reply
 
 
 REASONS = {401: "wrong_token", 403: "site", 421: "host"}
@@ -176,6 +253,8 @@ def refusal_of(access: AdminAccess, request: web.Request) -> web.Response | None
         )
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and _is_same(sent.strip(), access.token):
+        return None
+    if access.sessions.has(request.cookies.get(COOKIE, ""), access.token):
         return None
     refusal = _refuse(401, "the admin API wants its token: Authorization: Bearer TOKEN")
     refusal.headers["www-authenticate"] = 'Bearer realm="servewatt"'

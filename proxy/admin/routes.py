@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,16 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from proxy.admin.auth import AdminAccess, guarding, refusal_of
+from proxy.admin.auth import COOKIE, LOGIN_PATH, AdminAccess, guarding, refusal_of
+from proxy.admin.live import (
+    MAX_PAGES,
+    SHOWN_RECENT,
+    LiveFeed,
+    PowerRows,
+    live_engine,
+    running_requests,
+)
+from proxy.admin.page import accepts_page, live_page
 from proxy.admin.views import (
     EngineSources,
     ProcessRun,
@@ -32,14 +42,17 @@ from proxy.admin.views import (
     upstream_reply,
 )
 from proxy.errors import StoreError
+from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
 from proxy.store.fits import encoded, saved_of
-from proxy.store.stored_record import cursor_at
+from proxy.store.stored_record import FILTERED, RecordFilter, cursor_at
 from proxy.wire.api import (
     BooksReply,
     HardwareReply,
     InfoReply,
+    LiveReply,
+    ReadinessReply,
     UpstreamReply,
     UpstreamsReply,
 )
@@ -74,6 +87,8 @@ class AdminSources:
     """Take one snapshot for the metrics, on the event loop."""
     run: ProcessRun = field(default_factory=ProcessRun)
     """What sums over engines belong to."""
+    errors: LoopErrors = field(default_factory=LoopErrors)
+    """Of the live page's beat, among those of the process."""
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
 
@@ -88,7 +103,11 @@ def admin_app(
     access = access or AdminAccess()
     app = web.Application(middlewares=[guarding(access)])
     views = _Views(sources, access)
+    app.on_shutdown.append(views.feed.close)
     app.router.add_get("/", views.index)
+    app.router.add_get("/live", views.live, allow_head=False)
+    app.router.add_post(LOGIN_PATH, views.login)
+    app.router.add_post("/logout", views.logout)
     app.router.add_get("/metrics", views.metrics)
     app.router.add_get("/metrics/requests", views.metrics_requests)
     app.router.add_get("/requests", views.requests)
@@ -110,6 +129,7 @@ class _Views:
         self._from = sources
         self._access = access
         self._offset_seconds = 0.0
+        self.feed = LiveFeed(self._live, sources.errors)
 
     def _unix_offset_seconds(self) -> float:
         """Wall clock minus monotonic clock; taken anew when the wall clock moved.
@@ -123,6 +143,8 @@ class _Views:
         return self._offset_seconds
 
     async def index(self, request: web.Request) -> web.Response:
+        if accepts_page(request):
+            return live_page()
         paths = sorted(
             {
                 resource.canonical
@@ -131,6 +153,56 @@ class _Views:
             }
         )
         return _json({"servewatt": self._from.version, "paths": paths})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        if self.feed.pages >= MAX_PAGES:
+            return _json({"error": f"{MAX_PAGES} pages are open; close one"}, 503)
+        reply = web.StreamResponse(
+            headers={"content-type": "text/event-stream", "cache-control": "no-store"}
+        )
+        await reply.prepare(request)
+        with suppress(ConnectionError):  # whoever looked has gone
+            async with aclosing(self.feed.messages()) as messages:
+                async for message in messages:
+                    await reply.write(message)
+        return reply
+
+    async def _live(self, power: dict[str, PowerRows], is_whole: bool) -> LiveReply:
+        offset, engines = self._unix_offset_seconds(), self._from.engines
+        running, counts = running_requests(engines, time.monotonic(), offset)
+        for name in power.keys() - counts.keys():  # an upstream that was let go
+            del power[name]
+        return LiveReply(
+            at_unix_seconds=time.time(),
+            version=self._from.version,
+            run=self._from.run.name,
+            has_token=self._access.token is not None,
+            readiness=await self._readiness(),
+            engines=[
+                live_engine(
+                    engine,
+                    power,
+                    is_whole=is_whole,
+                    requests=counts[engine.name],
+                    unix_offset_seconds=offset,
+                    sample_interval_seconds=self._from.sample_interval_seconds,
+                )
+                for engine in engines
+            ],
+            running=running,
+            recent=self._from.records.latest(SHOWN_RECENT),
+            store=self._from.records.state(),
+        )
+
+    async def login(self, request: web.Request) -> web.Response:
+        # the guard opens sessions; who comes here has one, or needs none
+        return _json({"logged_in": True})
+
+    async def logout(self, request: web.Request) -> web.Response:
+        self._access.sessions.end(request.cookies.get(COOKIE, ""))
+        reply = _json({"logged_in": False})
+        reply.del_cookie(COOKIE)
+        return reply
 
     async def metrics(self, request: web.Request) -> web.Response:
         openmetrics = "openmetrics" in request.headers.get("accept", "")
@@ -146,19 +218,11 @@ class _Views:
 
     async def requests(self, request: web.Request) -> web.Response:
         try:
-            since = int(request.query.get("since", "0"))
-            limit = int(request.query.get("limit", "1000"))
-            from_unix = float(request.query.get("from_unix", "0"))
-        except ValueError:
-            return _refuse("since and limit are whole numbers, from_unix seconds")
-        if since < 0 or not 1 <= limit <= MAX_RECORDS:
-            return _refuse(f"since is from 0, limit from 1 to {MAX_RECORDS}")
-        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
-            return _refuse("from_unix is Unix seconds, such as 1767225600")
-        # the cursor is the instant of settlement: an instant is a cursor too
-        since = max(since, cursor_at(from_unix) - 1)
+            since, limit, wanted = read_requests_query(request.query)
+        except ValueError as error:
+            return _refuse(str(error))
         try:
-            body = await self._from.records.lines(since, limit)
+            body = await self._from.records.lines(since, limit, wanted)
         except StoreError as error:
             return _json({"error": str(error)}, 503)
         return web.Response(body=body, content_type="application/x-ndjson")
@@ -298,16 +362,70 @@ class _Views:
         return _json({"healthy": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
+        body = await self._readiness()
+        status = 200 if body.ready else 503
+        if refusal_of(self._access, request) is not None:
+            return _json({"ready": body.ready}, status)
+        return _json(body, status)
+
+    async def _readiness(self) -> ReadinessReply:
         engines = self._from.engines
         found = await asyncio.gather(*(readiness(engine) for engine in engines))
         body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
         if self._from.is_stopping():
             reasons = ["the proxy is stopping", *body.reasons]
             body = msgspec.structs.replace(body, ready=False, reasons=reasons)
-        status = 200 if body.ready else 503
-        if refusal_of(self._access, request) is not None:
-            return _json({"ready": body.ready}, status)
-        return _json(body, status)
+        return body
+
+
+MAX_CURSOR = cursor_at(YEAR_3000_UNIX_SECONDS)
+REQUESTS_KEYS = ("since", "until", "from_unix", "limit", *FILTERED)
+
+
+def read_requests_query(
+    query: Mapping[str, str],
+) -> tuple[int, int, RecordFilter]:
+    """Cursor to begin after, number of records, and which: the query of `/requests`.
+
+    `since` and `until` are cursors, or instants in Unix seconds: a cursor is an instant
+    in microseconds, so the two are never taken for each other. Raises ValueError.
+    """
+    for name in query:
+        if name not in REQUESTS_KEYS:
+            known = ", ".join(REQUESTS_KEYS)
+            raise ValueError(f"no filter is called {name[:80]!r}; known: {known}")
+    try:
+        limit = int(query.get("limit", "1000"))
+    except ValueError:
+        raise ValueError("limit is a whole number") from None
+    if not 1 <= limit <= MAX_RECORDS:
+        raise ValueError(f"limit is from 1 to {MAX_RECORDS}")
+    since = _cursor(query, "since") or 0
+    if "from_unix" in query:
+        try:
+            from_unix = float(query["from_unix"])
+        except ValueError:
+            raise ValueError("from_unix is Unix seconds") from None
+        if not 0 <= from_unix < YEAR_3000_UNIX_SECONDS:
+            raise ValueError("from_unix is Unix seconds, such as 1767225600")
+        # the cursor is the instant of settlement: an instant is a cursor too
+        since = max(since, cursor_at(from_unix) - 1)
+    until = _cursor(query, "until")
+    equal = {name: query[name] for name in FILTERED if name in query}
+    return since, limit, RecordFilter(until=until, **equal)
+
+
+def _cursor(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < MAX_CURSOR:
+        raise ValueError(f"{name} is a cursor, or Unix seconds such as 1767225600.5")
+    return cursor_at(value) if value < YEAR_3000_UNIX_SECONDS else int(value)
 
 
 def _json(body: object, status: int = 200) -> web.Response:

@@ -15,15 +15,7 @@ from typing import cast
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-MAX_ADMIN_CONNECTIONS = 64
-"""Scrapers, dashboards and a load's ledger; all of them may be in the reserve of
-files that `OTHER_FILES` keeps."""
-HEAD_SECONDS = 10.0
-"""From the first byte of a request to its blank line, a TLS handshake, or both."""
-IDLE_SECONDS = 75.0
-"""From a reply to the next request: longer than any scrape interval in use."""
-SERVE_SECONDS = 120.0
-"""For making one reply."""
+from proxy.admin.limits import AdminLimits
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -31,12 +23,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class AdminConnections:
     """Every open connection of the admin port, oldest first; makes new ones."""
 
-    def __init__(self, limit: int = MAX_ADMIN_CONNECTIONS) -> None:
-        self._limit = limit
+    def __init__(self, limits: AdminLimits | None = None) -> None:
+        self.limits = limits or AdminLimits()
         self._open: dict[asyncio.BaseTransport, AdminConnection] = {}
         self.make: Callable[[], asyncio.Protocol]
         """aiohttp's server, once it is set up."""
-        self.head_seconds = HEAD_SECONDS
 
     def __len__(self) -> int:
         return len(self._open)
@@ -50,7 +41,7 @@ class AdminConnections:
 
     def enter(self, connection: AdminConnection) -> bool:
         """Count it; whether there is room, made by closing the oldest idle one."""
-        if len(self._open) >= self._limit:
+        if len(self._open) >= self.limits.admin_max_connections:
             idle = (c for c in self._open.values() if not c.is_serving)
             oldest = next(idle, None)
             if oldest is None:
@@ -86,6 +77,7 @@ class AdminConnection(asyncio.Protocol):
 
     def __init__(self, connections: AdminConnections, served: asyncio.Protocol) -> None:
         self._connections = connections
+        self._limits = connections.limits
         self._served = served
         self._timer: asyncio.TimerHandle | None = None
         self._is_admitted = False
@@ -103,7 +95,7 @@ class AdminConnection(asyncio.Protocol):
             self.transport.abort()
             return
         self._served.connection_made(transport)
-        self._give(self._connections.head_seconds)
+        self._give(self._limits.admin_header_timeout_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Part of a request."""
@@ -111,7 +103,7 @@ class AdminConnection(asyncio.Protocol):
             return
         if self._is_idle:
             self._is_idle = False
-            self._give(self._connections.head_seconds)
+            self._give(self._limits.admin_header_timeout_seconds)
         self._served.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -141,12 +133,12 @@ class AdminConnection(asyncio.Protocol):
     def begin(self) -> None:
         """A request of it is whole."""
         self.is_serving = True
-        self._give(SERVE_SECONDS)
+        self._give(self._limits.admin_reply_timeout_seconds)
 
     def answered(self) -> None:
         """Its reply is made; the client has as long to read it as to ask again."""
         self.is_serving, self._is_idle = False, True
-        self._give(IDLE_SECONDS)
+        self._give(self._limits.admin_idle_timeout_seconds)
 
     def drop(self) -> None:
         """Close it at once."""
@@ -184,8 +176,11 @@ async def listen(
     """Serve `app` within the limits. Raises OSError for a port that is taken."""
     if connections is None:
         connections = AdminConnections()
+    limits = connections.limits
     app.middlewares.insert(0, connections.middleware())
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS)
+    runner = web.AppRunner(
+        app, access_log=None, keepalive_timeout=limits.admin_idle_timeout_seconds
+    )
     await runner.setup()
     assert runner.server is not None
     connections.make = runner.server
@@ -195,7 +190,9 @@ async def listen(
             host,
             port,
             ssl=tls,
-            ssl_handshake_timeout=None if tls is None else HEAD_SECONDS,
+            ssl_handshake_timeout=(
+                None if tls is None else limits.admin_header_timeout_seconds
+            ),
         )
     except OSError:
         await runner.cleanup()

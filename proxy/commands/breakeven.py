@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -59,15 +59,27 @@ def breakeven(
     """
     from proxy.measure.breakeven import Breakeven, as_text
 
-    load_seconds = None
+    load = _Load()
+    is_simulated = False
     if report is not None:
-        own_bare, own_joules, load_seconds = _load_of(report)
-        bare_watts = own_bare if bare_watts is None else bare_watts
-        load_joules = own_joules if load_joules is None else load_joules
+        load = _load_of(report)
+        is_simulated = load.is_simulated
+        bare_watts = load.bare_watts if bare_watts is None else bare_watts
+        load_joules = load.joules if load_joules is None else load_joules
     if admin is not None:
-        loaded, bare = _idle_of(admin, admin_token_file)
-        loaded_watts = loaded if loaded_watts is None else loaded_watts
-        bare_watts = bare if bare_watts is None else bare_watts
+        idle = _idle_of(admin, admin_token_file)
+        is_simulated = is_simulated or idle.is_simulated
+        loaded_watts = idle.loaded_watts if loaded_watts is None else loaded_watts
+        bare_watts = idle.bare_watts if bare_watts is None else bare_watts
+        if (
+            None not in (load.boundary, idle.boundary)
+            and load.boundary != idle.boundary
+        ):
+            raise ConfigError(
+                f"{report} is of the boundary {load.boundary} and {admin} of "
+                f"{idle.boundary}: watts of one tell nothing of the other; meter the "
+                "command with the proxy's --power"
+            )
     for figure, where in (
         (loaded_watts, "--loaded-watts W, or --admin of a proxy that was idle"),
         (bare_watts, "--bare-watts W, or the REPORT of a run with a baseline"),
@@ -78,7 +90,7 @@ def breakeven(
     assert loaded_watts is not None
     assert bare_watts is not None
     assert load_joules is not None
-    found = Breakeven(loaded_watts, bare_watts, load_joules, load_seconds)
+    found = Breakeven(loaded_watts, bare_watts, load_joules, load.seconds, is_simulated)
     if is_json:
         import json
 
@@ -92,34 +104,92 @@ def breakeven(
         echo(as_text(found))
 
 
-def _load_of(path: str) -> tuple[float | None, float | None, float | None]:
-    """Bare watts, joules above them and seconds of a metered command."""
+def _load_of(path: str) -> _Load:
+    """What a metered command has shown of loading."""
     import msgspec
 
     try:
-        document: Any = msgspec.json.decode(Path(path).read_bytes())
+        content = Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path}: no report of `meter --json`: {error}") from None
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}") from None
     try:
-        first = document["sources"][0]
-        return (
-            first["baseline_watts"],
-            first["above_baseline_joules"],
-            document["duration_seconds"],
-        )
-    except (KeyError, IndexError, TypeError):
+        report = msgspec.json.decode(content, type=_report_type())
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path}: no report of `metering-proxy meter --json`: {error}"
+        ) from None
+    if not report.sources:
         raise ConfigError(
             f"{path}: no report of `metering-proxy meter --json` with a source"
-        ) from None
+        )
+    if report.exit_code or report.signal:
+        ended = f"code {report.exit_code}"
+        if report.signal:
+            ended = f"signal {report.signal}"
+        raise ConfigError(
+            f"{path}: its command ended with {ended}: an engine that did not start "
+            "tells nothing of loading; meter one that does"
+        )
+    first = report.sources[0]
+    return _Load(
+        first.baseline_watts,
+        first.above_baseline_joules,
+        report.duration_seconds,
+        report.simulated,
+        first.boundary,
+    )
 
 
-def _idle_of(url: str, token_file: str | None) -> tuple[float | None, float | None]:
+class _Load(NamedTuple):
+    """Bare watts, joules above them and seconds of a metered command."""
+
+    bare_watts: float | None = None
+    joules: float | None = None
+    seconds: float | None = None
+    is_simulated: bool = False
+    boundary: str | None = None
+
+
+class _Idle(NamedTuple):
+    """What a running proxy knows of idle."""
+
+    loaded_watts: float | None
+    bare_watts: float | None
+    is_simulated: bool
+    boundary: str | None
+
+
+def _report_type() -> Any:
+    """The parts of the report that are read here; made late, as msgspec is slow."""
+    import msgspec
+
+    source = msgspec.defstruct(
+        "Source",
+        [
+            ("baseline_watts", float | None),
+            ("above_baseline_joules", float | None),
+            ("boundary", str | None, None),
+        ],
+    )
+    return msgspec.defstruct(
+        "Report",
+        [
+            ("sources", list[source]),  # type: ignore[valid-type]  # made above
+            ("duration_seconds", float | None, None),
+            ("exit_code", int | None, None),
+            ("signal", int | str | None, None),
+            ("simulated", bool, False),
+        ],
+    )
+
+
+def _idle_of(url: str, token_file: str | None) -> _Idle:
     """Loaded watts, at rest where that was seen, and bare ones as configured."""
     from proxy.admin.client import AdminClient
 
     with AdminClient(url, token=read_admin_token(token_file)) as client:
         books = client.books()
     rest = books.rest_watts
-    return books.idle_watts if rest is None else rest, books.bare_idle_watts
+    loaded = books.idle_watts if rest is None else rest
+    return _Idle(loaded, books.bare_idle_watts, books.simulated, books.boundary)

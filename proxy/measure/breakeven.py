@@ -9,6 +9,7 @@ al., Algorithmica 3, 1988). Pure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from proxy.errors import ConfigError
@@ -28,8 +29,13 @@ class Breakeven:
     load_joules: float
     """To load it again, above what the bare boards draw meanwhile."""
     load_seconds: float | None = None
+    is_simulated: bool = False
+    """Some of it comes from a model and not from a device."""
 
     def __post_init__(self) -> None:
+        for name in ("loaded_watts", "bare_watts", "load_joules"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ConfigError(f"{name} is {value:g}, expected a finite number")
         if self.bare_watts < 0 or self.loaded_watts <= self.bare_watts:
             raise ConfigError(
                 f"loaded idle is {self.loaded_watts:g} W and bare idle "
@@ -64,7 +70,8 @@ def as_text(found: Breakeven) -> str:
     """For a terminal."""
     at = found.idle_seconds
     hour = found.model_watts * 3600.0
-    lines = [
+    lines = ["SIMULATED: these joules come from a model"] if found.is_simulated else []
+    lines += [
         f"loaded idle {found.loaded_watts:.1f} W, bare idle {found.bare_watts:.1f} W: "
         f"the resident model draws {found.model_watts:.1f} W, {hour / 1000:.1f} kJ/h",
         f"loading it takes {found.load_joules / 1000:.2f} kJ above bare idle"

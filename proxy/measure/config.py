@@ -114,6 +114,15 @@ class MeasureConfig:
             bare="-",
         ),
     ] = None
+    phases_path: Annotated[
+        Path | None,
+        Option(
+            "Report parts of the command too: it appends a JSON line for each to this "
+            "file, with name, begin_seconds and end_seconds (monotonic clock).",
+            "PATH",
+            name="phases",
+        ),
+    ] = None
     textfile_folder: Annotated[
         Path | None,
         Option(

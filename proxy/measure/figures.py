@@ -8,6 +8,7 @@ one. Where time was not measured the energy is unknown, with a lower bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -97,6 +98,25 @@ def joules_at(curve: DeviceCurve, at_seconds: float) -> float | None:
     if not len(seconds) or not seconds[0] <= at_seconds <= seconds[-1]:
         return None
     return float(np.interp(at_seconds, seconds, np.array(curve.joules)))
+
+
+def bracket_at(curve: DeviceCurve, at_seconds: float) -> Bracket:
+    """An instant in retrospect, between the points of a whole curve.
+
+    An edge of a counter is off by up to half a reading interval, so the points around
+    the instant are taken that much further away.
+    """
+    slack = curve.edge_seconds * math.sqrt(12) if curve.has_counter else 0.0
+    seconds = np.array(curve.seconds)
+    before = int(np.searchsorted(seconds, at_seconds - slack, side="right")) - 1
+    after = int(np.searchsorted(seconds, at_seconds + slack, side="left"))
+    return Bracket(
+        Point(curve.seconds[before], curve.joules[before]) if before >= 0 else None,
+        joules_at(curve, at_seconds),
+        Point(curve.seconds[after], curve.joules[after])
+        if after < len(seconds)
+        else None,
+    )
 
 
 def mean_watts(curve: DeviceCurve) -> float | None:

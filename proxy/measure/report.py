@@ -13,6 +13,7 @@ from proxy.measure.figures import REASON_TEXTS, Energy
 COLUMNS = 100
 NAME_COLUMNS = 30
 WIDTHS = (12, 10, 10, 10, 10, 13)
+MAX_PHASE_LINES = 40
 HEADINGS = ("energy", "+-", "mean", "peak", "baseline", "above it")
 
 GAP_TEXTS = {
@@ -52,6 +53,18 @@ class SourceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseReport:
+    """A part of the command that it named itself."""
+
+    name: str
+    begin_seconds: float
+    """From the command's start."""
+    duration_seconds: float
+    energies: Mapping[str, Energy]
+    """All devices of each source, by the source's name."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommandReport:
     """One command, from its start to its exit code."""
 
@@ -65,6 +78,9 @@ class CommandReport:
     """The one that ended it, such as `SIGTERM`."""
     sample_interval_seconds: float
     sources: tuple[SourceReport, ...]
+    phases: tuple[PhaseReport, ...] = ()
+    phases_failure: str | None = None
+    """Why phases are lacking; None where none were asked for, or all are there."""
 
     @property
     def is_simulated(self) -> bool:
@@ -97,6 +113,28 @@ def as_json(report: CommandReport) -> dict[str, Any]:
         "simulated": report.is_simulated,
         "sample_interval_seconds": report.sample_interval_seconds,
         "sources": [_source(source) for source in report.sources],
+        "phases": [_phase(phase) for phase in report.phases],
+        "phases_failure": report.phases_failure,
+    }
+
+
+def _phase(phase: PhaseReport) -> dict[str, Any]:
+    return {
+        "name": phase.name,
+        "begin_seconds": phase.begin_seconds,
+        "duration_seconds": phase.duration_seconds,
+        "sources": {
+            name: {
+                "joules": energy.joules,
+                "uncertainty_joules": energy.uncertainty_joules,
+                "at_least_joules": energy.at_least_joules,
+                "at_most_joules": energy.at_most_joules,
+                "mean_watts": energy.mean_watts,
+                "above_baseline_joules": energy.above_baseline_joules,
+                "unknown_because": energy.unknown_because,
+            }
+            for name, energy in phase.energies.items()
+        },
     }
 
 
@@ -151,9 +189,32 @@ def describe(report: CommandReport) -> str:
     for source in report.sources:
         lines.append("")
         lines.extend(_block(source, report.duration_seconds))
+    lines.extend(_phase_lines(report))
     if report.is_simulated:
         lines += ["", "  SIMULATED: these joules come from a model, not from a device"]
     return "\n".join(lines)
+
+
+def _phase_lines(report: CommandReport) -> Iterator[str]:
+    """A row per phase and source; the first ones of many."""
+    if report.phases:
+        yield ""
+        yield f"  {'phase':{NAME_COLUMNS}}{'seconds':>12}{'energy':>12}{'+-':>10}"
+    for phase in report.phases[:MAX_PHASE_LINES]:
+        name = "".join(c if c.isprintable() else " " for c in phase.name)
+        for source, energy in phase.energies.items():
+            label = _cut(
+                f"{name} ({source})" if len(phase.energies) > 1 else name, NAME_COLUMNS
+            )
+            joules = "unknown" if energy.joules is None else joules_text(energy.joules)
+            error = _or_blank(energy.uncertainty_joules, joules_text)
+            seconds = f"{phase.duration_seconds:.3f}"
+            row = f"  {label:{NAME_COLUMNS}}{seconds:>12}{joules:>12}{error:>10}"
+            yield row.rstrip()
+    if len(report.phases) > MAX_PHASE_LINES:
+        yield f"  ... {len(report.phases)} phases, all of them in the JSON"
+    if report.phases_failure is not None:
+        yield _cut(f"  phases: {report.phases_failure}", COLUMNS)
 
 
 def _block(source: SourceReport, duration_seconds: float) -> Iterator[str]:

@@ -8,11 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from proxy.errors import ConfigError, ProxyError, SensorError
 from proxy.measure.config import MeasureConfig
+from proxy.measure.phases import parse_phases
 from proxy.measure.process import SIGNALLED, check_command, metered_child
-from proxy.measure.report import CommandReport, SourceReport, runtime_times_power
+from proxy.measure.report import (
+    CommandReport,
+    PhaseReport,
+    SourceReport,
+    runtime_times_power,
+)
 from proxy.measure.watch import Watch
 from proxy.power.argument import stated_max_watts
 from proxy.power.energy_source import EnergySource, LimitedSource
@@ -128,6 +135,7 @@ def meter_command(config: MeasureConfig) -> CommandReport:
             sensor.sampler.stop()
     start_seconds, end_seconds = moments
     duration_seconds = end_seconds - start_seconds
+    phases, failure = _phases(config.phases_path, sensors, start_seconds)
     return CommandReport(
         command=config.command,
         name=config.run_name,
@@ -138,7 +146,37 @@ def meter_command(config: MeasureConfig) -> CommandReport:
         signal=_signal_name(-code) if code < 0 else None,
         sample_interval_seconds=config.sample_interval_seconds,
         sources=tuple(sensor.report(config, duration_seconds) for sensor in sensors),
+        phases=phases,
+        phases_failure=failure,
     )
+
+
+def _phases(
+    path: Path | None, sensors: list[_WatchedSource], start_seconds: float
+) -> tuple[tuple[PhaseReport, ...], str | None]:
+    """The command's own phases with their energy; what is wrong with the file."""
+    if path is None:
+        return (), None
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        return (), f"{path}: {(error.strerror or str(error)).lower()}"
+    found, wrong = parse_phases(text)
+    reports = tuple(
+        PhaseReport(
+            name=phase.name,
+            begin_seconds=phase.begin_seconds - start_seconds,
+            duration_seconds=phase.end_seconds - phase.begin_seconds,
+            energies={
+                sensor.name: sensor.watch.energy_between(
+                    phase.begin_seconds, phase.end_seconds
+                )
+                for sensor in sensors
+            },
+        )
+        for phase in found
+    )
+    return reports, None if wrong is None else f"{path}, {wrong}"
 
 
 def _stamp(

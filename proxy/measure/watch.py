@@ -12,6 +12,7 @@ from proxy.measure.figures import (
     Bracket,
     Energy,
     Point,
+    bracket_at,
     device_energy,
     joules_at,
     last_point,
@@ -158,6 +159,21 @@ class Watch:
         start, end = self._marks()
         seconds = end.at_seconds - start.at_seconds
         return total_energy(self.energies(), seconds, self.peak_watts)
+
+    def energy_between(self, begin_seconds: float, end_seconds: float) -> Energy:
+        """All devices together over a part of what was watched."""
+        each = [
+            device_energy(
+                device, curve, (begin_seconds, end_seconds),
+                bracket_at(curve, begin_seconds), bracket_at(curve, end_seconds),
+                baseline_watts=self._baseline_watts.get(device),
+                peak_watts=None,
+                has_counter=self._has_counter.get(device, False),
+                is_lost=False,
+            )
+            for device, curve in sorted(self.group.devices.items())
+        ]  # fmt: skip
+        return total_energy(each, end_seconds - begin_seconds, None)
 
     def _marks(self) -> tuple[_Mark, _Mark]:
         assert self._start is not None

@@ -36,10 +36,12 @@ from proxy.meter.attribution.fit import Calibration, CalibrationState
 from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
     CENTRE,
+    GRADE_REASONS,
     GRADES,
     GUESSED_DOUBT,
     SPREAD,
     WHOLE_REPLY_DOUBT,
+    BoolArray,
     Bounds,
     ErrorTracker,
     Evidence,
@@ -47,12 +49,14 @@ from proxy.meter.attribution.interval import (
     bounds_of,
     doubts_of,
     grade_of,
+    grade_reasons,
     total_bounds,
 )
 from proxy.meter.attribution.lag import MAX_REQUESTS, SPAN_SECONDS, LagWatch, Span
 from proxy.meter.attribution.policies import (
     CostModel,
     Policy,
+    both,
     by_calibration,
     by_phase,
 )
@@ -110,6 +114,8 @@ class MeterState:
     """Settled requests by timing."""
     grade_requests: Mapping[str, int] = field(default_factory=dict)
     """Settled requests by grade."""
+    doubted_requests: Mapping[str, int] = field(default_factory=dict)
+    """Settled requests that are not `good`, by each of `GRADE_REASONS`."""
     half_width_fraction: float | None = None
     """Mean half width of the newest records' intervals by their joules."""
     unsettled_requests: int = 0
@@ -194,14 +200,18 @@ class Boundary:
         self._open: set[int] = set()
         self._timing_requests = {"timed": 0, "estimated": 0, "unknown": 0}
         self._grade_requests = dict.fromkeys(GRADES, 0)
+        self._doubted_requests = dict.fromkeys(GRADE_REASONS, 0)
         self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
         self._errors = ErrorTracker()
         self._lag = LagWatch()
-        self._is_fitted = False
-        """The constants are trusted, as of the last beat."""
+        self._distrust: str | None = "rows"
+        """Why the constants are not trusted, as of the last beat; None: they are."""
+        self._on_shared: set[int] = set()
+        """Requests in a window in which the devices were not the engine's alone."""
         self._beside_others: set[int] = set()
         """Requests in a window in which somebody else was charged."""
         names = tuple(config.policies)
+        self._headline = names.index(config.policy)
         self._best = names.index(BEST if BEST in names else config.policy)
         """The policy that intervals lie around."""
         self._unfitted = names.index(PHASE) if PHASE in names else self._best
@@ -296,7 +306,8 @@ class Boundary:
                 self._learn_idle(now_seconds)
         self._learn_idle(now_seconds)
         self.curve.forget(self.settled_seconds)
-        self._is_fitted = self.calibration.state.is_fitted
+        doubt = self.calibration.doubt
+        self._distrust = None if doubt is None else doubt.kind
 
     @property
     def straggler_seconds(self) -> float:
@@ -315,10 +326,13 @@ class Boundary:
             return False
         if not self.config.has_sensor:
             return True
-        if self._is_settled(timeline):
+        if (
+            timeline.scheduled_seconds is not None
+            and (end_seconds := timeline.end_seconds) <= self.settled_seconds
+        ):
             # the next scrape may tell of a preemption: then it was not exact
             return not timeline.is_scheduled_exact or self._timeline.gauges.covers(
-                timeline.end_seconds, now_seconds
+                end_seconds, now_seconds
             )
         give_up_seconds = closed_seconds + self._give_up_seconds
         return now_seconds > give_up_seconds or (
@@ -331,6 +345,8 @@ class Boundary:
         energy = self._energy(timeline)
         self._timing_requests[energy.timing] += 1
         self._grade_requests[energy.grade] += 1
+        for reason in energy.grade_reasons:
+            self._doubted_requests[reason] += 1
         if energy.energy_joules and energy.high_joules is not None:
             assert energy.low_joules is not None
             width = energy.high_joules - energy.low_joules
@@ -346,6 +362,7 @@ class Boundary:
         self.ledger.release(key)
         for keys in (
             self._open, self._with_gap, self._without_idle, self._beside_others,
+            self._on_shared,
         ):  # fmt: skip
             keys.discard(key)
         return energy
@@ -406,6 +423,7 @@ class Boundary:
             },
             timing_requests=dict(self._timing_requests),
             grade_requests=dict(self._grade_requests),
+            doubted_requests=dict(self._doubted_requests),
             half_width_fraction=(
                 sum(self._half_widths) / len(self._half_widths)
                 if self._half_widths
@@ -513,16 +531,7 @@ class Boundary:
         measured = float(window.joules[-1])
         joules = float(window.joules[-1] - window.joules[0])
         steps, starts = self._timeline.settle_until(end, among)
-        let_in = _let_in(among)
-        ran = [
-            timeline
-            for timeline in among
-            if timeline.key in let_in
-            or (
-                timeline.scheduled_seconds is not None
-                and timeline.scheduled_seconds < end
-            )
-        ]
+        ran, let_in, is_placed = _present(end, among)
         if window.gap_reason is not None:
             self._with_gap.update(timeline.key for timeline in ran)
             closing = Closing(
@@ -546,15 +555,13 @@ class Boundary:
                 idle_watts=self.idle.watts,
                 policies=[self.bound(policy) for policy in policies.values()],
                 idle_policy=self.idle_policy,
-                headline=list(policies).index(self.config.policy),
+                headline=self._headline,
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
             )
             if not self._lag.is_done and len(everybody) <= MAX_REQUESTS:
                 self._watch_lag(window, population, steps, starts)
-            is_whole = not unseen.by_time and all(
-                timeline.scheduled_seconds is not None for timeline in among
-            )
+            is_whole = not unseen.by_time and is_placed
             closing = self._divided(
                 window,
                 measured,
@@ -590,6 +597,8 @@ class Boundary:
         keys = population.keys[: len(ran)].tolist()
         calibration = self.calibration
         calibration.shared_because = self.shared_because
+        if self.shared_because is not None:
+            self._on_shared.update(keys)
         seconds = window.end_seconds - window.start_seconds
         if is_whole:
             self.durations.learn(division.learnt, division.busy_seconds, seconds)
@@ -673,9 +682,8 @@ class Boundary:
     ) -> FloatArray:
         """What the window adds to the intervals of those who ran in it."""
         start, end = window.start_seconds, window.end_seconds
-        active = division.policy_joules[self._best].sum(axis=1)
-        relative = np.array([_doubt(timeline) for timeline in ran], np.float64)
-        is_inferred = np.array([t.inferred_cached_tokens is not None for t in ran])
+        active = both(division.policy_joules[self._best])
+        relative, is_inferred = _relative_doubts(ran)
         prefill = division.policy_joules[self._best, :, 0]
         external = float(division.external_joules.sum())
         if external > 0:
@@ -693,12 +701,13 @@ class Boundary:
                 keys=population.keys[: len(ran)],
                 joules=active,
                 doubts=relative,
+                external_joules=external,
             )
             residual = found[self._cost_in_use]
         return doubts_of(
             active,
             inclusive_joules=active + division.idle_share_joules,
-            unfitted_joules=division.policy_joules[self._unfitted].sum(axis=1),
+            unfitted_joules=both(division.policy_joules[self._unfitted]),
             inferred_joules=np.where(is_inferred, prefill, 0.0),
             doubts=relative,
             residual_joules=residual,
@@ -706,6 +715,7 @@ class Boundary:
             seconds=end - start,
             began=np.array([(t.scheduled_seconds or start) >= start for t in ran]),
             ended=population.end_seconds[: len(ran)] <= end,
+            late_square=self._timeline.lateness.square_between(start, end),
         )
 
     @property
@@ -767,17 +777,22 @@ class Boundary:
             name: prefill + decode
             for name, (prefill, decode) in zip(ledger.policies, by_policy, strict=True)
         }
-        prefill, decode = by_policy[ledger.policies.index(ledger.headline)]
+        prefill, decode = by_policy[self._headline]
         is_exact = (
             timeline.is_scheduled_exact
             and timeline.is_count_exact
             and not timeline.is_forced
             and not timeline.has_preemption
             and key not in self._without_idle
+            and not self._has_late_stamps(timeline)
         )
         timing = "timed" if is_exact else "estimated"
         energy = prefill + decode + idle_share
-        bounds = self.bounds(key, energy, prefill + decode)
+        evidence = self._evidence(timeline)
+        bounds = self.bounds(
+            key, energy, prefill + decode, is_watched=evidence.is_watched
+        )
+        reasons = grade_reasons(energy, bounds, timing, evidence)
         return RequestEnergy(
             prefill_joules=prefill,
             decode_joules=decode,
@@ -789,7 +804,8 @@ class Boundary:
             policy_joules=active,
             low_joules=bounds.low_joules,
             high_joules=bounds.high_joules,
-            grade=grade_of(energy, bounds, timing, self._evidence(timeline)),
+            grade=grade_of(energy, bounds, reasons),
+            grade_reasons=reasons,
         )
 
     def bounds(
@@ -799,6 +815,7 @@ class Boundary:
         active_joules: float,
         *,
         guessed_joules: float = 0.0,
+        is_watched: bool = True,
     ) -> Bounds:
         """The interval of what a request was charged; part of it may be a guess yet."""
         doubts = self.ledger.doubts(key)
@@ -811,17 +828,29 @@ class Boundary:
             self._errors.scale(self._cost_in_use),
             edge_seconds=self.curve.edge_seconds,
             sensor_fraction=self.config.sensor_fraction(self._name),
+            is_watched=is_watched,
         )
+
+    def _has_late_stamps(self, timeline: RequestTimeline) -> bool:
+        """Whether its first or last token came while the loop stood still."""
+        return any(
+            at_seconds is not None and self._timeline.lateness.may_be_late(at_seconds)
+            for at_seconds in (
+                timeline.first_token_seconds, timeline.last_token_seconds,
+            )
+        )  # fmt: skip
 
     def _evidence(self, timeline: RequestTimeline) -> Evidence:
         """What is known about a request's surroundings."""
-        gauges = self._timeline.gauges
+        is_watched = self._timeline.gauges.is_alive(timeline.end_seconds)
         return Evidence(
             is_cache_told=self._timeline.knows_cache_of(timeline),
-            is_alone=timeline.key not in self._beside_others
-            and gauges.is_alive(timeline.end_seconds),
+            is_cache_inferred=timeline.inferred_cached_tokens is not None,
+            is_seen=_relative_doubts((timeline,))[0][0] <= 1.0,
+            is_watched=is_watched,
+            is_alone=is_watched and timeline.key not in self._beside_others,
             has_counter=self.curve.has_counter,
-            is_fitted=self._is_fitted,
+            distrust="shared" if timeline.key in self._on_shared else self._distrust,
         )
 
 
@@ -831,30 +860,56 @@ def _earliest_of(start_seconds: float, steps: Steps, starts: FloatArray) -> floa
     return min(start_seconds, float(starts[first:].min(initial=math.inf)))
 
 
-def _let_in(among: Sequence[RequestTimeline]) -> frozenset[int]:
-    """Requests without a known place that pay for this window all the same.
+def _present(
+    end_seconds: float, among: Sequence[RequestTimeline]
+) -> tuple[list[RequestTimeline], frozenset[int], bool]:
+    """Those who ran in a window, those of them without a place, if all have one.
 
-    An unstreamed reply may have run all the time since it arrived. Where everybody
-    still waits, the first does: nobody else can have used the energy.
+    An unstreamed reply that has no place yet may have run all the time since it
+    arrived. Where everybody still waits, the first does: nobody else can have used
+    the energy.
     """
-    waiting = [each for each in among if each.scheduled_seconds is None]
-    unstreamed = [each.key for each in waiting if not each.is_streamed]
-    if waiting and not unstreamed and len(waiting) == len(among):
-        return frozenset((waiting[0].key,))
-    return frozenset(unstreamed)
+    ran: list[RequestTimeline] = []
+    let_in: list[int] = []
+    waiting = 0
+    for timeline in among:
+        scheduled = timeline.scheduled_seconds
+        if scheduled is None:
+            waiting += 1
+            if timeline.is_streamed:
+                continue
+            let_in.append(timeline.key)
+        elif scheduled >= end_seconds:
+            continue
+        ran.append(timeline)
+    if among and waiting == len(among) and not let_in:
+        ran, let_in = [among[0]], [among[0].key]
+    return ran, frozenset(let_in), not waiting
 
 
-def _doubt(timeline: RequestTimeline) -> float:
-    """How much more its joules may be wrong than those of one that was seen."""
-    if not timeline.is_streamed:
-        return WHOLE_REPLY_DOUBT
-    is_guessed = (
-        timeline.is_forced
-        or timeline.has_preemption
-        or timeline.prompt_tokens is None
-        or timeline.output_tokens is None
-    )
-    return GUESSED_DOUBT if is_guessed else 1.0
+def _relative_doubts(
+    requests: Sequence[RequestTimeline],
+) -> tuple[FloatArray, BoolArray]:
+    """How much more the joules of each may be wrong than those of one that was seen.
+
+    And whether the cached part of its prompt was inferred. Shapes (requests,).
+    """
+    relative: list[float] = []
+    is_inferred: list[bool] = []
+    for timeline in requests:  # in one loop, as there are many of them
+        doubt = 1.0
+        if not timeline.is_streamed:
+            doubt = WHOLE_REPLY_DOUBT
+        elif (
+            timeline.is_forced
+            or timeline.has_preemption
+            or timeline.prompt_tokens is None
+            or timeline.output_tokens is None
+        ):
+            doubt = GUESSED_DOUBT
+        relative.append(doubt)
+        is_inferred.append(timeline.inferred_cached_tokens is not None)
+    return np.array(relative, np.float64), np.array(is_inferred, np.bool_)
 
 
 def _labels_of(key: tuple[str, ...]) -> Labels:

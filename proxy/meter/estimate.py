@@ -25,7 +25,7 @@ from proxy.meter.activity.work import (
     shared_seconds,
 )
 from proxy.meter.attribution.divide import split_idle
-from proxy.meter.attribution.interval import NOTHING_KNOWN, grade_of
+from proxy.meter.attribution.interval import NOTHING_KNOWN, grade_of, grade_reasons
 from proxy.meter.attribution.policies import attribute
 from proxy.meter.boundary import Boundary
 from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
@@ -70,8 +70,13 @@ def estimated_energy(
     prefill, decode, idle_share = parts.tolist()
     energy, active = prefill + decode + idle_share, prefill + decode
     bounds = boundary.bounds(
-        own.key, energy, active, guessed_joules=active - settled_joules
+        own.key,
+        energy,
+        active,
+        guessed_joules=active - settled_joules,
+        is_watched=timeline.gauges.is_alive(at_seconds),
     )
+    reasons = grade_reasons(energy, bounds, "estimated", NOTHING_KNOWN)
     return RequestEnergy(
         prefill_joules=prefill,
         decode_joules=decode,
@@ -81,7 +86,8 @@ def estimated_energy(
         timing="estimated",
         low_joules=bounds.low_joules,
         high_joules=bounds.high_joules,
-        grade=grade_of(energy, bounds, "estimated", NOTHING_KNOWN),
+        grade=grade_of(energy, bounds, reasons),
+        grade_reasons=reasons,
     )
 
 
@@ -163,9 +169,10 @@ def tokens_since(
 ) -> FloatArray:
     """Tokens that each of a population received since an instant, as counted."""
     steps = book.steps
-    seconds = np.concatenate((steps.seconds, np.array(log.seconds)))
-    keys = np.concatenate((steps.keys, np.array(log.keys, np.int64)))
-    tokens = np.concatenate((steps.tokens, np.array(log.tokens)))
+    table = log.table()
+    seconds = np.concatenate((steps.seconds, table[:, 0]))
+    keys = np.concatenate((steps.keys, table[:, 1].astype(np.int64)))
+    tokens = np.concatenate((steps.tokens, table[:, 2]))
     position = np.searchsorted(population.keys, keys)
     position = np.minimum(position, len(population.keys) - 1)
     is_theirs = (population.keys[position] == keys) & (seconds > settled_seconds)

@@ -41,7 +41,8 @@ class RequestEnergy:
     high_joules: float | None = None
     grade: str = "unknown"
     """`good`, `fair`, `poor` or `unknown`: how far the joules can be trusted."""
-
+    grade_reasons: tuple[str, ...] = ()
+    """Why it is not `good`; empty where it is, or where nothing is known."""
     idle_share_by_time_joules: float | None = None
     """The idle share under the other rule, which is in no sum: every moment of idle
     divided equally among those who ran, and not by the time that each caused."""
@@ -81,6 +82,9 @@ class RequestRecord:
     cached_tokens: int | None
     output_tokens: int | None
     energy: RequestEnergy
+    inferred_cached_tokens: int | None = None
+    """Prompt tokens taken as cached although no reply told of it; see
+    `activity/hidden_cache`."""
     stored_model: str | None = None
     """The model as asked for, where that is not bounded as the label is."""
     stored_tenant: str | None = None
@@ -203,9 +207,10 @@ class Ledger:
         slot = self._slots[key]
         return self._entries[slot].copy(), float(self._idle_shares[slot])
 
-    def doubts(self, key: int) -> FloatArray:
-        """Doubts so far, shape (DOUBTS,)."""
-        return np.array(self._doubts[self._slots[key]], np.float64)
+    def doubts(self, key: int) -> list[float]:
+        """Doubts so far, of length DOUBTS."""
+        found: list[float] = self._doubts[self._slots[key]].tolist()
+        return found
 
     def idle_by_time(self, key: int) -> float:
         """The idle share so far, under the other rule."""
@@ -213,9 +218,10 @@ class Ledger:
 
     def count_tokens(self, key: int, tokens: Sequence[int | None]) -> None:
         """Prompt, cached and output tokens of a finished request; None adds none."""
-        self._class_tokens[self._classes[self._slots[key]]] += [
-            count or 0 for count in tokens
-        ]
+        row = self._class_tokens[self._classes[self._slots[key]]]
+        for column, count in enumerate(tokens):
+            if count:
+                row[column] += count
 
     def release(self, key: int) -> None:
         """The entry's record is written."""
@@ -238,7 +244,9 @@ class Ledger:
         total comes from the sensor, so a joule lost in between shows as residual.
         """
         if closing.keys:
-            slots = np.array([self._slots[key] for key in closing.keys])
+            slots = np.fromiter(
+                map(self._slots.__getitem__, closing.keys), np.int64, len(closing.keys)
+            )
             self._entries[slots] += closing.policy_joules.swapaxes(0, 1)
             self._idle_shares[slots] += closing.idle_share_joules
             if closing.doubts is not None:

@@ -41,8 +41,8 @@ outside the engine's."""
 WHOLE = "node"
 """The boundary that contains all the others; those are beside each other."""
 
-NOTE_SECONDS = 0.1
-"""A record that comes sooner needs no note."""
+NOTE_SECONDS = 0.05
+"""A record that comes sooner needs no note: without a sensor it does."""
 
 FINAL_ENERGIES = 4096
 """Newest records kept: a reply that waits for its energy asks for it afterwards."""
@@ -137,14 +137,19 @@ class Meter:
         elif self.config.has_sensor:
             self._timeline.observe(event)
 
-    def settle(self, now_seconds: float) -> list[RequestRecord]:
+    def settle(
+        self, now_seconds: float, late_seconds: float = 0.0
+    ) -> list[RequestRecord]:
         """Close every window whose facts are known; the records now final.
 
+        `late_seconds` is how long after it was due this call comes: so late were reads
+        that came meanwhile.
         A record waits for the joules of the other boundaries, each for so long as its
         sensor needs and within bounds; a sensor that is down is not waited for. What
         has not come by then is unknown in the record.
         """
         timeline, boundaries = self._timeline, self._boundaries.values()
+        timeline.lateness.beat(now_seconds, late_seconds)
         for each in (timeline, self._nobody):
             each.advance(now_seconds, self._head.straggler_seconds)
         for boundary in (*boundaries, *self._outside.values()):
@@ -162,15 +167,24 @@ class Meter:
         A process that is killed then leaves the note instead of a record.
         """
         noted: list[RequestRecord] = []
-        for request in self._ended.values():
+        for key, request in self._ended.items():
             closed = request.closed
             if closed is None or request.is_noted or request.is_handed_out:
                 continue
             if now_seconds >= closed.at_seconds + NOTE_SECONDS:
                 request.is_noted = True
-                unknown = self._head.unknown_energy()
-                noted.append(self._record_with(request, closed, unknown))
+                note = self.note_of(key)
+                if note is not None:
+                    noted.append(note)
         return noted
+
+    def note_of(self, key: int) -> RequestRecord | None:
+        """All but the energy of a request that ended; None: it has its record."""
+        request = self._ended.get(key)
+        if request is None or request.closed is None or request.is_handed_out:
+            return None
+        unknown = self._head.unknown_energy()
+        return self._record_with(request, request.closed, unknown)
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last record takes at most."""
@@ -188,6 +202,14 @@ class Meter:
             request.timeline, self._timeline, self._head, at_seconds=at_seconds
         )
         return EnergySoFar(energy, is_settled=False)
+
+    def running(self) -> list[tuple[RequestOpened, RequestTimeline]]:
+        """The requests that have not ended, oldest first."""
+        return [
+            (request.opened, request.timeline)
+            for key, request in self._requests.items()
+            if key not in self._ended
+        ]
 
     def books_at(self, at_seconds: float | None = None) -> Books:
         """Accounts up to an instant (None: all that is settled); no side effects."""
@@ -288,11 +310,19 @@ class Meter:
             return []
         waits = {n: b.join_seconds(now_seconds) for n, b in self._others.items()}
         records: list[tuple[float, float, RequestRecord]] = []
+        boundaries = tuple(self._boundaries.items())
         for key, request in list(self._ended.items()):
-            self._finish(request, now_seconds)
-            energies, since = request.energies, request.settled_at_seconds
+            energies = request.energies
+            for name, boundary in boundaries:  # ask those that have not told yet
+                if name not in energies and boundary.is_done(
+                    request.timeline, now_seconds
+                ):
+                    energies[name] = boundary.finish(request.timeline)
+                    if boundary is self._head:
+                        request.settled_at_seconds = now_seconds
             if not energies:
                 continue  # no boundary has told yet
+            since = request.settled_at_seconds
             if not request.is_handed_out and all(
                 name in energies or now_seconds >= since + wait
                 for name, wait in waits.items()
@@ -306,15 +336,6 @@ class Meter:
                 del self._ended[key], self._requests[key]
         records.sort(key=lambda each: each[:2])
         return [record for *_, record in records]
-
-    def _finish(self, request: _Request, now_seconds: float) -> None:
-        """Ask each boundary that has not told it yet for the request's energy."""
-        timeline, energies = request.timeline, request.energies
-        for name, boundary in self._boundaries.items():
-            if name not in energies and boundary.is_done(timeline, now_seconds):
-                energies[name] = boundary.finish(timeline)
-                if boundary is self._head:
-                    request.settled_at_seconds = now_seconds
 
     def _record_of(self, request: _Request) -> RequestRecord | None:
         """The record of a request that the headline has settled, or given up."""
@@ -352,6 +373,7 @@ class Meter:
             finished_seconds=closed.at_seconds,
             prompt_tokens=timeline.prompt_tokens,
             cached_tokens=timeline.cached_tokens,
+            inferred_cached_tokens=_whole(timeline.inferred_cached_tokens),
             output_tokens=timeline.recorded_output_tokens,
             is_output_lower_bound=timeline.is_output_lower_bound,
             energy=energy,
@@ -378,6 +400,10 @@ class Meter:
         for name, boundary in inner.items():
             ratio = self._ratios.setdefault(name, Ratio(name, WHOLE))
             _advance(ratio, boundary, self._boundaries[WHOLE])
+
+
+def _whole(tokens: float | None) -> int | None:
+    return None if tokens is None else round(tokens)
 
 
 def _advance(ratio: Ratio, inner: Boundary, outer: Boundary) -> None:

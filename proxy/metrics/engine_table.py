@@ -303,6 +303,12 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         ("quality",),
         lambda s: [((q,), n) for q, n in s.meter.quality_requests.items()],
     ),
+    "servewatt_doubted_requests_total": EngineMetric(
+        "counter",
+        "Settled requests whose joules are not good, by each reason of theirs.",
+        ("reason",),
+        lambda s: [((r,), n) for r, n in s.meter.doubted_requests.items()],
+    ),
     "servewatt_graded_requests_total": EngineMetric(
         "counter",
         "Settled requests by how far their joules can be trusted.",

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
-
 from proxy.engines.gauges import METRICS_PATHS, read_gauges
-from proxy.process.http_get import GetError, get
+from proxy.process.http_get import AsyncGetter, GetError
 from proxy.wire.events import EngineObserved
 
 log = logging.getLogger("servewatt.gauges")
@@ -54,17 +52,19 @@ async def watch_gauges(
     stats: GaugeStats,
     *,
     every_seconds: float = SCRAPE_SECONDS,
-    tls: ssl.SSLContext | bool = True,
+    tls: Callable[[], ssl.SSLContext | bool] = lambda: True,
 ) -> None:
-    """Scrape for ever; what `deliver` gets is stamped at the middle of the scrape."""
-    async with httpx.AsyncClient(
-        trust_env=False, timeout=TIMEOUT_SECONDS, verify=tls
-    ) as client:
+    """Scrape for ever; what `deliver` gets is stamped at the middle of the scrape.
+
+    `tls` is asked before each.
+    """
+    async with AsyncGetter(tls=tls(), total_seconds=TIMEOUT_SECONDS) as getter:
         due_seconds = time.monotonic()
         said: str | None = None
         while True:
+            await getter.use_tls(tls())
             try:
-                problem = await _scrape(client, url, deliver)
+                problem = await _scrape(getter, url, deliver)
             except Exception:
                 stats.scrapes_total += 1
                 stats.errors_total += 1
@@ -80,11 +80,11 @@ async def watch_gauges(
             await asyncio.sleep(due_seconds - time.monotonic())
 
 
-async def _scrape(client: httpx.AsyncClient, url: str, deliver: Deliver) -> str | None:
+async def _scrape(getter: AsyncGetter, url: str, deliver: Deliver) -> str | None:
     """One scrape; None when it went well, else why not."""
     asked_seconds = time.monotonic()
     try:
-        reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+        reply = await getter.get(url)
     except GetError as error:
         return str(error)
     answered_seconds = time.monotonic()

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ConfigError as ConfigError  # named by who reads documents
+from proxy.errors import ProxyError
 from proxy.process.options import Setting
 
 
@@ -59,11 +60,19 @@ def _value(
         value = msgspec.convert(written, setting.decoded, strict=setting.kind is bool)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{told}{_complaint(setting, str(error))}") from None
-    if isinstance(value, list):
+    if isinstance(value, dict):
+        value = (
+            [f"{k}={v}" for k, v in value.items()]
+            if setting.option.multiple
+            else (msgspec.json.encode(value).decode())
+        )
+    if isinstance(value, list) and setting.option.multiple:
+        value = tuple(map(str, value))
+    elif isinstance(value, list):
         value = ",".join(map(str, value))
-    if setting.kind in (str, Path):
+    if setting.kind in (str, Path) and not isinstance(value, tuple):
         value = setting.kind(value)
-    if setting.option.multiple:
+    if setting.option.multiple and not isinstance(value, tuple):
         value = (value,)
     try:
         return setting.value(value)

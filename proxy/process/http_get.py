@@ -104,28 +104,79 @@ class BoundedBody:
         return GetError(f"its body has over {self._max_bytes} bytes")
 
 
-async def get(
-    client: httpx.AsyncClient,
-    url: str,
-    *,
-    total_seconds: float = TOTAL_SECONDS,
-    max_bytes: int = MAX_BYTES,
-) -> GetReply:
-    """The reply at `url`, by the event loop. Raises GetError without a whole one."""
-    try:
-        async with (
-            asyncio.timeout(total_seconds),
-            client.stream("GET", _address(url), headers=ASK_PLAIN) as reply,
-        ):
-            body = BoundedBody(reply.headers.get("content-encoding", ""), max_bytes)
-            async for data in reply.aiter_raw():
-                body.feed(data)
-            return GetReply(reply.status_code, dict(reply.headers), body.whole())
-    except TimeoutError:
-        raise _too_slow(total_seconds) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        is_away = isinstance(error, httpx.ConnectError)
-        raise GetError(_line(error), is_unreachable=is_away) from None
+class AsyncGetter:
+    """A connection kept open between questions, on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | bool = True,
+        total_seconds: float = TOTAL_SECONDS,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        # made once: 30 ms
+        self._tls: ssl.SSLContext | bool = (
+            httpx.create_ssl_context() if tls is True else tls
+        )
+        self._total_seconds = total_seconds
+        self._max_bytes = max_bytes
+        self._client = self._new_client()
+
+    async def get(self, url: str) -> GetReply:
+        """The reply at `url`. Raises GetError without a whole one."""
+        keeps_client = False
+        try:
+            async with (
+                asyncio.timeout(self._total_seconds),
+                self._client.stream("GET", _address(url), headers=ASK_PLAIN) as reply,
+            ):
+                packing = reply.headers.get("content-encoding", "")
+                body = BoundedBody(packing, self._max_bytes)
+                async for data in reply.aiter_raw():
+                    body.feed(data)
+                found = GetReply(reply.status_code, dict(reply.headers), body.whole())
+            keeps_client = True
+        except TimeoutError:
+            raise _too_slow(self._total_seconds) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            keeps_client = is_away = isinstance(error, httpx.ConnectError)
+            raise GetError(_line(error), is_unreachable=is_away) from None
+        finally:
+            if not keeps_client:
+                # httpcore's pool keeps a connection that was cancelled while it was
+                # made, open and never used, until there is no room for another one
+                spent, self._client = self._client, self._new_client()
+                await spent.aclose()
+        return found
+
+    async def use_tls(self, context: ssl.SSLContext | bool) -> None:
+        """Ask with this from now on, over a new connection where it is another."""
+        if context not in (True, self._tls):
+            self._tls = context
+            await self.close()
+            self._client = self._new_client()
+
+    async def close(self) -> None:
+        """Close the connection; a second call does nothing."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Closed at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            trust_env=False, timeout=self._total_seconds, verify=self._tls
+        )
 
 
 class Getter:

@@ -57,6 +57,9 @@ class Option:
     """The default as the help page has it, where its text would not explain it."""
     choices: Collection[str] = ()
     multiple: bool = False
+    is_table: bool = False
+    """In a file it may be a table: of a `multiple` a KEY=VALUE for each key, else
+    JSON."""
     bare: str | None = None
     """What the option alone, without a value, stands for."""
     has_opposite: bool = False
@@ -102,7 +105,8 @@ class Setting:
         if self.option.choices:
             return Literal[tuple(self.option.choices)]
         if self.kind in (str, Path):
-            return str | int | float | list[str | int | float]
+            plain = str | int | float | list[str | int | float]
+            return plain | dict[str, Any] if self.option.is_table else plain
         return self.kind if self.bounds is None else Annotated[self.kind, self.bounds]
 
     def value(self, written: Any) -> Any:

@@ -28,7 +28,7 @@ from proxy.relay.event_search import UsageFilter
 from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
-from proxy.relay.turns import LargeReads, Turns
+from proxy.relay.turns import LARGE_READ_BYTES, LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
@@ -126,6 +126,7 @@ class Exchange:
         "_connecting",
         "_connection",
         "_core",
+        "_is_parsing",
         "_is_paused",
         "_on_done",
         "_others",
@@ -176,6 +177,9 @@ class Exchange:
         self._unmetered_key: int | None = None
         self._request_bytes: tuple[Buffer | memoryview, ...] = ()
         self._is_paused = False
+        """The client is behind."""
+        self._is_parsing = False
+        """The copy for the meter is behind."""
         self._sent_seconds = 0.0
         self.deadline_seconds: float | None = None
         self.is_head_request = request.method == b"HEAD"
@@ -284,7 +288,9 @@ class Exchange:
             return
         facts = upstream.with_context(facts)
         labels = core.labels.read(facts, request.headers, upstream.models or ())
-        upstream.guard.feed(RequestOpened(key, at_seconds, request_id, facts, labels))
+        opened = RequestOpened(key, at_seconds, request_id, facts, labels)
+        upstream.guard.feed(opened)
+        upstream.on_opened(opened)
         self._tap = tap = Tap(
             upstream.guard,
             reader_of(upstream.dialect, facts.route),
@@ -360,7 +366,7 @@ class Exchange:
         self._sent_seconds = self._core.clock()
         self._set_deadline(self._core.config.first_byte_timeout_seconds)
         connection.send(self, self._request_bytes)
-        if self._is_paused:
+        if self._is_paused or self._is_parsing:
             connection.transport.pause_reading()
 
     # the way down; called by the upstream connection
@@ -486,9 +492,25 @@ class Exchange:
         if data and tap is not None:
             if not tap.reads:
                 self._core.unparsed.append(tap)
-            tap.reads.append((at_seconds, data))
-            if len(tap.reads) > MAX_UNPARSED_READS:
+            tap.add(at_seconds, data)
+            if tap.unread_bytes > LARGE_READ_BYTES:
+                self._parse_in_turns(tap)
+            elif len(tap.reads) > MAX_UNPARSED_READS:
                 tap.drain()
+
+    def _parse_in_turns(self, tap: Tap) -> None:
+        """The engine is faster than its reply can be parsed: no more until that is."""
+        if not self._is_parsing:
+            self._is_parsing = True
+            if self._connection is not None and not self._is_paused:
+                self._connection.transport.pause_reading()
+            self._core.turns.add(self._parsed(tap))
+
+    def _parsed(self, tap: Tap) -> Iterator[None]:
+        yield from tap.steps()
+        self._is_parsing = False
+        if self._connection is not None and not self._is_paused:
+            self._connection.transport.resume_reading()
 
     def _complete(self, at_seconds: float) -> None:
         """The engine is done; its reply may wait for the meter."""
@@ -498,6 +520,7 @@ class Exchange:
         tap, self._tap = self._tap, None
         if tap is not None:
             tap.close(at_seconds, "ok", None)
+            self._candidate.upstream.on_closed(tap.key)
 
     def _end(self) -> None:
         self._finish("ok", None)
@@ -541,7 +564,7 @@ class Exchange:
     def resume(self) -> None:
         """The client has caught up."""
         self._is_paused = False
-        if self._connection is not None:
+        if self._connection is not None and not self._is_parsing:
             self._connection.transport.resume_reading()
 
     def check_deadline(self, now_seconds: float) -> None:
@@ -631,7 +654,7 @@ class Exchange:
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            if self._is_paused:
+            if self._is_paused or self._is_parsing:
                 connection.transport.resume_reading()
             self._candidate.upstream.pool.give_back(connection)
 
@@ -642,9 +665,28 @@ class Exchange:
         outcome: str,
         error: str | None,
     ) -> None:
+        tap = self._tap
+        if tap is not None and tap.is_large:
+            self._core.turns.add(
+                self._account_in_steps(tap, upstream, at_seconds, outcome, error)
+            )
+            return
+        for _ in self._account_in_steps(tap, upstream, at_seconds, outcome, error):
+            pass
+
+    def _account_in_steps(
+        self,
+        tap: Tap | None,
+        upstream: Upstream | None,
+        at_seconds: float,
+        outcome: str,
+        error: str | None,
+    ) -> Iterator[None]:
         try:
-            if self._tap is not None:
-                self._tap.close(at_seconds, outcome, error)
+            if tap is not None:
+                yield from tap.closing(at_seconds, outcome, error)
+                if upstream is not None:
+                    upstream.on_closed(tap.key)
             elif upstream is not None and self._unmetered_key is not None:
                 closed = RequestClosed(self._unmetered_key, at_seconds, outcome)
                 upstream.guard.feed(closed)

@@ -96,6 +96,10 @@ class RelayServer:
         core.upstreams = tuple(upstreams)
         core.chooser = Chooser(core.config, upstreams)
 
+    def use_hash_key(self, tenant_hash_key: str) -> None:
+        """Hash tenants under this secret from now on."""
+        self._core.labels.use_hash_key(tenant_hash_key)
+
     async def drain(self, timeout_seconds: float) -> int:
         """Take no new connections, let requests finish; how many were left over."""
         self._stop_listening()

@@ -8,7 +8,8 @@ that is caught and counted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from itertools import count
 from typing import Protocol
 
 import msgspec
@@ -26,12 +27,17 @@ from proxy.wire.headers import (
     is_event_stream,
     media_type,
 )
+from proxy.wire.outline import outline
 from proxy.wire.redaction import redacted
 from proxy.wire.reply_end import ReplyEnd, why_no_reply
 from proxy.wire.sse import SseDecoder, begins_stream
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """An unstreamed JSON reply beyond this is passed on but not read for its usage."""
+WHOLE_REPLY_BYTES = 1024 * 1024
+"""Of a longer one only the outline is read, in steps: usage, and no text."""
+STEP_BYTES = 16 * 1024
+"""Parsed at once of a copy that is large: 150 events, a millisecond."""
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +55,19 @@ class RequestMeter(Protocol):
 class MeterGuard:
     """A meter that never raises. Fails open, and counts."""
 
-    def __init__(self, meter: RequestMeter, counters: RelayCounters) -> None:
+    def __init__(
+        self,
+        meter: RequestMeter,
+        counters: RelayCounters,
+        keys: Iterator[int] | None = None,
+    ) -> None:
         self._meter = meter
         self._counters = counters
-        self._last_key = 0
+        self._keys = count(1) if keys is None else keys
 
     def new_key(self) -> int:
-        """The identity of the next request, from 1."""
-        self._last_key += 1
-        return self._last_key
+        """The identity of the next request, rising, from 1."""
+        return next(self._keys)
 
     def feed(self, event: Event) -> None:
         """Something was seen."""
@@ -95,14 +105,15 @@ class Tap:
         "_is_kind_open",
         "_json",
         "_json_bytes",
-        "_key",
         "_on_usage_known",
         "_reader",
         "_request_headers",
         "_settled_labels",
         "_status",
         "_wants_stream",
+        "key",
         "reads",
+        "unread_bytes",
     )
 
     def __init__(
@@ -122,7 +133,8 @@ class Tap:
         self._guard = guard
         self._reader = reader
         self._counters = counters
-        self._key = key
+        self.key = key
+        """The request's."""
         self._request_headers = request_headers
         self._settled_labels = settled_labels
         self._at_seconds = at_seconds
@@ -139,7 +151,9 @@ class Tap:
         self._has_usage = False
         self._end = ReplyEnd(requires_end=reader.requires_end)
         self.reads: list[tuple[float, bytes]] = []
-        """Stamped reads not parsed yet; the relay appends."""
+        """Stamped reads not parsed yet."""
+        self.unread_bytes = 0
+        """Bytes in them."""
 
     def begin(self, status: int, headers: Headers) -> None:
         """The reply's head came: how to read its body."""
@@ -154,40 +168,57 @@ class Tap:
             self._is_json = True
             self._is_kind_open = self._wants_stream
 
+    @property
+    def is_large(self) -> bool:
+        """Whether what is left takes long enough to be parsed in turns."""
+        whole = self._json_bytes if self._is_json else 0
+        return self.unread_bytes > STEP_BYTES or whole > WHOLE_REPLY_BYTES
+
+    def add(self, at_seconds: float, data: bytes) -> None:
+        """Copy one read; it is parsed later."""
+        self.reads.append((at_seconds, data))
+        self.unread_bytes += len(data)
+
     def drain(self) -> None:
         """Parse what has come since; feed the meter one event per read."""
         reads, self.reads = self.reads, []
-        if not reads:
-            return
-        self._counters.chunks += len(reads)
-        self._at_seconds = reads[-1][0]
-        size = 0
+        self.unread_bytes = 0
         for at_seconds, data in reads:
-            size += len(data)
-            if self._is_kind_open:
-                self._find_kind(at_seconds, data)
-            if self._decoder is not None:
-                self._read_events(self._decoder, at_seconds, data)
-            elif self._is_json:
-                self._json_bytes += len(data)
-                self._json.append(data)
-                if self._json_bytes > MAX_REPLY_BYTES:
-                    self._json.clear()
-        self._counters.reply_bytes += size
+            self._read(at_seconds, data)
 
-    def close(self, at_seconds: float, outcome: str, error: str | None) -> str:
-        """No more will come. `outcome` is `ok` if HTTP says so; returns the real one.
+    def steps(self) -> Iterator[None]:
+        """The same, and of large reads a part at a time, until there are none."""
+        while self.reads:
+            at_seconds, data = self.reads[0]
+            if self._decoder is None or len(data) <= STEP_BYTES:
+                del self.reads[0]
+            else:
+                self.reads[0] = at_seconds, data[STEP_BYTES:]
+                data = data[:STEP_BYTES]
+            self.unread_bytes -= len(data)
+            self._read(at_seconds, data)
+            yield
+
+    def close(self, at_seconds: float, outcome: str, error: str | None) -> None:
+        """All of `closing` at once."""
+        for _ in self.closing(at_seconds, outcome, error):
+            pass
+
+    def closing(
+        self, at_seconds: float, outcome: str, error: str | None
+    ) -> Iterator[None]:
+        """No more will come: parse what is left, in steps. `outcome` is HTTP's.
 
         Whether the reply was an error is decided by its content: a 200 may hold
         one, and `[DONE]` does not mean success. A client that left once it had
         read the end, or the error, left nothing behind.
         """
-        self.drain()
+        yield from self.steps()
         if outcome == "aborted" and self._end.is_decided:
             outcome, error = "ok", None
         if outcome == "ok":
             if self._is_json:
-                self._read_reply()
+                yield from self._read_reply()
             error = self._failure()
             if error is not None:
                 outcome, error = "error", redacted(error, self._request_headers)
@@ -198,7 +229,7 @@ class Tap:
         labels = None if settled is None else settled(outcome == "ok")
         self._guard.feed(
             RequestClosed(
-                self._key,
+                self.key,
                 at_seconds,
                 outcome,
                 self._status,
@@ -208,12 +239,26 @@ class Tap:
             )
         )
         self._counters.requests[outcome] += 1
-        return outcome
 
     def energy(self, at_seconds: float) -> EnergySoFar | None:
         """Energy of the request by what was read so far."""
         self.drain()
-        return self._guard.estimate(self._key, at_seconds)
+        return self._guard.estimate(self.key, at_seconds)
+
+    def _read(self, at_seconds: float, data: bytes) -> None:
+        """Parse one read, or a part of it."""
+        self._counters.chunks += 1
+        self._counters.reply_bytes += len(data)
+        self._at_seconds = at_seconds
+        if self._is_kind_open:
+            self._find_kind(at_seconds, data)
+        if self._decoder is not None:
+            self._read_events(self._decoder, at_seconds, data)
+        elif self._is_json:
+            self._json_bytes += len(data)
+            self._json.append(data)
+            if self._json_bytes > MAX_REPLY_BYTES:
+                self._json.clear()
 
     def _read_events(self, decoder: SseDecoder, at_seconds: float, data: bytes) -> None:
         try:
@@ -234,20 +279,23 @@ class Tap:
             self._end.note(update)
             if update.usage is not None or update.is_usage_only:
                 self._has_usage = True
-        self._guard.feed(TokensReceived(self._key, at_seconds, updates))
+        self._guard.feed(TokensReceived(self.key, at_seconds, updates))
 
-    def _read_reply(self) -> None:
+    def _read_reply(self) -> Generator[None]:
         if self._json_bytes > MAX_REPLY_BYTES:
             self._counters.unreadable_replies += 1
             return
         status = 0 if self._status is None else self._status
         headers, body = by_name(self._headers), b"".join(self._json)
+        if len(body) > WHOLE_REPLY_BYTES and body[:64].lstrip()[:1] == b"{":
+            self._json.clear()
+            body = (yield from outline(body)).text
         update = self._reader.read_reply(status, headers, body)
         if self._wants_stream and update.error is None:
             error = why_no_reply(media_type(headers), body)
             update = msgspec.structs.replace(update, error=error)
         self._end.note(update)
-        self._guard.feed(TokensReceived(self._key, self._at_seconds, (update,)))
+        self._guard.feed(TokensReceived(self.key, self._at_seconds, (update,)))
 
     def _failure(self) -> str | None:
         """Why a reply that HTTP ended well is an error all the same, None if not."""

@@ -20,9 +20,9 @@ import uvloop
 from proxy import __version__
 from proxy.admin.auth import AdminAccess, admin_access
 from proxy.admin.routes import AdminSources, admin_app
-from proxy.admin.server import AdminServer, listen
+from proxy.admin.server import AdminConnections, AdminServer, listen
 from proxy.admin.views import ProcessRun
-from proxy.errors import ProxyError
+from proxy.errors import ConfigError, ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
 from proxy.metrics.samples import Snapshot
@@ -36,7 +36,12 @@ from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity
-from proxy.serve.config import ServeConfig, differences, url_without_user
+from proxy.serve.config import (
+    ServeConfig,
+    differences,
+    state_folder,
+    url_without_user,
+)
 from proxy.serve.fleet import Fleet, changes_of
 from proxy.store.address import store_url
 from proxy.store.archive import Archive
@@ -48,8 +53,8 @@ SWITCH_SECONDS = 0.0005
 Python's own 5 ms is all that a scrape may add to the p99."""
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
-OTHER_FILES = 200
-"""Open ones beside two for each connection: the admin port's, sensors, the store,
+OTHER_FILES = 136
+"""Open ones beside two for each connection and the admin port's: sensors, the store,
 logs, libraries."""
 
 
@@ -72,7 +77,9 @@ def run(
     process = ProcessRun(uuid.uuid4().hex, time.monotonic())
     fleet = Fleet(config.upstreams, config.metering, process)
     sys.setswitchinterval(SWITCH_SECONDS)
-    allow_connections(relay_config.max_connections)
+    allow_connections(
+        relay_config.max_connections, config.admin_limits.admin_max_connections
+    )
     app = _App(config, fleet, access, relay_config, process, read_again)
     uvloop.run(app.serve(announce, until_eof))
 
@@ -123,6 +130,8 @@ class _App:
             upstreams=self._addresses(),
             retention=config.retention,
             run=process.name,
+            policy=config.metering.policy,
+            journal_folder=state_folder(),
         )
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
@@ -213,7 +222,7 @@ class _App:
 
     async def _listen(self) -> RelayServer:
         upstreams = [
-            upstream.open_upstream(self.relay_config, time.monotonic)
+            upstream.open_upstream(self.relay_config, time.monotonic, self.records)
             for upstream in self.fleet.current
         ]
         counters = RelayCounters()
@@ -228,7 +237,8 @@ class _App:
         try:
             shown = self.admin_identity
             tls = None if shown is None else shown.context
-            return await listen(app, host, port, tls)
+            connections = AdminConnections(self.config.admin_limits)
+            return await listen(app, host, port, tls, connections)
         except OSError as error:
             raise ProxyError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; "
@@ -246,6 +256,7 @@ class _App:
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
             run=self.process,
+            errors=self.errors,
             is_stopping=self.stopping.is_set,
         )
 
@@ -274,9 +285,34 @@ class _App:
                 done = [self.access.reload()]
                 if self.identity is not None:
                     done.append(self.identity.reload())
+                done += self._reload_secrets()
                 if self.read_again is not None:
                     done.append(await self._reload_config(self.read_again))
                 log.info("SIGHUP: %s", "; ".join(done))
+
+    def _reload_secrets(self) -> list[str]:
+        """Certificates shown to upstreams, and the key of tenants' hashes."""
+        done: list[str] = []
+        for upstream in self.fleet.current:
+            if upstream.config.tls:
+                name = upstream.config.name
+                try:
+                    upstream.reload_tls()
+                    done.append(f"TLS files of upstream {name} read again")
+                except ConfigError as error:
+                    log.error("%s; going on with the files in use", error)
+                    done.append(f"TLS files of upstream {name} in use stay")
+        path = self.config.tenant_hash_key_file
+        if path is not None and self.relay is not None:
+            try:
+                key = read_secret("--tenant-hash-key-file", path)
+                self.relay.use_hash_key(key)
+                self.relay_config = replace(self.relay_config, tenant_hash_key=key)
+                done.append("tenant hash key read again")
+            except ConfigError as error:
+                log.error("%s; going on with the key in use", error)
+                done.append("the tenant hash key in use stays")
+        return done
 
     async def _reload_config(self, read_again: Callable[[], ServeConfig]) -> str:
         """Its upstreams are used, all or none; the rest is said to need a restart."""
@@ -284,7 +320,9 @@ class _App:
             new = await asyncio.to_thread(read_again)
             changes = changes_of(self.fleet.configs, new.upstreams)
             run = ProcessRun(uuid.uuid4().hex, time.monotonic())
-            await self.fleet.change(changes, self.relay_config, run, self.errors)
+            await self.fleet.change(
+                changes, self.relay_config, run, self.errors, self.records
+            )
         except ProxyError as error:
             self.reloads["refused"] += 1
             log.error("%s; going on with the configuration in use", error)
@@ -350,7 +388,7 @@ class _App:
         """Close windows and publish records; a defect here never stops a request."""
         for upstream in self.fleet:
             try:
-                records = upstream.meter.settle(now_seconds)
+                records = upstream.meter.settle(now_seconds, self.loop_lag_seconds)
             except Exception as error:  # the outermost loop: it must live on
                 upstream.upstream.counters.meter_errors += 1
                 self.errors.note("settlement", error)
@@ -380,9 +418,9 @@ class _App:
         )
 
 
-def allow_connections(max_connections: int) -> None:
+def allow_connections(max_connections: int, admin_connections: int) -> None:
     """Raise the limit of open files, and warn where it is too low."""
-    needed = 2 * max_connections + OTHER_FILES
+    needed = 2 * max_connections + admin_connections + OTHER_FILES
     allowed = raise_open_files()
     if allowed is not None and allowed < needed:
         log.warning(

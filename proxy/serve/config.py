@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from proxy.admin.limits import AdminLimits
 from proxy.engines import DIALECTS
 from proxy.power.sources import SOURCES, split_sources
 from proxy.process.files import private_folder, readable_name
@@ -82,16 +83,23 @@ def _idle_watts(text: str) -> float | None:
     return watts
 
 
+def state_folder() -> Path | None:
+    """Where this user's programs keep what they know; None without a home."""
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:  # as in some containers
+        return None
+    return Path(state) / "servewatt"
+
+
 def _store(text: str) -> str | None:
     """A database URL; by default a file in the user's state folder."""
     if text == "none":
         return None
     if text == "default":
-        try:
-            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        except RuntimeError:  # a user without a home, as in some containers
-            raise ValueError("no home folder; name a database, or none") from None
-        folder = Path(state) / "servewatt"
+        folder = state_folder()
+        if folder is None:
+            raise ValueError("no home folder; name a database, or none")
         with suppress(OSError):  # the store reports what it cannot open, and goes on
             private_folder(folder)
         return sqlite_url(folder / "records.sqlite")
@@ -295,6 +303,7 @@ class ServeConfig:
         ),
     ] = None
     limits: RelayLimits = field(default_factory=RelayLimits)
+    admin_limits: AdminLimits = field(default_factory=AdminLimits)
     drain_timeout_seconds: Annotated[
         float,
         Meta(ge=0),

@@ -20,6 +20,7 @@ from proxy.process.supervise import LoopErrors
 from proxy.relay.config import RelayConfig
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.upstream import MeteredUpstream
+from proxy.store.archive import Archive
 
 log = logging.getLogger("servewatt.proxy")
 
@@ -122,6 +123,7 @@ class Fleet:
         relay_config: RelayConfig,
         run: ProcessRun,
         errors: LoopErrors,
+        records: Archive,
     ) -> None:
         """Build what is new, in this run, and make the changes.
 
@@ -130,7 +132,7 @@ class Fleet:
         count = len(changes.names)
         built = await asyncio.to_thread(_build, changes.new, self._metering, run, count)
         for upstream in built:
-            upstream.open_upstream(relay_config, time.monotonic)
+            upstream.open_upstream(relay_config, time.monotonic, records)
         stay = {config.name: config for config in changes.kept}
         staying = [up for up in self.current if up.config.name in stay]
         learning = [up for up in staying if count > 1 and up.asks_models_from_now_on()]

@@ -12,11 +12,10 @@ import math
 import ssl
 from typing import Any
 
-import httpx
 import msgspec
 
 from proxy.engines.wire import UNREADABLE, as_count
-from proxy.process.http_get import GetError, get
+from proxy.process.http_get import AsyncGetter, GetError
 from proxy.relay.upstream.upstream import Upstream
 
 log = logging.getLogger("servewatt.proxy")
@@ -73,6 +72,10 @@ class HealthWatch:
         self._answer: str | None = None
         self._answered_seconds = -math.inf
 
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """For the questions to come."""
+        self._tls = context
+
     @property
     def is_overdue(self) -> bool:
         """Nobody has asked, or got an answer to that, for longer than can be."""
@@ -100,11 +103,9 @@ class HealthWatch:
         """None when it answers, else one line why not."""
         upstream = self._upstream
         url = f"{upstream.address.url}{self._asked_path(is_steady)}"
-        async with httpx.AsyncClient(
-            trust_env=False, timeout=TIMEOUT_SECONDS, verify=self._tls
-        ) as client:
+        async with AsyncGetter(tls=self._tls, total_seconds=TIMEOUT_SECONDS) as getter:
             try:
-                reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+                reply = await getter.get(url)
             except GetError as error:
                 reason = f"upstream {url}: {error}"
                 return self._failed(reason, is_sure=error.is_unreachable)
@@ -112,7 +113,7 @@ class HealthWatch:
                 reason = f"upstream {url} answered {reply.status}"
                 return self._failed(reason, is_sure=False)
             if self.asks_models:
-                await self._learn_models(client)
+                await self._learn_models(getter)
         self._slow = 0
         if not upstream.is_up:
             log.warning("upstream %s is up again", upstream.name)
@@ -135,12 +136,12 @@ class HealthWatch:
             upstream.mark_down(reason)
         return reason
 
-    async def _learn_models(self, client: httpx.AsyncClient) -> None:
+    async def _learn_models(self, getter: AsyncGetter) -> None:
         """Read the models that it lists; they stay as they were where it lists none."""
         upstream = self._upstream
         try:
             url = f"{upstream.address.url}/v1/models"
-            reply = await get(client, url, total_seconds=TIMEOUT_SECONDS)
+            reply = await getter.get(url)
             listed = _decode_models(reply.body).data
             read = [_decode_card(card) for card in listed]
             cards = {

@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 from proxy.admin.views import EngineSources, ProcessRun
 from proxy.engines import DIALECTS
@@ -27,8 +29,13 @@ from proxy.relay.energy_trailer import Provenance
 from proxy.relay.upstream.upstream import Upstream, open_upstream
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
+from proxy.store.archive import Archive
 from proxy.store.fits import CalibrationFile
 from proxy.wire.events import HardwareObserved, PowerSampled
+
+KEYS = count(1)
+"""Of the requests of all upstreams: one that is let go may have the name of its
+successor, and a record finds its note by both."""
 
 
 class MeteredUpstream:
@@ -76,9 +83,15 @@ class MeteredUpstream:
         self.run = run or ProcessRun()
 
     def open_upstream(
-        self, config: RelayConfig, clock: Callable[[], float]
+        self,
+        config: RelayConfig,
+        clock: Callable[[], float],
+        records: Archive,
     ) -> Upstream:
-        """The relay's way to it, whose limits are the relay's; once."""
+        """The relay's way to it, whose limits are the relay's; once.
+
+        `records` learn of each request before the engine does, and when it ended.
+        """
         self.upstream = open_upstream(
             self.config.name,
             replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
@@ -86,6 +99,9 @@ class MeteredUpstream:
             DIALECTS[self.config.engine],
             clock,
             provenance=self._provenance,
+            on_opened=partial(records.arrive, self.config.name),
+            on_closed=partial(self._end, records),
+            keys=KEYS,
         )
         self.upstream.models = self.config.models or None
         self.health = HealthWatch(
@@ -96,6 +112,12 @@ class MeteredUpstream:
             path=self.config.health_path,
         )
         return self.upstream
+
+    def _end(self, records: Archive, key: int) -> None:
+        try:
+            records.end(self.meter.note_of(key))
+        except Exception:  # the meter fails open
+            self.upstream.counters.meter_errors += 1
 
     async def watch(self, errors: LoopErrors) -> None:
         """Its gauges and its health, for as long as the proxy lives."""
@@ -111,7 +133,17 @@ class MeteredUpstream:
         if url is None:
             await asyncio.Event().wait()  # there is nothing to watch
         else:
-            await watch_gauges(url, self.meter.feed, self.gauges, tls=self._tls)
+            await watch_gauges(url, self.meter.feed, self.gauges, tls=lambda: self._tls)
+
+    def reload_tls(self) -> None:
+        """Use authorities, certificate and key as their files are now.
+
+        Raises ConfigError for unusable ones, and goes on with those in use.
+        """
+        if self.config.tls:
+            self._tls = self.config.tls.context()
+            self.upstream.pool.use_tls(self._tls)
+            self.health.use_tls(self._tls)
 
     def asks_models_from_now_on(self) -> bool:
         """It gets others beside it; whether it was alone until now."""

@@ -14,7 +14,10 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +28,10 @@ from proxy.errors import ConfigError, StoreError
 from proxy.meter.ledger import RequestRecord
 from proxy.store.address import Retention
 from proxy.store.database import Database
+from proxy.store.journal import Journal, journal_base, left_behind
 from proxy.store.stored_record import (
+    EVERY_RECORD,
+    RecordFilter,
     RecordNumbering,
     StoredRecord,
     cursor_at,
@@ -34,6 +40,7 @@ from proxy.store.stored_record import (
 )
 from proxy.store.writer import KEPT_RECORDS, RecordWriter, WriterBounds
 from proxy.wire.api import RequestReply, StoreState
+from proxy.wire.events import RequestOpened
 
 log = logging.getLogger("servewatt.store")
 
@@ -62,10 +69,10 @@ class RecentRecords:
         if len(self._records) > self.kept + self.kept // 10 + 1:
             self._evict(len(self._records) - self.kept)
 
-    def since(self, cursor: int, limit: int) -> list[StoredRecord]:
-        """Records settled after `cursor`, oldest first, at most `limit`."""
+    def since(self, cursor: int, limit: int | None) -> list[StoredRecord]:
+        """Records settled after `cursor`, oldest first, at most `limit`; None: all."""
         first = bisect_right(self._records, cursor, key=lambda f: f.cursor)
-        return self._records[first : first + limit]
+        return self._records[first : None if limit is None else first + limit]
 
     def last(self, count: int) -> list[StoredRecord]:
         """The newest `count`, newest first."""
@@ -100,11 +107,14 @@ class Archive:
         retention: Retention | None = None,
         bounds: WriterBounds | None = None,
         run: str = "",
+        policy: str = "phase",
+        journal_folder: Path | None = None,
     ) -> None:
         """Opens the store. Raises ConfigError for a schema of another version.
 
         `upstream` is whose records these are; of several, `upstreams` has the
-        addresses by engine, and `upstream` is the first.
+        addresses by engine, and `upstream` is the first. What is not in the database
+        yet is journaled beside an SQLite file, or for a server in `journal_folder`.
 
         A store that does not answer is no error: it is tried again later.
         """
@@ -112,12 +122,19 @@ class Archive:
         self._recent = RecentRecords()
         self._database: Database | None = None
         self._writer: RecordWriter | None = None
+        self._journal: Journal | None = None
+        self._journal_base: Path | None = None
         if url is not None:
-            self._database = Database(url, upstream, run or uuid.uuid4().hex, upstreams)
+            run = run or uuid.uuid4().hex
+            self._database = Database(url, upstream, run, upstreams)
             is_open, error = self._open(self._database)
+            self._journal_base = journal_base(url, journal_folder)
+            if self._journal_base is not None:
+                self._journal = Journal(self._journal_base, run, policy)
             self._writer = RecordWriter(
                 self._database, retention or Retention(),
                 is_open=is_open, last_error=error, bounds=bounds,
+                on_stored=None if self._journal is None else self._journal.forget,
             )  # fmt: skip
         self._numbering.continue_from(cursor_at(time.time()))
         self._recent.horizon = self._numbering.last
@@ -130,16 +147,27 @@ class Archive:
                 self._adopt(self._database)
             self._database.began = self._recent.horizon
             self._writer.start()
+            if self._journal is not None:
+                self._journal.start(instance, self._database.addresses)
 
     def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
         """Store records of these engines, by name, under these addresses."""
         if self._database is not None:
             self._database.take_upstreams(upstreams)
+            if self._journal is not None:
+                self._journal.take_upstreams(self._database.addresses)
 
     def stop(self) -> None:
         """Write what waits; blocks, but not without bound."""
         if self._writer is not None:
             self._writer.stop()
+            if self._journal is not None:
+                self._journal.stop(is_all_stored=not self._writer.waiting)
+
+    def arrive(self, engine: str, event: RequestOpened) -> None:
+        """A request is on its way to an engine: a killed proxy leaves that; no wait."""
+        if self._journal is not None:
+            self._journal.add(engine, event)
 
     def add(self, records: Iterable[RequestRecord]) -> None:
         """Store what has just settled; never blocks."""
@@ -159,6 +187,11 @@ class Archive:
             stored = self._numbering.number(records, time.time(), time.monotonic())
             self._writer.add([replace(each, is_note=True) for each in stored])
 
+    def end(self, record: RequestRecord | None) -> None:
+        """A request has ended; its energy is not known yet. No wait."""
+        if self._journal is not None and record is not None:
+            self._journal.end(record)
+
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""
         return [stored.record for stored in self._recent.last(count)]
@@ -167,18 +200,24 @@ class Archive:
         """State of the store; None without one."""
         return None if self._writer is None else self._writer.state()
 
-    async def lines(self, since: int, limit: int) -> bytes:
-        """JSON lines of records after `since`, oldest first, at most `limit`.
+    def latest(self, count: int) -> list[RequestReply]:
+        """The newest `count` of this run as they are shown, newest first."""
+        return [reply_of(stored) for stored in self._recent.last(count)]
+
+    async def lines(
+        self, since: int, limit: int, wanted: RecordFilter = EVERY_RECORD
+    ) -> bytes:
+        """JSON lines of wanted records after `since`, oldest first, at most `limit`.
 
         Raises StoreError when some of them can be had only from a store that
         does not answer.
         """
         horizon = self._recent.horizon
-        newest = self._recent.since(since, limit)
+        newest = self._recent.since(since, limit if wanted == EVERY_RECORD else None)
         database = self._database if since < horizon else None
         if database is not None:
             self._refuse_while_down()
-        page = _Page(database, since, horizon, limit, newest)
+        page = _Page(database, since, horizon, limit, newest, wanted)
         return await asyncio.to_thread(page.read)
 
     async def line(self, request_id: str) -> bytes | None:
@@ -214,17 +253,26 @@ class Archive:
         return True, None
 
     def _adopt(self, database: Database) -> None:
+        """Record what processes that are dead had not; none of it twice."""
+        base = self._journal_base
+        noted = journaled = 0
         try:
-            count = database.adopt(self._numbering.last, time.time())
+            with ExitStack() as held:
+                found = [] if base is None else held.enter_context(left_behind(base))
+                dead_runs = [left.run for left in found]
+                noted = database.adopt(self._numbering.last, time.time(), dead_runs)
+                self._numbering.continue_from(self._numbering.last + noted)
+                for left in found:
+                    count = database.adopt_open(left, self._numbering.last)
+                    self._numbering.continue_from(self._numbering.last + count)
+                    journaled += count
         except SQLAlchemyError as error:
             log.warning("store %s: %s", database.shown_url, error)
-            return
-        if count:
+        if noted or journaled:
             log.warning(
-                "%d requests had ended when the proxy was killed before: they are "
-                "recorded without energy", count,
+                "a proxy was killed: %d requests that it had noted and %d of its "
+                "journal are recorded without energy", noted, journaled,
             )  # fmt: skip
-            self._numbering.continue_from(self._numbering.last + count)
             self._recent.horizon = self._numbering.last
 
     def _refuse_while_down(self) -> None:
@@ -243,22 +291,26 @@ class _Page:
     """Cursor up to which the database is read; above it `newest` has all."""
     limit: int
     newest: list[StoredRecord]
+    wanted: RecordFilter
 
     def read(self) -> bytes:
         replies: list[RequestReply] = []
         if self.database is not None:
             try:
-                rows = self.database.page(self.since, self.horizon, self.limit)
+                rows = self.database.page(
+                    self.since, self.horizon, self.limit, self.wanted
+                )
                 replies += map(reply_from, rows)
                 if rows and len(rows) < self.limit:  # a page may be short
                     last = rows[-1]["sequence"]
-                    if self.database.page(last, self.horizon, 1):
+                    if self.database.page(last, self.horizon, 1, self.wanted):
                         return msgspec.json.Encoder().encode_lines(replies)
             except SQLAlchemyError as error:
                 reason = str(error).splitlines()[0]
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
-        replies += map(reply_of, self.newest[: max(0, self.limit - len(replies))])
+        newest = filter(self.wanted.takes, self.newest)
+        replies += map(reply_of, islice(newest, max(0, self.limit - len(replies))))
         return msgspec.json.Encoder().encode_lines(replies)
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,25 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from proxy.errors import ConfigError
 from proxy.process.files import private_file
 from proxy.store.address import shown_url
-from proxy.store.stored_record import NOTE
+from proxy.store.journal import LeftBehind
+from proxy.store.stored_record import (
+    EVERY_RECORD,
+    NOTE,
+    RecordFilter,
+    left_records,
+    row_of,
+)
 
 SCHEMA_VERSION = 5
 """What `ADDED` brings a store to."""
 OLDEST_VERSION = 1
 ORPHANED_SECONDS = 3600.0
 """Longer than any proxy waits for the energy of a request."""
+SAME_ARRIVAL_SECONDS = 0.5
+"""The same request, though the clock was slewed since it was journaled; two requests
+of one id come further apart."""
+MAX_IDS = 500
+"""In one question: SQLite takes 999 values on its oldest builds."""
 LOCK = 0x5E12_3A77
 """Advisory lock of PostgreSQL while tables are created; any number of our own."""
 
@@ -99,15 +112,19 @@ RECORDS = Table(
     Column("high_joules", Double),
     Column("timing", Text),
     Column("grade", Text),
+    Column("grade_reasons", Text),
+    Column("inferred_cached_tokens", BigInteger),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
 name of the upstream in the proxy's configuration, `instance` the host and port of
 the proxy, `is_output_lower_bound` is true where the reply broke off and
 `output_tokens` are those seen until then, `low_joules` and `high_joules` bound
-`energy_joules`, `timing` and `grade` grade them; each of them is null in records
-older than it. A row of quality `pending` is no record yet: it notes a request whose
-energy is still measured."""
+`energy_joules`, `timing` and `grade` grade them, `grade_reasons` (a JSON array) says
+why not better, `inferred_cached_tokens` are those of the prompt taken as cached that
+the engine did not tell of; each of them is null in records older than it. A row of
+quality `pending` is no record yet: it notes a request whose energy is still measured.
+"""
 ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     2: (RECORDS.c.boundaries,),
     3: (RECORDS.c.engine,),
@@ -120,6 +137,8 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
         RECORDS.c.high_joules,
         RECORDS.c.timing,
         RECORDS.c.grade,
+        RECORDS.c.grade_reasons,
+        RECORDS.c.inferred_cached_tokens,
     ),
 }
 """Columns by the version that brought them: nullable, for the records before them.
@@ -162,7 +181,8 @@ class Database:
         self.engine = _engine(url)
         self._run = run
         self._upstream = upstream
-        self._upstreams: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
+        """Of upstreams, by engine."""
         self._addresses = {upstream}
         self.take_upstreams(upstreams or {})
         self._settled = RECORDS.c.quality != NOTE
@@ -174,7 +194,7 @@ class Database:
 
     def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
         """Write for these from now on; records of earlier ones are still read."""
-        self._upstreams |= upstreams
+        self.addresses |= upstreams
         self._addresses |= set(upstreams.values())
         self._own = (
             RECORDS.c.upstream == self._upstream
@@ -210,14 +230,18 @@ class Database:
             if rows:
                 connection.execute(self._insert, [self._owned(row) for row in rows])
 
-    def adopt(self, above: int, unix_seconds: float) -> int:
+    def adopt(
+        self, above: int, unix_seconds: float, dead_runs: Sequence[str] = ()
+    ) -> int:
         """Make records of the notes of runs that are dead; how many there were.
 
         They get cursors above this one: a reader that passed their old ones sees
         them. Nobody settles a note that is older than `ORPHANED_SECONDS`.
         """
-        is_dead = (RECORDS.c.instance == self.instance) | (
-            RECORDS.c.finished_unix_seconds < unix_seconds - ORPHANED_SECONDS
+        is_dead = (
+            (RECORDS.c.instance == self.instance)
+            | RECORDS.c.run.in_(dead_runs)
+            | (RECORDS.c.finished_unix_seconds < unix_seconds - ORPHANED_SECONDS)
         )
         is_note = RECORDS.c.quality == NOTE
         keys = (RECORDS.c.upstream, RECORDS.c.run, RECORDS.c.sequence)
@@ -234,17 +258,69 @@ class Database:
                 connection.execute(RECORDS.update().where(*is_it).values(new))
         return len(rows)
 
-    def page(self, since: int, until: int, limit: int) -> list[dict[str, Any]]:
-        """Records with `since < cursor <= until`, oldest first.
+    def adopt_open(self, left: LeftBehind, above: int) -> int:
+        """Make records of what a dead run left in its journal; how many there were.
+
+        Those whose note or record is there are left out: the kill came before the
+        journal was told.
+        """
+        there = self._arrivals(left.run, [each.request_id for each, _ in left.requests])
+        missing = [
+            (arrival, end)
+            for arrival, end in left.requests
+            if not any(
+                abs(at - arrival.arrived_unix_seconds) < SAME_ARRIVAL_SECONDS
+                for at in there.get(arrival.request_id, ())
+            )
+        ]
+        whose = {"run": left.run, "instance": left.instance}
+        rows = [
+            {
+                **row_of(each),
+                **whose,
+                "upstream": left.upstreams.get(each.record.engine, self._upstream),
+            }
+            for each in left_records(replace(left, requests=missing), above)
+        ]
+        if rows:
+            with self.engine.begin() as connection:
+                connection.execute(self._insert, rows)
+        return len(rows)
+
+    def _arrivals(self, run: str, ids: Sequence[str]) -> dict[str, list[float]]:
+        """When requests of these ids arrived, of those that a run stored."""
+        columns = (RECORDS.c.request_id, RECORDS.c.arrived_unix_seconds)
+        found: dict[str, list[float]] = {}
+        with self.engine.connect() as connection:
+            for first in range(0, len(ids), MAX_IDS):
+                some = RECORDS.c.request_id.in_(ids[first : first + MAX_IDS])
+                for name, arrived in connection.execute(
+                    select(*columns).where(RECORDS.c.run == run, some)
+                ):
+                    found.setdefault(name, []).append(arrived)
+        return found
+
+    def page(
+        self,
+        since: int,
+        until: int,
+        limit: int,
+        wanted: RecordFilter = EVERY_RECORD,
+    ) -> list[dict[str, Any]]:
+        """Records with `since < cursor <= until` that are wanted, oldest first.
 
         Proxies that share a store may have given the same cursor: such records are
         on one page, so a page may be shorter than the limit, or longer where it
         would hold nothing else.
         """
         sequence = RECORDS.c.sequence
+        if wanted.until is not None:
+            until = min(until, wanted.until)
         between = select(RECORDS).where(
             self._own, self._settled, sequence > since, sequence <= until
         )
+        for name, value in wanted.equal.items():
+            between = between.where(RECORDS.c[name] == value)
         if self.began is not None:
             is_mine = (sequence <= self.began) | (RECORDS.c.run == self._run)
             between = between.where(is_mine)
@@ -311,7 +387,7 @@ class Database:
         self.engine.dispose()
 
     def _owned(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        upstream = self._upstreams.get(row["engine"], self._upstream)
+        upstream = self.addresses.get(row["engine"], self._upstream)
         own = {"upstream": upstream, "run": self._run, "instance": self.instance}
         return {**row, **own}
 

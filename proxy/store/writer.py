@@ -30,8 +30,9 @@ BATCH_RECORDS = 1000
 """Per transaction: some 20 ms of SQLite."""
 QUEUE_RECORDS = KEPT_RECORDS - BATCH_RECORDS
 """Records waiting to be written; all are in memory too, so they can be read."""
-BATCH_SECONDS = 0.5
-"""A `kill -9` loses no more than what settled since, and the batch under way."""
+BATCH_SECONDS = 0.3
+"""Of what ended longer ago than this, and the batch under way, the database has a note
+or the record; of anything later the journal has the arrival."""
 RETAIN_SECONDS = 60.0
 RETAIN_RECORDS = 5000
 """Deleted per transaction."""
@@ -94,8 +95,14 @@ class RecordWriter:
         last_error: str | None = None,
         bounds: WriterBounds | None = None,
         unix_seconds: Callable[[], float] = time.time,
+        on_stored: Callable[[list[tuple[str, int]]], None] | None = None,
     ) -> None:
+        """`on_stored` is told whose note or record need not be kept elsewhere.
+
+        It is called from both threads, with engine and key of each request.
+        """
         self._database = database
+        self._on_stored = on_stored or (lambda _: None)
         self._retention = retention
         self._bounds = bounds or WriterBounds()
         self._unix_seconds = unix_seconds
@@ -124,8 +131,9 @@ class RecordWriter:
         queue, room = self._queue, self._bounds.queue_records
         for stored in records:
             if len(queue) >= room:
-                queue.popleft()
+                dropped = queue.popleft()
                 self._overflowed += 1
+                self._on_stored([_whose(dropped)])
             queue.append(stored)
         if len(queue) >= self._bounds.batch_records and self._is_up:
             self._wake.set()
@@ -208,6 +216,7 @@ class RecordWriter:
                 raise
             if len(records) == 1:
                 self._refused += 1
+                self._on_stored([_whose(records[0])])
                 log.error("record %s: %s", records[0].cursor, _first_line(error))
                 return
             middle = len(records) // 2
@@ -215,7 +224,9 @@ class RecordWriter:
             self._write(records[middle:])
         else:
             self._written += sum(not stored.is_note for stored in rows)
-            self._noted = noted
+            was_noted, self._noted = self._noted, noted
+            new = [w for w in map(_whose, rows) if w[1] and w not in was_noted]
+            self._on_stored(new)
 
     def _in_place_of_notes(
         self, records: Sequence[StoredRecord]
@@ -229,7 +240,7 @@ class RecordWriter:
         notes: list[int] = []
         rows: dict[int, StoredRecord] = {}
         for stored in records:
-            whose = stored.record.engine, stored.record.key
+            whose = _whose(stored)
             rows[stored.cursor] = stored
             if stored.is_note:
                 noted[whose] = stored.cursor
@@ -271,6 +282,10 @@ class RecordWriter:
         longest = self._bounds.longest_backoff_seconds
         self._backoff_seconds = min(2 * wait_seconds, longest)
         return wait_seconds
+
+
+def _whose(stored: StoredRecord) -> tuple[str, int]:
+    return stored.record.engine, stored.record.key
 
 
 def _is_the_records_fault(error: Exception) -> bool:

@@ -224,6 +224,8 @@ class EnergyReply(BoundaryEnergy, frozen=True, kw_only=True, omit_defaults=True)
     idle_share_by_time_joules: float | None = None
     """`idle_share_joules` under the other rule, part of no sum: each moment divided
     equally among those who ran. Left out where unknown, and in older records."""
+    grade_reasons: tuple[str, ...] = ()
+    """Why the grade is not `good`; left out where it is, and in older records."""
 
 
 class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequence"}):
@@ -248,6 +250,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     finished_unix_seconds: float | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    """As the engine told of this request."""
+    inferred_cached_tokens: int | None = None
+    """Taken as cached where it did not tell, from its counters of all prompts."""
     output_tokens: int | None = None
     is_output_lower_bound: bool | None = None
     """The reply broke off: `output_tokens` are those seen until then, the engine may
@@ -446,6 +451,68 @@ class HardwareReply(Struct, frozen=True, kw_only=True):
     from_unix_seconds: float | None = None
     to_unix_seconds: float | None = None
     engines: dict[str, EngineHardware] = {}
+
+
+# -- /live ----------------------------------------------------------------------
+
+
+class RunningRequest(Struct, frozen=True, kw_only=True):
+    """A request that has not ended, and what it used so far."""
+
+    request_id: str
+    engine: str
+    model: str
+    kind: str
+    tenant: str
+    arrived_unix_seconds: float
+    prompt_tokens: int | None = None
+    output_tokens: float = 0.0
+    """Seen so far."""
+    energy_joules: float | None = None
+    """An estimate until it is settled; null: not known."""
+
+
+class LiveEngine(Struct, frozen=True, kw_only=True):
+    """One engine now: its accounts, its sensor and where it is."""
+
+    engine: str
+    upstream: UpstreamReply | None
+    sensor: SensorState
+    """Of the headline boundary, as the accounts."""
+    books: BoundaryBooks
+    requests: int
+    """Running."""
+    power: list[PowerRow] = []
+    """Mean watts by account of each second that was settled since the last message; in
+    the first one those of the last minutes."""
+
+
+class PowerRow(Struct, frozen=True, kw_only=True, array_like=True):
+    """Mean watts of one second, ended at an instant; null where it was not measured."""
+
+    at_unix_seconds: float
+    prefill_watts: float | None = None
+    decode_watts: float | None = None
+    idle_share_watts: float | None = None
+    idle_watts: float | None = None
+    unattributed_watts: float | None = None
+
+
+class LiveReply(Struct, frozen=True, kw_only=True):
+    """A message of `/live`, and what the live page shows."""
+
+    at_unix_seconds: float
+    version: str
+    run: str
+    has_token: bool
+    """The API asks for one: whoever looks on has logged in."""
+    readiness: ReadinessReply
+    engines: list[LiveEngine]
+    running: list[RunningRequest]
+    """The oldest; `requests` of an engine counts all."""
+    recent: list[RequestReply]
+    """Settled last, newest first."""
+    store: StoreState | None
 
 
 # -- /calibration --------------------------------------------------------------

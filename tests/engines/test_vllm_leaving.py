@@ -229,7 +229,8 @@ def test_forty_at_once_are_counted_as_vllm_counts_them(talkative: Metered) -> No
         list(pool.map(lambda item: ask(talkative.url, *item), bodies.items()))
     records = [record_of(talkative.admin, key) for key in bodies]
     assert [record["output_tokens"] for record in records] == list(range(10, 50))
-    assert {record["energy"]["quality"] for record in records} == {"exact"}
+    # the engine takes every core: a proxy that read late says so
+    assert {record["energy"]["timing"] for record in records} <= {"timed", "estimated"}
     for field, name in names.items():
         counted = talkative.vllm.counter(name) - before[field]
         assert sum(record[field] for record in records) == counted, field

@@ -179,6 +179,33 @@ def test_a_command_is_metered_with_bounds_and_the_simulator_named(
     assert max(map(len, done.stderr.splitlines())) <= 100
 
 
+def test_a_command_names_its_parts_and_their_energy_is_told(
+    exporter: Exporter, tmp_path: Path
+) -> None:
+    phases = tmp_path / "phases"
+    code = (
+        "import json, time\n"
+        "begin = time.monotonic(); time.sleep(1.2); end = time.monotonic()\n"
+        f"with open({str(phases)!r}, 'a') as file:\n"
+        "    part = dict(name='work', begin_seconds=begin, end_seconds=end)\n"
+        "    print(json.dumps(part), file=file); print('{', file=file)"
+    )
+    done = meter(
+        "--power", exporter.power, "--phases", phases, "--json", tmp_path / "j",
+        *python(code),
+    )  # fmt: skip
+    assert done.returncode == 0
+    report = json.loads((tmp_path / "j").read_text())
+    (phase,) = report["phases"]
+    energy = phase["sources"]["dcgm"]
+    truth = 100 * phase["duration_seconds"]
+    assert energy["at_least_joules"] <= truth + 1 <= energy["at_most_joules"] + 2
+    assert energy["joules"] == pytest.approx(truth, rel=0.1)
+    assert phase["begin_seconds"] > 0
+    assert "line 2: not a phase" in report["phases_failure"]
+    assert re.search(r"work +1\.\d+ +1\d\d", done.stderr)
+
+
 def test_the_commands_streams_are_its_own(exporter: Exporter) -> None:
     content = bytes(range(256)) * 100
     done = meter(

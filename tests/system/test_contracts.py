@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import importlib
 import json
 import os
@@ -63,7 +62,8 @@ PROMPTS = 5
 
 DATA_KEYS = re.compile(
     r"(.*[. ])?(boundaries|by_kind|by_turn|device_watts|devices|dropped|engines"
-    r"|gap_seconds|grade|idle_accelerators_watts|labels|lacking|metadata|outcomes"
+    r"|gap_seconds|grade|grade_reasons|idle_accelerators_watts|labels|lacking"
+    r"|metadata|outcomes"
     r"|quality|sensors|throttled_seconds_by_reason|timing|unattributed_joules"
     r"|policy_joules\.[a-z]+)"
 )
@@ -125,6 +125,17 @@ SOMETIMES: dict[str, Contract] = {
         "sources[].failure": "null|string",
         "sources[].gap_seconds.*": "number",
         "sources[].unknown_because": "null|string",
+        "phases_failure": "null|string",
+        "phases[].begin_seconds": "number",
+        "phases[].duration_seconds": "number",
+        "phases[].name": "string",
+        "phases[].sources.*.above_baseline_joules": "null|number",
+        "phases[].sources.*.at_least_joules": "number",
+        "phases[].sources.*.at_most_joules": "null|number",
+        "phases[].sources.*.joules": "null|number",
+        "phases[].sources.*.mean_watts": "null|number",
+        "phases[].sources.*.uncertainty_joules": "null|number",
+        "phases[].sources.*.unknown_because": "null|string",
     },
     "summary": {
         "energy.boundaries.*.reason": "null|string",
@@ -305,18 +316,17 @@ def families(text: str) -> Contract:
 
 
 def plan_digests(folder: Path) -> Contract:
-    """sha256 of plans; with no server to send them to, a run ends with its plan."""
+    """sha256 of plans; a dry run ends with its plan."""
     found: Contract = {}
-    for number, (trace, *load) in enumerate(PLANS):
-        out = folder / f"plan-{number}"
-        process = start(
-            "loadgen", "replay", str(ROOT / "traces" / trace), *load, *SEED,
-            "--url", "http://127.0.0.1:9", "--out", str(out), cwd=folder,
+    for trace, *load in PLANS:
+        shown = subprocess.run(
+            [sys.executable, "-m", "loadgen", "replay", str(ROOT / "traces" / trace),
+             *load, *SEED, "--dry-run", "--json"],
+            cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
+            capture_output=True, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
-        finish(process, code=1)
-        content = (out / "plan.jsonl").read_bytes()
         words = " ".join([trace, *load, *SEED])
-        found[words] = hashlib.sha256(content).hexdigest()
+        found[words] = json.loads(shown.stdout)["plan_sha256"]
     return found
 
 

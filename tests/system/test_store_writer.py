@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url
 
 from proxy.store.address import Retention, sqlite_url
 from proxy.store.database import Database
-from proxy.store.writer import RecordWriter, WriterBounds
+from proxy.store.writer import BATCH_SECONDS, RecordWriter, WriterBounds
 from tests.support.databases import Postgres
 from tests.support.stored_records import stored
 
@@ -69,7 +69,7 @@ def test_while_the_database_is_away_records_wait(tmp_path: Path) -> None:
     assert state.last_error == "unable to open database file"
     assert waits == [0.5, 1.0, 2.0]  # each time longer
     folder.mkdir()
-    assert writer.turn() == 0.5
+    assert writer.turn() == BATCH_SECONDS
     assert writer.state().is_up
     assert writer.state().last_error is None
     assert rows_of(database) == [1, 2, 3]

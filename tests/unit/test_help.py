@@ -60,7 +60,16 @@ def test_a_page_has_an_example_and_fits_a_terminal(path: tuple[str, ...]) -> Non
     [
         (
             ("loadgen", "replay"),
-            ["Target", "Meter", "Load", "Request", "Measure", "Output", "Options"],
+            [
+                "Target",
+                "Meter",
+                "Load",
+                "Request",
+                "Measure",
+                "Output",
+                "Repeat",
+                "Options",
+            ],
         ),
         (("loadgen", "simulate"), ["Engine", "Sensor", "Server", "Options"]),
         (
@@ -72,6 +81,7 @@ def test_a_page_has_an_example_and_fits_a_terminal(path: tuple[str, ...]) -> Non
                 "Requests",
                 "Records",
                 "Limits",
+                "Limits of the admin port",
                 "Process",
                 "Options",
             ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from proxy.admin.limits import AdminLimits
 from proxy.process.options import settings_of
 from proxy.relay.config import RelayLimits
 from tests.support.paths import ROOT
@@ -37,7 +38,7 @@ def test_every_promise_names_tests_that_exist() -> None:
 
 def test_every_limit_is_told_with_its_default() -> None:
     told = {cells[0].strip("`"): cells[1].split()[0] for cells in rows_of("Limits")}
-    limits = settings_of(RelayLimits)
+    limits = [*settings_of(RelayLimits), *settings_of(AdminLimits)]
     defaults = {f"--{limit.name}": f"{limit.default:g}" for limit in limits}
     assert {option: f"{float(value):g}" for option, value in told.items()} == defaults
 

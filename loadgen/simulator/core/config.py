@@ -74,8 +74,14 @@ class EngineConfig:
         Option("Watts per GPU.", "W", name="power-cap", default_is="its TDP"),
     ] = None
     """Per GPU; None: the GPU's own limit. A step that would exceed it takes longer."""
-    step_overhead_seconds: float = 0.0008
-    """Assumed: scheduling, sampling and kernel launches of every step."""
+    step_overhead_seconds: Annotated[
+        float,
+        Option("Scheduling, sampling and kernel launches of every step.", "S"),
+    ] = 0.0008
+    """Assumed: of an engine that replays CUDA graphs."""
+    weight_bits: Annotated[
+        int, Option("Bits of a weight: 16, 8 or 4; the products stay bf16.", "N")
+    ] = 16
     layer_sync_seconds: float = 0.000012
     """Assumed: the two all-reduces of a layer, with more than one GPU."""
     track_truth: bool = True
@@ -88,6 +94,12 @@ class EngineConfig:
             if getattr(self, name) < 1:
                 value = getattr(self, name)
                 raise UsageError(f"{name} is {value}, expected at least 1")
+        if self.weight_bits not in (4, 8, 16):
+            raise UsageError(f"weight_bits is {self.weight_bits}, expected 16, 8 or 4")
+        if not 0 <= self.step_overhead_seconds < 10:
+            raise UsageError(
+                f"step_overhead is {self.step_overhead_seconds:g} s, expected 0 to 10"
+            )
         if self.permutations < 2 or self.permutations % 2:
             raise UsageError(
                 f"permutations is {self.permutations}, expected an even number from 2"
@@ -100,7 +112,7 @@ class EngineConfig:
             )
         if self.capacity_blocks < 2:
             raise UsageError(
-                f"{self.model.name} has {self.model.weight_bytes / 1e9:.0f} GB of "
+                f"{self.model.name} has {self.weight_bytes / 1e9:.0f} GB of "
                 f"weights and does not fit {self.n_gpus} x {self.gpu.name} "
                 f"({self.gpu.memory_bytes / 1e9:.0f} GB each); use more GPUs"
             )
@@ -113,12 +125,17 @@ class EngineConfig:
         return self.gpu.limit_watts or self.gpu.tdp_watts
 
     @property
+    def weight_bytes(self) -> float:
+        """Read once per step, whatever the batch."""
+        return self.model.parameters * self.weight_bits / 8
+
+    @property
     def capacity_blocks(self) -> int:
         """KV cache blocks of the whole group."""
         if self.kv_blocks is not None:
             return self.kv_blocks
         usable = self.gpu.memory_bytes * self.memory_fraction - self.reserve_bytes
-        free = usable * self.n_gpus - self.model.weight_bytes
+        free = usable * self.n_gpus - self.weight_bytes
         return int(free // (self.model.kv_bytes_per_token * BLOCK_TOKENS))
 
     @property

@@ -1,9 +1,7 @@
 """GPUs and models the simulator knows: published figures, and stated assumptions.
 
-Published: dense peak, memory bandwidth and size, board power, model shape. Each
-is the vendor's data sheet figure for bf16 *without* structured sparsity (data
-sheets print the doubled figure first: 312 of 624 TFLOPS for the A100, 989 of 1,979
-for the H100 and H200, 154.8 of 309.7 for the RTX A6000). Assumed, because no
+Published: dense peak, memory bandwidth and size, board power, model shape, from
+`loadgen.analysis.datasheets`, which has their sources. Assumed, because no
 data sheet has them: the reachable fractions of the peaks, the idle watts with
 weights resident, and the energy per operation. The last is not set by hand but
 follows from two load points, see `Gpu.joules_per_flop` and `joules_per_byte`.
@@ -12,6 +10,9 @@ follows from two load points, see `Gpu.joules_per_flop` and `joules_per_byte`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from loadgen.analysis.datasheets import GPU_SHEETS, MODEL_SHEETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,6 @@ class Model:
     bytes_per_value: int = 2
 
     @property
-    def weight_bytes(self) -> float:
-        """Read once per step, whatever the batch."""
-        return self.parameters * self.bytes_per_value
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size * self.bytes_per_value
@@ -97,38 +93,54 @@ class Model:
         return 4.0 * self.layers * self.hidden_size
 
 
+def _gpu(sheet: str, idle_watts: float, **more: Any) -> Gpu:
+    """A board by its data sheet, and what no data sheet has."""
+    known = GPU_SHEETS[sheet]
+    facts: dict[str, Any] = {
+        "name": known.name,
+        "peak_flops": known.dense_flops,
+        "memory_bytes_per_second": known.memory_bytes_per_second,
+        "memory_bytes": known.memory_bytes,
+        "tdp_watts": known.tdp_watts,
+    }
+    return Gpu(**(facts | more), idle_watts=idle_watts)
+
+
 GPUS: dict[str, Gpu] = {
-    # NVIDIA A100 80GB data sheet: 312 TFLOPS, 2,039 / 1,935 GB/s, 400 / 300 W.
-    "a100-sxm": Gpu(
-        "NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 80e9, 400, 65,
-        sm_clock_hertz=1.41e9, memory_clock_hertz=1.593e9,
+    "a100-sxm": _gpu("a100-sxm", 65, sm_clock_hertz=1.41e9, memory_clock_hertz=1.593e9),
+    "a100-pcie": _gpu(
+        "a100-pcie", 60, sm_clock_hertz=1.41e9, memory_clock_hertz=1.512e9
     ),
-    "a100-pcie": Gpu(
-        "NVIDIA A100 80GB PCIe", 312e12, 1935e9, 80e9, 300, 60,
-        sm_clock_hertz=1.41e9, memory_clock_hertz=1.512e9,
-    ),
-    # NVIDIA H100 data sheet, SXM column: 1,979 sparse, 3.35 TB/s, up to 700 W.
-    "h100": Gpu("NVIDIA H100 80GB HBM3", 989.4e12, 3350e9, 80e9, 700, 110),
-    # NVIDIA H200 data sheet, SXM column: the H100's die, 4.8 TB/s and 141 GB.
-    "h200": Gpu(
-        "NVIDIA H200", 989.4e12, 4800e9, 141e9, 700, 120, memory_clock_hertz=3.201e9
-    ),
+    "h100": _gpu("h100", 110),
+    "h200": _gpu("h200", 120, memory_clock_hertz=3.201e9),
     # The same H100 behind a power limit that somebody set: it throttles under load.
-    "h100-350w": Gpu(
-        "NVIDIA H100 80GB HBM3 (limited to 350 W)", 989.4e12, 3350e9, 80e9, 700, 110,
-        limit_watts=350,
+    "h100-350w": _gpu(
+        "h100", 110, name="NVIDIA H100 80GB HBM3 (limited to 350 W)", limit_watts=350
     ),
-    # NVIDIA RTX A6000 data sheet and GA102 white paper: 154.8 dense, GDDR6.
-    "a6000": Gpu(
-        "NVIDIA RTX A6000", 154.8e12, 768e9, 48e9, 300, 40,
-        sm_clock_hertz=1.8e9, memory_clock_hertz=8.001e9,
+    "a6000": _gpu("a6000", 40, sm_clock_hertz=1.8e9, memory_clock_hertz=8.001e9),
+    # A node without accelerators, metered as one board. Per socket: 56 cores at 2.0 GHz
+    # with 1,024 bf16 operations a cycle (AMX), 8 channels of DDR5-4800, 350 W. Its idle
+    # power and 512 GB of memory are assumed.
+    "xeon-2s": Gpu(
+        "2 x Intel Xeon Platinum 8480+", 229.4e12, 614.4e9, 512e9, 700, 200,
+        sm_clock_hertz=2.0e9, memory_clock_hertz=2.4e9,
     ),
 }  # fmt: skip
 
+
+def _model(name: str, kv_heads: int, head_size: int, context_tokens: int) -> Model:
+    known = MODEL_SHEETS[name]
+    assert known.layers is not None
+    assert known.hidden_size is not None
+    return Model(
+        name, known.parameters, known.layers, known.hidden_size, kv_heads, head_size,
+        context_tokens,
+    )  # fmt: skip
+
+
 MODELS: dict[str, Model] = {
-    # meta-llama model cards and config.json; parameters counted from the shapes.
-    "llama-3.1-8b": Model("llama-3.1-8b", 8.03e9, 32, 4096, 8, 128, 131_072),
-    "llama-3.1-70b": Model("llama-3.1-70b", 70.6e9, 80, 8192, 8, 128, 131_072),
+    "llama-3.1-8b": _model("llama-3.1-8b", 8, 128, 131_072),
+    "llama-3.1-70b": _model("llama-3.1-70b", 8, 128, 131_072),
 }
 
 PRESETS: dict[str, tuple[str, str, int]] = {

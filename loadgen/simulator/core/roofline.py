@@ -84,7 +84,7 @@ def roofline(config: EngineConfig) -> Roofline:
         flops_per_token=model.flops_per_token,
         attention_flops_per_pair=model.attention_flops_per_pair,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        weight_bytes=model.weight_bytes,
+        weight_bytes=config.weight_bytes,
         flops_per_second=gpu.peak_flops * gpu.compute_efficiency * count,
         bytes_per_second=gpu.memory_bytes_per_second * gpu.memory_efficiency * count,
         joules_per_flop=gpu.joules_per_flop,

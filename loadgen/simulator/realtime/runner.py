@@ -31,6 +31,8 @@ from loadgen.simulator.wire import EngineMetrics, Gauges, Generation
 
 TRUTHS_KEPT = 100_000
 CLOCK_PAIRS = 5
+BARE_FRACTION = 0.6
+"""Assumed: what a board with no weights draws, as part of its loaded idle power."""
 CURVE_SECONDS = 60.0
 """History of the power curve: more than any sensor looks back."""
 
@@ -118,6 +120,8 @@ class Runner:
         fail_every: int = 0,
     ) -> None:
         now_seconds = time.monotonic()
+        self._started_seconds = now_seconds
+        self._bare_watts = BARE_FRACTION * config.gpu.idle_watts
         self.engine = EngineSimulator(config)
         self.engine.clock_seconds = now_seconds
         self.unix_offset_seconds = unix_offset_seconds()
@@ -213,6 +217,14 @@ class Runner:
         """The reading of each GPU now."""
         now_seconds = time.monotonic()
         return [sensor.read(now_seconds) for sensor in self.sensors]
+
+    def idle_readings(self, boards: int) -> list[SensorReading]:
+        """Readings of boards that the engine does not use, at bare idle."""
+        now_seconds = time.monotonic()
+        watts = self._bare_watts
+        seconds = now_seconds - self._started_seconds
+        joules = round(watts * seconds, 3)
+        return [SensorReading(joules, watts, now_seconds)] * boards
 
     def board_reading(self) -> BoardReading:
         """How each GPU works now."""

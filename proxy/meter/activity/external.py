@@ -23,6 +23,10 @@ from proxy.wire.facts import EngineGauges, RequestFacts
 FLIGHT_SECONDS = 0.1
 """An engine counts a token, and the proxy reads it, within this of each other."""
 
+STALL_SECONDS = 1.0
+"""A proxy may come to read so late: what it reads first after a scrape the engine may
+have counted before. Known only so long after the scrape."""
+
 UNSURE_PART = 0.02
 """Own tokens may be counted otherwise by so much: an end token, a template."""
 
@@ -133,6 +137,11 @@ class Scrape:
         return FLIGHT_SECONDS + self.spread_seconds
 
     @property
+    def known_seconds(self) -> float:
+        """When all own tokens that the engine had counted by then have been read."""
+        return self.at_seconds + self.flight_seconds + STALL_SECONDS
+
+    @property
     def has_tokens(self) -> bool:
         """Whether both counters are told."""
         gauges = self.gauges
@@ -156,14 +165,29 @@ class OwnTokens:
         low, high = np.searchsorted(self.seconds, (start_seconds, end_seconds), "right")
         return float(self.tokens[low:high].sum())
 
-    def slack(self, at_seconds: float, flight_seconds: float) -> float:
-        """How many may be on the other side of an instant."""
-        after = self.between(at_seconds, at_seconds + flight_seconds)
+    def slack(
+        self, at_seconds: float, flight_seconds: float, stall_seconds: float
+    ) -> float:
+        """How many may be on the other side of an instant.
+
+        The next read may hold what came while the proxy was stalled, if it is no later
+        than `stall_seconds` after the instant.
+        """
+        next_seconds = self._next_after(at_seconds, stall_seconds)
+        after = self.between(at_seconds, next_seconds + flight_seconds)
         before = self.between(at_seconds - flight_seconds, at_seconds)
         is_around = (self.spans[:, 0] - flight_seconds <= at_seconds) & (
             at_seconds <= self.spans[:, 1] + flight_seconds
         )
         return max(after, before) + float(self.spans[is_around, 2].sum())
+
+    def _next_after(self, at_seconds: float, stall_seconds: float) -> float:
+        """When the next ones were read; the instant itself where that is later."""
+        place = int(np.searchsorted(self.seconds, at_seconds, "right"))
+        if place == len(self.seconds):
+            return at_seconds
+        found = float(self.seconds[place])
+        return found if found <= at_seconds + stall_seconds else at_seconds
 
     def unsure_between(self, start_seconds: float, end_seconds: float) -> float:
         """How many may be counted otherwise."""
@@ -268,13 +292,18 @@ class WorkLog:
         place = bisect_left(self._scrapes, at_seconds, key=attrgetter("at_seconds"))
         return self._scrapes[place] if place < len(self._scrapes) else None
 
-    def compare(self, prompts: OwnTokens, outputs: OwnTokens) -> Found | None:
-        """The next pair beside the own tokens; None where it tells nothing."""
+    def compare(
+        self, prompts: OwnTokens, outputs: OwnTokens, stall_seconds: float = 0.0
+    ) -> Found | None:
+        """The next pair beside the own tokens; None where it tells nothing.
+
+        `stall_seconds` is for how long after the scrape the own tokens are known.
+        """
         scrape = self.next_scrape()
         assert scrape is not None
         at_seconds = scrape.at_seconds
         slacks = [
-            own.slack(at_seconds, scrape.flight_seconds) + UNSURE_TOKENS
+            own.slack(at_seconds, scrape.flight_seconds, stall_seconds) + UNSURE_TOKENS
             for own in (prompts, outputs)
         ]
         if not self._is_begun:

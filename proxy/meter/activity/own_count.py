@@ -88,11 +88,12 @@ class OwnCount:
     ) -> Count:
         """All that is known now, settled or not."""
         low = int(np.searchsorted(steps.seconds, settled_seconds, side="right"))
-        later = np.array(log.seconds) > settled_seconds
+        table = log.table()
+        later = table[table[:, 0] > settled_seconds]
         live = _reads(
-            np.concatenate((steps.seconds[low:], np.array(log.seconds)[later])),
-            np.concatenate((steps.keys[low:], np.array(log.keys, np.int64)[later])),
-            np.concatenate((steps.tokens[low:], np.array(log.tokens)[later])),
+            np.concatenate((steps.seconds[low:], later[:, 0])),
+            np.concatenate((steps.keys[low:], later[:, 1].astype(np.int64))),
+            np.concatenate((steps.tokens[low:], later[:, 2])),
             requests,
         )
         prompts = _Columns(

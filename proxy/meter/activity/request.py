@@ -6,48 +6,67 @@ the count of the events once the engine's own is known.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update
 from proxy.wire.token_count import TokenCount
 
 
 class TokenLog:
-    """Every read that bore tokens, of all requests, as compact columns.
+    """Every read that bore tokens, of all requests: stamp, key, tokens, and how many
+    the request had received before.
 
-    `before` is how many tokens the request had received before that read.
-    Rows arrive in any order; a `StepBook` takes them over. Each column has its own
-    `add_*`, as a call more for every token costs a tenth of reading it: a row is one
-    call of each.
+    Rows arrive in any order; a `StepBook` takes them over. They are one flat list, as
+    a read then is one call of `add_row`, which takes the four as a tuple: a call for
+    each column, or an array to write to, costs twice as much with every token.
     """
 
-    __slots__ = (
-        "add_before", "add_key", "add_seconds", "add_tokens",
-        "before", "keys", "seconds", "tokens",
-    )  # fmt: skip
+    __slots__ = ("_cells", "add_row")
 
     def __init__(self) -> None:
-        self.seconds = array("d")
-        self.keys = array("q")
-        self.tokens = array("d")
-        self.before = array("d")
-        self.add_seconds = self.seconds.append
-        self.add_key = self.keys.append
-        self.add_tokens = self.tokens.append
-        self.add_before = self.before.append
+        self._cells: list[float] = []
+        self.add_row = self._cells.extend
 
     def add(self, seconds: float, key: int, tokens: float, before: float) -> None:
         """One read of one request."""
-        self.seconds.append(seconds)
-        self.keys.append(key)
-        self.tokens.append(tokens)
-        self.before.append(before)
+        self.add_row((seconds, key, tokens, before))
+
+    def table(self) -> NDArray[np.float64]:
+        """All rows, shape (reads, 4)."""
+        cells = self._cells
+        return np.fromiter(cells, np.float64, len(cells)).reshape(-1, 4)
+
+    def take(self, until_seconds: float) -> NDArray[np.float64]:
+        """The rows stamped up to an instant, which are here no more."""
+        table = self.table()
+        is_due = table[:, 0] <= until_seconds
+        self.clear()
+        if is_due.all():
+            return table
+        self.add_row(table[~is_due].ravel().tolist())
+        return np.asarray(table[is_due], np.float64)
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Stamp of every read."""
+        return self.table()[:, 0]
+
+    @property
+    def tokens(self) -> NDArray[np.float64]:
+        """Tokens of every read."""
+        return self.table()[:, 2]
+
+    @property
+    def before(self) -> NDArray[np.float64]:
+        """Tokens that the request had before every read."""
+        return self.table()[:, 3]
 
     def clear(self) -> None:
         """Forget all rows."""
-        for column in (self.seconds, self.keys, self.tokens, self.before):
-            del column[:]
+        del self._cells[:]
 
 
 INFINITY = float("inf")
@@ -152,10 +171,7 @@ class RequestTimeline(TokenCount):
                 self.has_late_facts = True
         tokens = self.counted_tokens - before
         if tokens > 0:
-            log.add_seconds(at_seconds)
-            log.add_key(self.key)
-            log.add_tokens(tokens)
-            log.add_before(before)
+            log.add_row((at_seconds, self.key, tokens, before))
             last = self.last_token_seconds
             if last is None or first is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds

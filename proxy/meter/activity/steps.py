@@ -158,22 +158,8 @@ def _cuts(seconds: FloatArray, is_new: BoolArray, goes_on: bool) -> BoolArray:
 
 def _sorted_rows(log: TokenLog, until_seconds: float) -> Rows:
     """Take the log's rows up to an instant, by stamp, then request, then count."""
-    seconds = np.array(log.seconds, np.float64)
-    keys = np.array(log.keys, np.int64)
-    tokens = np.array(log.tokens, np.float64)
-    before = np.array(log.before, np.float64)
-    is_due = seconds <= until_seconds
-    later = np.flatnonzero(~is_due)
-    for column, values in (
-        ("seconds", seconds),
-        ("keys", keys),
-        ("tokens", tokens),
-        ("before", before),
-    ):
-        rest = getattr(log, column)
-        del rest[:]
-        rest.extend(values[later].tolist())
-    rows = seconds[is_due], keys[is_due], tokens[is_due], before[is_due]
+    seconds, keys, tokens, before = np.ascontiguousarray(log.take(until_seconds).T)
+    rows = seconds, keys.astype(np.int64), tokens, before
     return rows if _is_sorted(*rows[:2]) else _sorted(rows)
 
 

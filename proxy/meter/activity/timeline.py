@@ -36,6 +36,7 @@ from proxy.meter.activity.engine_load import (
 )
 from proxy.meter.activity.external import (
     CONTEXT_TOKENS,
+    STALL_SECONDS,
     WORK_KEY,
     ExternalWork,
     Found,
@@ -73,6 +74,7 @@ from proxy.meter.activity.unstreamed import (
     spread_so_far,
     spread_unstreamed,
 )
+from proxy.meter.lateness import Lateness
 from proxy.wire.events import (
     EngineObserved,
     RequestClosed,
@@ -121,6 +123,7 @@ class EngineTimeline:
         self.gauges = GaugeLog()
         self.unmetered = Unmetered()
         self.speculation = SpeculationLog()
+        self.lateness = Lateness()
         self.log = TokenLog()
         self._book = StepBook()
         self._starts: FloatArray = np.empty(0)
@@ -137,6 +140,9 @@ class EngineTimeline:
         self._counted_from_seconds = math.inf
         """Since then all scrapes were compared, and told something."""
         self._requests: dict[int, RequestTimeline] = {}
+        self._last_key = -1
+        self._is_in_order = True
+        """Their keys have risen so far, as keys do."""
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for, for a while."""
@@ -157,6 +163,8 @@ class EngineTimeline:
             timeline.patience_seconds = LATE_HITS_SECONDS
         self._opened_seconds = max(self._opened_seconds, event.at_seconds)
         self._requests[event.key] = timeline
+        self._is_in_order = self._is_in_order and event.key > self._last_key
+        self._last_key = event.key
         self.open_requests += 1
         return timeline
 
@@ -254,7 +262,10 @@ class EngineTimeline:
 
     def requests(self) -> list[RequestTimeline]:
         """All that have not left, in order of keys."""
-        return sorted(self._requests.values(), key=attrgetter("key"))
+        requests = list(self._requests.values())
+        if not self._is_in_order:
+            requests.sort(key=attrgetter("key"))
+        return requests
 
     def is_known(
         self, timeline: RequestTimeline, start_seconds: float, end_seconds: float
@@ -293,7 +304,8 @@ class EngineTimeline:
                     and last is not None
                     and last >= end_seconds
                     and first <= until_seconds
-                    and timeline.is_exact_so_far
+                    and timeline.has_running_usage  # as in `is_exact_so_far`
+                    and timeline.prompt_tokens is not None
                     and not (start_seconds < first and self._awaits_facts(timeline))
                 )
             if not is_known:
@@ -352,7 +364,7 @@ class EngineTimeline:
             self.settled_seconds = end_seconds
             self._placement.forget(end_seconds)
             while (scrape := self._work.next_scrape()) is not None:
-                if scrape.at_seconds + scrape.flight_seconds > end_seconds:
+                if scrape.known_seconds > end_seconds:
                     break
                 self._compare(is_in_time=False)
         return self._book.steps, self._starts
@@ -639,7 +651,9 @@ class EngineTimeline:
         )
         was_hidden = self._cache.is_hidden(before_seconds)
         rises = self._work.prompt_rises()
-        found = self._work.compare(count.prompts, count.outputs)
+        # news that cannot wait is taken as it is: no stall can be told yet
+        stall_seconds = 0.0 if is_in_time else STALL_SECONDS
+        found = self._work.compare(count.prompts, count.outputs, stall_seconds)
         if rises is not None:
             span = before_seconds, scrape.at_seconds
             self._look_for_cache(span, *rises, was_hidden)
@@ -743,7 +757,13 @@ class EngineTimeline:
 
     def _absorb_until(self, at_seconds: float) -> None:
         if self._book.absorb(self.log, at_seconds):
-            present = self.requests()
+            # who came before the first of these steps was there when it began
+            floor_seconds = self._book.steps.floor_seconds[0]
+            present = [
+                timeline
+                for timeline in self.requests()
+                if timeline.arrived_seconds > floor_seconds
+            ]
             self._starts = step_starts(
                 self._book.steps,
                 np.array([timeline.key for timeline in present], np.int64),
@@ -764,11 +784,13 @@ class EngineTimeline:
         step = int(ends.searchsorted(until_seconds))
         if step < len(ends) and ends[step] <= self.until_seconds:
             until_seconds = float(ends[step])
-        present = {timeline.key for timeline in among}
+        present: set[int] = set()
         due: list[RequestTimeline] = []
         is_in_order = True
         for _, timeline in self._completed(until_seconds):
-            is_in_order = is_in_order and self._has_facts(timeline)
+            if is_in_order and not self._has_facts(timeline):
+                is_in_order = False
+                present = {timeline.key for timeline in among}
             if is_in_order or timeline.key in present:
                 self._hold_back(timeline)
                 due.append(timeline)

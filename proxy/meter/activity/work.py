@@ -7,12 +7,13 @@ a step is spread evenly over the step's duration, so an interval may be cut anyw
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from proxy.meter.activity.external import ExternalWork
+from proxy.meter.activity.external import WORK_KEY, ExternalWork
 from proxy.meter.activity.request import INFINITY, RequestTimeline
 from proxy.meter.activity.shares import (
     MIXED,
@@ -71,26 +72,19 @@ def population_of(
     Those `let_in` have no place yet and count as running since they arrived.
     Prefill rows and stalls that end by `since_seconds` are left out.
     """
-    rows = [
-        (position, start, end, tokens)
-        for position, request in enumerate(requests)
-        for start, end, tokens in request.prefill_rows
-        if end > since_seconds
-    ]
-    table = np.array(rows, np.float64).reshape(len(rows), 4)
-    stalls = np.array(
-        [
-            (position, began, ended)
-            for position, request in enumerate(requests)
-            if request.stalls
-            for began, ended in request.stalls
-            if ended > since_seconds
-        ],
-        np.float64,
-    ).reshape(-1, 3)
-    keys = [request.key for request in requests]
+    rows: list[float] = []
+    stalls: list[float] = []
     cells: list[float] = []
-    for key, request in zip(keys, requests, strict=True):
+    keys: list[int] = []
+    for position, request in enumerate(requests):  # in one loop: there are many
+        key = request.key
+        keys.append(key)
+        for start, end, tokens in request.prefill_rows:
+            if end > since_seconds:
+                rows += (position, start, end, tokens)
+        for start, end in request.stalls:
+            if end > since_seconds:
+                stalls += (position, start, end)
         is_open = request.closed_seconds is None
         scheduled = request.scheduled_seconds
         first = request.first_token_seconds
@@ -106,11 +100,13 @@ def population_of(
             1.0 if is_open else request.token_scale,
             request.sequences,
         )
+    table = np.array(rows, np.float64).reshape(-1, 4)
+    stalled = np.array(stalls, np.float64).reshape(-1, 3)
     columns = np.array(cells, np.float64).reshape(len(requests), 8)
     output = [
         (position, *row)
-        for position, request in enumerate(requests)
-        if isinstance(request, ExternalWork)
+        for position in range(bisect_left(keys, WORK_KEY), len(keys))
+        if isinstance(request := requests[position], ExternalWork)
         for row in request.output_rows
     ]
     unseen = np.array(output, np.float64).reshape(len(output), 5)
@@ -127,8 +123,8 @@ def population_of(
         row_request=table[:, 0].astype(np.int64),
         row_seconds=table[:, 1:3],
         row_tokens=table[:, 3],
-        stall_request=stalls[:, 0].astype(np.int64),
-        stall_seconds=stalls[:, 1:3],
+        stall_request=stalled[:, 0].astype(np.int64),
+        stall_seconds=stalled[:, 1:3],
         work_request=unseen[:, 0].astype(np.int64),
         work_rows=unseen[:, 1:],
     )

@@ -31,6 +31,7 @@ from proxy.meter.attribution.policies import (
     FloatArray,
     Policy,
     attribute,
+    both,
     by_running_time,
 )
 from proxy.meter.curve import Window
@@ -174,14 +175,14 @@ def divide(
     if not (activity.prefill_seconds + activity.decode_seconds).any():
         unseen = by_work + by_time
         return _all_idle(spans, len(policies), len(population.keys) - unseen, unseen)
-    plain = attribute(shared, activity, by_running_time).sum(axis=1)
+    plain = both(attribute(shared, activity, by_running_time))
     known = len(plain) - by_time
     own = known - by_work
     theirs = max(shared - float(plain[known:].sum()), 0.0)
     among_known = partial(_among_first, known, idle_policy)
-    shares = attribute(theirs, activity, among_known).sum(axis=1)
+    shares = both(attribute(theirs, activity, among_known))
     shares[known:] = plain[known:]
-    seconds = by_running_time(activity).sum(axis=1)
+    seconds = both(by_running_time(activity))
     parts = seconds[known:] / seconds.sum()
     left = max(caused - caused * float(seconds[known:].sum() / seconds.sum()), 0.0)
     charged = np.stack(
@@ -190,7 +191,7 @@ def divide(
             for policy in policies
         ]
     )
-    worked = charged[headline, own:known].sum(axis=1)
+    worked = both(charged[headline, own:known])
     return Division(
         idle,
         shares[:own],

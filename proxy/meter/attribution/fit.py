@@ -29,7 +29,6 @@ from proxy.meter.attribution.forms import (
     PRIOR,
     USUAL,
     Form,
-    nonnegative_least_squares,
 )
 from proxy.meter.attribution.policies import (
     FEATURES,
@@ -40,6 +39,7 @@ from proxy.meter.attribution.policies import (
     by_calibration,
     features_of,
 )
+from proxy.process.least_squares import nonnegative_least_squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,8 @@ class Learnt:
     @classmethod
     def of(cls, activity: Activity) -> Learnt:
         """What all requests did, and how differently."""
-        work = features_of(activity).sum(axis=1)
+        work = features_of(activity)
+        work = work[:, 0] + work[:, 1]
         return cls(work.sum(axis=0), spread_of(work))
 
     @classmethod
@@ -322,9 +323,7 @@ class CalibrationState:
     @property
     def doubt(self) -> Doubt | None:
         """The first of all reasons not to trust them."""
-        none = Doubt("rows", "no load was measured yet")
-        fit = none if self.fit is None else self.fit.doubt
-        return self.outside or fit or self.evidence.doubt
+        return _first_doubt(self.outside, self.fit, self.evidence)
 
     @property
     def form_errors(self) -> dict[str, float]:
@@ -335,6 +334,13 @@ class CalibrationState:
         missed = np.sqrt(trials.errors / trials.rows)
         mean = trials.joules / trials.rows
         return dict(zip(FORMS, (missed / mean).tolist(), strict=True))
+
+
+def _first_doubt(
+    outside: Doubt | None, fit: Fit | None, evidence: Evidence
+) -> Doubt | None:
+    none = Doubt("rows", "no load was measured yet")
+    return outside or (none if fit is None else fit.doubt) or evidence.doubt
 
 
 class Calibration:
@@ -403,6 +409,11 @@ class Calibration:
             self.evidence,
             self.lag_seconds,
         )
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """The first of all reasons not to trust the constants, as in `state`."""
+        return _first_doubt(self._outside(), self.fit, self.evidence)
 
     def _outside(self) -> Doubt | None:
         """Why nothing learnt is trusted now, whatever the fit says."""

@@ -2,13 +2,17 @@
 
 Rule: the width comes from what this run's own sensor showed. The cost model predicts
 every window from constants learnt before it; by how much the sensor differs is the
-error of all requests of the window together. Divided by the root of the sum of their
-squares it is the error of one request, as far as errors of requests have nothing to do
-with each other. So work that is hidden, misplaced or priced wrongly widens the interval
-of every request, though nobody knows which. Added to it, for each request alone:
+error of all requests of the window together, and from it follows that of one. Errors
+of requests that have nothing to do with each other (where a prompt was computed) add
+up as the root of the sum of their squares, those that all have in common (what a token
+costs) as their sum, and most of what they have in common the division takes out again:
+see `CORRELATION`. The newest residuals count most, as constants are learnt meanwhile.
+So work that is hidden, misplaced or priced wrongly widens the interval of every
+request, though nobody knows which. Added to it, for each request alone:
 
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
+- the stamps of its first and last token, late by as much as the loop stood still;
 - its part of what was charged to others than the proxy's requests;
 - its prompt, where what of it was cached had to be inferred;
 - how far its joules moved when the constants were fitted: a load of ever the same mix
@@ -42,12 +46,16 @@ _DEVIATIONS = _NORMAL.inv_cdf((1 + LEVEL) / 2)
 SIZE_EXPONENT = 0.75
 """A request's error grows with its joules to this power: 0.7 to 0.9 in nearly all
 calibration runs; large ones are a sum of parts whose errors cancel."""
-RESIDUAL_WEIGHT = 0.5
+RESIDUAL_WEIGHT = 0.4
 """Of the squared residual of its own windows, in the square of the half width."""
-SPREAD_FACTOR = 1.1
-"""Half width by residual scale: tails of requests are longer than those of windows."""
-EXTERNAL_FRACTION = 0.3
+CORRELATION = 0.1
+"""Of the errors of two requests: a window of N alike is missed by sqrt(N) times the
+error of one where they have nothing in common, by N times where all is."""
+EXTERNAL_FRACTION = 0.2
 """Half width of the joules charged to others."""
+UNWATCHED_DOUBT = 1.5
+"""Errors of requests to an engine whose gauges were not seen, by those of others: a
+load past the proxy that is always there looks like higher constants."""
 INFERRED_FRACTION = 0.4
 """Half width of a prompt's joules where the engine tells only how much of all prompts
 it had cached: the sums are right, so residuals hardly show whose was."""
@@ -61,11 +69,16 @@ meter had to guess, by those of streams that were seen."""
 ROW_SECONDS = 2.0
 """Residuals are added up so far, as rows of the fit are: tokens read late move work
 from one window to the next, and that is no error of a request."""
+ROW_KEEP = 0.7
+"""Weight of a row by that of the next: half of it is of the newest four seconds of
+load. Errors are largest while neither the engine's speed nor its constants are known,
+and old ones would widen the intervals of what comes once they are."""
 MAX_ROWS = 25
-"""The newest so many: a minute of load."""
-FIRST_ROWS = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""Taken for rows until the first were seen: errors of a run's first ten seconds, when
-neither the engine's speed nor its constants are known."""
+"""The newest so many: a minute of load. Their median is the least, as a few rows may
+fit by chance."""
+FIRST_ROWS = (0.1, 0.2)
+"""Taken for rows, together with the weight of one, until others were seen: errors of
+a run's first seconds."""
 LEVEL_KEEP = 0.9
 """Of the model's level per window: clocks and temperature move all requests alike."""
 MEAN_KEEP = 0.95
@@ -95,7 +108,7 @@ class _Residuals:
         return residual
 
     def end_row(self, size_joules: float) -> None:
-        """`size_joules` is the root of the sum of the requests' squared sizes."""
+        """`size_joules` is what the row is missed by if each request is by its size."""
         if size_joules > 0:
             self.rows.append(abs(self.row_joules) / size_joules)
             self._scale = None
@@ -105,9 +118,24 @@ class _Residuals:
     def scale(self) -> float:
         """Standard deviation of a typical request's relative error."""
         if self._scale is None:
-            made_up = FIRST_ROWS[len(self.rows) // 2 :]
-            self._scale = float(np.quantile([*self.rows, *made_up], 0.68))
+            count = len(self.rows)
+            weights = ROW_KEEP ** np.arange(count - 1.0, -1.0, -1.0)
+            first = np.full(len(FIRST_ROWS), ROW_KEEP**count / len(FIRST_ROWS))
+            newest = _weighted_quantile(
+                np.array([*self.rows, *FIRST_ROWS]), np.append(weights, first), 0.68
+            )
+            least = float(np.median(self.rows)) if count else 0.0
+            self._scale = max(newest, least)
         return self._scale
+
+
+def _weighted_quantile(
+    values: FloatArray, weights: FloatArray, quantile: float
+) -> float:
+    """Interpolated between the middles of the values' weights."""
+    order = np.argsort(values)
+    middles = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(quantile, middles / weights.sum(), values[order]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +157,7 @@ class ErrorTracker:
         self._sizes: list[FloatArray] = []
         self._joules: list[FloatArray] = []
         self._seconds = 0.0
+        self._external_joules = 0.0
         self._typical_joules = 0.0
 
     def learn(
@@ -140,11 +169,13 @@ class ErrorTracker:
         keys: Sequence[int] | IntArray,
         joules: FloatArray,
         doubts: FloatArray,
+        external_joules: float = 0.0,
     ) -> Mapping[str, float]:
         """A window was settled; what every model's prediction was off by.
 
         `predicted` are joules by model; `keys`, the active `joules` and the relative
-        `doubts` are of all requests in it, shape (requests,).
+        `doubts` are of all requests in it, shape (requests,). What was charged to
+        others is one more, as large as `external_joules`.
         """
         found: dict[str, float] = {}
         for model, said in predicted.items():
@@ -153,6 +184,7 @@ class ErrorTracker:
         self._keys.append(np.asarray(keys, np.int64))
         self._joules.append(joules)
         self._sizes.append(doubts)
+        self._external_joules += external_joules
         self._seconds += seconds
         if self._seconds >= ROW_SECONDS - 1e-6:
             self._end_row()
@@ -161,11 +193,10 @@ class ErrorTracker:
     def scale(self, model: str) -> ErrorScale:
         """Of errors under one model."""
         residuals = self._models.get(model) or _Residuals()
-        half = SPREAD_FACTOR * _DEVIATIONS * residuals.scale
-        return ErrorScale(half, self._typical_joules)
+        return ErrorScale(_DEVIATIONS * residuals.scale, self._typical_joules)
 
     def _end_row(self) -> None:
-        """Add up the joules of each request, and the residuals by their squares."""
+        """Add up the joules of each request, and what they are missed by together."""
         _, places = np.unique(np.concatenate(self._keys), return_inverse=True)
         joules = np.bincount(places, np.concatenate(self._joules))
         doubt = np.zeros(len(joules))
@@ -179,23 +210,28 @@ class ErrorTracker:
             last = self._typical_joules or mean
             self._typical_joules = MEAN_KEEP * last + (1 - MEAN_KEEP) * mean
             typical = self._typical_joules
+            joules = np.append(joules, self._external_joules)
+            doubt = np.append(doubt, 1.0)
             sizes = doubt * typical * (joules / typical) ** SIZE_EXPONENT
-            root = float(np.sqrt((sizes**2).sum()))
+            alike, apart = float(sizes.sum()) ** 2, float((sizes**2).sum())
+            size = math.sqrt(CORRELATION * alike + (1 - CORRELATION) * apart)
         else:
-            root = 0.0
+            size = 0.0
+        self._external_joules = 0.0
         for residuals in self._models.values():
-            residuals.end_row(root)
+            residuals.end_row(size)
 
 
-SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE = range(7)
+SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE, LATE = range(8)
 """Columns of what is kept of a request, each a sum over its windows:
 
 joules that its neighbours in the window could have had in its place; its part of the
 residuals, signed; squares of its watts in its first and last window; its part of the
 joules charged to others; how far its joules differ from those by the constants that
 nobody fitted, signed; joules of a prompt whose cached part was inferred; active joules
-under the best model."""
-DOUBTS = 7
+under the best model; squares of its watts in its first and last window times how late
+their stamps are, J^2."""
+DOUBTS = 8
 
 
 def doubts_of(
@@ -210,13 +246,15 @@ def doubts_of(
     seconds: float,
     began: BoolArray,
     ended: BoolArray,
+    late_square: float = 0.0,
 ) -> FloatArray:
     """What a window adds to the doubts of its requests, shape (requests, DOUBTS).
 
     `joules` are active ones under the best model, `unfitted_joules` those before any
     constants were fitted, `inferred_joules` prompts' whose cached part is a guess,
     `doubts` relative; `began` and
-    `ended` tell for whom it was the first and the last window.
+    `ended` tell for whom it was the first and the last window. `late_square` is the
+    mean square of how late stamps in the window are, s^2.
     """
     found = np.zeros((len(joules), DOUBTS))
     total = float(inclusive_joules.sum()) + external_joules
@@ -230,6 +268,7 @@ def doubts_of(
     found[:, PULL] = part * residual_joules
     watts = part * total / seconds
     found[:, EDGES] = watts**2 * (began.astype(np.float64) + ended)
+    found[:, LATE] = found[:, EDGES] * late_square
     if external_joules > 0:
         own = max(total - external_joules, 1e-12)
         found[:, EXTERNAL] = inclusive_joules / own * external_joules
@@ -252,20 +291,22 @@ class Bounds:
 def bounds_of(
     energy_joules: float,
     active_joules: float,
-    doubts: FloatArray,
+    doubts: Sequence[float] | FloatArray,
     scale: ErrorScale,
     *,
     edge_seconds: float,
     sensor_fraction: float = 0.0,
+    is_watched: bool = True,
 ) -> Bounds:
     """The interval around what one request was charged.
 
     `doubts` is the sum of `doubts_of` over its windows. The idle share is divided as
     the caused joules are, so it is wrong by the same fraction. `sensor_fraction` is
     what the sensor's readings may be off by, half width by level: of all requests
-    alike, and no comparison of windows shows it.
+    alike, and no comparison of windows shows it. `is_watched` tells that the engine's
+    gauges were, so that nobody else can have run for long unseen.
     """
-    spread, pull, edges, external, form, inferred, best = doubts.tolist()
+    spread, pull, edges, external, form, inferred, best, late = doubts
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
     centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
@@ -278,8 +319,11 @@ def bounds_of(
         + (inclusive * FORM_FRACTION * form) ** 2
         + (inclusive * INFERRED_FRACTION * inferred) ** 2
         + (_DEVIATIONS * edge_seconds) ** 2 * edges
+        + _DEVIATIONS**2 * late
         + (EXTERNAL_FRACTION * external) ** 2
     )
+    if not is_watched:
+        half *= UNWATCHED_DOUBT
     below, above = _around(energy_joules - centre, half)
     sensor = sensor_fraction * energy_joules
     return Bounds(
@@ -338,36 +382,95 @@ class Evidence:
     is_cache_told: bool
     """The engine said how many prompt tokens it had cached, or that it had none of
     anybody's."""
+    is_cache_inferred: bool
+    """What was cached was worked out from the engine's counters of all prompts."""
+    is_seen: bool
+    """Its reply was streamed, and nothing of it had to be guessed."""
+    is_watched: bool
+    """The engine's gauges were."""
     is_alone: bool
-    """The engine's gauges were watched, and nobody else ran meanwhile."""
+    """They were, and nobody else ran meanwhile."""
     has_counter: bool
     """The sensor counts energy; averages of power smear it."""
-    is_fitted: bool
-    """The cost model's constants are this engine's, and trusted."""
+    distrust: str | None
+    """Why the constants of the cost model are not trusted, as `/calibration` names it;
+    None where they are."""
 
 
 NOTHING_KNOWN = Evidence(
-    is_cache_told=False, is_alone=False, has_counter=False, is_fitted=False
+    is_cache_told=False,
+    is_cache_inferred=False,
+    is_seen=False,
+    is_watched=False,
+    is_alone=False,
+    has_counter=False,
+    distrust="rows",
 )
 
 
-def grade_of(
+def grade_reasons(
     energy_joules: float, bounds: Bounds, timing: str, evidence: Evidence
-) -> str:
-    """How far the joules can be trusted: `good`, `fair` or `poor`.
+) -> tuple[str, ...]:
+    """Why the joules of a request are not `good`, in words of `GRADE_REASONS`.
 
     `good` needs a narrow interval and every piece of evidence. An interval can only
     be as wide as what the meter saw; the evidence is about what it could not.
     """
-    wider = max(bounds.high_joules - energy_joules, energy_joules - bounds.low_joules)
-    fraction = wider / energy_joules if energy_joules > 0 else 0.0
-    is_narrow = bounds.half_fraction <= GOOD_FRACTION and fraction <= GOOD_WITH_SENSOR
-    is_seen = (
-        evidence.is_cache_told
-        and evidence.is_alone
-        and evidence.has_counter
-        and evidence.is_fitted
-    )
-    if is_narrow and is_seen and timing != "unknown":
+    found: list[str] = []
+    if bounds.half_fraction > GOOD_FRACTION:
+        found.append("wide")
+    elif _wider(energy_joules, bounds) > GOOD_WITH_SENSOR:
+        found.append("sensor")
+    if timing == "unknown":
+        found.append("timing")
+    if not evidence.is_seen:
+        found.append("guessed")
+    if not evidence.is_cache_told:
+        is_inferred = evidence.is_cache_inferred
+        found.append("cache_inferred" if is_inferred else "cache_unknown")
+    if not evidence.is_watched:
+        found.append("unwatched")
+    elif not evidence.is_alone:
+        found.append("others")
+    if not evidence.has_counter:
+        found.append("no_counter")
+    if evidence.distrust is not None:
+        is_shared = evidence.distrust == "shared"
+        found.append("shared" if is_shared else "constants")
+    return tuple(found)
+
+
+GRADE_REASONS = {
+    "wide": "the interval is wider than 5 %",
+    "sensor": "with the sensor's own accuracy it is wider than 7.5 %",
+    "timing": "it is not known who ran when",
+    "guessed": "its reply came in one piece, or some of its work had to be guessed",
+    "cache_inferred": "cached tokens were inferred, and not told",
+    "cache_unknown": "nobody told what of the prompt was cached",
+    "unwatched": "the engine's gauges were not seen",
+    "others": "work past the proxy, or unread, took part",
+    "no_counter": "the sensor has no energy counter",
+    "constants": "the fitted constants are not trusted, see /calibration",
+    "shared": "another process is on the board",
+}
+"""Reasons why a record is not `good`."""
+
+
+def grade_of(energy_joules: float, bounds: Bounds, reasons: Sequence[str]) -> str:
+    """How far the joules can be trusted: `good`, `fair` or `poor`.
+
+    `reasons` are those of `grade_reasons`.
+    """
+    if not reasons:
         return "good"
-    return "fair" if fraction <= FAIR_FRACTION else "poor"
+    if "shared" in reasons:  # whose joules those are no interval knows
+        return "poor"
+    return "fair" if _wider(energy_joules, bounds) <= FAIR_FRACTION else "poor"
+
+
+def _wider(energy_joules: float, bounds: Bounds) -> float:
+    """The wider side of an interval by the joules, the sensor's accuracy in it."""
+    if energy_joules <= 0:
+        return 0.0
+    above = bounds.high_joules - energy_joules
+    return max(above, energy_joules - bounds.low_joules) / energy_joules

@@ -41,7 +41,12 @@ POWER_LEFT, COUNTER_LEFT = 0.5, 0.7
 to 0.1, a counter that is 0.4 s late 0.3 to 0.7; prompt ones at least 0.9."""
 
 
-class Lateness(NamedTuple):
+UNEXPLAINED, MIN_VARIATION = 0.3, 0.1
+"""The steps have to explain all but so much of what the sensor showed, and that has to
+vary by so much of its mean: of even power nobody can say when it was drawn."""
+
+
+class SensorLag(NamedTuple):
     """What a sensor shows at an instant: the mean of some time, some time ago."""
 
     averaging_seconds: float
@@ -69,7 +74,7 @@ class LagWatch:
     """The newest spans, and the lateness that they show."""
 
     def __init__(self) -> None:
-        self.lateness: Lateness | None = None
+        self.lateness: SensorLag | None = None
         """None where none was found."""
         self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self._total = self._busy = self._since = 0
@@ -98,12 +103,12 @@ class LagWatch:
             self.lateness = found_lateness(list(spans), has_counter=has_counter)
 
 
-def found_lateness(spans: list[Span], *, has_counter: bool) -> Lateness | None:
+def found_lateness(spans: list[Span], *, has_counter: bool) -> SensorLag | None:
     """What explains the spans far better than a prompt sensor; None: nothing does."""
     left = _Left(spans, has_counter=has_counter)
     averaged = (0.0,) if has_counter else AVERAGED
     tried = {
-        each: left.of(each) for each in map(Lateness._make, product(averaged, DELAYS))
+        each: left.of(each) for each in map(SensorLag._make, product(averaged, DELAYS))
     }
     prompt = min(v for each, v in tried.items() if each.mean_seconds <= PROMPT_SECONDS)
     best = min(tried, key=lambda each: tried[each])
@@ -111,16 +116,18 @@ def found_lateness(spans: list[Span], *, has_counter: bool) -> Lateness | None:
         near = {each: left.of(each) for each in _around(best, part)}
         best = min(near, key=lambda each: near[each])
     most = COUNTER_LEFT if has_counter else POWER_LEFT
-    is_late = best.mean_seconds > PROMPT_SECONDS and left.of(best) < most * prompt
-    return best if is_late else None
+    least = left.of(best)
+    is_explained = left.varies and least < UNEXPLAINED * left.whole
+    is_late = best.mean_seconds > PROMPT_SECONDS and least < most * prompt
+    return best if is_explained and is_late else None
 
 
-def _around(lateness: Lateness, part: float) -> Iterator[Lateness]:
+def _around(lateness: SensorLag, part: float) -> Iterator[SensorLag]:
     """The same, and some a little longer and shorter."""
     averaged, delay = lateness
     for change, shift in product((0.0, -part, part), (0.0, -part, part)):
         moved = delay + shift * max(averaged / 2, delay)
-        yield Lateness(averaged * (1 + change), max(moved, 0.0))
+        yield SensorLag(averaged * (1 + change), max(moved, 0.0))
 
 
 class _Left:
@@ -137,7 +144,14 @@ class _Left:
         self._costs = costs.T
         self._integrals = np.vstack((np.zeros(2), np.cumsum(middle, axis=0))).T
 
-    def of(self, lateness: Lateness) -> float:
+        self._is_in = self._edges[:-1] >= self._edges[0] + AVERAGED[-1]
+        watts = (self._shown / self._seconds)[self._is_in]
+        seconds = self._seconds[self._is_in]
+        self.whole = float((((watts - watts.mean()) * seconds) ** 2).sum())
+        """The same, by even power alone."""
+        self.varies = float(watts.std()) > MIN_VARIATION * float(watts.mean())
+
+    def of(self, lateness: SensorLag) -> float:
         """By least squares of what the two kinds of work cost, and of idle."""
         averaged, delay = lateness
         edges = self._edges
@@ -154,8 +168,7 @@ class _Left:
             ]
         rows = np.stack([*(np.diff(one) for one in seen), self._seconds], axis=1)
         # who was late by less than others knows more of the first spans: leave them out
-        is_in = edges[:-1] >= edges[0] + AVERAGED[-1]
-        rows, shown = rows[is_in], self._shown[is_in]
+        rows, shown = rows[self._is_in], self._shown[self._is_in]
         squares = rows.T @ rows
         tiny = 1e-9 * float(np.trace(squares)) * np.eye(len(squares))
         fitted = np.linalg.solve(squares + tiny, rows.T @ shown)

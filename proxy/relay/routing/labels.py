@@ -73,6 +73,13 @@ class LabelReader:
         self._learned: set[str] = set()
         self._hashes = FirstFew(MAX_HASHED_TENANTS)
 
+    def use_hash_key(self, tenant_hash_key: str) -> None:
+        """Hash tenants under this secret from now on; another one makes other hashes,
+        and room for their labels."""
+        key = tenant_hash_key.encode()
+        if key != self._hash_key:
+            self._hash_key, self._hashes = key, FirstFew(MAX_HASHED_TENANTS)
+
     def read(
         self, facts: RequestFacts, headers: Headers, listed: Collection[str] = ()
     ) -> Labels:

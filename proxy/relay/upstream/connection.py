@@ -190,6 +190,11 @@ class UpstreamPool:
         self._open: set[UpstreamConnection] = set()
         self._tls = config.upstream_tls.context() if upstream.is_tls else None
 
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """For new connections of an https upstream; kept ones close when idle."""
+        if self._tls is not None:
+            self._tls = context
+
     def take_idle(self) -> UpstreamConnection | None:
         """The connection used last, if it is still young and open."""
         oldest = self._clock() - self._config.upstream_idle_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -16,6 +16,7 @@ from proxy.relay.counters import RelayCounters
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.connection import UpstreamPool
+from proxy.wire.events import RequestOpened
 from proxy.wire.facts import RequestFacts
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,10 @@ class Upstream:
     provenance: Callable[[], Provenance]
     """The boundary of the joules that its meter counts, now."""
     clock: Callable[[], float]
+    on_opened: Callable[[RequestOpened], None] = lambda _: None
+    """Told of each metered request before the engine gets it."""
+    on_closed: Callable[[int], None] = lambda _: None
+    """Told its key once it has ended."""
     models: tuple[str, ...] | None = None
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
@@ -154,8 +159,14 @@ def open_upstream(
     clock: Callable[[], float],
     *,
     provenance: Callable[[], Provenance] = Provenance,
+    on_opened: Callable[[RequestOpened], None] = lambda _: None,
+    on_closed: Callable[[int], None] = lambda _: None,
+    keys: Iterator[int] | None = None,
 ) -> Upstream:
-    """The upstream at `config.upstream_url`. Raises ConfigError for a bad URL."""
+    """The upstream at `config.upstream_url`. Raises ConfigError for a bad URL.
+
+    `keys` identify its requests where others count with it.
+    """
     address = parse_upstream(config.upstream_url)
     counters = RelayCounters()
     asking = first_asking(config, dialect)
@@ -163,11 +174,13 @@ def open_upstream(
         name=name,
         address=address,
         dialect=dialect,
-        guard=MeterGuard(meter, counters),
+        guard=MeterGuard(meter, counters, keys),
         counters=counters,
         pool=UpstreamPool(config, address, counters, clock),
         provenance=provenance,
         clock=clock,
+        on_opened=on_opened,
+        on_closed=on_closed,
         first_asking=asking,
         usage_asking=asking,
         since_seconds=clock(),

@@ -62,7 +62,7 @@ def test_the_line_says_everything_with_units() -> None:
     line = shown.line(1030.0)
     for part in (
         "30 s:", "120 of 480 sent", "4 in flight", "115 done", "1 failed",
-        "4.00 requests/s offered", "4.00 requests/s sent", "467 tokens/s",
+        "4.00 requests/s asked", "4.00 requests/s achieved", "467 tokens/s",
         "TTFT p50 50.0 ms", "schedule lag p50 400 µs", "312 W", "77.7 J/request",
     ):  # fmt: skip
         assert part in line
@@ -77,7 +77,7 @@ def test_a_simulated_sensor_is_named_in_line_and_panel() -> None:
 
 def test_what_is_unknown_is_a_dash_and_not_a_zero() -> None:
     line = view(Progress(planned=10), EnergyNow()).line(5.0)
-    assert "– offered, – sent, –; TTFT p50 –" in line
+    assert "– asked, – achieved, –; TTFT p50 –" in line
     assert "–, –/request" in line
 
 
@@ -91,7 +91,7 @@ def test_rates_are_of_the_last_ten_seconds() -> None:
     for second in range(1, 31):
         progress.sent = 10 * second if second < 15 else 140
         line = shown.line(1000.0 + second)
-    assert "0 requests/s sent" in line
+    assert "0 requests/s achieved" in line
 
 
 def test_the_commonest_failure_is_shown() -> None:

@@ -207,7 +207,7 @@ def test_a_power_source_without_joules_is_unknown_and_not_zero(tmp_path: Path) -
 def test_a_run_without_a_proxy_is_valid_and_says_it_was_not_metered(
     tmp_path: Path,
 ) -> None:
-    write_run(tmp_path, made_results(40))
+    write_run(tmp_path, made_results(200))
     info = RunInfo(zero_unix_seconds=ZERO_UNIX)
     summary = finish_run(tmp_path, info)
     assert summary.verdict.status == "valid"

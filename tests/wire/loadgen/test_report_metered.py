@@ -48,7 +48,8 @@ def test_the_table_tells_the_whole_story_in_a_hundred_columns(tmp_path: Path) ->
     text = printed(table.render(metered_run(tmp_path), tmp_path / "report.html"))
     for word in (
         "SIMULATED", "verdict: degraded", "1 of 81 requests failed", "a request cost",
-        "offered", "schedule lag", "TTFT", "TPOT", "ITL", "E2E", "measured", "prefill",
+        "asked", "achieved", "schedule lag", "TTFT", "TPOT", "ITL", "E2E", "measured",
+        "prefill",
         "decode", "idle share", "idle: nobody", "unattributed: bypass", "100.0 %",
         "per output token", "'equal'", "By kind", "conversation", "how to read this",
         "goodput", "HTTP 503: overloaded",

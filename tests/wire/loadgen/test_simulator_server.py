@@ -81,13 +81,14 @@ def talk(
     queue_limit: int = 0,
     fail_every: int = 0,
     request_id_headers: bool = False,
+    idle_gpus: int = 0,
     **engine: Any,
 ) -> None:
     """Play a scene against a server of its own."""
     config = ServerConfig(
         EngineConfig(gpu=GPUS["h200"], **engine), SensorConfig(0.02), dialect,
         ("127.0.0.1", 0), queue_limit=queue_limit, fail_every=fail_every,
-        request_id_headers=request_id_headers,
+        request_id_headers=request_id_headers, idle_gpus=idle_gpus,
     )  # fmt: skip
 
     async def play() -> None:
@@ -319,6 +320,21 @@ def test_the_gpus_readings_are_dcgms_and_marked_as_simulated() -> None:
         assert 'modelName="SIMULATED NVIDIA H200"' in text
 
     talk(scene, n_gpus=2)
+
+
+def test_boards_that_nobody_uses_draw_less_than_the_engines_at_rest() -> None:
+    async def scene(server: Server) -> None:
+        pages = []
+        for _ in range(2):
+            async with server.session.get("/dcgm/metrics") as response:
+                pages.append(parse_dcgm(await response.text(), frozenset()).readings)
+        used, *idle = pages[1]
+        assert [reading.device for reading in idle] == ["gpu1", "gpu2"]
+        assert all(0 < (one.watts or 0) < (used.watts or 0) for one in idle)
+        then, now = ([one.joules or 0 for one in page] for page in pages)
+        assert now >= then
+
+    talk(scene, idle_gpus=2)
 
 
 def test_the_counter_covers_what_the_steps_cost() -> None:

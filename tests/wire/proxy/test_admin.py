@@ -7,18 +7,15 @@ import json
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from aiohttp import web
 from sqlalchemy import make_url
 
 from proxy.admin.auth import AdminAccess
-from proxy.admin.routes import AdminSources, admin_app
 from proxy.admin.views import EngineSources, engine_books, fleet_books
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
@@ -30,69 +27,8 @@ from proxy.store.archive import Archive
 from proxy.wire.api import HardwareReply
 from proxy.wire.events import HardwareObserved
 from proxy.wire.facts import HardwareState
+from tests.support.admin_api import ask
 from tests.support.metered import metered
-
-
-def ask(
-    visit: Callable[[httpx.AsyncClient], Awaitable[None]],
-    *,
-    boundaries: Meter | None = None,
-    has_sensor: bool = True,
-    stats: SamplerStats | None = None,
-    access: AdminAccess | None = None,
-    is_stopping: bool = False,
-    upstream: str | None = None,
-    kept: Archive | None = None,
-    boards: HardwareLog | None = None,
-    render: Callable[[bool], bytes] = lambda is_open: (
-        b"openmetrics" if is_open else b"text"
-    ),
-) -> None:
-    """Serve the API on loopback and let a client visit it."""
-    known, records = metered()
-    boundaries = boundaries or known
-    kept = kept or Archive()
-    kept.add(records)
-
-    async def upstream_state() -> str | None:
-        return upstream
-
-    def measured() -> list[Measured]:
-        return [
-            Measured(
-                name, "nvml", boundaries.state_of(name),
-                (stats or SamplerStats()) if has_sensor else None,
-                boundaries.outside_state(name),
-                bare_idle_watts=60.0,
-            )
-            for name in boundaries.names
-        ]  # fmt: skip
-
-    engine = EngineSources(
-        "vllm", boundaries, measured, upstream_state, hardware=boards or HardwareLog()
-    )
-    sources = AdminSources(
-        engines=[engine],
-        records=kept,
-        version="test",
-        config={},
-        render_metrics=render,
-        render_recent=lambda: b"recent",
-        sample_interval_seconds=0.02,
-        freshen=lambda: None,
-        is_stopping=lambda: is_stopping,
-    )
-
-    async def serve() -> None:
-        runner = web.AppRunner(admin_app(sources, access))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with httpx.AsyncClient(base_url=base) as client:
-            await visit(client)
-        await runner.cleanup()
-
-    asyncio.run(serve())
 
 
 def test_a_probe_without_the_token_learns_whether_it_is_ready_and_nothing_else() -> (
@@ -171,6 +107,33 @@ def test_an_instant_is_a_cursor_too() -> None:
     ask(visit)
 
 
+@pytest.mark.parametrize("has_store", [False, True], ids=["memory", "store"])
+def test_records_are_filtered_by_what_they_show(
+    has_store: bool, tmp_path: Path
+) -> None:
+    async def visit(client: httpx.AsyncClient) -> None:
+        every = lines((await client.get("/requests")).text)
+        for name in ("model", "tenant", "outcome", "engine", "kind"):
+            for value in {record[name] for record in every}:
+                reply = await client.get("/requests", params={name: value})
+                assert lines(reply.text) == [r for r in every if r[name] == value]
+            assert (await client.get(f"/requests?{name}=nobody")).text == ""
+        first, *rest = every
+        assert rest
+        for since, until in (
+            (first["sequence"], rest[-1]["sequence"]),
+            (first["sequence"] / 1e6 - 60, first["sequence"] / 1e6 + 60),
+        ):
+            found = (await client.get(f"/requests?since={since}&until={until}")).text
+            wanted = rest if since == first["sequence"] else every
+            assert lines(found) == wanted
+        last = await client.get(f"/requests?until={first['sequence']}")
+        assert lines(last.text) == [first]
+
+    url = make_url(sqlite_url(tmp_path / "records.sqlite")) if has_store else None
+    ask(visit, kept=Archive(url, upstream="http://engine"))
+
+
 def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) -> None:
     url = make_url(sqlite_url(tmp_path / "away" / "records.sqlite"))
 
@@ -195,6 +158,11 @@ def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) ->
     [
         "/requests?since=x",
         "/requests?limit=0",
+        "/requests?limit=many",
+        "/requests?until=-1",
+        "/requests?until=1e300",
+        "/requests?since=nan",
+        "/requests?modle=m",
         "/requests?from_unix=nan",
         "/requests?from_unix=yesterday",
         "/hardware?from_unix=x",

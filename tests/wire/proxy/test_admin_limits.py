@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
 
+from proxy.admin.limits import AdminLimits
 from proxy.admin.server import AdminConnections, AdminServer, listen
 from tests.support.relaying import LOOPS, run
 from tests.support.scripted import Peer, connect, request_bytes
@@ -14,6 +16,10 @@ from tests.support.scripted import Peer, connect, request_bytes
 loops = pytest.mark.parametrize("loop", LOOPS)
 HALF = b"GET /books HTTP/1.1\r\nHost: x\r\nA: "
 BOOKS = request_bytes("GET", "/books")
+
+
+def allowing(**limits: Any) -> AdminConnections:
+    return AdminConnections(AdminLimits(**limits))
 
 
 async def admin(connections: AdminConnections, gate: asyncio.Event) -> AdminServer:
@@ -36,7 +42,7 @@ async def leave(server: AdminServer, *clients: Peer) -> None:
 @loops
 def test_half_heads_make_room_for_whoever_asks(loop: str) -> None:
     async def test() -> None:
-        connections, gate = AdminConnections(limit=3), asyncio.Event()
+        connections, gate = allowing(admin_max_connections=3), asyncio.Event()
         gate.set()
         server = await admin(connections, gate)
         half: list[Peer] = []
@@ -58,7 +64,7 @@ def test_half_heads_make_room_for_whoever_asks(loop: str) -> None:
 @loops
 def test_who_is_being_answered_is_not_closed_for_another(loop: str) -> None:
     async def test() -> None:
-        connections, gate = AdminConnections(limit=2), asyncio.Event()
+        connections, gate = allowing(admin_max_connections=2), asyncio.Event()
         server = await admin(connections, gate)
         served = [await connect(server.port) for _ in range(2)]
         for client in served:
@@ -79,8 +85,7 @@ def test_who_is_being_answered_is_not_closed_for_another(loop: str) -> None:
 @pytest.mark.parametrize("asks_first", [False, True])
 def test_a_head_without_end_is_cut(loop: str, asks_first: bool) -> None:
     async def test() -> None:
-        connections, gate = AdminConnections(), asyncio.Event()
-        connections.head_seconds = 0.05
+        connections, gate = allowing(admin_header_timeout_seconds=0.05), asyncio.Event()
         gate.set()
         server = await admin(connections, gate)
         client = await connect(server.port)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.process.http_get import BoundedBody, GetError, GetReply, Getter, get
+from proxy.process.http_get import AsyncGetter, BoundedBody, GetError, GetReply, Getter
 from tests.support.scripted import Peer, ScriptedServer
 
 TOTAL_SECONDS = 0.4
@@ -24,8 +25,8 @@ Script = Callable[[Peer], Awaitable[None]]
 
 
 async def by_loop(url: str) -> GetReply:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return await get(client, url, total_seconds=TOTAL_SECONDS, max_bytes=MAX_BYTES)
+    async with AsyncGetter(total_seconds=TOTAL_SECONDS, max_bytes=MAX_BYTES) as getter:
+        return await getter.get(url)
 
 
 async def by_thread(url: str) -> GetReply:
@@ -199,3 +200,34 @@ def test_a_body_is_what_was_sent_or_too_long_however_it_is_cut(
     else:
         assert max(len(body), len(sent)) <= limit
         assert reader.whole() == body
+
+
+def open_sockets() -> int:
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return count
+
+
+def test_a_question_that_is_given_up_at_any_moment_leaves_no_connection() -> None:
+    """While a connection is made, too: httpcore's pool keeps such a one for good."""
+
+    async def run() -> None:
+        async with ScriptedServer(
+            answering(HEAD + b"Content-Length: 2\r\n\r\nok")
+        ) as it:
+            before = open_sockets()
+            async with AsyncGetter() as getter:
+                for turns in range(60):
+                    asking = asyncio.create_task(getter.get(f"{it.url}/metrics"))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+                assert (await getter.get(f"{it.url}/metrics")).body == b"ok"
+                # both ends of one connection, once the server has closed the others
+                while open_sockets() > before + 2:  # noqa: ASYNC110  nobody tells
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 10))

@@ -421,13 +421,13 @@ def test_open_files_are_allowed_as_far_as_they_may(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
-        allow_connections(max_connections=1)
+        allow_connections(max_connections=1, admin_connections=1)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
         assert caplog.records == []
         if hard == resource.RLIM_INFINITY:
             return
         with caplog.at_level(logging.WARNING):
-            allow_connections(max_connections=hard)
+            allow_connections(max_connections=hard, admin_connections=1)
         (record,) = caplog.records
         assert "--max-connections" in record.getMessage()
     finally:

@@ -19,6 +19,7 @@ from proxy.relay.routing.labels import (
 )
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.upstream import MeteredUpstream
+from proxy.store.archive import Archive
 from proxy.wire.events import EngineObserved
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import end_to_end, frame_reply
@@ -125,7 +126,7 @@ def test_what_asks_on_its_own_follows_no_redirect_either() -> None:
                 UpstreamConfig("vllm", engine.url, "vllm", ("none",)),
                 MeterOptions("phase", 0.02, 0.5),
             )
-            upstream.open_upstream(RelayConfig(engine.url), time.monotonic)
+            upstream.open_upstream(RelayConfig(engine.url), time.monotonic, Archive())
             asyncio.run(upstream.health.ask())
         assert trap.peers == []
 

@@ -7,8 +7,11 @@ import tracemalloc
 
 import pytest
 
+from proxy.relay.tap import STEP_BYTES
 from proxy.relay.turns import READS, STRETCH_STEPS
-from tests.support.relaying import LOOPS, relaying, run
+from proxy.wire.facts import Usage
+from tests.support.relaying import LOOPS, relaying, run, streaming
+from tests.support.relaying import answering as sending
 from tests.support.scripted import Peer, chunk, reply_bytes, request_bytes
 
 loops = pytest.mark.parametrize("loop", LOOPS)
@@ -177,5 +180,65 @@ def test_whoever_leaves_while_its_large_body_is_read_reaches_no_engine(
             while bench.relay.counters.in_flight:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             assert bench.upstream.requests == []
+
+    run(loop, test)
+
+
+STREAMED = b'{"model":"m","stream":true,"messages":[]}'
+EVENT = (
+    b'data: {"id":"c","object":"chat.completion.chunk","choices":'
+    b'[{"index":0,"delta":{"content":" w"},"finish_reason":null}]}\n\n'
+)
+USAGE = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7,'
+    b'"total_tokens":10}}\n\ndata: [DONE]\n\n'
+)
+
+
+@loops
+def test_a_large_stream_is_parsed_a_little_in_each_turn(loop: str) -> None:
+    """However fast the engine is; no byte is lost, nor what the meter is told."""
+    events = 12 * MIB // len(EVENT)
+
+    async def test() -> None:
+        engine = streaming(*[events // 40 * EVENT] * 40, USAGE)
+        async with relaying(engine, usage_event="keep") as bench:
+            client = await bench.client()
+            await client.send(request_bytes(body=STREAMED))
+            counters, most, before = bench.relay.counters, 0, 0
+            reply = asyncio.ensure_future(client.reply())
+            while not reply.done() or counters.in_flight:
+                await asyncio.sleep(0)
+                most = max(most, counters.reply_bytes - before)
+                before = counters.reply_bytes
+            # a turn's stretch; at first a read, before it is known to be a stream
+            assert most <= 2 * (STRETCH_STEPS + 1) * STEP_BYTES + 256 * 1024
+            assert reply.result().body == events // 40 * 40 * EVENT + USAGE
+            assert counters.events == events // 40 * 40 + 2
+            told = await bench.meter.only()
+            assert told.outcome == "ok"
+            assert told.updates[-2].usage == Usage(3, 7)
+
+    run(loop, test)
+
+
+@loops
+def test_of_a_large_whole_reply_the_usage_is_known(loop: str) -> None:
+    text = 3 * MIB * b"w"
+    body = (
+        b'{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":"'
+        b'%b"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,'
+        b'"completion_tokens":7,"total_tokens":10}}' % text
+    )
+
+    async def test() -> None:
+        async with relaying(sending(reply_bytes(body=body))) as bench:
+            client = await bench.client()
+            await client.send(request_bytes(body=b'{"model":"m","messages":[]}'))
+            assert (await client.reply()).body == body
+            while bench.relay.counters.in_flight:  # noqa: ASYNC110  parsed in turns
+                await asyncio.sleep(0)
+            told = await bench.meter.only()
+            assert (told.outcome, told.updates[-1].usage) == ("ok", Usage(3, 7))
 
     run(loop, test)

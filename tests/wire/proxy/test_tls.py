@@ -22,6 +22,7 @@ from proxy.relay.config import RelayConfig
 from proxy.security.tls import Identity, ServerTls, UpstreamTls
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.upstream import MeteredUpstream
+from proxy.store.archive import Archive
 from tests.support.certificates import Authority, Leaf, authority
 from tests.support.children import PATIENCE_SECONDS, child
 from tests.support.paths import ROOT
@@ -171,7 +172,7 @@ def test_health_is_asked_with_the_same_authority(
                 ),
                 MeterOptions("phase", 0.02, 0.5),
             )
-            upstream.open_upstream(RelayConfig(engine.url), time.monotonic)
+            upstream.open_upstream(RelayConfig(engine.url), time.monotonic, Archive())
             problem = await upstream.health.ask()
             assert (problem is None) == trusts
             assert trusts or "certificate" in str(problem)

@@ -12,9 +12,10 @@ from loadgen.analysis.energy import energy_block
 from loadgen.analysis.schema import EnergyBlock
 from loadgen.analysis.tally import RunWindow, Tally
 from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
+from loadgen.report import text
 from loadgen.report.text import speculation_text
 from loadgen.results.results import Metering
-from proxy.wire.api import BooksReply, Phases
+from proxy.wire.api import BooksReply, Phases, SavedCalibration
 
 SECONDS = 60.0
 
@@ -150,3 +151,21 @@ def test_without_accepted_tokens_nothing_is_said(closing: tuple[float, float]) -
     found = speculated((100.0, 50.0), closing)
     assert found.joules_per_accepted_token is None
     assert speculation_text(found) == ""
+
+
+def test_doubt_of_the_constants_is_in_the_runs_record() -> None:
+    found = (
+        SavedCalibration("vllm", "llama", is_fitted=True, rows=90.0, form="plain"),
+        SavedCalibration(
+            "other", None, is_fitted=False, doubt="changed", reason="they drifted"
+        ),
+    )
+    metering = Metering(opening=books(), closing=books(9.0), constants=found)
+    energy = energy_block(metering, Tally(RunWindow(0.0, SECONDS), {}))
+    trusted, doubted = energy.constants
+    assert (trusted.is_trusted, trusted.doubt, trusted.rows) == (True, None, 90.0)
+    assert (doubted.is_trusted, doubted.doubt) == (False, "changed")
+    assert text.constants_lines(energy) == [
+        "of vllm, llama: trusted",
+        "of other, no model yet: not trusted, they drifted",
+    ]

@@ -204,3 +204,27 @@ def test_a_warm_up_that_moves_the_mean_degrades_a_run_and_says_the_remedy() -> N
     assert "mean TTFT +20.0%" in verdict.reasons[0]
     small = WarmUp(signal="ttft", seconds=1.0, before=0.9, after=0.1, mean_shift=0.01)
     assert judge(facts(warm_up=[small])).status == "valid"
+
+
+@pytest.mark.parametrize(
+    ("asked", "achieved", "is_paced", "status"),
+    [
+        (4.0, 3.3, True, "valid"),
+        (4.0, 3.1, True, "degraded"),
+        (4.0, 3.1, False, "valid"),
+        (None, 3.1, True, "valid"),
+        (4.0, None, True, "valid"),
+    ],
+    ids=["near", "far below", "all at once", "the trace's own", "one request"],
+)
+def test_a_run_far_below_the_rate_asked_says_so(
+    asked: float | None, achieved: float | None, is_paced: bool, status: str
+) -> None:
+    verdict = judge(
+        facts(asked_per_second=asked, achieved_per_second=achieved, is_paced=is_paced)
+    )
+    assert verdict.status == status
+    if status == "degraded":
+        assert "3.1 requests/s achieved of 4 asked, 78%, limit 80%" in "".join(
+            verdict.reasons
+        )

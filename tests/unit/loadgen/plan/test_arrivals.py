@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.plan.arrivals import ARRIVALS, FloatArray, Pace, grid_seconds, spread_ties
+from loadgen.plan.arrivals import (
+    ARRIVALS,
+    FloatArray,
+    Pace,
+    constant,
+    grid_seconds,
+    poisson,
+    spread_ties,
+    staged,
+)
 
 DRAWS = 200_000
 RATE = 8.0
@@ -156,3 +165,25 @@ def test_spreading_keeps_order_and_never_passes_the_next_instant(
     for before, after in zip(own, spread, strict=True):
         later = [at for at in own if at > before]
         assert before <= after <= min([before + grid, *later[:1]]) + 1e-9
+
+
+def test_stages_keep_each_stage_at_its_rate_and_the_process_a_poisson() -> None:
+    stages = [(20_000.0, 2.0), (10_000.0, 0.0), (20_000.0, 5.0)]
+    pace = Pace(seed=11, rate_per_second=1.0)
+    found = np.array(list(staged(poisson([0.0] * 400_000, pace), stages)))
+    assert (np.diff(found) >= 0).all()
+    first = found[found < 20_000]
+    last = found[found >= 30_000]
+    assert len(first) + len(last) == len(found)
+    assert len(first) / 20_000 == pytest.approx(2, rel=0.02)
+    assert len(last) / 20_000 == pytest.approx(5, rel=0.02)
+    for gaps in (np.diff(first), np.diff(last)):
+        assert gaps.std() / gaps.mean() == pytest.approx(1, rel=0.02)
+    assert found[-1] < 50_000
+
+
+def test_equal_gaps_stay_equal_within_a_stage() -> None:
+    starts = constant([0.0] * 100, Pace(rate_per_second=1.0))
+    assert list(staged(starts, [(2.0, 1.0), (1.0, 4.0)])) == pytest.approx(
+        [0, 1, 2, 2.25, 2.5, 2.75]
+    )

@@ -44,6 +44,9 @@ def result(**changes: Any) -> Result:
         "finished_seconds": 2.7,
         "prompt_tokens": 100,
         "output_tokens": 5,
+        "connect_seconds": 0.0,
+        "send_seconds": 0.01,
+        "wait_seconds": 0.3,
         "chunk_seconds": [1.5, 1.7, 2.5],
         "chunk_tokens": [1, 2, 2],
         "outcome": "ok",
@@ -56,6 +59,9 @@ def result(**changes: Any) -> Result:
     ("name", "expected"),
     [
         ("ttft", 0.4),
+        ("connect", 0.0),
+        ("send", 0.01),
+        ("wait", 0.3),
         ("ttft_sched", 0.5),
         ("ttfo", 0.6),
         ("tpot", 1.0 / 4),
@@ -66,6 +72,8 @@ def result(**changes: Any) -> Result:
         ("energy", 10.0),
         ("active_energy", 7.0),
         ("energy_per_output_token", 2.0),
+        ("tokens_per_joule", 0.5),
+        ("energy_delay", 14.0),
     ],
 )
 def test_each_measure_of_a_known_reply(name: str, expected: float) -> None:
@@ -73,7 +81,7 @@ def test_each_measure_of_a_known_reply(name: str, expected: float) -> None:
 
 
 def test_the_table_above_leaves_no_measure_out() -> None:
-    assert len(MEASURES) == 11
+    assert len(MEASURES) == 16
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "aborted", "dropped"])
@@ -90,7 +98,7 @@ def test_a_failed_request_adds_no_gap(name: str) -> None:
 @pytest.mark.parametrize("name", [*MEASURES, *POOLED_MEASURES])
 def test_every_measure_has_a_unit_and_says_what_it_is(name: str) -> None:
     measure = (MEASURES | POOLED_MEASURES)[name]
-    assert measure.unit in {"s", "J"}
+    assert measure.unit in {"s", "J", "J s", "tokens/J"}
     assert len(measure.help) > 10
 
 

@@ -112,6 +112,23 @@ def test_decode_of_one_sequence_takes_about_as_long_as_reading_the_weights() -> 
     assert gaps == pytest.approx(weights_seconds + overhead_seconds, rel=0.01)
 
 
+def test_decode_reads_fewer_bytes_of_narrower_weights() -> None:
+    config = replace(H100, weight_bits=4, step_overhead_seconds=0.0)
+    trace = run(SimRequest("r", 0, 16, 100), config=config)
+    weights_seconds = 8.03e9 / 2 / (3.35e12 * 0.8)
+    assert np.diff(trace.token_seconds["r"]) == pytest.approx(weights_seconds, rel=0.03)
+    assert config.capacity_blocks > H100.capacity_blocks
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weight_bits", 5), ("step_overhead_seconds", -1.0), ("n_gpus", 0)],
+)
+def test_a_figure_that_no_engine_has_is_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=field.removesuffix("_seconds")):
+        replace(H100, **{field: value})  # type: ignore[arg-type]  # one of several
+
+
 def test_prefill_is_bound_by_arithmetic() -> None:
     trace = run(SimRequest("r", 0, 2048, 1))
     arithmetic_seconds = 2 * 8.03e9 * 2048 / (989.4e12 * 0.55)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -99,3 +100,50 @@ def test_what_is_no_report_is_named(tmp_path: Path, text: str) -> None:
     failed = CliRunner().invoke(cli, ["breakeven", str(path), *KNOWN])
     assert isinstance(failed.exception, ConfigError)
     assert str(path) in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"baseline_watts": "48"}, "no report"),
+        ({"above_baseline_joules": [1]}, "no report"),
+        ({"baseline_watts": -3.0}, "bare idle"),
+        ({"above_baseline_joules": -1.0}, "more than 0"),
+    ],
+    ids=["text", "list", "negative-watts", "negative-joules"],
+)
+def test_figures_that_cannot_be_are_one_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    figures = {"baseline_watts": 48.0, "above_baseline_joules": 9000.0} | changed
+    failed = CliRunner().invoke(cli, ["breakeven", report(tmp_path, **figures), *KNOWN])
+    assert isinstance(failed.exception, ConfigError)
+    assert said in str(failed.exception)
+
+
+@pytest.mark.parametrize("option", ["--loaded-watts", "--bare-watts", "--load-joules"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_what_is_no_number_is_refused(option: str, value: str) -> None:
+    stated = {"--loaded-watts": "72", "--bare-watts": "48", "--load-joules": "9000"}
+    stated[option] = value
+    asked = [word for pair in stated.items() for word in pair]
+    failed = CliRunner().invoke(cli, ["breakeven", *asked])
+    assert isinstance(failed.exception, ConfigError)
+
+
+def test_an_engine_that_did_not_start_tells_nothing_of_loading(tmp_path: Path) -> None:
+    path = Path(report(tmp_path, baseline_watts=48.0, above_baseline_joules=9000.0))
+    document = json.loads(path.read_text()) | {"exit_code": 3}
+    path.write_text(json.dumps(document))
+    failed = CliRunner().invoke(cli, ["breakeven", str(path), *KNOWN])
+    assert "ended with code 3" in str(failed.exception)
+
+
+def test_simulated_joules_are_called_so(tmp_path: Path) -> None:
+    path = Path(report(tmp_path, baseline_watts=48.0, above_baseline_joules=9000.0))
+    document = json.loads(path.read_text()) | {"simulated": True}
+    path.write_text(json.dumps(document))
+    shown = CliRunner().invoke(cli, ["breakeven", str(path), *KNOWN])
+    assert shown.output.startswith("SIMULATED")
+    told = CliRunner().invoke(cli, ["breakeven", str(path), *KNOWN, "--json"])
+    assert json.loads(told.output)["is_simulated"] is True

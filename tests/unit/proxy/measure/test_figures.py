@@ -135,6 +135,32 @@ def test_the_truth_lies_within_the_stated_bounds(
         assert abs(truth - energy.joules) <= energy.uncertainty_joules + MILLIJOULE
 
 
+@examples(60)
+@given(
+    course=courses, begin=st.floats(1.3, 2.3), length=st.floats(0.001, 2),
+    interval=st.sampled_from([0.005, 0.02, 0.05]),
+)  # fmt: skip
+def test_the_truth_of_a_part_lies_within_its_bounds(
+    course: Course, begin: float, length: float, interval: float
+) -> None:
+    watch = watched({"a": course, "b": course}, 1.2, 5.0, interval=interval)
+    part = watch.energy_between(begin, begin + length)
+    truth = 2 * (course.joules(begin + length) - course.joules(begin))
+    assert part.at_least_joules <= truth + MILLIJOULE
+    assert part.at_most_joules is not None
+    assert truth <= part.at_most_joules + MILLIJOULE
+    if part.joules is not None:
+        assert part.uncertainty_joules is not None
+        assert abs(truth - part.joules) <= part.uncertainty_joules + MILLIJOULE
+
+
+def test_a_part_before_the_first_reading_is_unknown() -> None:
+    watch = watched({"gpu0": Course(((1.0, 300.0),))}, 1.2, 3.0)
+    part = watch.energy_between(-5.0, 2.0)
+    assert (part.joules, part.at_most_joules) == (None, None)
+    assert part.unknown_because == "not_read_before"
+
+
 @examples(40)
 @given(course=courses, start=st.floats(0.9, 1.3), length=st.floats(0.0005, 0.6))
 def test_a_command_is_never_said_to_have_cost_nothing(

@@ -63,8 +63,8 @@ def test_what_the_engine_computed_for_others_is_charged_by_its_tokens() -> None:
     whole = alone["r0"].energy.policy_joules
     shared = records["r0"].energy.policy_joules
     for policy in ("tokens", "phase"):
-        # it is proven within a second or two; from there on each pays a half
-        assert 0.49 < shared[policy] / whole[policy] < 0.58
+        # it is proven within three seconds; from there on each pays a half
+        assert 0.49 < shared[policy] / whole[policy] < 0.6
     assert external(meter) > 0.35 * WATTS * 9.8
 
 
@@ -100,6 +100,31 @@ def replace_tokens(one: EngineObserved, output: float | None) -> EngineObserved:
         prompt_tokens=told.prompt_tokens, output_tokens=output,
     )  # fmt: skip
     return EngineObserved(one.at_seconds, gauges)
+
+
+@given(
+    st.lists(st.floats(2.0, 14.0), min_size=1, max_size=4),
+    st.floats(0.1, 0.9),
+    st.integers(1, 6),
+)
+def test_a_proxy_that_was_stalled_has_no_external_work(
+    starts: list[float], seconds: float, streams: int
+) -> None:
+    """It reads what came meanwhile all at once; the engine counted it in time."""
+
+    def read(at: float) -> float:
+        for start in sorted(starts):
+            if start <= at < start + seconds:
+                at = start + seconds
+        return at
+
+    own = [
+        Asked(2.1 + n / 100, ticks(2.2 + n / 100, 12.0), prompt=200)
+        for n in range(streams)
+    ]
+    late = [replace(one, tokens=[read(at) for at in one.tokens]) for one in own]
+    meter, _ = met(late, scrapes_of(own, 18.0), until=18.0)
+    assert external(meter) == 0.0
 
 
 @pytest.mark.parametrize("odd", ["restart", "jump", "not told"])

@@ -73,6 +73,19 @@ def test_the_counters_tell_who_was_in_the_cache() -> None:
     assert max(held) < min(computed) / 10
 
 
+def test_a_record_says_what_was_inferred_and_not_told() -> None:
+    asked, hits = served({number: 1984 for number in range(0, 40, 2)})
+    _, records = met(asked, hits, is_told=True)
+    held, computed = records["r30"], records["r31"]
+    assert held.cached_tokens is None
+    assert held.inferred_cached_tokens == pytest.approx(1984, rel=0.05)
+    assert computed.inferred_cached_tokens == pytest.approx(0, abs=100)
+    assert "cache_inferred" in held.energy.grade_reasons
+    _, blind = met(asked, hits, is_told=False)
+    assert blind["r30"].inferred_cached_tokens is None
+    assert "cache_unknown" in blind["r30"].energy.grade_reasons
+
+
 def test_without_hits_a_whole_prompt_is_computed() -> None:
     asked, hits = served({})
     _, told = met(asked, hits, is_told=True)

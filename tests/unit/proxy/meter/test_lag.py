@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxy.meter.attribution.lag import LagWatch, Lateness, Span
+from proxy.meter.attribution.lag import LagWatch, SensorLag, Span
 from proxy.meter.attribution.policies import FloatArray
 from proxy.meter.curve import DeviceCurve, GroupCurve
 
@@ -52,7 +52,7 @@ def test_an_average_is_found_with_its_width(late: tuple[float, float]) -> None:
     found = watched(*late, has_counter=False).lateness
     assert found is not None
     assert found.averaging_seconds == pytest.approx(late[0], rel=0.1)
-    assert found.mean_seconds == pytest.approx(Lateness(*late).mean_seconds, abs=0.1)
+    assert found.mean_seconds == pytest.approx(SensorLag(*late).mean_seconds, abs=0.1)
 
 
 def test_a_counter_that_is_late_is_found() -> None:

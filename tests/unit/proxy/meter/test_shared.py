@@ -8,6 +8,13 @@ from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.wire.events import HardwareObserved
 from proxy.wire.facts import HardwareState
+from tests.support.meter_scenes import (
+    Asked,
+    counter,
+    events_of,
+    in_order,
+    settled_on_beat,
+)
 
 
 def reason_after(*observed: HardwareObserved) -> str | None:
@@ -42,3 +49,20 @@ def test_a_second_process_is_named_with_its_board() -> None:
 def test_the_newest_observation_counts() -> None:
     assert reason_after(seen((41, 42)), seen((41,), at_seconds=2.0)) is None
     assert reason_after(seen((41, 42)), HardwareObserved("gpu", 2.0)) is None
+
+
+def test_the_records_of_that_time_say_so_and_are_poor() -> None:
+    requests = [
+        Asked(start, [start + 0.1 * n for n in range(1, 9)], cached=0)
+        for start in (1.0, 3.0, 5.0)
+    ]
+    watched = [seen((41,), at_seconds=0.5), seen((41, 7), at_seconds=2.5)]
+    watched.append(seen((41,), at_seconds=4.5))
+    events = in_order(events_of(requests), counter(8.0), watched)
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    records = settled_on_beat(meter, events, beat=0.05, until=100.0)
+    found = {each.request_id: each.energy for each in records}
+    assert ["shared" in found[f"r{key}"].grade_reasons for key in range(3)] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert found["r1"].grade == "poor"

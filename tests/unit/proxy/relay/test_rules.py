@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.engines import DIALECTS
 from proxy.process.options import settings_of
+from proxy.relay import event_search
 from proxy.relay.client.request import is_host
 from proxy.relay.client.response import Refusal
 from proxy.relay.config import RelayConfig, parse_upstream
@@ -19,6 +20,7 @@ from proxy.relay.routing.labels import MAX_LEARNED_MODELS, LabelReader
 from proxy.relay.routing.routing import Admission, admit, passes_unmetered
 from proxy.wire.facts import RequestFacts
 from proxy.wire.headers import HOP_BY_HOP, Headers, end_to_end, request_id_of
+from tests.support.profiles import examples
 
 TOKENS = st.text("abcxyz-", min_size=1, max_size=8).map(str.encode)
 VALUES = st.text("abc 123,", max_size=8).map(str.encode)
@@ -269,3 +271,10 @@ def test_an_unfinished_tail_is_passed_on_at_the_end() -> None:
 )  # fmt: skip
 def test_a_host_is_a_name_or_an_address_and_a_port(value: bytes, is_one: bool) -> None:
     assert is_host(value) is is_one
+
+
+@examples(200)
+@given(st.text("a\n", max_size=40).map(str.encode))
+def test_blank_lines_without_carriage_returns_are_found_as_any(data: bytes) -> None:
+    ends = [match.end() for match in event_search._END_OF_EVENT.finditer(data)]
+    assert list(event_search._ends_of_events(data)) == ends

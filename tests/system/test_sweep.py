@@ -1,0 +1,74 @@
+"""A sweep of seven points is killed, and gone on with where it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.children import wait_for
+from tests.support.paths import ROOT
+from tests.support.runs import loadgen
+
+RATES = "40,50,60,70,80,90,inf"
+SWEEP = (
+    "sweep", "synthetic", "--input-len", "20", "--output-len", "2", "--num-prompts",
+    "12", "--rate", RATES, "--search", "0", "--no-stop", "--out", "sweep",
+)  # fmt: skip
+
+
+def finished(folder: Path) -> list[Path]:
+    return sorted((folder / "sweep" / "cells").glob("[!.]*/cell.json"))
+
+
+def test_a_sweep_that_is_killed_goes_on_without_repeating_a_point(
+    tmp_path: Path,
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", *SWEEP], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: len(finished(tmp_path)) >= 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    kept = {path: path.read_bytes() for path in finished(tmp_path)}
+    assert 2 <= len(kept) < 7
+    wait_for(lambda: not left_of(tmp_path))
+    done = loadgen(*SWEEP, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept, finished before") == len(kept)
+    assert done.stderr.count(": finished in") == 7 - len(kept)
+    assert {path: path.read_bytes() for path in kept} == kept
+    found = json.loads(done.stdout)
+    assert [each["axes"]["rate"] for each in found["points"]] == RATES.split(",")
+    assert found["simulated"] is True
+    assert all(
+        each["figures"]["joules_per_request"]["value"] for each in found["points"]
+    )
+    table = (tmp_path / "sweep" / "sweep.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert len(rows) == 7
+    assert "SIMULATED" in (tmp_path / "sweep" / "sweep.html").read_text()
+    other = loadgen(*SWEEP, "--repeat", "2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1
+    assert "now it is --repeat 2" in other.stderr
+
+
+def left_of(folder: Path) -> list[str]:
+    """Processes that write into the sweep's folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                shown = os.readlink(entry / "fd" / "2")
+            except OSError:
+                continue
+            if shown.startswith(str(folder / "sweep")):
+                found.append(shown)
+    return found
