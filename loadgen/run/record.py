@@ -17,7 +17,8 @@ from loadgen.errors import UsageError
 from loadgen.run.config import OF_A_PLAN, ReplayConfig
 from loadgen.traces.fixed import NAME as SYNTHETIC
 from loadgen.traces.readers.open import sha256_of
-from proxy.process.document import ConfigError, decode_settings, read_document
+from proxy.errors import ConfigError
+from proxy.process.document import decode_settings, read_document
 from proxy.process.options import settings_of
 
 HIDDEN = "***"

@@ -38,7 +38,8 @@ from loadgen.studies.cells import Cell, cell, plain
 from loadgen.studies.launch import Command, Study, replay_command
 from loadgen.traces.fixed import NAME as SYNTHETIC
 from loadgen.traces.readers.open import open_trace
-from proxy.process.document import ConfigError, decode_settings
+from proxy.errors import ConfigError
+from proxy.process.document import decode_settings
 from proxy.process.options import Setting, configured
 
 AXIS_MAX = 1000
