@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.runs import loadgen, write_trace
 
-LINES = [
+LINES: list[dict[str, Any]] = [
     {"loadtrace": "loadtrace/1", "name": "small"},
     *({"input_length": 200, "output_length": 14} for _ in range(16)),
 ]
