@@ -49,7 +49,8 @@ def compare(
     BASELINE and RUN are folders that `loadgen replay` wrote. Intervals come from
     blocks of sessions drawn again; runs of the same sessions are compared one by one.
     Joules of different boundaries (gpu, node) are never compared. Settings, packages
-    and hardware that differ are listed.
+    and hardware that differ are listed. Files of `metering-proxy meter --json`, such
+    as training jobs', are compared with each other and with no run.
     """
     from loadgen.analysis.compare import broken_limits, parse_limit
     from loadgen.analysis.compare import compare as compared
@@ -57,6 +58,9 @@ def compare(
     asked = [parse_limit(text) for text in limits]
     if form == "parquet" and out is None:
         raise UsageError("--format parquet is no text: name a file with --out")
+    if any(path.is_file() for path in (baseline, *runs)):
+        _compare_jobs((baseline, *runs), limits, form, out)
+        return
     base = _read(baseline)
     found = [compared(base, _read(run)) for run in runs]
     _show(found, form, out)
@@ -65,6 +69,32 @@ def compare(
         echo(f"loadgen: --fail-if: {line}", err=True)
     if broken:
         sys.exit(EXIT_BROKEN)
+
+
+def _compare_jobs(
+    paths: Sequence[Path], limits: Sequence[str], form: str, out: Path | None
+) -> None:
+    """Jobs against the first of them, inside each boundary."""
+    from loadgen.analysis.jobs import compared_jobs, read_job
+    from loadgen.cli.output import FORMATS as JOB_FORMATS
+    from loadgen.cli.output import show_result
+    from loadgen.report.jobs import sheet
+    from loadgen.report.sheet import to_csv
+
+    folders = [path for path in paths if not path.is_file()]
+    if folders:
+        raise UsageError(
+            f"{folders[0]} is no report of a job: jobs metered whole are compared with "
+            "jobs, runs with runs; `loadgen report` shows both, apart"
+        )
+    if limits:
+        raise UsageError("--fail-if is for runs: a job has no figure for each request")
+    if form not in JOB_FORMATS:
+        raise UsageError(f"--format {form} is for runs; jobs: {', '.join(JOB_FORMATS)}")
+    rows = compared_jobs([row for path in paths for row in read_job(path)])
+    show_result(
+        form, out, document=rows, sheets=[sheet(rows)], lines=lambda: to_csv(rows)
+    )
 
 
 def _read(folder: Path) -> ComparedRun:

@@ -13,6 +13,7 @@ from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json
 
 if TYPE_CHECKING:
+    from loadgen.analysis.jobs import JobRow
     from loadgen.analysis.schema import Summary
     from loadgen.report.sheet import Sheet
 
@@ -22,6 +23,7 @@ Examples:
   loadgen report runs/rate-1 runs/rate-2 runs/rate-4
   loadgen report --json runs/rate-1
   loadgen report runs/rate-1 --bill bill.toml
+  loadgen report runs/serving train.json
   loadgen report runs/rate-1 --csv requests.csv
 """
 
@@ -44,7 +46,8 @@ def report(
 
     RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
     what can be computed from its requests.jsonl is shown. Several runs are
-    compared side by side; a folder without a run among them is left out.
+    compared side by side; a folder without a run among them is left out. A file of
+    `metering-proxy meter --json`, such as a training job's, has a table of its own.
     """
     import msgspec
 
@@ -54,6 +57,10 @@ def report(
     from loadgen.run.finish import load_run
     from loadgen.traces.readers.line import portable
 
+    runs, jobs = _without_jobs(runs)
+    if not runs:
+        _show_jobs(jobs, as_json)
+        return
     if terms is not None and (len(runs) > 1 or as_json):
         raise UsageError("--bill is of a single run's report; see loadgen bill RUN...")
     summaries: list[tuple[Path, Summary]] = []
@@ -61,7 +68,7 @@ def report(
         try:
             summaries.append((run, load_run(run)))
         except LoadgenError as error:
-            if len(runs) == 1:
+            if len(runs) == 1 and not jobs:
                 raise RunError(str(error)) from None
             echo(f"loadgen: left out: {error}", err=True)
     if not summaries:
@@ -69,10 +76,11 @@ def report(
     if csv_path is not None:
         _export(runs, csv_path)
     if as_json:
-        found = [
+        found: list[dict[str, object]] = [
             {"run": portable(str(run)), "summary": summary}
             for run, summary in summaries
         ]
+        found += [{"job": row} for row in jobs]
         text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
         echo_json(msgspec.json.format(text, indent=2))
         return
@@ -90,9 +98,31 @@ def report(
         out.print(terminal.render(summaries[0][1], pages[0]))
         if bills:
             out.print(render(bills))
-        return
-    names = [(run.name or str(run), summary) for run, summary in summaries]
-    out.print(compare.render(names))
+    else:
+        names = [(run.name or str(run), summary) for run, summary in summaries]
+        out.print(compare.render(names))
+    if jobs:
+        _show_jobs(jobs, as_json)
+
+
+def _without_jobs(paths: tuple[Path, ...]) -> tuple[tuple[Path, ...], list[JobRow]]:
+    """Folders of runs, and the rows of the files beside them: jobs metered whole."""
+    from loadgen.analysis.jobs import compared_jobs, read_job
+
+    files = [path for path in paths if path.is_file()]
+    rows = [row for path in files for row in read_job(path)]
+    return tuple(path for path in paths if path not in files), compared_jobs(rows)
+
+
+def _show_jobs(rows: list[JobRow], as_json: bool) -> None:
+    from loadgen.cli.output import show_result
+    from loadgen.report.jobs import sheet
+    from loadgen.report.sheet import to_csv
+
+    form = "json" if as_json else "table"
+    show_result(
+        form, None, document=rows, sheets=[sheet(rows)], lines=lambda: to_csv(rows)
+    )
 
 
 def _export(runs: tuple[Path, ...], csv_path: Path) -> None:
