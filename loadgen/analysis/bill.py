@@ -21,6 +21,7 @@ from itertools import pairwise
 import msgspec
 
 from loadgen.analysis.datasheets import gpu_sheet
+from loadgen.analysis.naive import gpu_name
 from loadgen.analysis.schema import EnergyBlock, Summary
 from loadgen.analysis.tally import RunWindow
 from loadgen.errors import RunError, UsageError
@@ -428,8 +429,8 @@ def _embodied(
     seconds: float,
 ) -> float | None:
     """M = TE x TS x RS in grams; None where TE or the number of GPUs is not known."""
-    name = terms.gpu or summary.metadata.get("gpu") or summary.environment.get("gpu")
-    sheet = gpu_sheet(str(name)) if name is not None else None
+    name = terms.gpu or gpu_name(summary)
+    sheet = gpu_sheet(name) if name is not None else None
     kilograms, source = terms.embodied, "as given"
     if kilograms is None and sheet is not None:
         kilograms, source = EMBODIED_KILOGRAMS.get(sheet.name, (None, ""))

@@ -24,6 +24,7 @@ from loadgen.analysis.datasheets import (
 )
 from loadgen.analysis.schema import NaiveBlock, NaiveEstimate, Summary
 from loadgen.errors import UsageError
+from proxy.wire.api import BoardSummary
 
 ECOLOGITS_BATCH = 64
 ECOLOGITS_SOURCE = (
@@ -212,8 +213,22 @@ def _board(summary: Summary, given: Given) -> GpuSheet | None:
             known = ", ".join(GPU_SHEETS)
             raise UsageError(f"--gpu {given.gpu}: unknown; known: {known}")
         return found
-    name = _text(summary, "gpu")
+    name = gpu_name(summary)
     return None if name is None else gpu_sheet(name)
+
+
+def gpu_name(summary: Summary) -> str | None:
+    """The engine's GPU: as the user noted it, as the run knows it, as boards tell it.
+
+    None where boards of several models tell.
+    """
+    noted = _text(summary, "gpu")
+    models = {board.model for board in _boards(summary) if board.model}
+    return noted or (models.pop() if len(models) == 1 else None)
+
+
+def _boards(summary: Summary) -> list[BoardSummary]:
+    return [board for board in summary.hardware.boards if board.boundary == "gpu"]
 
 
 def _model(summary: Summary, given: Given) -> ModelSheet | None:
@@ -241,7 +256,7 @@ def _number(summary: Summary, name: str) -> int | None:
 
 def _observed(summary: Summary) -> int | None:
     """The boards whose clocks the proxy saw: those it metered."""
-    return sum(b.boundary == "gpu" for b in summary.hardware.boards) or None
+    return len(_boards(summary)) or None
 
 
 def _check(given: Given) -> None:

@@ -81,7 +81,7 @@ def bill(
     )  # fmt: skip
 
 
-def read_terms(path: Path) -> BillTerms:
+def read_terms(path: Path, option: str = "--terms") -> BillTerms:
     """Terms of a TOML file. Raises UsageError that names file and key."""
     import tomllib
 
@@ -93,21 +93,21 @@ def read_terms(path: Path) -> BillTerms:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"--terms {path}: {reason}") from None
+        raise UsageError(f"{option} {path}: {reason}") from None
     except ValueError as error:  # not TOML, or not UTF-8
-        raise UsageError(f"--terms {path} is not TOML: {error}") from None
+        raise UsageError(f"{option} {path} is not TOML: {error}") from None
     keys = {key.replace("-", "_"): value for key, value in document.items()}
     known = BillTerms.__struct_fields__
     unknown = [key for key in keys if key not in known]
     if unknown:
         names = ", ".join(name.replace("_", "-") for name in known)
-        raise UsageError(f"--terms {path}: unknown key {unknown[0]!r}; known: {names}")
+        raise UsageError(f"{option} {path}: unknown key {unknown[0]!r}; known: {names}")
     try:
         return msgspec.convert(keys, BillTerms, strict=True)
     except msgspec.ValidationError as error:
         text = str(error)
         raise UsageError(
-            f"--terms {path}: {text[0].lower()}{text[1:].replace('`', '')}"
+            f"{option} {path}: {text[0].lower()}{text[1:].replace('`', '')}"
         ) from None
 
 

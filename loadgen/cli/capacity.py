@@ -103,6 +103,8 @@ def capacity(
             requests or int(requests_per_day),
         )
     assert rate is not None
+    if not wanted > 0:
+        raise UsageError(f"--wanted {wanted:g}: expected a part of 1, such as 0.99")
     if gpus_max < n_gpus:
         raise UsageError(f"--gpus-max {gpus_max} is below the {n_gpus} of one engine")
     cost, named, notes, simulated, reach, factors = _engine(

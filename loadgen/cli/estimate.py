@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,8 @@ def estimate(
         form, out, document=report, sheets=estimate_sheet.sheets(report),
         lines=lambda: to_csv(list(report.bins)),
     )  # fmt: skip
+    if report.joules is None:
+        sys.exit(1)
 
 
 def _lengths(trace: Path, format: str | None, count: int | None) -> Lengths:
@@ -239,7 +242,8 @@ def _measured(
             _write_trace(path, name, sessions)
             outcome = study.run(each)
             if outcome.status == "failed":
-                found[name] = (outcome.reason or "it failed").splitlines()[-1]
+                reason = (outcome.reason or "it failed").splitlines()[-1]
+                found[name] = reason.removeprefix("loadgen: ")
                 continue
             summary = load_run(run_of(folder, each))
             energy, simulated = summary.energy, simulated or summary.simulated
@@ -297,10 +301,11 @@ def _report(
     total = total_joules(bins)
     requests = sum(each.requests for each in bins)
     notes = [f"full replay: {measured}"] if isinstance(measured, str) else []
-    if batch is not None and requests < _FEW_BATCHES * batch:
+    size = batch or min(each.batch for each in bins)
+    if requests < _FEW_BATCHES * size:
         notes.append(
-            f"{requests:,} requests are few for a batch of {batch:,}: it runs empty at "
-            "the end of the replay, which no bin knows of"
+            f"{requests:,} requests are few for a batch of {size:,}: it is not full at "
+            "the end of a replay, which no bin knows of"
         )
     real = measured if isinstance(measured, float) else None
 

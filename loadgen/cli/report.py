@@ -89,7 +89,9 @@ def report(
         from loadgen.cli.bill import bill_of_run, read_terms
         from loadgen.report import bill
 
-        bills = bill.sheets(bill_of_run(runs[0], read_terms(terms), summaries[0][1]))
+        bills = bill.sheets(
+            bill_of_run(runs[0], read_terms(terms, "--bill"), summaries[0][1])
+        )
     pages = [draw(run, summary, bills) for run, summary in summaries]
     out = console()
     if len(summaries) == 1:

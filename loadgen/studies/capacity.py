@@ -49,6 +49,11 @@ class Demand:
     def __post_init__(self) -> None:
         if self.requests < 1:
             raise UsageError(f"--requests {self.requests}: expected 1 or more")
+        if not 0 < self.session_rate_per_second < math.inf:
+            rate = self.session_rate_per_second * self.turns_per_session
+            raise UsageError(
+                f"--rate {rate:g}: expected requests per second, such as 4"
+            )
 
     @property
     def firsts(self) -> IntArray:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from loadgen.analysis.datasheets import GPU_SHEETS, gpu_sheet, model_sheet
 from loadgen.analysis.naive import Given, Work, naive_block
-from loadgen.analysis.schema import NaiveEstimate, Summary
+from loadgen.analysis.schema import HardwareBlock, NaiveEstimate, Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow, Tally, attention_pairs
 from loadgen.cli.naive import naive as command
@@ -24,6 +24,7 @@ from loadgen.report.html import render_html
 from loadgen.report.sheet import render, to_markdown
 from loadgen.run.finish import finish_run
 from loadgen.simulator.core.presets import GPUS
+from proxy.wire.api import BoardSummary
 from tests.support.canned_run import failed, made_results, write_run
 from tests.support.shown import printed
 
@@ -138,6 +139,29 @@ def test_metadata_tells_what_the_run_does_not(tmp_path: Path) -> None:
     assert strange.naive is not None
     assert strange.naive.gpus is None
     assert strange.naive.parameters is None
+
+
+@pytest.mark.parametrize(
+    ("models", "gpu", "count"),
+    [
+        (["NVIDIA L4", "NVIDIA L4"], "NVIDIA L4", 2),
+        (["NVIDIA L4", "NVIDIA H200"], None, 2),
+        ([None], None, 1),
+    ],
+    ids=["alike", "two models", "silent"],
+)
+def test_boards_tell_what_nobody_noted(
+    tmp_path: Path, models: list[str | None], gpu: str | None, count: int
+) -> None:
+    boards = [
+        BoardSummary(boundary="gpu", device=f"gpu{n}", seconds=1.0, model=model)
+        for n, model in enumerate(models)
+    ]
+    boards.append(BoardSummary(boundary="node", device="cpu", seconds=1.0))
+    summary = run(tmp_path / "run")
+    summary = msgspec.structs.replace(summary, hardware=HardwareBlock(boards=boards))
+    found = naive_block(summary, Work(0.0, 0.5))
+    assert (found.gpu, found.gpus) == (gpu, count)
 
 
 def test_a_run_of_nothing_but_failures_has_no_infinite_ratio(tmp_path: Path) -> None:

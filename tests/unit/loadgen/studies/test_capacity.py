@@ -168,6 +168,8 @@ def test_the_command_answers_in_every_form(tmp_path: Path) -> None:
          "either"),
         (["--slo", "itl:50", "--rate", "1"], UsageError, "known here"),
         (["--slo", "fast", "--rate", "1"], UsageError, "fast"),
+        (["--slo", "ttft:1", "--rate", "nan"], UsageError, "--rate nan"),
+        (["--slo", "ttft:1", "--rate", "1", "--wanted", "nan"], UsageError, "--wanted"),
         (["--slo", "ttft:1", "--rate", "1", "--n-gpus", "8", "--gpus-max", "4"],
          UsageError, "--gpus-max 4"),
         (["--slo", "ttft:1", "--rate", "1", "--model", "llama-3.1-70b"], UsageError,
