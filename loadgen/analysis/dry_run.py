@@ -29,6 +29,9 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     output_length_rule: str
     """`forced`, or `cap`: then the tokens are the most there can be."""
     largest_context_tokens: int | None
+    simulated_seconds: float | None = None
+    """What the simulated stack would take; null for other targets and long plans."""
+    simulated_joules: float | None = None
 
 
 def dry_run_of(

@@ -49,6 +49,9 @@ DEFINITIONS = {
     "output tokens",
     "measured_joules_per_output_token": "all measured joules over all output tokens "
     "of answered requests: idle and unattributed energy included",
+    "joules_per_accepted_token": "decode joules of the window's books over the tokens "
+    "that the engine drafted and accepted in it, by its own count: drafting and "
+    "verifying all of them is what these took",
     "output_tokens_per_joule": "output tokens of answered requests over all measured "
     "joules",
     "good_requests_per_joule": "answered requests within every --goodput limit over "
@@ -103,6 +106,7 @@ def energy_block(metering: Metering, tally: Tally) -> EnergyBlock:
         measured_joules_per_output_token=_ratio(
             spent.measured_joules, tally.output_tokens
         ),
+        **_speculation(opening, closing, spent),
         output_tokens_per_joule=_ratio(tally.output_tokens, spent.measured_joules),
         good_requests_per_joule=(
             _ratio(tally.good, spent.measured_joules) if tally.goodput else None
@@ -332,6 +336,22 @@ def _per_request(joules: Distribution) -> PerRequest | None:
     return PerRequest(
         n=stats.n, mean=stats.mean, p50=stats.p50, p90=stats.p90, p99=stats.p99
     )
+
+
+def _speculation(
+    opening: BoundaryBooks | None, closing: BoundaryBooks, spent: Accounts
+) -> dict[str, float | None]:
+    """Tokens drafted and accepted in the window, and what an accepted one took."""
+    found: dict[str, float | None] = {}
+    for name in ("drafted_tokens", "accepted_tokens"):
+        before = getattr(opening, name) if opening is not None else None
+        after = getattr(closing, name)
+        is_known = before is not None and after is not None and after >= before
+        found[name] = after - before if is_known else None
+    phases = spent.attributed_joules
+    decode_joules = None if phases is None else phases.decode
+    found["joules_per_accepted_token"] = _ratio(decode_joules, found["accepted_tokens"])
+    return found
 
 
 def _counted(metering: Metering, name: str) -> int | None:

@@ -107,6 +107,12 @@ class EnergyBlock(Accounts, frozen=True, kw_only=True):
     joules_per_output_token: float | None = None
     joules_per_total_token: float | None = None
     measured_joules_per_output_token: float | None = None
+    drafted_tokens: float | None = None
+    """Drafted by speculation in the window; null where the engine tells of none."""
+    accepted_tokens: float | None = None
+    """Of those, what became output."""
+    joules_per_accepted_token: float | None = None
+    """Decode joules of the window over them."""
     output_tokens_per_joule: float | None = None
     """Of all measured joules."""
     good_requests_per_joule: float | None = None

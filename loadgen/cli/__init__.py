@@ -22,8 +22,8 @@ Examples:
   loadgen simulate --gpu h100 --listen 127.0.0.1:8000
 """
 COMMANDS = (
-    "bins", "capacity", "compare", "naive", "offline", "predict", "replay",
-    "report", "simulate", "study", "sweep", "traces",
+    "bill", "bins", "capacity", "compare", "estimate", "naive", "offline", "predict",
+    "replay", "report", "simulate", "study", "sweep", "traces",
 )  # fmt: skip
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""

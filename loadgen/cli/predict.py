@@ -36,6 +36,9 @@ Examples:
 @click.option("--holdout", multiple=True, metavar="RUN",
               type=click.Path(path_type=Path),
               help="Predict this run by its plan and print the error.")  # fmt: skip
+@click.option("--reuse", type=click.FloatRange(0, 1), metavar="X",
+              help="Part of a conversation's history that the prefix cache keeps. "
+              "[default: as in the runs]")  # fmt: skip
 @click.option("--rate", metavar="R", help="Requests per second, or inf.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), metavar="X",
               help="Play the trace's times faster: 2 is twice as fast.")  # fmt: skip
@@ -51,7 +54,8 @@ Examples:
 @result_options
 def predict(
     run: Path, trace: Path | None, also: tuple[Path, ...], holdout: tuple[Path, ...],
-    rate: str | None, speed: float | None, arrival: str, num_prompts: int | None,
+    reuse: float | None, rate: str | None, speed: float | None, arrival: str,
+    num_prompts: int | None,
     seed: int, format: str | None, form: str, out: Path | None,
 ) -> None:  # fmt: skip
     """Fit an engine's costs to RUN and predict joules and watts of a load.
@@ -81,7 +85,9 @@ def predict(
     )  # fmt: skip
     folders = [run, *also]
     engine = learn(
-        [run_name(each) for each in folders], [read_run(each) for each in folders]
+        [run_name(each) for each in folders],
+        [read_run(each) for each in folders],
+        reuse,
     )
     made = None
     if trace is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ from proxy.process.terminal import echo, echo_json
 if TYPE_CHECKING:
     from loadgen.analysis.jobs import JobRow
     from loadgen.analysis.schema import Summary
+    from loadgen.report.sheet import Sheet
 
 EXAMPLES = """\b
 Examples:
   loadgen report runs/20260101T120000-sharegpt
   loadgen report runs/rate-1 runs/rate-2 runs/rate-4
   loadgen report --json runs/rate-1
+  loadgen report runs/rate-1 --bill bill.toml
   loadgen report runs/serving train.json
   loadgen report runs/rate-1 --csv requests.csv
 """
@@ -30,9 +33,15 @@ Examples:
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON.")
+@click.option("--bill", "terms", metavar="FILE",
+              type=click.Path(path_type=Path, dir_okay=False),
+              help="Add the bill of a single run, by the terms of this TOML file (see "
+              "loadgen bill).")  # fmt: skip
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a row per request, of one run.")  # fmt: skip
-def report(runs: tuple[Path, ...], as_json: bool, csv_path: Path | None) -> None:
+def report(
+    runs: tuple[Path, ...], as_json: bool, terms: Path | None, csv_path: Path | None
+) -> None:
     """Show the summary of finished runs and draw report.html again.
 
     RUN is the folder that `loadgen replay` wrote. Of a run that was killed,
@@ -44,6 +53,7 @@ def report(runs: tuple[Path, ...], as_json: bool, csv_path: Path | None) -> None
 
     from loadgen.report import compare, terminal
     from loadgen.report.console import console
+    from loadgen.report.sheet import render
     from loadgen.run.finish import load_run
     from loadgen.traces.readers.line import portable
 
@@ -51,6 +61,8 @@ def report(runs: tuple[Path, ...], as_json: bool, csv_path: Path | None) -> None
     if not runs:
         _show_jobs(jobs, as_json)
         return
+    if terms is not None and (len(runs) > 1 or as_json):
+        raise UsageError("--bill is of a single run's report; see loadgen bill RUN...")
     summaries: list[tuple[Path, Summary]] = []
     for run in runs:
         try:
@@ -72,10 +84,18 @@ def report(runs: tuple[Path, ...], as_json: bool, csv_path: Path | None) -> None
         text = msgspec.json.encode(found[0]["summary"] if len(found) == 1 else found)
         echo_json(msgspec.json.format(text, indent=2))
         return
-    pages = [draw(run, summary) for run, summary in summaries]
+    bills: list[Sheet] = []
+    if terms is not None:
+        from loadgen.cli.bill import bill_of_run, read_terms
+        from loadgen.report import bill
+
+        bills = bill.sheets(bill_of_run(runs[0], read_terms(terms), summaries[0][1]))
+    pages = [draw(run, summary, bills) for run, summary in summaries]
     out = console()
     if len(summaries) == 1:
         out.print(terminal.render(summaries[0][1], pages[0]))
+        if bills:
+            out.print(render(bills))
     else:
         names = [(run.name or str(run), summary) for run, summary in summaries]
         out.print(compare.render(names))
@@ -117,8 +137,11 @@ def _export(runs: tuple[Path, ...], csv_path: Path) -> None:
     write_pieces(csv_path, to_csv(read_results(runs[0] / REQUESTS)))
 
 
-def draw(run: Path, summary: Summary) -> Path | None:
-    """Write the run's page; None when its records are gone or the folder is closed."""
+def draw(run: Path, summary: Summary, more: Sequence[Sheet] = ()) -> Path | None:
+    """Write the run's page; None when its records are gone or the folder is closed.
+
+    `more` are tables that were asked for beside the run's own.
+    """
     from loadgen.report.html import write_html
     from loadgen.results.recorder import read_results
     from loadgen.run.finish import REPORT, REQUESTS
@@ -126,7 +149,7 @@ def draw(run: Path, summary: Summary) -> Path | None:
     if not (run / REQUESTS).is_file():
         return None
     try:
-        write_html(run / REPORT, summary, read_results(run / REQUESTS))
+        write_html(run / REPORT, summary, read_results(run / REQUESTS), more)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)

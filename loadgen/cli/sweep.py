@@ -121,6 +121,7 @@ def _plan(
     from loadgen.studies.sweep import (
         SweepPlan,
         check_points,
+        check_target,
         parse_axes,
         sha256_of_trace,
     )
@@ -144,6 +145,7 @@ def _plan(
             "nothing is swept: give an option several values, such as --rate 1,2,4,inf"
         )
     check_points(plan)
+    check_target(plan)
     return plan
 
 

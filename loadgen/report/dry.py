@@ -23,6 +23,11 @@ def lines(found: DryRun) -> list[str]:
     ]
     if found.largest_context_tokens is not None:
         shown.append(f"context    {found.largest_context_tokens:,} tokens at most")
+    if found.simulated_seconds is not None and found.simulated_joules is not None:
+        shown.append(
+            f"simulated  {fmt.seconds(found.simulated_seconds)} and "
+            f"{fmt.joules(found.simulated_joules)}, without a prefix cache: SIMULATED"
+        )
     shown.append(f"plan       sha256 {found.plan_sha256}")
     shown.append("nothing was sent, no folder was made")
     return shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
 from loadgen.report import charts, naive, text
 from loadgen.report import format as fmt
+from loadgen.report.sheet import Sheet
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
 from proxy.process.files import write_whole
@@ -47,9 +48,11 @@ class PolicyBar(NamedTuple):
     of_largest: float
 
 
-def write_html(path: Path, summary: Summary, results: Iterable[Result]) -> None:
+def write_html(
+    path: Path, summary: Summary, results: Iterable[Result], more: Sequence[Sheet] = ()
+) -> None:
     """Render and write, whole or not at all. Raises OSError."""
-    write_whole(path, render_html(summary, results).encode())
+    write_whole(path, render_html(summary, results, more).encode())
 
 
 def templates() -> jinja2.Environment:
@@ -64,8 +67,13 @@ def templates() -> jinja2.Environment:
     )
 
 
-def render_html(summary: Summary, results: Iterable[Result]) -> str:
-    """The page of one run; `results` are its records, read once."""
+def render_html(
+    summary: Summary, results: Iterable[Result], more: Sequence[Sheet] = ()
+) -> str:
+    """The page of one run; `results` are its records, read once.
+
+    `more` are tables that were asked for beside its own.
+    """
     window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
     samples = Samples(window, summary.window.run_seconds).add_all(results)
     environment = templates()
@@ -75,6 +83,7 @@ def render_html(summary: Summary, results: Iterable[Result]) -> str:
     }  # fmt: skip
     return environment.get_template("template.html").render(
         s=summary,
+        sheets=more,
         e=summary.energy,
         fmt=fmt,
         help=HELP,

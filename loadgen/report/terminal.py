@@ -211,6 +211,8 @@ def _per_token(energy: EnergyBlock) -> Table:
         f"{fmt.joules(energy.measured_joules_per_output_token)} per output token, "
         "idle and unattributed joules included",
     )
+    if text.speculation_text(energy):
+        _line(table, "speculation", text.speculation_text(energy))
     if energy.output_tokens_per_joule is not None:
         _line(table, "per joule", text.per_joule_text(energy))
     if text.idle_text(energy):

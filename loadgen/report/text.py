@@ -120,6 +120,18 @@ def boundary_rows(energy: EnergyBlock) -> Iterator[BoundaryRow]:
         )  # fmt: skip
 
 
+def speculation_text(energy: EnergyBlock) -> str:
+    """What an accepted token of speculation took; empty without any."""
+    joules, drafted = energy.joules_per_accepted_token, energy.drafted_tokens
+    if joules is None or not drafted or energy.accepted_tokens is None:
+        return ""
+    return (
+        f"{fmt.joules(joules)} of decode per accepted token; "
+        f"{energy.accepted_tokens:,.0f} of {drafted:,.0f} drafted were accepted "
+        f"({fmt.percent(energy.accepted_tokens / drafted)})"
+    )
+
+
 def idle_text(energy: EnergyBlock) -> str:
     """Loaded idle, and what of it is the model; empty when it is not known."""
     if energy.loaded_idle_watts is None:
@@ -162,6 +174,8 @@ def board_rows(hardware: HardwareBlock) -> Iterator[BoardRow]:
     """What each board told; one that told nothing has no row."""
     for board in hardware.boards:
         parts = [
+            board.model or "",
+            f"driver {board.driver}" if board.driver else "",
             _spread(board.sm_clock_hertz, "SM clock {} MHz", 1e-6),
             _spread(board.memory_clock_hertz, "memory clock {} MHz", 1e-6),
             _spread(board.temperature_celsius, "{} °C"),

@@ -26,7 +26,14 @@ from loadgen.client.backends import RequestOptions
 from loadgen.client.identity import engine_facts
 from loadgen.energy.join import books_now
 from loadgen.errors import PlanError, UsageError
-from loadgen.plan.plan import PlanHeader, is_plan, make_plan, plan_of, read_plan
+from loadgen.plan.plan import (
+    PlanHeader,
+    PlannedSession,
+    is_plan,
+    make_plan,
+    plan_of,
+    read_plan,
+)
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
 from loadgen.report.terminal import render
@@ -40,6 +47,7 @@ from loadgen.run.engine_metrics import scraping
 from loadgen.run.environment import Environment, bring_up, check_settings
 from loadgen.run.exporter import check_free, exporting
 from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
+from loadgen.run.forecast import Forecast, forecast
 from loadgen.run.live import live_view
 from loadgen.run.load import (
     is_synthetic,
@@ -49,7 +57,8 @@ from loadgen.run.load import (
 )
 from loadgen.run.record import run_record
 from loadgen.run.stack import Stack
-from loadgen.simulator.core.presets import GPUS
+from loadgen.simulator.core.config import EngineConfig
+from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.fixed import NAME as SYNTHETIC
 from loadgen.traces.fixed import fixed_lengths
 from loadgen.traces.readers.open import sha256_of
@@ -130,7 +139,7 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
         header = _plan(config, Path(folder), console)
         _show_plan(header, config, None, console)
         header, sessions = read_plan(Path(folder) / PLAN)
-        return dry_run_of(
+        found = dry_run_of(
             header,
             sessions,
             plan_sha256=sha256_of(Path(folder) / PLAN),
@@ -139,6 +148,29 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
             length_rule=rule,
             target=config.url or f"simulated {config.sim_model} on {config.sim_gpu}",
         )
+        if config.url is not None:
+            return found
+        with console.status("simulating"):
+            _, sessions = read_plan(Path(folder) / PLAN)
+            cost = _forecast(config, sessions)
+        if cost is None:
+            return found
+        return msgspec.structs.replace(
+            found, simulated_seconds=cost.run_seconds, simulated_joules=cost.joules
+        )
+
+
+def _forecast(
+    config: ReplayConfig, sessions: Iterator[PlannedSession]
+) -> Forecast | None:
+    engine = EngineConfig(
+        gpu=GPUS[config.sim_gpu], model=MODELS[config.sim_model],
+        n_gpus=config.sim_gpus, prefix_cache=False, track_truth=False,
+    )  # fmt: skip
+    return forecast(
+        sessions, engine, output_tokens=config.output_len,
+        max_concurrency=config.concurrency or config.max_concurrency,
+    )  # fmt: skip
 
 
 def _exit_code(stats: RunStats, summary: Summary) -> int:

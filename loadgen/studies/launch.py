@@ -85,10 +85,11 @@ class Outcome:
 
 
 def replay_command(cell: Cell, run: Path) -> list[str]:
-    """`loadgen replay` of a cell's trace with a cell's options."""
+    """`loadgen replay` of a cell's trace with a cell's options; more may follow."""
+    trace = f"./{cell.trace}" if cell.trace.startswith("-") else cell.trace
     return [
-        sys.executable, "-m", "loadgen", "replay", *arguments(cell.options),
-        f"--out={run}", "--", cell.trace,
+        sys.executable, "-m", "loadgen", "replay", trace, *arguments(cell.options),
+        f"--out={run}",
     ]  # fmt: skip
 
 

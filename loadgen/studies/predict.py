@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
@@ -38,6 +39,7 @@ from loadgen.studies.workload import planned_workload
 UNLIMITED = 1 << 40
 MAX_SEQS = 256
 """Requests in a batch of a fitted engine, where nobody tells: vLLM's usual bound."""
+_FAR_CONTEXT = 1.5
 _BEYOND = 1.2
 """A load that much outside of what was fitted to is named."""
 
@@ -135,6 +137,8 @@ class FittedEngine:
     margin_seconds: float
     """Measured before the first and after the last request of a run."""
     reuse_fraction: float
+    """Of a conversation's history that the prefix cache held."""
+    is_reuse_known: bool
     prompt_factor: float
     output_factor: float
 
@@ -166,8 +170,12 @@ def _by_feature(joules: FloatArray) -> FloatArray:
 def learn(
     names: Sequence[str],
     runs: Sequence[tuple[Summary, Sequence[Result]]],
+    reuse_fraction: float | None = None,
 ) -> FittedEngine:
-    """Fit an engine to runs of it. Raises RunError for runs that cannot teach."""
+    """Fit an engine to runs of it. Raises RunError for runs that cannot teach.
+
+    `reuse_fraction` is what is known of its prefix cache where the runs tell nothing.
+    """
     boundaries = {summary.energy.boundary for summary, _ in runs}
     for name, (summary, _) in zip(names, runs, strict=True):
         books = summary.energy
@@ -204,6 +212,9 @@ def learn(
         max((s.energy.window_seconds or s.duration) - s.duration, 0.0)
         for s in summaries
     ]
+    reuse = reuse_fraction
+    if reuse is None:
+        reuse = _reuse([r for _, results in runs for r in results])
     return FittedEngine(
         learnt=Learnt(
             runs=tuple(names),
@@ -228,7 +239,8 @@ def learn(
         time=time,
         rows=rows,
         margin_seconds=float(np.mean(margins)),
-        reuse_fraction=_reuse([r for _, results in runs for r in results]),
+        reuse_fraction=reuse or 0.0,
+        is_reuse_known=reuse is not None,
         prompt_factor=_factor(
             [s.input_lengths.ratio_p50_without_live for s in summaries]
         ),
@@ -274,7 +286,7 @@ def predict(
             np.nanmedian(outcome.first_token_seconds - outcome.start_seconds)
         ),
         p50_tpot_seconds=float(np.nanmedian(per_token)) if many.any() else None,
-        notes=(*notes, *_outside(engine.rows, work, outcome)),
+        notes=(*notes, *_outside(engine, work, outcome)),
     )
 
 
@@ -359,9 +371,15 @@ def _active(joules: FloatArray, outcome: Outcome, cached: float) -> float:
     return float(_by_feature(joules) @ outcome.sums + joules[3] * cached)
 
 
-def _outside(rows: Rows, work: Workload, outcome: Outcome) -> list[str]:
+def _outside(engine: FittedEngine, work: Workload, outcome: Outcome) -> list[str]:
     """What of a load the fit has not seen the like of."""
+    rows = engine.rows
     notes = []
+    if work.next_turn is not None and not engine.is_reuse_known:
+        notes.append(
+            "every later turn is taken to compute its whole history anew: the fit saw "
+            "none, so give --reuse 1 for an engine with a prefix cache"
+        )
     if work.cached_tokens.any() and not rows.cached_tokens.any():
         notes.append(
             "cached prompt tokens are taken to cost nothing but their context: the fit "
@@ -377,6 +395,15 @@ def _outside(rows: Rows, work: Workload, outcome: Outcome) -> list[str]:
                 f"extrapolated: {what} of {now:,.0f} tokens (p99), the fit saw up to "
                 f"{most:,.0f}"
             )
+    before, ahead = (
+        _context(rows.prompt_tokens, rows.output_tokens),
+        _context(work.prompt_tokens, work.output_tokens),
+    )
+    if not 1 / _FAR_CONTEXT < ahead / before < _FAR_CONTEXT:
+        notes.append(
+            f"extrapolated: {ahead:,.0f} tokens of context per token written, in the "
+            f"fit it was {before:,.0f}: add a run with others by --also"
+        )
     seen_batch = _mean_batch(rows.sent_seconds, rows.last_seconds)
     now_batch = _mean_batch(outcome.start_seconds, outcome.last_token_seconds)
     if now_batch > 2 * seen_batch or now_batch < seen_batch / 2:
@@ -387,6 +414,13 @@ def _outside(rows: Rows, work: Workload, outcome: Outcome) -> list[str]:
     if outcome.unfit:
         notes.append(f"{outcome.unfit:,} requests are longer than the engine can hold")
     return notes
+
+
+def _context(
+    prompts: FloatArray | NDArray[np.int64], outputs: FloatArray | NDArray[np.int64]
+) -> float:
+    """Tokens before each token that is written, on average over those."""
+    return float((outputs * (prompts + outputs / 2)).sum() / outputs.sum())
 
 
 def _mean_batch(begin: FloatArray, end: FloatArray) -> float:
@@ -405,8 +439,8 @@ def _coefficients(terms: dict[str, str], fit: Fit) -> tuple[Coefficient, ...]:
     return tuple(found)
 
 
-def _reuse(results: Sequence[Result]) -> float:
-    """Part of the history that later turns found cached; 0 where nobody told."""
+def _reuse(results: Sequence[Result]) -> float | None:
+    """Part of the history that later turns found cached; None where nobody told."""
     cached = history = 0
     before: dict[str, int] = {}
     for result in sorted(results, key=lambda each: each.turn):
@@ -415,7 +449,7 @@ def _reuse(results: Sequence[Result]) -> float:
             history += before.get(result.session_id, 0)
         whole = (result.prompt_tokens or 0) + (result.output_tokens or 0)
         before[result.session_id] = whole
-    return min(cached / history, 1.0) if history else 0.0
+    return min(cached / history, 1.0) if history else None
 
 
 def _factor(ratios: Sequence[float | None]) -> float:

@@ -27,13 +27,17 @@ from loadgen.analysis.sweep import (
     windowed,
 )
 from loadgen.errors import LoadgenError, UsageError
+from loadgen.plan.plan import is_plan
 from loadgen.results.recorder import read_results
 from loadgen.run.config import ReplayConfig
+from loadgen.run.environment import check_settings
 from loadgen.run.finish import REQUESTS, load_run
-from loadgen.run.load import is_synthetic, load_of
+from loadgen.run.load import load_of
 from loadgen.run.record import SETTINGS, trace_sha256
 from loadgen.studies.cells import Cell, cell, plain
-from loadgen.studies.launch import Study
+from loadgen.studies.launch import Command, Study, replay_command
+from loadgen.traces.fixed import NAME as SYNTHETIC
+from loadgen.traces.readers.open import open_trace
 from proxy.errors import ConfigError
 from proxy.process.document import decode_settings
 from proxy.process.options import Setting, configured
@@ -125,7 +129,7 @@ def parse_axes(
 
 
 def check_points(plan: SweepPlan) -> None:
-    """Raises UsageError where a point is a run that could not begin."""
+    """Raises UsageError or TraceError where a point is a run that could not begin."""
     if math.prod(len(axis.values) for axis in plan.axes) * plan.repeats > AXIS_MAX:
         raise UsageError(f"these axes make more than {AXIS_MAX:,} runs")
     trace = Path(plan.trace)
@@ -135,8 +139,20 @@ def check_points(plan: SweepPlan) -> None:
             load_of(config)
         except UsageError as error:
             raise UsageError(f"at {name_of(axes) or 'every point'}: {error}") from None
-        if not is_synthetic(config) and not trace.is_file():
-            raise UsageError(f"{trace}: no such trace")
+    if str(trace) == SYNTHETIC:
+        return
+    if not trace.is_file():
+        raise UsageError(f"{trace}: no such trace")
+    if is_plan(trace):
+        raise UsageError(
+            f"{trace} is a plan, whose load is fixed: give the trace it was made from"
+        )
+    open_trace(trace, plan.fixed.get("format"))  # its first session
+
+
+def check_target(plan: SweepPlan) -> None:
+    """Raises UsageError and StackError where the first point's target is not there."""
+    check_settings(_config(plan, next(combinations(plan.axes))))
 
 
 def combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
@@ -154,8 +170,8 @@ def combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
 
 
 def name_of(axes: Mapping[str, Any]) -> str:
-    """`rate=4, n=2`, short enough for a table."""
-    return ", ".join(f"{name}={_short(value)}" for name, value in axes.items())
+    """`rate=4, n=2`: a point's name, which no other has."""
+    return ", ".join(f"{name}={value}" for name, value in axes.items())
 
 
 def cells_of(plan: SweepPlan, axes: Mapping[str, Any]) -> list[Cell]:
@@ -179,6 +195,7 @@ class Sweeping:
     plan: SweepPlan
     settle_seconds: float
     pause: Callable[[float], None] = time.sleep
+    command: Command = replay_command
     points: list[Point] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -221,7 +238,9 @@ class Sweeping:
         for each in cells_of(self.plan, axes):
             self.study.add([each])
             more = [f"--header={header}" for header in self.plan.headers]
-            outcome = self.study.run(each, more, before=self._settle)
+            outcome = self.study.run(
+                each, more, command=self.command, before=self._settle
+            )
             if outcome.status == "failed":
                 continue
             try:
@@ -307,11 +326,6 @@ def _check_values(setting: Setting, values: Sequence[Any]) -> None:
         except ConfigError as error:
             said = str(error).removeprefix(f"sweep: {setting.key} ")
             raise UsageError(f"--{setting.name} {said}") from None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:21]}..."
 
 
 def sha256_of_trace(trace: str) -> str | None:

@@ -27,6 +27,16 @@ class AdminLimits:
         ),
     ] = 64
     """Scrapers, dashboards and a load's ledger."""
+    admin_max_unread_bytes: Annotated[
+        int,
+        Meta(ge=1),
+        Option(
+            "Memory for replies that are unread; beyond, whoever has stood still "
+            "longest is cut.",
+            "N",
+        ),
+    ] = 32 * 1024 * 1024
+    """A page of 10,000 records is 6 MB."""
     admin_header_timeout_seconds: Annotated[
         Seconds,
         Option("From a request's first byte to its blank line.", "S"),

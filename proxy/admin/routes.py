@@ -63,6 +63,8 @@ MAX_RECORDS = 10_000
 """Per reply of `/requests`: about 6 MB; ask again with the last cursor."""
 LATELY_SECONDS = 600.0
 """Window of `/hardware` where none is asked for."""
+PAGES_AT_ONCE = 2
+"""Of records, while they are made."""
 OFFSET_STEP_SECONDS = 0.001
 YEAR_3000_UNIX_SECONDS = 32_503_680_000
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -129,6 +131,7 @@ class _Views:
         self._from = sources
         self._access = access
         self._offset_seconds = 0.0
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
         self.feed = LiveFeed(self._live, sources.errors)
 
     def _unix_offset_seconds(self) -> float:
@@ -222,7 +225,8 @@ class _Views:
         except ValueError as error:
             return _refuse(str(error))
         try:
-            body = await self._from.records.lines(since, limit, wanted)
+            async with self._pages:  # one of 10,000 records takes 25 MB to make
+                body = await self._from.records.lines(since, limit, wanted)
         except StoreError as error:
             return _json({"error": str(error)}, 503)
         return web.Response(body=body, content_type="application/x-ndjson")

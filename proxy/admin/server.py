@@ -2,12 +2,13 @@
 
 aiohttp serves; in front of it stands a bound on connections and on their silence. Who
 has sent no whole request yet makes room for whoever comes: a scraper gets in while
-strangers hold half heads.
+strangers hold half heads. Who reads nothing of its replies makes room for others', too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
@@ -16,6 +17,9 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from proxy.admin.limits import AdminLimits
+from proxy.process.supervise import Seldom
+
+log = logging.getLogger("servewatt.admin")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -25,6 +29,7 @@ class AdminConnections:
 
     def __init__(self, limits: AdminLimits | None = None) -> None:
         self.limits = limits or AdminLimits()
+        self._seldom = Seldom()
         self._open: dict[asyncio.BaseTransport, AdminConnection] = {}
         self.make: Callable[[], asyncio.Protocol]
         """aiohttp's server, once it is set up."""
@@ -49,6 +54,22 @@ class AdminConnections:
             oldest.drop()
         self._open[connection.transport] = connection
         return True
+
+    def relieve(self) -> None:
+        """Cut those that have stood still longest while too much is unread."""
+        behind = [each for each in self._open.values() if each.is_behind]
+        unread = sum(each.unread_bytes for each in behind)
+        behind.sort(key=lambda each: each.behind_since_seconds)
+        for connection in behind:
+            if unread <= self.limits.admin_max_unread_bytes:
+                return
+            unread -= connection.unread_bytes
+            if self._seldom.count("unread") is not None:
+                log.warning(
+                    "the admin port's replies are not read: a connection is cut "
+                    "(--admin-max-unread-bytes)"
+                )
+            connection.drop()
 
     def leave(self, connection: AdminConnection) -> None:
         """It is gone; a second call does nothing."""
@@ -83,6 +104,9 @@ class AdminConnection(asyncio.Protocol):
         self._is_admitted = False
         self._is_idle = False
         self.is_serving = False
+        self.is_behind = False
+        """Its client reads slower than it is written to."""
+        self.behind_since_seconds = 0.0
         self.transport: asyncio.Transport
 
     # asyncio calls these
@@ -114,9 +138,15 @@ class AdminConnection(asyncio.Protocol):
         """The client reads slowly."""
         if self._is_admitted:
             self._served.pause_writing()
+            self.is_behind = True
+            loop = asyncio.get_running_loop()
+            self.behind_since_seconds = loop.time()
+            # not in here: it may be this one that is cut, and it is being written to
+            loop.call_soon(self._connections.relieve)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self.is_behind = False
         if self._is_admitted:
             self._served.resume_writing()
 
@@ -139,6 +169,11 @@ class AdminConnection(asyncio.Protocol):
         """Its reply is made; the client has as long to read it as to ask again."""
         self.is_serving, self._is_idle = False, True
         self._give(self._limits.admin_idle_timeout_seconds)
+
+    @property
+    def unread_bytes(self) -> int:
+        """What waits for its client."""
+        return self.transport.get_write_buffer_size()
 
     def drop(self) -> None:
         """Close it at once."""

@@ -114,6 +114,8 @@ def _boundary_books(
     # before any reading the joules are unknown, which is not zero
     is_before = at_seconds is not None and _is_before(boundaries, name, at_seconds)
     is_measured = state.samples_total > 0 and has_begun and not is_before
+    speculation = boundaries.speculation_at(books.settled_seconds)
+    accepted = speculation.accepted if speculation else 0.0
     return BoundaryBooks(
         **(_joules_of(books) if is_measured else {}),
         source=measured.source,
@@ -128,6 +130,11 @@ def _boundary_books(
         sample_interval_seconds=sample_interval_seconds,
         window_seconds=state.window_seconds,
         gap_seconds=books.gap_seconds if is_measured else None,
+        drafted_tokens=speculation.drafted if speculation else None,
+        accepted_tokens=speculation.accepted if speculation else None,
+        joules_per_accepted_token=(
+            books.decode_joules / accepted if is_measured and accepted else None
+        ),
         idle_accelerators_joules=outside.measured_joules if outside else None,
         idle_accelerators_watts=(
             dict(measured.outside.device_watts) if measured.outside else {}
@@ -197,6 +204,7 @@ def fleet_books(
 SUMMED = (
     "idle_watts", "rest_watts", "bare_idle_watts", "model_idle_watts",
     "gaps_total", "samples_total", "missed_total", "open_requests",
+    "drafted_tokens", "accepted_tokens",
 )  # fmt: skip
 WORST = ("window_seconds", "counter_period_seconds", "unsettled_seconds", "gap_seconds")
 JOINED = ("boundary", "source", "policy", "sample_interval_seconds", "idle_source")

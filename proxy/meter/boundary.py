@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.speculation import Speculation
 from proxy.meter.activity.steps import Steps
 from proxy.meter.activity.timeline import EngineTimeline
-from proxy.meter.activity.work import Population, population_of
+from proxy.meter.activity.work import Population, activity_between, population_of
 from proxy.meter.attribution.divide import (
     REST_SECONDS,
     Division,
@@ -51,11 +52,13 @@ from proxy.meter.attribution.interval import (
     grade_reasons,
     total_bounds,
 )
+from proxy.meter.attribution.lag import MAX_REQUESTS, SPAN_SECONDS, LagWatch, Span
 from proxy.meter.attribution.policies import (
     CostModel,
     Policy,
     both,
     by_calibration,
+    by_phase,
 )
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import (
@@ -126,13 +129,11 @@ class MeterState:
     external_requests: int | None = None
     """Running in the engine, by its last scrape, and not the proxy's; None: no scrape
     that is new enough."""
+    speculation: Speculation | None = None
+    """Tokens drafted and accepted; None where the engine tells of none."""
     calibration: CalibrationState | None = None
     """The constants of the policy `calibrated`, and whether they are in use."""
 
-
-LATE_PERIOD_SECONDS = 1.0
-"""A sensor that lags or averages is taken for one with news once a second: what it
-shows in the wrong window matters less the wider windows are."""
 
 PHASE, FITTED = "phase", "fitted"
 """Cost models whose residuals are watched."""
@@ -165,7 +166,9 @@ class Boundary:
         )
         self.ledger = Ledger(list(config.policies), config.policy)
         self.idle = IdleWatts(config.idle_watts)
-        self.calibration = Calibration(config.fit_rules, config.calibrations)
+        self.calibration = Calibration(
+            config.fit_rules, config.calibrations, config.stale_models
+        )
         self.durations = Calibration(config.fit_rules)
         """The same for the seconds that steps take: by them idle is divided."""
         self.settled_seconds = -math.inf
@@ -202,6 +205,7 @@ class Boundary:
         self._doubted_requests = dict.fromkeys(GRADE_REASONS, 0)
         self._half_widths: deque[float] = deque(maxlen=NEWEST_RECORDS)
         self._errors = ErrorTracker()
+        self._lag = LagWatch()
         self._distrust: str | None = "rows"
         """Why the constants are not trusted, as of the last beat; None: they are."""
         self._on_shared: set[int] = set()
@@ -255,10 +259,17 @@ class Boundary:
     def deadlines(self) -> Deadlines:
         """Every wait, for the sensor as it is known now."""
         period_seconds = self.curve.likely_period_seconds
-        lag_seconds = self.calibration.lag_seconds
-        if lag_seconds is not None:
-            period_seconds = max(period_seconds or 0.0, LATE_PERIOD_SECONDS)
-        return replace(self._asked, period_seconds=period_seconds)
+        lateness = self._lag.lateness
+        if lateness is None:
+            return replace(self._asked, period_seconds=period_seconds)
+        late_seconds = lateness.averaging_seconds + lateness.delay_seconds
+        width_seconds = max(self._asked.min_window_seconds, lateness.averaging_seconds)
+        return replace(
+            self._asked,
+            period_seconds=(period_seconds or 0.0) + late_seconds,
+            min_window_seconds=width_seconds,
+            is_steady=True,
+        )
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last may take at most."""
@@ -428,6 +439,7 @@ class Boundary:
             external_requests=None
             if newest is None
             else timeline.gauges.external_at(newest),
+            speculation=timeline.speculation.totals_at(),
             calibration=self.calibration.state,
         )
 
@@ -549,6 +561,8 @@ class Boundary:
                 by_work=len(unseen.by_work),
                 by_time=len(unseen.by_time),
             )
+            if not self._lag.is_done and len(everybody) <= MAX_REQUESTS:
+                self._watch_lag(window, population, steps, starts)
             is_whole = not unseen.by_time and is_placed
             closing = self._divided(
                 window,
@@ -587,7 +601,6 @@ class Boundary:
         calibration.shared_because = self.shared_because
         if self.shared_because is not None:
             self._on_shared.update(keys)
-        calibration.may_lag = not self.curve.has_counter
         seconds = window.end_seconds - window.start_seconds
         if is_whole:
             self.durations.learn(division.learnt, division.busy_seconds, seconds)
@@ -619,6 +632,30 @@ class Boundary:
             policy_joules=division.policy_joules,
             doubts=self._doubts(window, ran, population, division),
         )
+
+    def _watch_lag(
+        self, window: Window, population: Population, steps: Steps, starts: FloatArray
+    ) -> None:
+        """Hold what short spans cost against what the sensor showed."""
+        edges = window.edges_seconds
+        start = 0
+        for stop in range(1, len(edges)):
+            if edges[stop] - edges[start] < SPAN_SECONDS and stop < len(edges) - 1:
+                continue
+            began, ended = float(edges[start]), float(edges[stop])
+            costs = np.zeros(2)
+            if len(population.keys):
+                did = activity_between(began, ended, population, steps, starts)
+                costs = by_phase(did).sum(axis=0)
+            shown = float(window.joules[stop] - window.joules[start])
+            span = Span(began, ended, shown, *costs.tolist())
+            self._lag.add(span, has_counter=self.curve.has_counter)
+            start = stop
+        if (lateness := self._lag.lateness) is not None:
+            self.curve.correct(*lateness)
+            self.calibration.restart()
+            if lateness.averaging_seconds:
+                self.calibration.lag_seconds = lateness.mean_seconds
 
     def _learn_costs(self) -> None:
         """Fit what windows cost, in order, each once its work is beyond doubt.

@@ -32,6 +32,8 @@ class MeterConfig:
     """When the constants of `calibrated` are trusted."""
     calibrations: Mapping[str, Sums] = field(default_factory=dict)
     """What earlier runs of this engine saw at the headline, by model."""
+    stale_models: frozenset[str] = frozenset()
+    """Models of which an earlier version saw what this one cannot use."""
     sensor_fraction: Callable[[str], float] = lambda boundary: 0.0
     """What the readings of a boundary may be off by, all alike; see `interval`."""
     engine: str = ""

@@ -4,7 +4,9 @@ A counter tells the truth at the instant it changes and nothing in between, so
 the curve has a point (an edge) only where the reading changed. An edge is put
 midway between the last reading with the old value and the first with the new
 one: it is off by at most half a polling interval, either way. Without a counter,
-power is integrated by the trapezoid rule, here and nowhere else.
+power is integrated by the trapezoid rule, here and nowhere else. A sensor known to show
+everything late has its edges moved back; one known to average over some time is read
+once in that time, as its mean is the energy since the reading before.
 
 Energy never runs backwards and no gap is filled: a failed read or a counter that
 fell marks the span from the last edge to the next one with its reason. Devices that
@@ -77,6 +79,31 @@ class DeviceCurve:
         """Widths of the spans in which edges lie, seconds."""
         self._edge_seconds: float | None = None
         """As of the newest of them; asked for with every record."""
+        self._first_watts: float | None = None
+        self._averaging_seconds = 0.0
+        self._delay_seconds = 0.0
+        self._next_seconds: float | None = None
+        """Where the next mean of an averaging sensor ends."""
+        self._shown_watts: float | None = None
+        self._updated_seconds = 0.0
+        self._updates: deque[float] = deque(maxlen=64)
+        """Times between changes of what it shows."""
+
+    def correct(self, averaging_seconds: float, delay_seconds: float) -> None:
+        """From now on what it shows is the mean of some time, some time ago.
+
+        What it has not shown yet comes with its next edge.
+        """
+        self._delay_seconds = delay_seconds
+        if self._has_counter is not False or not averaging_seconds:
+            return
+        self._averaging_seconds = averaging_seconds
+        if self._first_watts is not None and self._last_watts is not None:
+            late_seconds = averaging_seconds / 2 + delay_seconds
+            hidden = late_seconds * (self._last_watts - self._first_watts)
+            self._total += max(hidden, 0.0)
+        if len(self.seconds):
+            self._next_seconds = self.seconds[-1] + averaging_seconds
 
     def observe(
         self, at_seconds: float, joules: float | None, watts: float | None
@@ -93,9 +120,41 @@ class DeviceCurve:
         elif watts is not None and not self._has_counter:
             if not is_held and len(self.seconds):
                 self._pending = max(self._pending, 1 + GAP_REASONS.index(SENSOR_GAP))
-            self._total = self._power_joules
-            self._add_point(at_seconds)
+            if self._averaging_seconds:
+                self._average(at_seconds, watts, is_held=is_held)
+            else:
+                self._total = self._power_joules
+                self._add_point(at_seconds)
+            self._first_watts = (
+                watts if self._first_watts is None else self._first_watts
+            )
         self._last_seconds = at_seconds
+
+    def _average(self, at_seconds: float, watts: float, *, is_held: bool) -> None:
+        """One reading of the mean power of some time; most are not needed.
+
+        The one that is comes with news, as then it is known when the time ended.
+        """
+        middle = 0.5 * (self._last_seconds + at_seconds)
+        is_new = watts != self._shown_watts
+        if is_new and self._shown_watts is not None:
+            self._updates.append(middle - self._updated_seconds)
+        if is_new:
+            self._shown_watts, self._updated_seconds = watts, middle
+        update_seconds = median(self._updates) if self._updates else 0.0
+        # between two updates the same mean is shown on: half of that looks like delay
+        delay_seconds = max(self._delay_seconds - update_seconds / 2, 0.0)
+        seen_seconds = middle - delay_seconds
+        if self._next_seconds is None or not is_held:  # after a gap
+            self._add_point(seen_seconds)
+            self._next_seconds = seen_seconds + self._averaging_seconds
+            return
+        due_seconds = self._next_seconds
+        is_due = is_new and seen_seconds >= due_seconds - update_seconds / 2
+        if is_due or seen_seconds >= due_seconds + update_seconds:
+            self._total += watts * max(seen_seconds - self.seconds[-1], 0.0)
+            self._add_point(seen_seconds)
+            self._next_seconds = seen_seconds + self._averaging_seconds
 
     def interrupt(self, reason: str) -> None:
         """From the last edge to the next one nothing is known for sure."""
@@ -194,7 +253,7 @@ class DeviceCurve:
         self._polls.append(at_seconds - self._last_seconds)
         self._edge_seconds = None
         middle = 0.5 * (self._last_seconds + at_seconds)
-        self._add_point(middle)
+        self._add_point(middle - self._delay_seconds)
 
     def _add_point(self, at_seconds: float) -> None:
         if len(self.seconds) and at_seconds <= self.seconds[-1]:
@@ -296,6 +355,13 @@ class GroupCurve:
         """Curves of devices that left, until all of them is settled."""
         self._left_joules = 0.0
         self._left_resets = 0
+        self._lateness: tuple[float, float] | None = None
+
+    def correct(self, averaging_seconds: float, delay_seconds: float) -> None:
+        """From now on every device shows the mean of some time, some time ago."""
+        self._lateness = averaging_seconds, delay_seconds
+        for curve in self.devices.values():
+            curve.correct(averaging_seconds, delay_seconds)
 
     def observe(
         self,
@@ -315,6 +381,8 @@ class GroupCurve:
             missing.discard(device)
             curve = self.devices.setdefault(device, DeviceCurve())
             curve.observe(at_seconds, joules, watts)
+            if self._lateness is not None and device in candidates:
+                curve.correct(*self._lateness)
             if joules is not None or watts is not None:
                 shown.add(device)
             if curve.needs(joules, watts):

@@ -50,6 +50,8 @@ class Deadlines:
     """As asked for: windows are no narrower."""
     wait_seconds: float
     """How long a window waits for the facts of its requests."""
+    is_steady: bool = False
+    """Its news are of instants that are known, however late they come."""
 
     @property
     def straggler_seconds(self) -> float:
@@ -59,7 +61,7 @@ class Deadlines:
     @property
     def window_seconds(self) -> float:
         """How wide windows are: as asked, and several updates of a slow sensor."""
-        if self.period_seconds < SLOW_SECONDS:
+        if self.is_steady or self.period_seconds < SLOW_SECONDS:
             return self.min_window_seconds
         return max(self.min_window_seconds, WIDE_PERIODS * self.period_seconds)
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.speculation import Speculation
 from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.boundary import Boundary, MeterState
 from proxy.meter.config import MeterConfig
@@ -95,7 +96,9 @@ class Meter:
         self.config = config = config or MeterConfig()
         self._timeline = EngineTimeline(has_sensor=config.has_sensor)
         # idle watts are given, and fits were saved, for the headline
-        beside = replace(config, idle_watts=None, calibrations={})
+        beside = replace(
+            config, idle_watts=None, calibrations={}, stale_models=frozenset()
+        )
         self.headline, *others = config.boundaries
         self._head = Boundary(config, self._timeline, self.headline)
         self._others = {name: Boundary(beside, self._timeline, name) for name in others}
@@ -221,6 +224,10 @@ class Meter:
     def books_of(self, boundary: str, at_seconds: float | None = None) -> Books:
         """The accounts of one boundary. Raises KeyError for another name."""
         return self._boundaries[boundary].books_at(at_seconds)
+
+    def speculation_at(self, at_seconds: float | None = None) -> Speculation | None:
+        """Tokens that the engine drafted and accepted; None where it tells of none."""
+        return self._timeline.speculation.totals_at(at_seconds)
 
     def shared_because(self, boundary: str) -> str | None:
         """Why a boundary's joules are not the engine's alone. Raises KeyError."""

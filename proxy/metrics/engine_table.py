@@ -230,6 +230,18 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         (),
         lambda s: one(s.meter.external_requests),
     ),
+    "servewatt_engine_drafted_tokens_total": EngineMetric(
+        "counter",
+        "Tokens that the engine drafted by speculation, by its own count.",
+        (),
+        lambda s: one(s.meter.speculation and s.meter.speculation.drafted),
+    ),
+    "servewatt_engine_accepted_tokens_total": EngineMetric(
+        "counter",
+        "Drafted tokens that became output; decode joules by them is what one costs.",
+        (),
+        lambda s: one(s.meter.speculation and s.meter.speculation.accepted),
+    ),
     "servewatt_sensor_samples_total": EngineMetric(
         "counter",
         "Successful reads of the power source.",

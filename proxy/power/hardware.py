@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -57,6 +57,7 @@ HOLD_SECONDS = 2.5
 """Nobody knows how a board worked longer than so after it was asked."""
 MAX_STATES = 40_000
 """Of all boards together, about 10 MB: eleven hours of one board, 80 minutes of 8."""
+MAX_TEXT = 96
 MAX_PROCESSES = 64
 MAX_SERIES = 600
 """Points of the reply's series."""
@@ -87,6 +88,14 @@ def xid_number(value: object) -> int | None:
     """The number of a fault; 0 is none."""
     number = _within(value, 0, MAX_XID)
     return None if number is None else int(number)
+
+
+def board_text(value: object) -> str | None:
+    """A name or a version that a board tells of itself."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text.strip():
+        return None
+    return text.strip()[:MAX_TEXT]
 
 
 def throttle_reasons(mask: object) -> tuple[str, ...] | None:
@@ -220,6 +229,8 @@ def board_state(state: HardwareState, boundary: str) -> BoardState:
     return BoardState(
         boundary=boundary,
         device=state.device,
+        model=state.model,
+        driver=state.driver,
         sm_clock_hertz=state.sm_clock_hertz,
         memory_clock_hertz=state.memory_clock_hertz,
         temperature_celsius=state.temperature_celsius,
@@ -255,6 +266,8 @@ def _summary(boundary: str, device: str, spans: Sequence[_Span]) -> BoardSummary
     return BoardSummary(
         boundary=boundary,
         device=device,
+        model=_last(state.model for state in states),
+        driver=_last(state.driver for state in states),
         seconds=sum(lasted for _, lasted in spans),
         sm_clock_hertz=_spread(_known(working or states, "sm_clock_hertz")),
         memory_clock_hertz=_spread(_known(working or states, "memory_clock_hertz")),
@@ -278,6 +291,11 @@ def _summary(boundary: str, device: str, spans: Sequence[_Span]) -> BoardSummary
             {pid for state in states for pid in state.process_ids or ()}
         )[:MAX_PROCESSES],
     )
+
+
+def _last(texts: Iterable[str | None]) -> str | None:
+    known = [text for text in texts if text is not None]
+    return known[-1] if known else None
 
 
 def _known(states: Sequence[HardwareState], name: str) -> list[float]:

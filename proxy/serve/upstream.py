@@ -75,6 +75,7 @@ class MeteredUpstream:
             engine=config.name,
             idle_watts=config.idle_watts,
             calibrations=self.calibration.by_model,
+            stale_models=self.calibration.stale_models,
         )
         self.meter = Meter(meter_config)
         self.sensors = Sensors(planned, metering.sample_interval_seconds)

@@ -56,11 +56,25 @@ class CalibrationFile:
             ) from None
         except ProxyError as error:
             raise ConfigError(f"--calibration {error}") from None
-        self.by_model: Mapping[str, Sums] = {
-            entry.model: sums_of(entry.sums)
+        own = {
+            entry.model: entry.sums
             for entry in found
             if entry.engine == engine and entry.model is not None and entry.sums
-            if _is_usable(entry, self._path)
+        }
+        self.stale_models = frozenset(
+            model for model, sums in own.items() if sums.features != FEATURES
+        )
+        """Those whose sums are not of the features that this version fits."""
+        for model in sorted(self.stale_models):
+            log.warning(
+                "calibration of %s, %s in %s is of another version: its constants are "
+                "learnt anew",
+                escaped(engine), escaped(model), self._path,
+            )  # fmt: skip
+        self.by_model: Mapping[str, Sums] = {
+            model: sums_of(sums)
+            for model, sums in own.items()
+            if model not in self.stale_models
         }
 
     def is_due(self, now_seconds: float) -> bool:
@@ -185,18 +199,6 @@ def sums_of(saved: SavedSums) -> Sums:
         saved.square_window_joules,
         saved.form if saved.form in FORMS else USUAL,
     )
-
-
-def _is_usable(entry: SavedCalibration, path: Path | None) -> bool:
-    """Whether its sums are of the features that this version fits; logged if not."""
-    if entry.sums is not None and entry.sums.features == FEATURES:
-        return True
-    log.warning(
-        "calibration of %s, %s in %s is of another version: its constants are learnt "
-        "anew",
-        escaped(entry.engine), escaped(str(entry.model)), path,
-    )  # fmt: skip
-    return False
 
 
 def _check(saved: SavedSums, place: str) -> None:

@@ -125,6 +125,12 @@ class BoundaryBooks(Accounts, frozen=True, kw_only=True):
     """Length of the pieces in which energy is divided."""
     gap_seconds: float | None = None
     """Not measured so far."""
+    drafted_tokens: float | None = None
+    """Drafted by speculation, by the engine's count; null where it tells of none."""
+    accepted_tokens: float | None = None
+    """Of those, what became output."""
+    joules_per_accepted_token: float | None = None
+    """Decode joules over them: drafting and verifying all is what they took."""
     idle_accelerators_joules: float | None = None
     """Energy of the host's GPUs that are not the engine's; in no account."""
     idle_accelerators_watts: dict[str, float] = {}
@@ -367,6 +373,9 @@ class BoardState(Struct, frozen=True, kw_only=True):
 
     boundary: str
     device: str
+    model: str | None = None
+    driver: str | None = None
+    """Version of its driver."""
     sm_clock_hertz: float | None = None
     memory_clock_hertz: float | None = None
     temperature_celsius: float | None = None
@@ -396,6 +405,9 @@ class BoardSummary(Struct, frozen=True, kw_only=True):
     device: str
     seconds: float
     """Of the window in which it was observed."""
+    model: str | None = None
+    driver: str | None = None
+    """Version of its driver."""
     sm_clock_hertz: SpreadReply | None = None
     """While it worked, where it tells that it idles."""
     memory_clock_hertz: SpreadReply | None = None

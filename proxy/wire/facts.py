@@ -175,6 +175,10 @@ class HardwareState(msgspec.Struct, frozen=True, gc=False):
     """The driver's number of its last fault; 0: there was none."""
     process_ids: tuple[int, ...] | None = None
     """Processes with a compute context on it, in the driver's own numbering."""
+    model: str | None = None
+    """Its name as its maker sells it."""
+    driver: str | None = None
+    """Version of the driver."""
 
     @property
     def other_processes(self) -> int | None:

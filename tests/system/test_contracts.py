@@ -73,12 +73,30 @@ FORMS = (
     "drafted", "experts", "experts_drafted", "experts_overlapped", "overlapped",
     "plain",
 )  # fmt: skip
+CONSTANTS = (
+    "decode_token_joules", "experts_16_joules", "experts_4_joules",
+    "experts_64_joules", "hidden_256_joules", "kv_token_joules",
+    "mixed_kv_token_joules", "prefill_context_joules", "prefill_token_joules",
+    "sequence_kv_joules", "sequence_step_joules", "step_joules",
+)  # fmt: skip
+"""Of one form or another; the form in use depends on the run."""
+
 SOMETIMES: dict[str, Contract] = {
     "admin-api": {
         "GET /calibration calibrations[].doubt": "null|string",
         **{
             f"GET /calibration calibrations[].form_errors.{form}": "number"
             for form in FORMS
+        },
+        **{
+            f"GET /calibration calibrations[].constants.{name}{key}": kind
+            for name in CONSTANTS
+            for key, kind in (
+                ("", "object"),
+                (".joules", "number"),
+                (".standard_error_joules", "number"),
+                (".unit", "string"),
+            )
         },
         "GET /calibration calibrations[].reason": "null|string",
         "GET /books boundaries.*.unattributed_joules.*": "number",
@@ -94,6 +112,8 @@ SOMETIMES: dict[str, Contract] = {
     "admin-metrics": {
         "servewatt_device_other_processes": "gauge, boundary, device, engine",
         "servewatt_client_timeouts_total": "counter, awaited",
+        "servewatt_engine_accepted_tokens_total": "counter, engine",
+        "servewatt_engine_drafted_tokens_total": "counter, engine",
         "servewatt_loop_errors_total": "counter, loop",
         "servewatt_unattributed_energy_joules_total": (
             "counter, boundary, engine, reason"

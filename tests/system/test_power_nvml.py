@@ -287,7 +287,7 @@ def state_of(library: Path, state: str, **more: str) -> HardwareState:
 def test_a_board_tells_how_it_works_beside_its_power(library: Path) -> None:
     expected = HardwareState(
         "gpu0", 1.98e9, 2.619e9, 61.0, ("gpu_idle", "sw_power_cap"), 700.0, 2, 0,
-        None, (12, 4711),
+        None, (12, 4711), "Stub A", "000.00-stub",
     )  # fmt: skip
     assert state_of(library, STATE) == expected
     # the same by the older name of the reasons
@@ -319,7 +319,9 @@ def test_what_a_board_does_not_tell_costs_nothing_else(
 
 
 def test_a_board_that_tells_nothing_is_no_failed_reading(library: Path) -> None:
-    assert state_of(library, "") == HardwareState("gpu0", power_limit_watts=700.0)
+    assert state_of(library, "") == HardwareState(
+        "gpu0", power_limit_watts=700.0, model="Stub A", driver="000.00-stub"
+    )
 
 
 def test_a_lost_board_has_no_state(library: Path) -> None:

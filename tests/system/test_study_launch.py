@@ -113,6 +113,14 @@ def test_a_run_without_a_summary_has_failed(
     assert said in str(study.outcomes[0].reason)
 
 
+def test_more_arguments_are_options_of_the_run(tmp_path: Path) -> None:
+    one = cell("one", "-gone.jsonl", {"rate": 1})
+    with open_study(tmp_path, "sweep", ASKED, [one], say=lambda _: None) as study:
+        outcome = study.run(one, ["--header=x-a=s3cret", "--dry-run"])
+    assert "-gone.jsonl" in str(outcome.reason)
+    assert "Usage" not in str(outcome.reason)
+
+
 def test_further_cells_are_planned_and_kept(tmp_path: Path) -> None:
     more = cell("rate=1.5", "trace.jsonl", {"rate": 1.5})
     with open_study(tmp_path, "sweep", ASKED, CELLS, say=lambda _: None) as study:

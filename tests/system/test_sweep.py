@@ -11,6 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from loadgen.analysis.sweep import SweepResult
+from loadgen.studies.cells import Cell
+from loadgen.studies.launch import open_study
+from loadgen.studies.sweep import Axis, Sweeping, SweepPlan
 from tests.support.children import wait_for
 from tests.support.paths import ROOT
 from tests.support.runs import loadgen
@@ -72,3 +78,50 @@ def left_of(folder: Path) -> list[str]:
             if shown.startswith(str(folder / "sweep")):
                 found.append(shown)
     return found
+
+
+def canned(one: Cell, run: Path) -> list[str]:
+    rate, seed = one.options["rate"], one.options["seed"]
+    return [
+        sys.executable, "-m", "tests.support.sweep_child", str(run), str(rate),
+        str(seed),
+    ]  # fmt: skip
+
+
+def swept(
+    folder: Path, rates: str, search: int
+) -> tuple[SweepResult, int, list[float]]:
+    """A sweep over rates of an engine that is known, and what it paused for."""
+    axis = Axis("rate", tuple(rates.split(",")))
+    plan = SweepPlan(
+        trace="synthetic", trace_sha256=None, fixed={}, axes=(axis,), repeats=2,
+        search_runs=search,
+    )  # fmt: skip
+    paused: list[float] = []
+    with open_study(folder, "sweep", plan.asked, [], say=lambda _: None) as study:
+        found = Sweeping(study, plan, 5.0, paused.append, canned).run()
+    return found, study.exit_code, paused
+
+
+def test_a_sweep_finds_saturation_and_the_least_joules_of_a_known_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found, code, paused = swept(tmp_path, "1,3,4,16,32", search=5)
+    assert code == 1
+    assert found.failed == ["rate=3"]
+    assert found.skipped == ["rate=32"]  # 16 queues already
+    assert len(paused) == 2 * (len(found.points) + 1) - 1
+    assert found.saturation is not None
+    assert found.saturation.saturated_per_second == 16
+    # idle power over more requests, until they wait: just below 10 per second
+    assert found.best is not None
+    assert 5 <= found.best.rate_per_second < 10
+    assert found.best.is_bracketed
+    by_rate = {point.rate: point for point in found.points}
+    assert by_rate[1.0].joules_per_good.value == pytest.approx(64, rel=0.05)
+    assert by_rate[16.0].good < by_rate[1.0].good / 2
+    assert by_rate[4.0].repeats == 2
+    again, _, paused = swept(tmp_path, "1,3,4,16,32", search=5)
+    assert again == found  # read from the folder; what failed is tried again
+    assert len(paused) == 1

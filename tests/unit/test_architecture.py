@@ -23,10 +23,12 @@ ROOMS = {
 """The stages of the walk: a room imports only from itself and from those before it."""
 
 LOADGEN_MAY_IMPORT = (
-    "proxy.process", "proxy.wire", "proxy.engines", "proxy.admin.client",
+    "proxy.errors", "proxy.process", "proxy.wire", "proxy.engines",
+    "proxy.admin.client",
 )  # fmt: skip
-"""What both packages speak, what any process needs, and the one client of the admin
-API: it knows only the structs in `wire`, and a second one would drift from the first.
+"""What both packages speak, what any process needs and the errors that it raises, and
+the one client of the admin API: it knows only the structs in `wire`, and a second one
+would drift from the first.
 """
 
 PURE = (

@@ -98,7 +98,8 @@ class RequestTimeline(TokenCount):
     `ran_on_seconds` until when they showed it running after its client had left,
     while `may_be_orphan` says that this is not decided yet. The tokens of a reply
     in one piece have no place yet (`is_unspread`). A window was closed before all
-    of its facts were known (`is_forced`); the engine set somebody aside meanwhile,
+    of its facts were known (`is_forced`); what the engine says of its prompt came
+    `told_after_seconds` of its first token; the engine set somebody aside meanwhile,
     and the wire does not tell whom (`has_preemption`). `prefill_rows` (start, end,
     tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled in by
     `PromptPlacement`; `pauses` (last token, next one, tokens before it) is what it
@@ -110,10 +111,10 @@ class RequestTimeline(TokenCount):
         "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
         "has_late_reads", "has_preemption", "inference_seconds",
         "inferred_cached_tokens", "is_cut",
-        "is_forced", "is_placed_as_told", "is_refused", "is_told_late", "is_unspread",
+        "is_forced", "is_placed_as_told", "is_refused", "is_unspread",
         "key", "last_token_seconds", "may_be_orphan", "patience_seconds", "pauses",
         "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
-        "stalls", "waited_until_seconds",
+        "stalls", "told_after_seconds", "waited_until_seconds",
     )  # fmt: skip
 
     def __init__(self, key: int, at_seconds: float, facts: RequestFacts) -> None:
@@ -134,7 +135,7 @@ class RequestTimeline(TokenCount):
         self.is_cut = False
         self.is_forced = False
         self.is_unspread = False
-        self.is_told_late = False
+        self.told_after_seconds = 0.0
         self.patience_seconds = LATE_FACTS_SECONDS
         self.has_preemption = False
         self.has_late_reads = False
@@ -163,8 +164,9 @@ class RequestTimeline(TokenCount):
                 self._read_phases(update.phases)
             self.count(update)
         if self.cached_tokens != cached_tokens or self.prefill_seconds != prefill:
-            if first is not None and at_seconds > first + self.patience_seconds:
-                self.is_told_late = True
+            if first is not None:
+                after_seconds = at_seconds - first
+                self.told_after_seconds = max(self.told_after_seconds, after_seconds)
             if before and self.cached_tokens != cached_tokens:
                 self.has_late_facts = True
         tokens = self.counted_tokens - before
@@ -221,6 +223,11 @@ class RequestTimeline(TokenCount):
             self.first_token_seconds = min(
                 max(last - decode, self.arrived_seconds), first
             )
+
+    @property
+    def is_told_late(self) -> bool:
+        """Whether the engine told how its prompt was computed too late to place it."""
+        return self.told_after_seconds > self.patience_seconds
 
     @property
     def has_own_stamps(self) -> bool:

@@ -21,6 +21,7 @@ may have been: on the steps seen meanwhile.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
@@ -57,6 +58,7 @@ from proxy.meter.activity.request import (
     RequestTimeline,
     TokenLog,
 )
+from proxy.meter.activity.speculation import SpeculationLog
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -67,6 +69,7 @@ from proxy.meter.activity.unmetered import Unmetered
 from proxy.meter.activity.unstreamed import (
     STEP_SECONDS,
     StepPace,
+    prompt_spans,
     spread_orphan,
     spread_so_far,
     spread_unstreamed,
@@ -119,6 +122,7 @@ class EngineTimeline:
         self.open_requests = 0
         self.gauges = GaugeLog()
         self.unmetered = Unmetered()
+        self.speculation = SpeculationLog()
         self.lateness = Lateness()
         self.log = TokenLog()
         self._book = StepBook()
@@ -142,8 +146,9 @@ class EngineTimeline:
         self._engine_tells_late = False
         """The engine gives phase times or cached tokens with the last event, so
         a prefill is worth waiting for, for a while."""
-        self._hit_seconds = -math.inf
-        """When a reply last told of a hit in the engine's cache."""
+        self._hits_seconds: list[float] = []
+        """When replies told of hits in the engine's cache, the newest last."""
+        self._opened_seconds = -math.inf
         self._absorbed_seconds = self._now_seconds = -math.inf
         self._busy_until_seconds = -math.inf
 
@@ -154,8 +159,9 @@ class EngineTimeline:
         if event.key in self._requests:
             raise ValueError(f"request {event.key} is open already")
         timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
-        if event.at_seconds < self._hit_seconds + HITS_SECONDS:
+        if self._was_hit(event.at_seconds):
             timeline.patience_seconds = LATE_HITS_SECONDS
+        self._opened_seconds = max(self._opened_seconds, event.at_seconds)
         self._requests[event.key] = timeline
         self._is_in_order = self._is_in_order and event.key > self._last_key
         self._last_key = event.key
@@ -192,10 +198,28 @@ class EngineTimeline:
         if timeline.has_late_facts:
             self._engine_tells_late = True
         if timeline.cached_tokens:
-            self._hit_seconds = event.at_seconds
+            self._tell_hit(event.at_seconds)
+
+    def _was_hit(self, at_seconds: float) -> bool:
+        """Whether a hit was told in the minute before an instant."""
+        before = bisect_right(self._hits_seconds, at_seconds)
+        return before > 0 and at_seconds < self._hits_seconds[before - 1] + HITS_SECONDS
+
+    def _tell_hit(self, at_seconds: float) -> None:
+        """A reply told of a hit; who came after that is waited for, however told."""
+        hits = self._hits_seconds
+        insort(hits, at_seconds)
+        if hits[0] < hits[-1] - 2 * HITS_SECONDS:
+            del hits[: bisect_right(hits, hits[-1] - HITS_SECONDS)]
+        if self._opened_seconds < at_seconds:
+            return
+        for timeline in self._requests.values():
+            if at_seconds <= timeline.arrived_seconds < at_seconds + HITS_SECONDS:
+                timeline.patience_seconds = LATE_HITS_SECONDS
 
     def observe(self, event: EngineObserved) -> None:
         """What the engine says of itself."""
+        self.speculation.add(event.at_seconds, event.gauges)
         requests = list(self._requests.values())
         unmetered = self.unmetered.count_at(event.at_seconds, FLIGHT_SECONDS)
         seen = self.gauges.add(event.at_seconds, event.gauges, requests, unmetered)
@@ -485,6 +509,10 @@ class EngineTimeline:
         last, waiting = self._last_scrape, []
         tells_steps = last is not None and last.gauges.steps is not None
         is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        token_seconds = self._pace.prompt_token_seconds
+        prompts: list[tuple[float, float, float]] = []
+        if token_seconds is not None:
+            prompts = prompt_spans(self._whole_prompts(), token_seconds)
         for timeline in self._unspread:
             closed = timeline.closed_seconds or 0.0
             if is_told and last is not None and last.at_seconds < closed:
@@ -498,10 +526,34 @@ class EngineTimeline:
                 self._starts,
                 self.log,
                 pace=self._pace,
-                prompt_token_seconds=self.prompt_token_seconds,
+                prompt_token_seconds=token_seconds or self.prompt_token_seconds,
                 settled_seconds=self.settled_seconds,
+                prompts=prompts,
             )
         self._unspread = waiting
+
+    def _whole_prompts(self) -> list[tuple[float, float]]:
+        """Arrival and tokens of the prompts of replies in one piece, in order.
+
+        Those still open are taken for as long as the others are.
+        """
+        whole = [each for each in self._requests.values() if not each.is_streamed]
+        known = [
+            max(each.prompt_tokens - each.uncomputed_tokens, 1.0)
+            for each in whole
+            if each.prompt_tokens is not None
+        ]
+        usual = sum(known) / len(known) if known else 0.0
+        return sorted(
+            (
+                each.arrived_seconds,
+                usual
+                if each.prompt_tokens is None
+                else max(each.prompt_tokens - each.uncomputed_tokens, 1.0),
+            )
+            for each in whole
+            if not each.is_refused
+        )
 
     def _spread_open(
         self, end_seconds: float, among: Iterable[RequestTimeline]
@@ -554,7 +606,11 @@ class EngineTimeline:
             busy_seconds += max(ended - max(began, until_seconds), 0.0)
             until_seconds = max(until_seconds, ended)
         steps = event.gauges.steps - last.gauges.steps
-        self._pace.count(start_seconds, end_seconds, steps, busy_seconds)
+        prompts = (event.gauges.prompt_tokens or 0.0) - (last.gauges.prompt_tokens or 0)
+        cached = (event.gauges.cached_tokens or 0.0) - (last.gauges.cached_tokens or 0)
+        self._pace.count(
+            start_seconds, end_seconds, steps, busy_seconds, max(prompts - cached, 0.0)
+        )
 
     # the engine's own count
 
@@ -808,7 +864,8 @@ class EngineTimeline:
         if self._now_seconds < first + timeline.patience_seconds:
             return True
         # a cache is in use, and only the reply's end says what it held
-        has_hits = timeline.arrived_seconds < self._hit_seconds + HITS_SECONDS
+        hits = self._hits_seconds
+        has_hits = bool(hits) and timeline.arrived_seconds < hits[-1] + HITS_SECONDS
         is_unknown = timeline.cached_tokens is None
         return has_hits and is_unknown and not self._work.tells_cache
 

@@ -10,10 +10,12 @@ prompts and tokens.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from proxy.meter.activity.prompt_speed import PROMPT_TOKEN_SECONDS
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
 
@@ -29,8 +31,22 @@ COUNTED, REPLIES = 64, 128
 """So many seconds, and replies, are remembered."""
 ENOUGH_REPLIES = 12
 
+ENOUGH_SECONDS = 5
+USUAL_STEP_SECONDS = 0.01
+COUNT_NOISE = 0.1
+"""Of a second: what steps and prompts counted in it may be off by at its ends."""
+
+MAX_FASTER = 5.0
+"""Steps without a prompt are not faster than so many on average."""
+
 MISSING_STEPS = 1.5
 """Room for so many between two that are seen: others are made up."""
+
+STEP_TOKENS = 2048.0
+"""Prompt tokens that an engine computes in a step at most, as vLLM by default."""
+
+PROMPT_PARTS = (0.2, 3.0)
+"""Of the usual time of a prompt token: what is believed to be its time."""
 
 BUSY_ENOUGH = 0.5
 """Part of a second in which somebody was there: else it tells little of a step."""
@@ -42,6 +58,8 @@ class StepPace:
     def __init__(self) -> None:
         self._counted: deque[tuple[float, float, float]] = deque(maxlen=COUNTED)
         """From, to, and the mean step in between."""
+        self._seconds: deque[tuple[float, float, float]] = deque(maxlen=COUNTED)
+        """Steps, prompt tokens, and how long somebody was there."""
         self._replies: deque[tuple[float, float, float]] = deque(maxlen=REPLIES)
 
     @property
@@ -50,17 +68,45 @@ class StepPace:
         return bool(self._counted) or len(self._replies) >= ENOUGH_REPLIES
 
     def count(
-        self, start_seconds: float, end_seconds: float, steps: float, busy: float
+        self,
+        start_seconds: float,
+        end_seconds: float,
+        steps: float,
+        busy: float,
+        prompt_tokens: float = 0.0,
     ) -> None:
         """The engine made so many steps; somebody was there for so many seconds."""
         if steps > 0 and busy >= BUSY_ENOUGH * (end_seconds - start_seconds):
             self._counted.append((start_seconds, end_seconds, _plausible(busy / steps)))
+            self._seconds.append((steps, prompt_tokens, busy))
 
-    def between(self, start_seconds: float, end_seconds: float) -> StepClock:
+    @property
+    def prompt_token_seconds(self) -> float | None:
+        """What a prompt token adds to a second of steps; None: that is not known.
+
+        By least squares of the seconds that were counted, drawn toward the usual.
+        """
+        if len(self._seconds) < ENOUGH_SECONDS:
+            return None
+        table = np.array(self._seconds)
+        rows, busy = table[:, :2] / table[:, 2:], np.ones(len(table))
+        usual = np.array([USUAL_STEP_SECONDS, PROMPT_TOKEN_SECONDS])
+        rows = rows * usual
+        squares = rows.T @ rows + COUNT_NOISE**2 * np.eye(2)
+        found = np.linalg.solve(squares, rows.T @ busy + COUNT_NOISE**2)
+        return float(np.clip(found[1], *PROMPT_PARTS)) * PROMPT_TOKEN_SECONDS
+
+    def between(
+        self,
+        start_seconds: float,
+        end_seconds: float,
+        prompts: Sequence[tuple[float, float, float]] = (),
+    ) -> StepClock:
         """Steps counted over a stretch of time.
 
         By the engine's own count of each second; where it tells none, or not yet, by
-        the second before, else by replies, else as assumed.
+        the second before, else by replies, else as assumed. In the spans of `prompts`
+        (start, end, steps) there were fewer, the others were the faster.
         """
         known = [one for one in self._counted if one[0] < end_seconds]
         pace = known[-1][2] if known else self._by_replies()
@@ -74,9 +120,11 @@ class StepPace:
                 instants.append(until_seconds)
 
         for begin, end, step_seconds in inside:
-            advance(min(begin, end_seconds), step_seconds)
-            advance(min(end, end_seconds), step_seconds)
-        advance(end_seconds, pace)
+            for until, lasted in _around_prompts(begin, end, step_seconds, prompts):
+                advance(min(until, end_seconds), lasted)
+        from_seconds = instants[-1]
+        for until, lasted in _around_prompts(from_seconds, end_seconds, pace, prompts):
+            advance(until, lasted)
         return StepClock(np.array(instants), np.array(counts))
 
     def reply(self, prompt_tokens: float, steps: float, seconds: float) -> None:
@@ -100,6 +148,49 @@ class StepPace:
             return STEP_SECONDS
         slopes = (seconds[two] - seconds[one])[is_apart] / apart[is_apart]
         return _plausible(float(np.median(slopes)))
+
+
+def _around_prompts(
+    start_seconds: float,
+    end_seconds: float,
+    step_seconds: float,
+    prompts: Sequence[tuple[float, float, float]],
+) -> Iterator[tuple[float, float]]:
+    """Until when steps lasted how long: as long on average as is said, longer there."""
+    inside = [
+        (max(begin, start_seconds), min(end, end_seconds), (end - begin) / steps)
+        for begin, end, steps in prompts
+        if begin < end_seconds and end > start_seconds and end > begin
+    ]
+    taken = sum(end - begin for begin, end, _ in inside)
+    long = sum((end - begin) / lasted for begin, end, lasted in inside)
+    left_seconds = end_seconds - start_seconds - taken
+    left_steps = (end_seconds - start_seconds) / step_seconds - long
+    plain_seconds = step_seconds
+    if left_seconds > 0:
+        shortest = max(step_seconds / MAX_FASTER, MIN_STEP_SECONDS)
+        plain_seconds = max(left_seconds / max(left_steps, 1e-9), shortest)
+        plain_seconds = min(plain_seconds, step_seconds)
+    for begin, end, lasted in inside:
+        yield begin, plain_seconds
+        yield end, max(lasted, plain_seconds)
+    yield end_seconds, plain_seconds
+
+
+def prompt_spans(
+    arrivals: Sequence[tuple[float, float]], token_seconds: float
+) -> list[tuple[float, float, float]]:
+    """When prompts were computed, one after the other: start, end and steps of each.
+
+    `arrivals` are instants and tokens to compute, in order of time.
+    """
+    found: list[tuple[float, float, float]] = []
+    free_seconds = -np.inf
+    for arrived, tokens in arrivals:
+        begin = max(arrived, free_seconds)
+        free_seconds = begin + tokens * token_seconds
+        found.append((begin, free_seconds, max(np.ceil(tokens / STEP_TOKENS), 1.0)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +232,7 @@ def spread_unstreamed(
     pace: StepPace,
     prompt_token_seconds: float,
     settled_seconds: float,
+    prompts: Sequence[tuple[float, float, float]] = (),
 ) -> None:
     """Put the tokens of a reply that came in one piece where they may have been.
 
@@ -167,7 +259,7 @@ def spread_unstreamed(
         begin = max(closed - decode, arrived)
     else:  # its prompt took some time, however many steps would have fitted
         begin = min(earliest + prompt, closed)
-    clock = pace.between(begin, closed)
+    clock = pace.between(begin, closed, prompts)
     if last is None and not pace.is_known:  # then as many as it has tokens
         clock = StepClock(np.array([begin, closed]), np.array([0.0, reads]))
     candidates = step_ends(steps.steps.end_seconds, starts, begin, closed, clock)

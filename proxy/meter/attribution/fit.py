@@ -30,7 +30,6 @@ from proxy.meter.attribution.forms import (
     USUAL,
     Form,
 )
-from proxy.meter.attribution.lag import LagWatch
 from proxy.meter.attribution.policies import (
     FEATURES,
     CostModel,
@@ -69,7 +68,8 @@ class FitRules:
     energy (root mean square, window by window)."""
     max_misfit: float = 0.1
     """Root mean square of what two seconds are missed by, by their energy: 0.03 in the
-    simulator, 0.13 where preemption hides work from the proxy."""
+    simulator, 0.13 where preemption hides work from the proxy. Beyond it nothing is
+    trusted, and constants are used only as long as they predict better than `phase`."""
     min_tried_rows: float = 20.0
     """No form is judged by what it says after fewer."""
     min_trials: float = 12.0
@@ -350,8 +350,12 @@ class Calibration:
         self,
         rules: FitRules | None = None,
         saved: Mapping[str, Sums] | None = None,
+        stale_models: frozenset[str] = frozenset(),
     ) -> None:
-        """`saved` is what earlier runs of this engine saw, by model."""
+        """`saved` is what earlier runs of this engine saw, by model.
+
+        Of `stale_models` something was saved that cannot be used.
+        """
         self.rules = rules or FitRules()
         self.model: str | None = None
         self.sums = no_sums()
@@ -364,19 +368,21 @@ class Calibration:
         self.evidence = Evidence()
         self.shared_because: str | None = None
         """Why the joules are not this engine's alone; nothing is learnt meanwhile."""
-        self.may_lag = True
-        """The sensor shows power, perhaps averaged, and no counter. A counter's lag is
-        not looked for: prompts that queue on a saturated engine look like one."""
-        self._lag = LagWatch()
+        self.lag_seconds: float | None = None
+        """How late the sensor shows power, where it averages: steps are not told apart
+        by it, whatever is undone."""
         self._changed: str | None = None
         self._missed: dict[str, float] = {}
         """Busy seconds that taught nothing, by reason, fading."""
         self._learnt_seconds = 0.0
         self._fits: dict[str, Fit] = {}
         self._saved = dict(saved or {})
+        self._stale_models = stale_models
         self._row = self._stretch = Row.empty()
         self._whitener = Whitener()
         self._windows = 0.0
+        self._missed_squares = np.zeros(3)
+        """Stretches, and what fitted constants and `phase` missed them by, fading."""
         self._is_resumed = False
         """An earlier run has chosen the form; who predicts better may change it."""
 
@@ -386,7 +392,14 @@ class Calibration:
         fit, rules = self.fit, self.rules
         if fit is None or fit.rows < rules.min_used_rows:
             return None
-        return fit.cost if fit.misfit <= rules.max_misfit else None
+        is_better = fit.misfit <= rules.max_misfit or self._is_ahead
+        return fit.cost if is_better else None
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether fitted constants predicted better than those of `phase`."""
+        rows, fitted, usual = self._missed_squares
+        return bool(rows >= MIN_AHEAD_ROWS and fitted < usual)
 
     @property
     def state(self) -> CalibrationState:
@@ -407,11 +420,6 @@ class Calibration:
         """The first of all reasons not to trust the constants, as in `state`."""
         return _first_doubt(self._outside(), self.fit, self.evidence)
 
-    @property
-    def lag_seconds(self) -> float | None:
-        """How late the sensor shows power; None where it is not late."""
-        return self._lag.lag_seconds
-
     def _outside(self) -> Doubt | None:
         """Why nothing learnt is trusted now, whatever the fit says."""
         if self.shared_because is not None:
@@ -419,11 +427,17 @@ class Calibration:
         if self.lag_seconds is not None:
             return Doubt(
                 "unresolved",
-                f"the sensor lags or averages, by {self.lag_seconds:.2g} s or more: it "
-                "does not tell steps apart",
+                f"the sensor averages, and shows power {self.lag_seconds:.2g} s late: "
+                "it does not tell steps apart",
             )
         if self._changed is not None and self.sums.rows < self.rules.min_rows:
             return Doubt("changed", self._changed)
+        if self.model in self._stale_models and self.sums.rows < self.rules.min_rows:
+            return Doubt(
+                "rows",
+                "the saved calibration is of another version, and learnt anew: "
+                f"{self.sums.rows:.0f} of {self.rules.min_rows} rows of load seen",
+            )
         missed = sum(self._missed.values())
         part = missed / max(missed + self._learnt_seconds, 1e-9)
         if missed >= self.rules.refit_seconds and part > self.rules.max_missed_part:
@@ -457,7 +471,7 @@ class Calibration:
             return
         self._pass(seconds)
         self._learnt_seconds += seconds
-        self._watch_window(learnt.work, joules, seconds)
+        self._watch_window(learnt.work, joules)
         self._row = row = self._row.with_window(learnt, joules, seconds)
         if row.seconds < self.rules.row_seconds:
             return
@@ -467,6 +481,7 @@ class Calibration:
         self._stretch = stretch = self._stretch.plus(row)
         if stretch.seconds >= self.rules.refit_seconds or not self._fits:
             self._stretch = Row.empty()
+            self._compare(stretch)
             if self._fits and self.sums.rows >= self.rules.min_tried_rows:
                 self._try(stretch)
                 self._weigh(stretch)
@@ -476,7 +491,6 @@ class Calibration:
         """A busy window was settled that teaches nothing, as its work is not known."""
         self._pass(seconds)
         self._whitener.interrupt()
-        self._lag.interrupt()
         self._missed[because] = self._missed.get(because, 0.0) + seconds
 
     def _pass(self, seconds: float) -> None:
@@ -484,13 +498,11 @@ class Calibration:
         self._learnt_seconds *= keep
         self._missed = {why: keep * missed for why, missed in self._missed.items()}
 
-    def _watch_window(self, work: FloatArray, joules: float, seconds: float) -> None:
+    def _watch_window(self, work: FloatArray, joules: float) -> None:
         if self.fit is None or joules <= 0:
             return
         self._windows = min(self._windows + 1, WINDOWS_REMEMBERED)
         expected_joules = float(self.fit.joules_of(work))
-        if self.may_lag:
-            self._lag.add(joules, expected_joules, seconds)
         square = (joules - expected_joules) ** 2
         before = self.window_variance or 0.0
         self.window_variance = before + (square - before) / self._windows
@@ -500,6 +512,17 @@ class Calibration:
         costs = np.stack([fit.joules for fit in self._fits.values()]) / PRIOR
         squared = (row.joules - costs @ row.work) ** 2
         self.trials = self.trials.with_row(squared, row.joules, MAX_TRIALS)
+
+    def _compare(self, row: Row) -> None:
+        """Whether fitted constants or those of `phase` had predicted a row better."""
+        if self.fit is None:
+            return
+        plain = FORMS[PLAIN].matrix.sum(axis=1)
+        level = self.sums.joules / float(self.sums.work @ plain)
+        usual = row.joules - level * float(row.work @ plain)
+        fitted = row.joules - float(self.fit.joules_of(row.work / PRIOR))
+        news = np.array([1.0, fitted**2, usual**2])
+        self._missed_squares = AHEAD_KEEP * self._missed_squares + news
 
     def _weigh(self, row: Row) -> None:
         """Whether what is left is noise, and the engine still what it was."""
@@ -515,10 +538,15 @@ class Calibration:
         drift = self.evidence.drift
         if drift is not None:
             self._changed = f"the joules of the same work {drift}: they are learnt anew"
-            self.sums = replace(no_sums(), form=self.sums.form)
-            self._is_resumed = False
-            self._whitener.interrupt()
-            self.trials, self.evidence = no_trials(), Evidence()
+            self.restart()
+
+    def restart(self) -> None:
+        """What was learnt is not true any more; but for the form."""
+        self.sums = replace(no_sums(), form=self.sums.form)
+        self._is_resumed = False
+        self._whitener.interrupt()
+        self._row = self._stretch = Row.empty()
+        self.trials, self.evidence = no_trials(), Evidence()
 
     def _fit(self) -> None:
         missed = self.evidence.missed
@@ -532,6 +560,9 @@ class Calibration:
 
 
 _ROWS = FEATURES.index("decode_rows")
+
+MIN_AHEAD_ROWS, AHEAD_KEEP = 3.0, 0.97
+"""So many stretches say who predicts better; a minute of load is remembered."""
 
 MAX_TRIALS = 600.0
 """Twenty minutes of load."""

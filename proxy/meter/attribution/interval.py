@@ -370,7 +370,8 @@ def total_bounds(
 
 GRADES = ("good", "fair", "poor", "unknown")
 
-GOOD_FRACTION = 0.05
+GOOD_FRACTION = 0.04
+"""Of a hundred intervals so wide hardly one is off by a tenth."""
 GOOD_WITH_SENSOR = 0.075
 FAIR_FRACTION = 0.25
 
@@ -441,7 +442,7 @@ def grade_reasons(
 
 
 GRADE_REASONS = {
-    "wide": "the interval is wider than 5 %",
+    "wide": "the interval is wider than 4 %",
     "sensor": "with the sensor's own accuracy it is wider than 7.5 %",
     "timing": "it is not known who ran when",
     "guessed": "its reply came in one piece, or some of its work had to be guessed",

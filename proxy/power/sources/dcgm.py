@@ -20,6 +20,7 @@ from proxy.power.argument import base_url, parse_argument
 from proxy.power.blanks import figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.hardware import (
+    board_text,
     celsius,
     clock_hertz,
     error_count,
@@ -50,6 +51,8 @@ SHOWN = (
     *MEASURED, SM_CLOCK, MEMORY_CLOCK, TEMPERATURE, XID, *REASONS,
     CORRECTED, UNCORRECTED,
 )  # fmt: skip
+MODEL, DRIVER = "modelName", "DCGM_FI_DRIVER_VERSION"
+"""Labels of every row."""
 MIG_LABELS = ("GPU_I_ID", "GPU_I_PROFILE")
 EXAMPLE = "dcgm=http://host:9400/metrics"
 
@@ -156,10 +159,15 @@ class _Board:
     is_mig: bool = False
     figures: dict[str, float | None] = field(default_factory=dict)
     is_repeated: bool = False
+    texts: dict[str, str] = field(default_factory=dict)
+    """Labels that name the board and its driver."""
 
     def see(self, sample: Sample) -> None:
         """One row; of several the newest counter and the first power are taken."""
         self.hosts.add(sample.labels.get("Hostname", ""))
+        for label in (MODEL, DRIVER):
+            if label not in self.texts and sample.labels.get(label):
+                self.texts[label] = sample.labels[label]
         self.is_mig |= any(sample.labels.get(label) for label in MIG_LABELS)
         value, before = figure(sample.value), self.figures.get(sample.name)
         self.is_repeated |= sample.name in self.figures
@@ -188,6 +196,8 @@ class _Board:
             corrected_ecc_errors=error_count(shown(CORRECTED)),
             uncorrected_ecc_errors=error_count(shown(UNCORRECTED)),
             last_xid=xid_number(shown(XID)),
+            model=board_text(self.texts.get(MODEL)),
+            driver=board_text(self.texts.get(DRIVER)),
         )
 
 

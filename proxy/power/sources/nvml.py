@@ -24,6 +24,7 @@ from proxy.power.argument import visible_gpus
 from proxy.power.blanks import NVML, figure
 from proxy.power.energy_source import EnergySource, SourceOptions
 from proxy.power.hardware import (
+    board_text,
     celsius,
     clock_hertz,
     error_count,
@@ -305,7 +306,15 @@ def _state(name: str, handle: Any) -> HardwareState:
         process_ids=None
         if processes is None
         else tuple(sorted({int(process.pid) for process in processes})),
+        model=board_text(told(pynvml.nvmlDeviceGetName)),
+        driver=board_text(_driver()),
     )
+
+
+def _driver() -> object:
+    with suppress(pynvml.NVMLError):
+        return pynvml.nvmlSystemGetDriverVersion()
+    return None
 
 
 def _thousandth(value: object) -> float | None:

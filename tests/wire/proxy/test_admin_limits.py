@@ -100,3 +100,32 @@ def test_a_head_without_end_is_cut(loop: str, asks_first: bool) -> None:
         await leave(server, client)
 
     run(loop, test)
+
+
+@loops
+def test_who_reads_nothing_of_large_replies_makes_room_for_others(loop: str) -> None:
+    page = 16_000_000 * b"r"
+
+    async def test() -> None:
+        async def pages(request: web.Request) -> web.Response:
+            return web.Response(body=page)
+
+        app = web.Application()
+        app.router.add_get("/books", pages)
+        connections = allowing(admin_max_unread_bytes=3 * len(page))
+        server = await listen(app, "127.0.0.1", 0, None, connections)
+        silent: list[Peer] = []
+        for _ in range(6):
+            silent.append(await connect(server.port))
+            silent[-1].transport.pause_reading()
+            await silent[-1].send(BOOKS)
+        reader = await connect(server.port)
+        for _ in range(3):
+            await reader.send(BOOKS)
+            assert (await reader.reply()).body == page
+        unread = sum(connection.unread_bytes for connection in connections)
+        assert unread <= 3 * len(page)
+        assert 1 < len(connections) < 7  # the newest are still there
+        await leave(server, *silent, reader)
+
+    run(loop, test)

@@ -13,6 +13,7 @@ from loadgen.analysis.schema import EnergyBlock
 from loadgen.analysis.tally import RunWindow, Tally
 from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
 from loadgen.report import text
+from loadgen.report.text import speculation_text
 from loadgen.results.results import Metering
 from proxy.wire.api import BooksReply, Phases, SavedCalibration
 
@@ -120,6 +121,36 @@ def test_a_verdict_does_not_depend_on_what_was_before(
     fresh = block(books(**counters(0, 0, 0)), books(**counters(*run)), (0.0, 0.0))
     assert standing.readings == fresh.readings == run[0]
     assert verdict(standing) == verdict(fresh)
+
+
+def speculated(
+    opening: tuple[float, float], closing: tuple[float, float]
+) -> EnergyBlock:
+    """A window of 6 kJ of decode, by what was drafted and accepted at its edges."""
+    edges = [
+        books(joules, drafted_tokens=drafted, accepted_tokens=accepted)
+        for joules, (drafted, accepted) in ((0.0, opening), (6000.0, closing))
+    ]
+    metering = Metering(opening=edges[0], closing=edges[1], window_seconds=SECONDS)
+    return energy_block(metering, Tally(RunWindow(0.0, SECONDS), {}))
+
+
+def test_an_accepted_token_took_the_decode_joules_of_the_window() -> None:
+    found = speculated((100.0, 50.0), (4100.0, 3050.0))
+    assert (found.drafted_tokens, found.accepted_tokens) == (4000.0, 3000.0)
+    assert found.joules_per_accepted_token == 2.0
+    said = speculation_text(found)
+    assert said == (
+        "2.00 J of decode per accepted token; "
+        "3,000 of 4,000 drafted were accepted (75.0 %)"
+    )
+
+
+@pytest.mark.parametrize("closing", [(100.0, 50.0), (40.0, 10.0)], ids=["none", "anew"])
+def test_without_accepted_tokens_nothing_is_said(closing: tuple[float, float]) -> None:
+    found = speculated((100.0, 50.0), closing)
+    assert found.joules_per_accepted_token is None
+    assert speculation_text(found) == ""
 
 
 def test_doubt_of_the_constants_is_in_the_runs_record() -> None:

@@ -199,7 +199,8 @@ def test_a_model_is_as_large_as_its_name_says(
 
 
 def test_every_simulated_board_has_its_data_sheet() -> None:
-    for gpu in GPUS.values():
+    boards = {name: gpu for name, gpu in GPUS.items() if name != "xeon-2s"}
+    for gpu in boards.values():  # the node without accelerators is none
         sheet = gpu_sheet(gpu.name)
         assert sheet is not None
         assert (sheet.dense_flops, sheet.tdp_watts) == (gpu.peak_flops, gpu.tdp_watts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.errors import UsageError
+from loadgen.errors import TraceError, UsageError
 from loadgen.studies.sweep import (
     Axis,
     SweepPlan,
@@ -87,19 +87,23 @@ def test_repeats_differ_in_their_seed_and_their_name() -> None:
     ("given", "said"),
     [
         (plan("gone.jsonl"), "gone.jsonl: no such trace"),
+        (plan("plan.jsonl"), "plan.jsonl is a plan, whose load is fixed"),
+        (plan("empty.jsonl"), "empty.jsonl"),
         (plan(fixed={"concurrency": "3"}), "at rate=1: --concurrency is a closed loop"),
         (
             plan(axes=(Axis("seed", tuple("123456789")),), repeats=200),
             "more than 1,000",
         ),
     ],
-    ids=["no trace", "two loads", "too many"],
+    ids=["no trace", "a plan", "an empty trace", "two loads", "too many"],
 )
 def test_points_that_could_not_run_are_refused_before_any_runs(
     given: SweepPlan, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=said):
+    Path("plan.jsonl").write_text('{"plan": "plan/1"}')
+    Path("empty.jsonl").write_text("")
+    with pytest.raises((UsageError, TraceError), match=said):
         check_points(given)
 
 

@@ -163,8 +163,6 @@ def test_every_edge_of_the_counter_is_used_once(
 def test_the_order_in_which_events_are_told_does_not_matter(
     policy: str, asked: list[Asked], watts: list[float], seed: int
 ) -> None:
-    # how long a prompt waits for cached tokens is learnt as they are told
-    asked = [replace(one, cached=None) for one in asked]
     sensor = counter_of(watts)
     _, in_order = settled(asked, sensor, config_of(policy))
     told: dict[int, list[Event]] = defaultdict(list)

@@ -8,14 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.request import (
+    LATE_FACTS_SECONDS,
+    LATE_HITS_SECONDS,
+    RequestTimeline,
+    TokenLog,
+)
 from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
+from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.activity.work import (
     Activity,
     activity_between,
     busy_seconds_until,
     population_of,
 )
+from proxy.wire.events import RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
 
 
@@ -471,3 +478,26 @@ def test_no_record_of_late_reads_is_called_exact() -> None:
     in_time = stalled(0.0, 0.9)
     in_time.is_placed_as_told = True
     assert in_time.is_scheduled_exact
+
+
+@pytest.mark.parametrize("is_told_first", [True, False])
+def test_a_hit_counts_for_those_who_came_after_it_whenever_it_is_told(
+    is_told_first: bool,
+) -> None:
+    timeline = EngineTimeline()
+    facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
+    hit = (Update(True, usage=Usage(100, 1, 64)),)
+    timeline.open(RequestOpened(1, 1.0, "r1", facts))
+
+    def tell() -> None:
+        timeline.receive(TokensReceived(1, 3.0, hit))
+        timeline.close(RequestClosed(1, 3.0, "ok", status=200))
+
+    if is_told_first:
+        tell()
+    early = timeline.open(RequestOpened(2, 2.0, "r2", facts))
+    late = timeline.open(RequestOpened(3, 5.0, "r3", facts))
+    if not is_told_first:
+        tell()
+    assert early.patience_seconds == LATE_FACTS_SECONDS
+    assert late.patience_seconds == LATE_HITS_SECONDS

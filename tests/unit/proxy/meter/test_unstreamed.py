@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.activity.unstreamed import STEP_SECONDS, StepPace, step_ends
+from proxy.meter.activity.unstreamed import (
+    STEP_SECONDS,
+    StepPace,
+    prompt_spans,
+    step_ends,
+)
 
 
 def test_steps_are_as_long_as_the_engine_counted_them_that_second() -> None:
@@ -23,6 +28,34 @@ def test_a_second_in_which_hardly_anybody_was_there_tells_nothing() -> None:
     pace = StepPace()
     pace.count(0.0, 1.0, 10, 0.1)
     assert not pace.is_known
+
+
+def test_the_engines_count_tells_what_prompts_take() -> None:
+    pace = StepPace()
+    rng = np.random.default_rng(3)
+    for second in range(20):
+        tokens = float(rng.uniform(0, 20_000))
+        steps = (1.0 - 3e-5 * tokens) / 0.008
+        pace.count(second, second + 1.0, steps, 1.0, tokens)
+    assert pace.prompt_token_seconds == pytest.approx(3e-5, rel=0.1)
+
+
+def test_prompts_follow_each_other() -> None:
+    spans = prompt_spans([(1.0, 1000.0), (1.01, 5000.0), (9.0, 100.0)], 1e-4)
+    assert [begin for begin, *_ in spans] == pytest.approx([1.0, 1.1, 9.0])
+    assert [end for _, end, _ in spans] == pytest.approx([1.1, 1.6, 9.01])
+    assert [steps for *_, steps in spans] == [1.0, 3.0, 1.0]
+
+
+def test_steps_are_few_while_a_prompt_is_computed_and_as_many_in_all() -> None:
+    pace = StepPace()
+    pace.count(0.0, 1.0, 60, 1.0)
+    clock = pace.between(0.0, 1.0, [(0.2, 0.6, 4.0)])
+    edges = np.array([0.0, 0.2, 0.6, 1.0])
+    steps = clock.steps_between(edges[:-1], edges[1:])
+    assert steps[1] == pytest.approx(4.0)
+    assert steps.sum() == pytest.approx(60.0)
+    assert steps[0] == pytest.approx(steps[2] / 2)
 
 
 def test_without_a_count_replies_tell_by_their_lengths() -> None:

@@ -40,7 +40,8 @@ def metrics() -> Metrics:
             engine="vllm",
         )
     )
-    meter.feed(EngineObserved(7.9, EngineGauges(running=0, waiting=0)))
+    gauges = EngineGauges(running=0, waiting=0, draft_tokens=9.0, accepted_tokens=6.0)
+    meter.feed(EngineObserved(7.9, gauges))
     found = Metrics()
     found.observe(records)
     up = SamplerStats(samples=400, is_up=True, boundary="gpu")

@@ -16,6 +16,7 @@ from proxy.power.hardware import (
     MAX_SERIES,
     MAX_STATES,
     HardwareLog,
+    board_text,
     celsius,
     clock_hertz,
     error_count,
@@ -109,6 +110,31 @@ def test_a_dcgm_page_tells_what_it_has() -> None:
         ),
         HardwareState("gpu1"),
     )
+
+
+def test_a_dcgm_page_names_board_and_driver() -> None:
+    named = DCGM_PAGE.replace(
+        'UUID="GPU-a"',
+        'UUID="GPU-a",modelName="NVIDIA H100",DCGM_FI_DRIVER_VERSION="550.90"',
+    )
+    first, second = parse_dcgm(named, frozenset(), SHOWN).states
+    assert (first.model, first.driver) == ("NVIDIA H100", "550.90")
+    assert (second.model, second.driver) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ("A ", "A"),
+        (b"B", "B"),
+        ("", None),
+        (None, None),
+        (3, None),
+        ("x" * 999, "x" * 96),
+    ],
+)
+def test_a_name_is_a_short_text(told: object, text: str | None) -> None:
+    assert board_text(told) == text
 
 
 def test_the_reasons_have_an_old_name_and_a_new_one() -> None:

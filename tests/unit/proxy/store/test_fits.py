@@ -148,6 +148,11 @@ def test_a_file_of_the_first_version_is_shown_and_learnt_anew(
         file = CalibrationFile(str(path), "vllm")
     assert not file.by_model
     assert "learnt anew" in caplog.text
+    calibration = Calibration(None, file.by_model, file.stale_models)
+    calibration.serve("m")
+    assert calibration.doubt is not None
+    assert calibration.doubt.kind == "rows"
+    assert "of another version" in calibration.doubt.text
     shown = CliRunner().invoke(cli, ["calibrate", str(path)])
     assert shown.exit_code == 0
     assert "vllm, m: trusted" in shown.output
