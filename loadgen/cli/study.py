@@ -36,6 +36,8 @@ TABLES = ("table.csv", "table.json", "table.md")
 @click.option("--dry-run", is_flag=True, help="List the cells; start nothing.")
 @click.option("--num-prompts", type=click.IntRange(min=1), metavar="N",
               help="At most so many requests of each workload.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="AXIS=NAME",
+              help="Only cells of this entry; may be repeated.")  # fmt: skip
 @click.option("--model", metavar="NAME", help="Model instead of the file's.")
 @click.option("--power", metavar="SOURCE[,SOURCE]", help="Sensors instead of its.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table",
@@ -45,6 +47,7 @@ TABLES = ("table.csv", "table.json", "table.md")
               help="The study's folder.  [default: runs/study-<name>]")  # fmt: skip
 def study(
     file: Path, simulate: bool, dry_run: bool, num_prompts: int | None,
+    only: tuple[str, ...],
     model: str | None, power: str | None, form: str, out: Path | None,
 ) -> None:  # fmt: skip
     """Run each combination of a study's FILE and compare it with a baseline.
@@ -55,6 +58,7 @@ def study(
     (energy, change with its 95 % interval, latency) is printed, and written as csv,
     json and markdown into the folder.
     """
+    from loadgen.studies.matrix import only as chosen
     from loadgen.studies.matrix import planned_cells
     from loadgen.studies.study import run_study
     from loadgen.studies.study_file import read_study, trace_path
@@ -72,6 +76,7 @@ def study(
         is_simulated=simulate,
         most_requests=num_prompts,
     )
+    planned = chosen(planned, found, only)
     if dry_run:
         _list_cells(found, planned, folder, simulate)
         return

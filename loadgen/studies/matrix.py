@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loadgen.client.backends import BACKENDS
+from loadgen.errors import UsageError
 from loadgen.studies.cells import Cell, cell
 from loadgen.studies.presets import (
     not_simulated,
@@ -103,6 +104,28 @@ def planned_cells(
                 )
             )
     return planned
+
+
+def only(
+    planned: Sequence[Planned], found: StudyFile, wanted: Sequence[str]
+) -> list[Planned]:
+    """The cells of the entries that were named as `AXIS=NAME`. Raises UsageError."""
+    by_axis: dict[str, set[str]] = {}
+    for text in wanted:
+        axis, _, name = text.partition("=")
+        if axis not in AXES or name not in found.axis(axis):
+            known = ", ".join(
+                f"{one}={entry}"
+                for one in shown_axes(found)
+                for entry in found.axis(one)
+            )
+            raise UsageError(f"--only {text}: expected AXIS=NAME; known: {known}")
+        by_axis.setdefault(axis, set()).add(name)
+    return [
+        each
+        for each in planned
+        if all(each.point.names[axis] in names for axis, names in by_axis.items())
+    ]
 
 
 def generated_trace(name: str, workload: Workload, requests: int, seed: int) -> bytes:

@@ -468,6 +468,10 @@ def _check_server(name: str, server: Server, study: Study, document: _Document) 
         raise document.error(
             (*where, "backend"), f"unknown backend {server.backend!r}; known: {known}"
         )
+    if server.health is not None and not server.health.startswith("/"):
+        raise document.error(
+            (*where, "health"), f"{server.health!r} is no path, such as /health"
+        )
     for option in ("gpus", "power"):
         value = getattr(server, option)
         if value is not None and not value.strip():

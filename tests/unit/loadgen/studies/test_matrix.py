@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.studies.matrix import Planned, generated_trace, planned_cells
+from loadgen.errors import UsageError
+from loadgen.studies.matrix import Planned, generated_trace, only, planned_cells
 from loadgen.studies.presets import server_command
 from loadgen.studies.study_file import Server, Speculative, Spread, Workload, read_study
 
@@ -47,6 +48,18 @@ def test_names_say_what_tells_the_cells_apart(tmp_path: Path) -> None:
         "eager+greedy+r1", "eager+greedy+r2", "eager+wide+r1", "eager+wide+r2",
         "plain+greedy+r1", "plain+greedy+r2",
     ]  # fmt: skip
+
+
+def test_only_some_cells_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(BASE)
+    found = read_study(path)
+    cells = planned(tmp_path)
+    kept = only(cells, found, ["servers=eager", "decoding=greedy"])
+    assert [each.cell.name for each in kept] == ["eager+greedy+r1", "eager+greedy+r2"]
+    assert only(cells, found, []) == cells
+    with pytest.raises(UsageError, match="--only servers=eagr: expected AXIS=NAME"):
+        only(cells, found, ["servers=eagr"])
 
 
 def test_options_are_those_of_a_replay(tmp_path: Path) -> None:

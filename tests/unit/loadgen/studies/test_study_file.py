@@ -121,6 +121,10 @@ EDITS = {
         "{preset: transformers}", "{preset: transformers, tensor_parallel: 2}",
         "line 5: servers.transformers.tensor_parallel: transformers has no such option",
     ),
+    "a health that is no path": (
+        "preset: vllm-eager", "preset: vllm-eager\n    health: ready",
+        "line 8: servers.vllm.health: 'ready' is no path, such as /health",
+    ),
     "no model": ("model: m\n", "", "line 4: servers.transformers: no model"),
     "a rate of zero": ("rate: 2", "rate: 0", "line 13: loads.two.rate: expected"),
     "a rate that is none": ("rate: 2", "rate: .nan", "line 13: loads.two.rate: not"),
