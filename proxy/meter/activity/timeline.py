@@ -364,7 +364,10 @@ class EngineTimeline:
             self.settled_seconds = end_seconds
             self._placement.forget(end_seconds)
             while (scrape := self._work.next_scrape()) is not None:
-                if scrape.known_seconds > end_seconds:
+                # what a cache held has to be known before its prompts are settled
+                _, cached = self._work.prompt_rises() or (0.0, 0.0)
+                told_seconds = scrape.at_seconds + scrape.flight_seconds
+                if (told_seconds if cached else scrape.known_seconds) > end_seconds:
                     break
                 self._compare(is_in_time=False)
         return self._book.steps, self._starts
