@@ -529,7 +529,7 @@ def figures(
             for record in records.values()
             if record["output_tokens"]
         ),
-        gap_seconds=round(books["gap_seconds"], 3),
+        gap_seconds=round(books["gap_seconds"] or 0.0, 3),
         left_over=held,
         restarts=[
             f"{signal.Signals(number).name}, away for {back - gone:.1f} s"

@@ -139,6 +139,8 @@ SOMETIMES: dict[str, Contract] = {
     },
     "summary": {
         "energy.boundaries.*.reason": "null|string",
+        "energy.constants[].doubt": "null|string",
+        "energy.constants[].reason": "null|string",
         "energy.boundaries.*.unattributed_joules.*": "number",
         "energy.reason": "null|string",
         "energy.unattributed_joules.*": "number",
