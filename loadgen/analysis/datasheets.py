@@ -96,7 +96,8 @@ GPU_SHEETS: dict[str, GpuSheet] = {
         aliases=("rtx 6000 ada",),
     ),
     "l40s": GpuSheet(
-        "NVIDIA L40S", 362.05e12, 864e9, 48e9, 350, "NVIDIA L40S data sheet"
+        "NVIDIA L40S", 362.05e12, 864e9, 48e9, 350, "NVIDIA L40S data sheet",
+        sparse_factor=733 / 362.05,
     ),
     "l4": GpuSheet("NVIDIA L4", 121e12, 300e9, 24e9, 72, "NVIDIA L4 data sheet"),
     "v100-sxm": GpuSheet(

@@ -118,9 +118,9 @@ GPUS: dict[str, Gpu] = {
         "h100", 110, name="NVIDIA H100 80GB HBM3 (limited to 350 W)", limit_watts=350
     ),
     "a6000": _gpu("a6000", 40, sm_clock_hertz=1.8e9, memory_clock_hertz=8.001e9),
-    # A node without accelerators, metered as one board. Per socket: 56 cores at 2.0 GHz
-    # with 1,024 bf16 operations a cycle (AMX), 8 channels of DDR5-4800, 350 W. Its idle
-    # power and 512 GB of memory are assumed.
+    # A node without accelerators, metered as one board. Intel states per socket: 56
+    # cores, 8 channels of DDR5-4800, 350 W. Assumed are 1,024 bf16 operations a cycle
+    # and core (AMX) at 2.0 GHz, idle power and 512 GB of memory.
     "xeon-2s": Gpu(
         "2 x Intel Xeon Platinum 8480+", 229.4e12, 614.4e9, 512e9, 700, 200,
         sm_clock_hertz=2.0e9, memory_clock_hertz=2.4e9,
