@@ -61,24 +61,6 @@ def test_plain_transformers_generates_batches(
     assert four["joules_per_request"] < one["joules_per_request"]
 
 
-@pytest.mark.transformers
-def test_memory_that_is_out_ends_the_search(
-    engines: Path, tiny_model: Path, tmp_path: Path, power: str
-) -> None:
-    limited = tmp_path / "limited"
-    python = engines / "python"
-    limited.write_text(f'#!/bin/sh\nexec prlimit --as=3000000000 {python} "$@"\n')
-    limited.chmod(0o700)
-    found = report(
-        engines, tiny_model, tmp_path, power, "--engine", "transformers",
-        "--python", str(limited), "--input-len", "8192", "--output-len", "1",
-        "--rounds", "1", "--most", "4096",
-    )  # fmt: skip
-    (row,) = found["rows"]
-    assert 1 <= row["batch"] < 4096
-    assert "out of memory" in row["next_fails"]
-
-
 @pytest.mark.vllm
 def test_vllm_runs_the_largest_batch_that_its_cache_holds(
     engines: Path, tiny_model: Path, tmp_path: Path, power: str
