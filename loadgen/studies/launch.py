@@ -93,12 +93,6 @@ def replay_command(cell: Cell, run: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def with_arguments(command: Sequence[str], more: Sequence[str]) -> list[str]:
-    """A command line of `replay_command` with arguments before its trace."""
-    place = list(command).index("--")
-    return [*command[:place], *more, *command[place:]]
-
-
 class Study:
     """An open study: its folder is locked, its cells are run here."""
 

@@ -32,7 +32,6 @@ from loadgen.studies.launch import (
     end_group,
     ends_with_parent,
     replay_command,
-    with_arguments,
 )
 from loadgen.studies.matrix import generated_trace
 from loadgen.studies.servers import last_lines
@@ -448,7 +447,7 @@ def _replayed(
     peak_path = study.folder / "peaks" / f"{one.name}.json"
     with _peak_running(url) as peak:
         outcome = study.run(
-            one, command=lambda c, run: with_arguments(replay_command(c, run), more)
+            one, command=lambda c, run: [*replay_command(c, run), *more]
         )
     if outcome.status == "failed":
         reason = (outcome.reason or "").splitlines()

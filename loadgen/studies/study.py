@@ -20,7 +20,6 @@ from loadgen.studies.launch import (
     Study,
     open_study,
     replay_command,
-    with_arguments,
 )
 from loadgen.studies.matrix import WORKLOADS, Planned, workload_files
 from loadgen.studies.presets import (
@@ -113,7 +112,7 @@ class _Runner:
                     more.append(f"--power=dcgm={server.url}/dcgm/metrics")
                     if planned.point.server.simulate.get("idle-gpus"):
                         more.append(f"--gpus={_used_gpus(launch)}")
-                return with_arguments(replay_command(one, run), more)
+                return [*replay_command(one, run), *more]
 
             for attempt in range(1, STARTS + 1):
                 outcome = self._study.run(planned.cell, command=command)
