@@ -62,6 +62,10 @@ class Seen:
         return len(np.unique(step[is_later]))
 
 
+MAX_PLAIN_STEPS = 1024
+"""Without a prompt, of which one median is taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Prefill:
     """A prompt to place, or what was computed again after a pause."""
@@ -81,6 +85,8 @@ class PromptPlacement:
         self._used: dict[float, float] = {}
         """What of a step's time prompts have taken already, by its end."""
         self._released_seconds = -np.inf
+        self._settled_steps = np.empty((0, 2))
+        """Start and end of steps that are settled since a prompt was done last."""
 
     def place(
         self,
@@ -108,11 +114,25 @@ class PromptPlacement:
         for _, tied in groupby(sorted(jobs, key=when), key=when):
             self._place_tied(list(tied), seen)
 
-    def forget(self, before_seconds: float) -> None:
-        """Drop what is known of steps that are settled."""
+    def forget(self, before_seconds: float, seen: Seen) -> None:
+        """Drop what is known of steps that are settled.
+
+        Those that no prompt was in are kept until the next one comes, so that it does
+        not matter to what is learnt of them when settlement ran.
+        """
         self._used = {
             end: used for end, used in self._used.items() if end > before_seconds
         }
+        ends = seen.steps.end_seconds
+        is_new = (ends > seen.settled_seconds) & (ends <= before_seconds)
+        self._settled_steps = self._since_release(
+            np.column_stack((seen.starts[is_new], ends[is_new]))
+        )
+
+    def _since_release(self, more: FloatArray) -> FloatArray:
+        """The first steps since a prompt was done last, settled ones and more."""
+        steps = np.concatenate((self._settled_steps, more))
+        return steps[steps[:, 0] >= self._released_seconds][:MAX_PLAIN_STEPS]
 
     def taken_seconds(
         self, requests: Sequence[RequestTimeline], seen: Seen
@@ -239,9 +259,10 @@ class PromptPlacement:
         """
         starts, ends = seen.starts, seen.steps.end_seconds
         arrived = min(job.arrived_seconds for job in prompts)
-        since = max(self._released_seconds, seen.settled_seconds)
-        plain = (starts >= since) & (ends <= arrived)
-        self.speed.learn_plain((ends - starts)[plain])
+        is_open = ends > seen.settled_seconds
+        steps = self._since_release(np.column_stack((starts[is_open], ends[is_open])))
+        plain = steps[steps[:, 1] <= arrived]
+        self.speed.learn_plain(plain[:, 1] - plain[:, 0])
         lowest, last = span
         first = max(
             lowest,

@@ -361,8 +361,11 @@ class EngineTimeline:
             self._spread_open(end_seconds, among)
             self._place(end_seconds, among)
             self._count_own(end_seconds)
+            seen = Seen(
+                self._book.steps, self._starts, self.settled_seconds, end_seconds
+            )
+            self._placement.forget(end_seconds, seen)
             self.settled_seconds = end_seconds
-            self._placement.forget(end_seconds)
             while (scrape := self._work.next_scrape()) is not None:
                 # what a cache held has to be known before its prompts are settled
                 _, cached = self._work.prompt_rises() or (0.0, 0.0)
