@@ -518,7 +518,10 @@ class Calibration:
         if self.fit is None:
             return
         plain = FORMS[PLAIN].matrix.sum(axis=1)
-        level = self.sums.joules / float(self.sums.work @ plain)
+        worked = float(self.sums.work @ plain)
+        if worked <= 0:
+            return  # nothing was ever computed
+        level = self.sums.joules / worked
         usual = row.joules - level * float(row.work @ plain)
         fitted = row.joules - float(self.fit.joules_of(row.work / PRIOR))
         news = np.array([1.0, fitted**2, usual**2])
