@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -271,12 +272,16 @@ def test_a_pipe_that_closes_ends_the_command_as_without_us() -> None:
 
 def failure_of(*arguments: str) -> tuple[int, str]:
     """Exit code and line of a command that is refused, without a process of ours."""
+    log = logging.getLogger("servewatt.sampler")
+    level = log.level  # the command's own process is quiet about its sensors
     try:
         cli.main(["meter", *arguments], standalone_mode=False)
     except ProxyError as error:
         return error.exit_code, str(error)
     except ClickException as error:
         return error.exit_code, error.format_message()
+    finally:
+        log.setLevel(level)
     raise AssertionError("it ran")
 
 
