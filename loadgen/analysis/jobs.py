@@ -13,6 +13,7 @@ import msgspec
 from msgspec import field
 
 from loadgen.errors import RunError
+from proxy.process.files import os_reason
 
 MAX_BYTES = 64_000_000
 
@@ -88,7 +89,7 @@ def read_job(path: Path) -> list[JobRow]:
             raise RunError(f"{path}: over {MAX_BYTES:,} bytes, no report of a job")
         found = msgspec.json.decode(content, type=_Report)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise RunError(f"cannot read {path}: {reason}") from None
     except (ValueError, RecursionError) as error:
         raise RunError(

@@ -10,6 +10,7 @@ import click
 from loadgen.cli.output import result_options, show_result
 from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
+from proxy.process.files import os_reason
 
 if TYPE_CHECKING:
     from loadgen.analysis.bill import Bill, BillTerms
@@ -92,7 +93,7 @@ def read_terms(path: Path, option: str = "--terms") -> BillTerms:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise UsageError(f"{option} {path}: {reason}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"{option} {path} is not TOML: {error}") from None

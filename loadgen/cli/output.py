@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from loadgen.errors import LoadgenError, UsageError
-from proxy.process.files import whole_file, write_whole
+from proxy.process.files import os_reason, whole_file, write_whole
 from proxy.process.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def write_output(path: Path, data: bytes) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise LoadgenError(f"cannot write {path}: {reason}") from None
 
 
@@ -36,7 +36,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
             for piece in pieces:
                 file.write(piece)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise LoadgenError(f"cannot write {path}: {reason}") from None
 
 

@@ -10,6 +10,7 @@ import click
 
 from loadgen.errors import LoadgenError, RunError, UsageError
 from proxy.process.command import Command
+from proxy.process.files import os_reason
 from proxy.process.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def draw(run: Path, summary: Summary, more: Sequence[Sheet] = ()) -> Path | None
     try:
         write_html(run / REPORT, summary, read_results(run / REQUESTS), more)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)
         return None
     except LoadgenError as error:  # its summary is sound, and was computed before

@@ -23,6 +23,7 @@ from loadgen.client.backends import BACKENDS, Target, write_get
 from loadgen.client.connection import Connection, Response
 from loadgen.errors import StackError, UsageError
 from loadgen.results.progress import Progress
+from proxy.process.files import os_reason
 
 # uvicorn, in front of vLLM, closes a connection that was idle for 5 s. A request
 # sent into that closing would be lost, so ours are not used after 4 s.
@@ -180,7 +181,7 @@ class HttpClient:
                 return f"the certificate of {where} is not valid"
             case ssl.SSLError():
                 return f"no TLS with {where}: {error.reason}"
-        return f"no connection to {where}: {(error.strerror or str(error)).lower()}"
+        return f"no connection to {where}: {os_reason(error)}"
 
 
 async def discover_model(

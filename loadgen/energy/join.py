@@ -19,7 +19,7 @@ from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
 from proxy.admin.client import AdminClient, AdminError
-from proxy.process.files import PRIVATE, whole_file
+from proxy.process.files import PRIVATE, os_reason, whole_file
 from proxy.wire.api import (
     BooksReply,
     CalibrationReply,
@@ -154,7 +154,7 @@ def join(path: Path, energies: Energies) -> None:
                     result = msgspec.structs.replace(result, energy=energy)
                 out.write(encoder.encode(result) + b"\n")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
 
 

@@ -16,7 +16,7 @@ import msgspec
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.results.results import Result
 from loadgen.traces.readers.line import MAX_TOKENS
-from proxy.process.files import PRIVATE
+from proxy.process.files import PRIVATE, os_reason
 
 
 class Recorder:
@@ -41,7 +41,7 @@ class Recorder:
             ) from None
         except OSError as error:
             raise UsageError(
-                f"cannot write {self.path}: {_reason(error)}; "
+                f"cannot write {self.path}: {os_reason(error)}; "
                 "name another folder with --out"
             ) from None
 
@@ -55,8 +55,8 @@ class Recorder:
         except OSError as error:
             os.ftruncate(self._file, self._good_bytes)
             raise LoadgenError(
-                f"cannot append to {self.path}: {_reason(error)}; the run stops here, "
-                f"the {self.written} requests written before are kept"
+                f"cannot append to {self.path}: {os_reason(error)}; the run stops "
+                f"here, the {self.written} requests written before are kept"
             ) from None
         self._good_bytes += len(line)
         self.written += 1
@@ -99,7 +99,7 @@ def read_results(path: Path | str) -> Iterator[Result]:
                     ) from None
                 yield result
     except OSError as error:
-        raise LoadgenError(f"cannot read {path}: {_reason(error)}") from None
+        raise LoadgenError(f"cannot read {path}: {os_reason(error)}") from None
 
 
 def _check(result: Result) -> None:
@@ -109,7 +109,3 @@ def _check(result: Result) -> None:
         raise ValueError(
             f"chunk_tokens sum to {tokens}, expected 0 to {MAX_TOKENS:,} tokens"
         )
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -27,6 +27,7 @@ from loadgen.errors import UsageError
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
+from proxy.process.files import os_reason
 from proxy.wire.facts import KINDS
 
 PREFIX = "servewatt_loadgen_"
@@ -173,7 +174,7 @@ def exporting(address: str | None, progress: Progress) -> Iterator[str | None]:
     try:
         server, thread = start_http_server(port, host, exporter.registry)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise UsageError(
             f"--metrics-port {address}: {reason}; name another port"
         ) from None

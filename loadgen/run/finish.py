@@ -40,6 +40,7 @@ from loadgen.results.recorder import read_results
 from loadgen.results.results import Metering
 from loadgen.traces.readers.open import sha256_of
 from proxy.admin.client import AdminClient, AdminError
+from proxy.process.files import os_reason
 from proxy.wire.api import BooksReply
 
 PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
@@ -99,7 +100,7 @@ def load_run(folder: Path) -> Summary:
     try:
         return _loaded(folder)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise LoadgenError(f"cannot read the run folder {folder}: {reason}") from None
 
 
@@ -176,7 +177,7 @@ def _as_started(folder: Path) -> RunInfo:
 
 
 def _unwritable(folder: Path, error: OSError) -> LoadgenError:
-    reason = (error.strerror or str(error)).lower()
+    reason = os_reason(error)
     return LoadgenError(f"cannot write into the run folder {folder}: {reason}")
 
 

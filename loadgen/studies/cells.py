@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import StudyError, UsageError
-from proxy.process.files import PRIVATE, whole_file
+from proxy.process.files import PRIVATE, os_reason, whole_file
 
 PLAN, NOTE, SUMMARY = "study.json", "cell.json", "summary.json"
 CELLS, FAILED = "cells", "failed"
@@ -177,7 +177,7 @@ def read_plan(folder: Path) -> StudyPlan:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StudyError(f"cannot read {path}: {_reason(error)}") from None
+        raise StudyError(f"cannot read {path}: {os_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise StudyError(
             f"{path} is not a study's plan: {error}; name another folder with --out"
@@ -221,7 +221,7 @@ def _write(path: Path, content: bytes) -> None:
         with whole_file(path, mode=PRIVATE, is_durable=True) as file:
             file.write(content)
     except OSError as error:
-        raise StudyError(f"cannot write {path}: {_reason(error)}") from None
+        raise StudyError(f"cannot write {path}: {os_reason(error)}") from None
 
 
 def _shown(name: str, value: Any) -> str:
@@ -231,7 +231,3 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
         value = ",".join(map(str, value))
     return f"--{option} {value}"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

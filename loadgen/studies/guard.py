@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from loadgen.studies.launch import ends_with_parent
+from proxy.process.files import os_reason
 
 SET_CHILD_SUBREAPER = 36
 """prctl(2): what loses its parent becomes our child, so that it can be found."""
@@ -47,9 +48,7 @@ def main(arguments: list[str]) -> int:
             preexec_fn=ends_with_parent(),
         )
     except OSError as error:
-        print(
-            f"{command[0]}: {(error.strerror or str(error)).lower()}", file=sys.stderr
-        )
+        print(f"{command[0]}: {os_reason(error)}", file=sys.stderr)
         return 127
     while process.poll() is None and not told:
         ready, _, _ = select.select([wake, 0], [], [])

@@ -48,7 +48,7 @@ from loadgen.studies.cells import (
     write_note,
     write_plan,
 )
-from proxy.process.files import private_folder
+from proxy.process.files import os_reason, private_folder
 from proxy.process.terminal import echo, escaped
 
 ATTEMPTS = 2
@@ -286,7 +286,7 @@ def open_study(
         (folder / CELLS).mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--out {folder} cannot be used: {(error.strerror or str(error)).lower()}; "
+            f"--out {folder} cannot be used: {os_reason(error)}; "
             "name a folder that can be written"
         ) from None
     with _locked(folder), _signals_interrupt():
@@ -422,5 +422,5 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _unwritable(path: Path, error: OSError) -> StudyError:
-    reason = (error.strerror or str(error)).lower()
+    reason = os_reason(error)
     return StudyError(f"cannot write {path}: {reason}")

@@ -37,7 +37,7 @@ from loadgen.studies.matrix import generated_trace
 from loadgen.studies.servers import last_lines
 from loadgen.studies.study_file import Workload
 from proxy.engines.gauges import read_gauges
-from proxy.process.files import PRIVATE, private_folder, whole_file
+from proxy.process.files import PRIVATE, os_reason, private_folder, whole_file
 from proxy.process.http_get import GetError, Getter
 
 LARGEST = "largest"
@@ -282,9 +282,7 @@ class _Sessions:
                 (folder / name).unlink(missing_ok=True)
             log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
         except OSError as error:
-            raise StudyError(
-                f"cannot write {folder}: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise StudyError(f"cannot write {folder}: {os_reason(error)}") from None
         asked = self._asked
         self.reports.append(folder / NAME)
         command = [
@@ -487,7 +485,7 @@ def _trace_of(folder: Path, shape: Shape, requests: int) -> Path:
         with whole_file(path, mode=PRIVATE) as file:
             file.write(generated_trace(shape.name, workload, requests, requests))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise StudyError(f"cannot write {path}: {reason}") from None
     return path.resolve()
 

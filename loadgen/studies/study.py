@@ -30,7 +30,7 @@ from loadgen.studies.presets import (
 )
 from loadgen.studies.servers import Launch, RunningServer, last_lines, running
 from loadgen.studies.study_file import StudyFile
-from proxy.process.files import PRIVATE, private_folder, whole_file
+from proxy.process.files import PRIVATE, os_reason, private_folder, whole_file
 
 LOGS = "logs"
 SIMULATOR_SECONDS = 30.0
@@ -140,9 +140,7 @@ class _Runner:
                 shutil.rmtree(left)
             run_of(self._out, one).rename(left)
         except OSError as error:
-            raise StudyError(
-                f"cannot write {left}: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise StudyError(f"cannot write {left}: {os_reason(error)}") from None
         return left
 
     def _launch(self, planned: Planned) -> Launch:
@@ -188,5 +186,5 @@ def _write_workloads(folder: Path, files: Mapping[str, bytes]) -> None:
             with whole_file(folder / name, mode=PRIVATE) as file:
                 file.write(content)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise StudyError(f"cannot write {folder}: {reason}") from None

@@ -28,6 +28,7 @@ from loadgen.studies.presets import (
     simulated_arguments,
     split_command,
 )
+from proxy.process.files import os_reason
 
 MAX_BYTES = 1_000_000
 MAX_CELLS = 10_000
@@ -292,7 +293,7 @@ def _parsed(path: Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise StudyFileError(path, None, (), f"cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
         raise StudyFileError(path, None, (), f"over {MAX_BYTES:,} bytes: not a study")

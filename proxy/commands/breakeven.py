@@ -10,6 +10,7 @@ import click
 
 from proxy.errors import ConfigError
 from proxy.process.command import Command
+from proxy.process.files import os_reason
 from proxy.process.terminal import echo, echo_json
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, read_admin_token
 
@@ -111,7 +112,7 @@ def _load_of(path: str) -> _Load:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise ConfigError(f"{path}: {reason}") from None
     try:
         report = msgspec.json.decode(content, type=_report_type())

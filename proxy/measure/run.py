@@ -26,6 +26,7 @@ from proxy.power.energy_source import EnergySource, LimitedSource
 from proxy.power.probe import MEASURES, gpus_for
 from proxy.power.sampler import Sampler
 from proxy.power.sources import source_opener
+from proxy.process.files import os_reason
 from proxy.wire.events import PowerSampled
 
 FIRST_POINT_SECONDS = 0.5
@@ -160,7 +161,7 @@ def _phases(
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError as error:
-        return (), f"{path}: {(error.strerror or str(error)).lower()}"
+        return (), f"{path}: {os_reason(error)}"
     found, wrong = parse_phases(text)
     reports = tuple(
         PhaseReport(

@@ -14,6 +14,7 @@ import msgspec
 
 from proxy.errors import ConfigError as ConfigError  # named by who reads documents
 from proxy.errors import ProxyError
+from proxy.process.files import os_reason
 from proxy.process.options import Setting
 
 
@@ -22,7 +23,7 @@ def read_document(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise ConfigError(f"--config {path}: {reason}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise ConfigError(f"--config {path} is not TOML: {error}") from None

@@ -80,3 +80,8 @@ def readable_name(name: str) -> str:
     In a locale of ASCII alone every other letter of an argument is such bytes.
     """
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+def os_reason(error: OSError) -> str:
+    """Why the system refused something, for the end of a line of ours."""
+    return (error.strerror or str(error)).lower()

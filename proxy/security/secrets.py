@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from proxy.errors import ConfigError
+from proxy.process.files import os_reason
 
 ADMIN_TOKEN_VARIABLE = "SERVEWATT_ADMIN_TOKEN"
 MIN_CHARACTERS = 16
@@ -32,7 +33,7 @@ def read_secret(option: str, path: str) -> str:
     try:
         text = Path(path).read_text(encoding="ascii").strip()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_reason(error)
         raise ConfigError(f"{where}: {reason}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{where} is not ASCII text") from None
