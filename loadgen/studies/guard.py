@@ -78,25 +78,34 @@ def _end(process: subprocess.Popen[bytes], patience: float) -> None:
 
 
 def _left(process: subprocess.Popen[bytes]) -> list[int]:
-    """Processes that came from us and are not gone; what has ended is reaped."""
+    """Processes that came from us and are not gone; what has ended is reaped.
+
+    A process that ends while the list is made hands its children to us after ours were
+    read, so a list in which one had ended says nothing of them: it is made again.
+    """
+    while found := _descendants():
+        left = [pid for pid in found if not _reaped(pid, process)]
+        if len(left) == len(found):
+            return left
+    no_proc_here = process.poll() is None  # then the group's leader stands for all
+    return [process.pid] if no_proc_here else []
+
+
+def _descendants() -> list[int]:
     found = [os.getpid()]
     for parent in found:  # grows while it is read
         for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 found.extend(int(child) for child in tasks.read_text().split())
-    left = []
-    for pid in found[1:]:
-        if pid == process.pid:
-            gone = process.poll() is not None
-        else:
-            gone = False
-            with contextlib.suppress(ChildProcessError):  # a grandchild is not ours
-                gone = os.waitpid(pid, os.WNOHANG)[0] == pid
-        if not gone:
-            left.append(pid)
-    if not left and process.poll() is None:  # no /proc here: the group's leader alone
-        left.append(process.pid)
-    return left
+    return found[1:]
+
+
+def _reaped(pid: int, process: subprocess.Popen[bytes]) -> bool:
+    if pid == process.pid:
+        return process.poll() is not None
+    with contextlib.suppress(ChildProcessError):  # a grandchild is not ours to reap
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    return False
 
 
 if __name__ == "__main__":

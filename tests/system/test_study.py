@@ -200,21 +200,19 @@ if sys.argv[2] == 'stays':
 @pytest.mark.parametrize("how", ["closed", "killed", "command ends"])
 def test_nothing_that_a_server_started_is_left(tmp_path: Path, how: str) -> None:
     marker = str(tmp_path / "worker")
-    guard = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "loadgen.studies.guard", "0.2", sys.executable, "-c",
          LEAVES_ITS_GROUP, marker, "goes" if how == "command ends" else "stays"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True,
-    )  # fmt: skip
-    assert guard.stdin is not None
-    assert guard.stdout is not None
-    assert guard.stdout.readline() == "ready\n"
-    assert alive(marker)
-    if how == "closed":
-        guard.stdin.close()
-    elif how == "killed":
-        guard.terminate()
-    guard.wait(30)
-    time.sleep(POLL_SECONDS)
-    assert not alive(marker)
-    guard.stdin.close()
-    guard.stdout.close()
+    ) as guard:  # fmt: skip
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        assert guard.stdout.readline() == "ready\n"
+        assert alive(marker)
+        if how == "closed":
+            guard.stdin.close()
+        elif how == "killed":
+            guard.terminate()
+        guard.wait(30)
+        time.sleep(POLL_SECONDS)
+        assert not alive(marker)
