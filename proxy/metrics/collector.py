@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
 from prometheus_client import generate_latest as generate_text
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.openmetrics.exposition import (
     generate_latest as generate_openmetrics,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from proxy.meter.ledger import RequestRecord
-from proxy.metrics.histograms import HISTOGRAMS, ClassBound
-from proxy.metrics.samples import Snapshot
-from proxy.metrics.table import METRICS
+from proxy.metrics.histograms import ClassBound, LengthBins
+from proxy.metrics.samples import MetricSpec, Snapshot, TallyMetric
+from proxy.metrics.table import METRICS, REQUEST_METRICS
+from proxy.process.tally import Tally
 
 # a `_created` series beside every histogram would nearly double the page's series
 disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
-
-CLASS_LABELS = ("engine", "model", "kind", "tenant", "outcome")
 
 
 class Metrics(Collector):
@@ -33,11 +39,12 @@ class Metrics(Collector):
         self._classes = ClassBound()
         self._histograms = {
             name: Histogram(
-                name, spec.help, CLASS_LABELS,
-                buckets=spec.buckets, registry=self.registry,
+                name, spec.help, spec.labels,
+                buckets=spec.edges, registry=self.registry,
             )
-            for name, spec in HISTOGRAMS.items()
+            for name, spec in REQUEST_METRICS.items()
         }  # fmt: skip
+        self.bins = LengthBins()
         self.records_without_energy: Counter[str] = Counter()
         """Count by engine."""
         self.registry.register(self)
@@ -48,7 +55,8 @@ class Metrics(Collector):
             own = (record.engine, record.model, record.kind, record.tenant)
             labels = (*self._classes.bounded(own), record.outcome)
             exemplar = {"request_id": record.request_id[:100]}
-            for name, spec in HISTOGRAMS.items():
+            self.bins.add(record)
+            for name, spec in REQUEST_METRICS.items():
                 value = spec.value(record)
                 if value is not None:
                     self._histograms[name].labels(*labels).observe(value, exemplar)
@@ -65,16 +73,13 @@ class Metrics(Collector):
         if snapshot is None:
             return
         for name, spec in METRICS.items():
-            family: CounterMetricFamily | GaugeMetricFamily
-            if spec.kind == "counter":
-                family = CounterMetricFamily(
-                    name.removesuffix("_total"), spec.help, labels=spec.labels
-                )
-            else:
-                family = GaugeMetricFamily(name, spec.help, labels=spec.labels)
-            for labels, value in spec.samples(snapshot):
-                family.add_metric(list(labels), value)
-            yield family
+            if isinstance(spec, MetricSpec):
+                yield _family(name, spec, snapshot)
+            elif isinstance(spec, TallyMetric):
+                histogram = HistogramMetricFamily(name, spec.help, labels=spec.labels)
+                for labels, tally in spec.tallies(snapshot):
+                    histogram.add_metric(list(labels), *_cumulative(tally))
+                yield histogram
 
     def render(self, openmetrics: bool) -> bytes:
         """Exposition text; OpenMetrics carries the exemplars."""
@@ -84,3 +89,23 @@ class Metrics(Collector):
             )
             return text
         return generate_text(self.registry)
+
+
+def _family(name: str, spec: MetricSpec, snapshot: Snapshot) -> Metric:
+    family: CounterMetricFamily | GaugeMetricFamily
+    if spec.kind == "counter":
+        family = CounterMetricFamily(
+            name.removesuffix("_total"), spec.help, labels=spec.labels
+        )
+    else:
+        family = GaugeMetricFamily(name, spec.help, labels=spec.labels)
+    for labels, value in spec.samples(snapshot):
+        family.add_metric(list(labels), value)
+    return family
+
+
+def _cumulative(tally: Tally) -> tuple[list[tuple[str, float]], float]:
+    """Buckets as Prometheus has them, and the sum; the loop may go on counting."""
+    total, counts = tally.total, list(tally.counts)
+    edges = (*map(floatToGoString, tally.edges), "+Inf")
+    return list(zip(edges, map(float, accumulate(counts)), strict=True)), total

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.meter.attribution.fit import FitRules
 from proxy.meter.config import MeterConfig
 from proxy.metrics.collector import Metrics
-from proxy.metrics.histograms import HISTOGRAMS, MAX_CLASSES, ClassBound
+from proxy.metrics.histograms import MAX_CLASSES, ClassBound
 from proxy.metrics.recent import render_recent
 from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
-from proxy.metrics.table import METRICS
+from proxy.metrics.table import METRICS, REQUEST_METRICS
 from proxy.power.engine_load import GaugeStats
 from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
@@ -44,7 +44,7 @@ def metrics() -> Metrics:
     meter.feed(EngineObserved(7.9, gauges))
     found = Metrics()
     found.observe(records)
-    up = SamplerStats(samples=400, is_up=True, boundary="gpu")
+    up = SamplerStats(samples=400, is_up=True, boundary="gpu", heard_seconds=7.9)
     store = StoreState(
         url="sqlite:///x", is_up=True, last_error=None,
         queue_records=3, written_total=5, dropped_total=2, deleted_total=1,
@@ -61,6 +61,9 @@ def metrics() -> Metrics:
         boards=tuple(boards.now()),
         slowdown_seconds=dict(boards.slowdown_seconds),
         limit_changes=dict(boards.limit_changes),
+        at_seconds=8.0,
+        bin_requests=found.bins.requests_of("vllm"),
+        bin_joules=found.bins.joules_of("vllm"),
     )
     found.show(Snapshot([engine], RelayCounters(), loop_lag_seconds=0.001, store=store))
     found.observe([])
@@ -163,14 +166,17 @@ def test_every_boundary_has_its_own_accounts_and_sensor(around: Metrics) -> None
 
 
 def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> None:
-    shown = {name.partition("{")[0] for name in values(metrics) | values(around)}
+    shown = {
+        name.partition("{")[0].removesuffix("_bucket")
+        for name in values(metrics) | values(around)
+    }
     without_cause = {
         "servewatt_unattributed_energy_joules_total",
         "servewatt_requests_total",
         "servewatt_refused_requests_total",
         "servewatt_client_timeouts_total",
         "servewatt_loop_errors_total",
-        "servewatt_energy_counter_power_ratio",
+        "servewatt_energy_power_ratio",
     }
     assert set(METRICS) - shown == without_cause
 
@@ -211,7 +217,7 @@ def test_single_requests_are_linked_by_exemplars(metrics: Metrics) -> None:
     linked = {
         sample.exemplar.labels["request_id"]
         for family in families
-        if family.name in HISTOGRAMS
+        if family.name in REQUEST_METRICS
         for sample in family.samples
         if sample.exemplar
     }
