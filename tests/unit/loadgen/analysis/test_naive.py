@@ -285,7 +285,9 @@ def test_repeats_are_held_against_their_estimates_together() -> None:
 
 
 def test_ratios_of_several_settings_are_one_sentence() -> None:
-    settings = [{"tdp_runtime": 0.5, "odd": None}, {"tdp_runtime": 0.812}, {}]
+    settings: list[shown.Ratios] = [
+        {"tdp_runtime": 0.5, "odd": None}, {"tdp_runtime": 0.812}, {}
+    ]  # fmt: skip
     assert shown.ranges(settings) == (
         "measured over naive estimate: TDP x runtime 0.500 to 0.812"
     )
