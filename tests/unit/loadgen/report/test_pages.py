@@ -163,10 +163,13 @@ def test_a_large_run_is_drawn_from_a_sample() -> None:
     for index in range(5000):
         grown = msgspec.structs.replace(one, output_tokens=index + 1)
         samples.add(msgspec.structs.replace(grown, energy=cost_of(grown)))
-    (points,) = samples.points().values()
+    points = samples.points.kept
     assert len(points) == MAX_POINTS
+    assert samples.points.seen == 5000
     # early and late requests alike: the sample is not the first 2,000
-    assert sum(tokens > 2500 for tokens, _ in points) == pytest.approx(1000, rel=0.15)
+    assert sum(point.output_tokens > 2500 for point in points) == pytest.approx(
+        1000, rel=0.15
+    )
 
 
 # -- the command ---------------------------------------------------------------
