@@ -441,7 +441,7 @@ ENERGY_ROWS = [
                 "Counter over integrated power",
                 "none",
                 "About 1 when the energy counter and the power readings agree.",
-                {"{{boundary}}": f"servewatt_energy_counter_power_ratio{{{JOB}}}"},
+                {"{{boundary}}": f"servewatt_energy_power_ratio{{{JOB}}}"},
                 width=8,
             ),
             Panel(

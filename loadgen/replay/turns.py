@@ -165,8 +165,7 @@ class _Turn:
         run = self._run
         if self._number == 0:
             run.prepared.release()
-        run.progress.sent += 1
-        run.progress.in_flight += 1
+        run.progress.note_send(run.clock.now() - run.zero)
         try:
             async with asyncio.timeout(run.timeout_seconds):
                 await run.client.send(request, self._response)

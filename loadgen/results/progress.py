@@ -63,9 +63,29 @@ class Progress:
     """The rate that was asked for, or else the plan's own mean; None when at once."""
     zero_seconds: float | None = None
     """The run's zero on the monotonic clock; None until the first send is due."""
+    first_sent_seconds: float | None = None
+    """When the first request left, after the run's zero."""
+    newest_sent_seconds: float | None = None
+    """When the newest did."""
     ttft_seconds: RecentValues = field(default_factory=RecentValues)
     lag_seconds: RecentValues = field(default_factory=RecentValues)
     errors: dict[str, int] = field(default_factory=dict)
     """Failures by message, the most common shown to the user."""
     watchers: list[Callable[[Result], None]] = field(default_factory=list)
     """Called with every finished record, those never sent too; must be quick."""
+
+    def note_send(self, at_seconds: float) -> None:
+        """One more request leaves, so long after the run's zero."""
+        self.sent += 1
+        self.in_flight += 1
+        if self.first_sent_seconds is None:
+            self.first_sent_seconds = at_seconds
+        self.newest_sent_seconds = at_seconds
+
+    @property
+    def achieved_per_second(self) -> float | None:
+        """Requests after the first over the time they took; None below two."""
+        first, newest = self.first_sent_seconds, self.newest_sent_seconds
+        if self.sent < 2 or first is None or newest is None or newest <= first:
+            return None
+        return (self.sent - 1) / (newest - first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,17 +29,16 @@ from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
 from proxy.process.files import os_reason
+from proxy.process.tally import coarse_edges, fine_edges
 from proxy.wire.facts import KINDS
 
 PREFIX = "servewatt_loadgen_"
 LOCAL = "127.0.0.1"
 
-# Steps of about 1.6: an interpolated quantile is then off by a quarter at most.
-_LATENCY_BUCKETS = (
-    0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025, 0.04, 0.063, 0.1, 0.16,
-    0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0, 16.0, 25.0, 40.0, 63.0, 100.0,
-)  # fmt: skip
-_LAG_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)
+# The proxy's, so that both sides of one request fall into the same buckets.
+_LATENCY_EDGES = fine_edges(-3, 5, below=(0.0001,), above=(300.0,))
+_TOKEN_EDGES = fine_edges(-3, 3, below=(0.0001, 0.0003), above=(3.0, 10.0))
+_LAG_EDGES = coarse_edges(-5, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,12 @@ class LiveMetric:
 
 @dataclass(frozen=True, slots=True)
 class LatencyMetric:
-    """One histogram over finished requests, by kind."""
+    """One histogram over finished requests."""
 
     help: str
     of: Callable[[Result], float | None]
-    buckets: tuple[float, ...] = _LATENCY_BUCKETS
+    edges: tuple[float, ...] = _LATENCY_EDGES
+    labels: tuple[str, ...] = ("kind",)
 
 
 METRICS: dict[str, LiveMetric] = {
@@ -66,7 +67,14 @@ METRICS: dict[str, LiveMetric] = {
         "gauge", "Requests in the plan.", lambda p: float(p.planned)
     ),
     "offered_requests_per_second": LiveMetric(
-        "gauge", "Mean rate of the plan.", lambda p: p.offered_per_second
+        "gauge",
+        "Rate that was asked for, or else the plan's mean.",
+        lambda p: p.offered_per_second,
+    ),
+    "achieved_requests_per_second": LiveMetric(
+        "gauge",
+        "Rate of the sends so far: those after the first over the time they took.",
+        lambda p: p.achieved_per_second,
     ),
     "requests_in_flight": LiveMetric(
         "gauge", "Requests sent and not finished.", lambda p: float(p.in_flight)
@@ -83,7 +91,7 @@ METRICS: dict[str, LiveMetric] = {
 
 LATENCIES: dict[str, LatencyMetric] = {
     "time_to_first_token_seconds": LatencyMetric(
-        "First token since the send.", MEASURES["ttft"].of
+        "First token since the send.", MEASURES["ttft"].of, labels=("kind", "turn")
     ),
     "time_to_first_token_from_schedule_seconds": LatencyMetric(
         "First token since the intended start.", MEASURES["ttft_sched"].of
@@ -91,23 +99,27 @@ LATENCIES: dict[str, LatencyMetric] = {
     "time_per_output_token_seconds": LatencyMetric(
         "Mean time per token after the first, one value per request.",
         MEASURES["tpot"].of,
+        _TOKEN_EDGES,
     ),
     "end_to_end_latency_seconds": LatencyMetric(
-        "Last token since the send.", MEASURES["e2el"].of
+        "Last token since the send.", MEASURES["e2el"].of, labels=("kind", "turn")
     ),
     "schedule_lag_seconds": LatencyMetric(
-        "Send minus intended start, failures included.", SCHEDULE_LAG.of, _LAG_BUCKETS
+        "Send minus intended start, failures included.", SCHEDULE_LAG.of, _LAG_EDGES
     ),
 }
 
+TURNS = ("1", "2", "3", "more")
 OUTCOMES = ("ok", "error", "timeout", "aborted", "dropped")
 
 
 class RunCollector(Collector):
     """Reads the run's counters when Prometheus asks; keeps nothing."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, run: str) -> None:
         self._progress = progress
+        self._run = run
+        self._began_unix_seconds: float | None = None
 
     def collect(self) -> Iterable[Metric]:
         """The figures of this moment."""
@@ -116,6 +128,21 @@ class RunCollector(Collector):
         )
         info.add_metric([__version__], 1)
         yield info
+        run = GaugeMetricFamily(
+            f"{PREFIX}run_info", "Folder of the run in progress; 1.", labels=["run"]
+        )
+        run.add_metric([self._run], 1)
+        yield run
+        zero_seconds = self._progress.zero_seconds
+        if self._began_unix_seconds is None and zero_seconds is not None:
+            elapsed_seconds = time.monotonic() - zero_seconds
+            self._began_unix_seconds = time.time() - elapsed_seconds
+        if self._began_unix_seconds is not None:
+            yield GaugeMetricFamily(
+                f"{PREFIX}run_start_timestamp_seconds",
+                "The run's zero: when its first request was due.",
+                value=self._began_unix_seconds,
+            )
         for name, metric in METRICS.items():
             value = metric.of(self._progress)
             if value is None:
@@ -129,9 +156,9 @@ class RunCollector(Collector):
 class Exporter:
     """Counts finished requests; `registry` holds everything that is shown."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, run: str = "") -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(RunCollector(progress))
+        self.registry.register(RunCollector(progress, run))
         self._finished = Counter(
             f"{PREFIX}requests_finished_total",
             "Requests that came to an end, by outcome; `dropped` ones never left.",
@@ -140,25 +167,30 @@ class Exporter:
         )
         self._latencies: Mapping[str, Histogram] = {
             name: Histogram(
-                PREFIX + name, metric.help, ["kind"],
-                buckets=metric.buckets, registry=self.registry,
+                PREFIX + name, metric.help, metric.labels,
+                buckets=metric.edges, registry=self.registry,
             )
             for name, metric in LATENCIES.items()
         }  # fmt: skip
 
     def observe(self, result: Result) -> None:
         """Take one finished request into account; 14 microseconds."""
+        turn = TURNS[min(max(result.turn, 0), len(TURNS) - 1)]
+        exemplar = {"request_id": result.request_id[:100]}
         kind = result.kind if result.kind in KINDS else "other"
         outcome = result.outcome if result.outcome in OUTCOMES else "error"
         self._finished.labels(kind, outcome).inc()
         for name, metric in LATENCIES.items():
             value = metric.of(result)
             if value is not None:
-                self._latencies[name].labels(kind).observe(value)
+                labels = (kind, turn)[: len(metric.labels)]
+                self._latencies[name].labels(*labels).observe(value, exemplar)
 
 
 @contextmanager
-def exporting(address: str | None, progress: Progress) -> Iterator[str | None]:
+def exporting(
+    address: str | None, progress: Progress, run: str = ""
+) -> Iterator[str | None]:
     """Serve the metrics of this run on `[HOST:]PORT` while the block runs.
 
     Gives the URL, or None when no address was asked for. Raises UsageError for
@@ -170,7 +202,7 @@ def exporting(address: str | None, progress: Progress) -> Iterator[str | None]:
     host, port = parse_address(address)
     # a second series per counter, of no use here; the function has no annotation
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    exporter = Exporter(progress)
+    exporter = Exporter(progress, run)
     try:
         server, thread = start_http_server(port, host, exporter.registry)
     except OSError as error:

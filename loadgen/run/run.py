@@ -333,7 +333,7 @@ def _replay(
 
     with (
         Recorder(folder / REQUESTS) as recorder,
-        exporting(config.metrics_port, progress),
+        exporting(config.metrics_port, progress, run=folder.resolve().name),
         live_view(progress, environment, config.quiet, console),
     ):
         return uvloop.run(whole())

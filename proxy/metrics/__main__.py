@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from proxy.metrics.collector import CLASS_LABELS
-from proxy.metrics.histograms import HISTOGRAMS
 from proxy.metrics.table import METRICS
 
 HEAD = """# Metrics
@@ -19,15 +17,10 @@ energy only and never fall. A figure that is not known is absent, never 0.
 
 def markdown() -> str:
     """The page, in the order of the tables."""
-    rows = [
-        (name, spec.kind, spec.labels, spec.help) for name, spec in METRICS.items()
-    ] + [
-        (name, "histogram", CLASS_LABELS, spec.help)
-        for name, spec in HISTOGRAMS.items()
-    ]
     return HEAD + "".join(
-        f"| `{name}` | {kind} | {', '.join(f'`{x}`' for x in labels)} | {text} |\n"
-        for name, kind, labels, text in rows
+        f"| `{name}` | {spec.kind} | {', '.join(f'`{x}`' for x in spec.labels)} "
+        f"| {spec.help} |\n"
+        for name, spec in METRICS.items()
     )
 
 

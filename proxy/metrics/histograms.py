@@ -1,31 +1,26 @@
 """Histograms over settled requests: figures, buckets, and the bound on their labels.
 
-A class is one combination of labels, and costs some eighty lines on the page: clients
+A class is one combination of labels, and costs some 330 lines on the page: clients
 may multiply them, so there are `MAX_CLASSES` in all. Beyond, a request is observed
 under a coarser class (tenant `other`, then kind `other` too), never left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from proxy.meter.ledger import RequestRecord
+from proxy.process.tally import fine_edges
 
-JOULE_BUCKETS = (
-    0.01, 0.025, 0.06, 0.15, 0.4, 1, 2.5, 6, 15, 40, 100, 250, 600, 1_500, 4_000,
-    10_000, 25_000,
-)  # fmt: skip
-"""About x2.5 a step: from a short completion on a small model to a long one on 70B."""
-TOKEN_JOULE_BUCKETS = (
-    0.0001, 0.00025, 0.0006, 0.0015, 0.004, 0.01, 0.025, 0.06, 0.15, 0.4, 1, 2.5, 6,
-    15, 40, 100,
-)  # fmt: skip
-SECOND_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50,
-    100, 250, 600,
-)  # fmt: skip
-
+# Fine over the decades that engines and boards of today need, coarse around them.
+JOULE_EDGES = fine_edges(-1, 5, below=(0.001, 0.01), above=(3e4, 1e5))
+"""From a short completion on a small model to a long one on many boards."""
+TOKEN_JOULE_EDGES = fine_edges(-3, 5, below=(1e-4,), above=(300.0, 1e3))
+FIRST_TOKEN_EDGES = fine_edges(-3, 5, below=(1e-4,), above=(300.0,))
+DURATION_EDGES = fine_edges(-2, 5, below=(0.001,), above=(3e3,))
+TOKEN_EDGES = tuple(float(2**power) for power in range(18))
+"""Counts of tokens: lengths are told apart by their doublings."""
 
 MAX_CLASSES = 64
 """Distinct (engine, model, kind, tenant); with five outcomes, 25,000 lines at worst."""
@@ -61,52 +56,74 @@ class ClassBound:
         return coarse
 
 
-@dataclass(frozen=True, slots=True)
-class HistogramSpec:
-    """One histogram: observed once for every settled request that has the figure."""
+def consumed_joules(record: RequestRecord) -> float | None:
+    """Energy of a request for which something was computed, else None.
 
-    help: str
-    buckets: tuple[float, ...]
-    value: Callable[[RequestRecord], float | None]
-
-
-def _energy_joules(record: RequestRecord) -> float | None:
-    """None where nothing was computed: a refused request is no cheap request."""
-    joules = record.energy.energy_joules
-    return None if joules == 0 and not record.output_tokens else joules
+    A refused request, or one that left before its work began, is no cheap request;
+    of an unknown energy nothing is known either.
+    """
+    energy = record.energy
+    active_joules = (energy.prefill_joules or 0.0) + (energy.decode_joules or 0.0)
+    is_free = not energy.energy_joules or active_joules <= 0
+    return None if is_free and not record.output_tokens else energy.energy_joules
 
 
-def _ttft_seconds(record: RequestRecord) -> float | None:
+def ttft_seconds(record: RequestRecord) -> float | None:
+    """From arrival to first token."""
     if record.first_token_seconds is None:
         return None
     return record.first_token_seconds - record.arrived_seconds
 
 
-def _joules_per_output_token(record: RequestRecord) -> float | None:
+def token_seconds(record: RequestRecord) -> float | None:
+    """Mean time per token after the first; None below two tokens."""
+    first, last = record.first_token_seconds, record.last_token_seconds
+    if first is None or last is None or (record.output_tokens or 0) < 2:
+        return None
+    return (last - first) / ((record.output_tokens or 0) - 1)
+
+
+def output_token_joules(record: RequestRecord) -> float | None:
+    """Whole energy of the request over the tokens it was given."""
     if record.energy.energy_joules is None or not record.output_tokens:
         return None
     return record.energy.energy_joules / record.output_tokens
 
 
-HISTOGRAMS: dict[str, HistogramSpec] = {
-    "servewatt_request_energy_joules": HistogramSpec(
-        "Energy of one request that consumed any, its share of idle included.",
-        JOULE_BUCKETS,
-        _energy_joules,
-    ),
-    "servewatt_output_token_energy_joules": HistogramSpec(
-        "Energy of one request over its output tokens.",
-        TOKEN_JOULE_BUCKETS,
-        _joules_per_output_token,
-    ),
-    "servewatt_request_ttft_seconds": HistogramSpec(
-        "From the request's arrival at the proxy to its first token.",
-        SECOND_BUCKETS,
-        _ttft_seconds,
-    ),
-    "servewatt_request_duration_seconds": HistogramSpec(
-        "From the request's arrival at the proxy to its last byte.",
-        SECOND_BUCKETS,
-        lambda r: r.finished_seconds - r.arrived_seconds,
-    ),
-}
+PROMPT_BINS = (128, 512, 2_048, 8_192, 32_768)
+OUTPUT_BINS = (32, 128, 512, 2_048, 8_192)
+"""Upper ends of length bins, which belong to them; longer ones are `more`."""
+
+
+def length_bin(tokens: int, ends: tuple[int, ...]) -> str:
+    """The bin's upper end, as a label."""
+    return next((str(end) for end in ends if tokens <= end), "more")
+
+
+@dataclass(slots=True)
+class LengthBins:
+    """Requests answered in full whose energy is known, and their joules, by lengths."""
+
+    _requests: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    _joules: dict[str, dict[tuple[str, str], float]] = field(default_factory=dict)
+
+    def add(self, record: RequestRecord) -> None:
+        """Count a record, if it has all of that."""
+        joules = record.energy.energy_joules
+        prompt, output = record.prompt_tokens, record.output_tokens
+        if record.outcome == "ok" and None not in (joules, prompt, output):
+            assert joules is not None
+            assert prompt is not None
+            assert output is not None
+            bins = length_bin(prompt, PROMPT_BINS), length_bin(output, OUTPUT_BINS)
+            self._requests.setdefault(record.engine, Counter())[bins] += 1
+            joules_by_bin = self._joules.setdefault(record.engine, {})
+            joules_by_bin[bins] = joules_by_bin.get(bins, 0.0) + joules
+
+    def requests_of(self, engine: str) -> dict[tuple[str, str], int]:
+        """Requests of an engine by bin of prompt and output."""
+        return dict(self._requests.get(engine, {}))
+
+    def joules_of(self, engine: str) -> dict[tuple[str, str], float]:
+        """Their energy."""
+        return dict(self._joules.get(engine, {}))

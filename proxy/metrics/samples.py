@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from proxy.meter.attribution.evidence import DOUBTS
 from proxy.meter.boundary import MeterState
+from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Ratio
 from proxy.power.engine_load import GaugeStats
 from proxy.power.gate import REASONS
 from proxy.power.sampler import SamplerStats
+from proxy.process.tally import Tally, coarse_edges
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
 from proxy.wire.facts import HardwareState
@@ -19,6 +21,7 @@ from proxy.wire.facts import HardwareState
 Sample = tuple[tuple[str, ...], float]
 PHASES = ("prefill", "decode", "idle_share")
 TOKEN_TYPES = ("prompt", "cached", "output")
+DELAY_EDGES = coarse_edges(-4, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,13 @@ class EngineSnapshot:
     """By boundary, device and reason."""
     limit_changes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By boundary and device."""
+    at_seconds: float | None = None
+    """When it was taken, on the monotonic clock; None: the ages of things are not
+    asked for."""
+    bin_requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Requests answered in full whose energy is known, by length bins."""
+    bin_joules: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Their energy."""
 
     @property
     def meter(self) -> MeterState:
@@ -91,6 +101,8 @@ class Snapshot:
     relay: RelayCounters
     """Counts of clients and refusals; an engine's are in its snapshot."""
     loop_lag_seconds: float = 0.0
+    loop_delay_seconds: Tally = field(default_factory=lambda: Tally(DELAY_EDGES))
+    """Lateness of every beat."""
     store: StoreState | None = None
     loop_errors: Mapping[str, int] = field(default_factory=dict)
     """Errors by loop that went on."""
@@ -117,6 +129,27 @@ class MetricSpec:
     help: str
     labels: tuple[str, ...]
     samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetric:
+    """A histogram observed once for every settled request that has the figure."""
+
+    help: str
+    edges: tuple[float, ...]
+    value: Callable[[RequestRecord], float | None]
+    labels: tuple[str, ...] = ("engine", "model", "kind", "tenant", "outcome")
+    kind: str = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class TallyMetric:
+    """A histogram that something else counts, all the time."""
+
+    help: str
+    labels: tuple[str, ...]
+    tallies: Callable[[Snapshot], Iterable[tuple[tuple[str, ...], Tally]]]
+    kind: str = "histogram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +327,34 @@ def policies(snapshot: EngineSnapshot) -> Iterator[Sample]:
     for policy, joules in snapshot.meter.policy_joules.items():
         for phase, value in zip(PHASES, joules, strict=False):
             yield (policy, phase), value
+
+
+def sensor_age(snapshot: EngineSnapshot) -> Iterator[Sample]:
+    """Time since each sensor last answered; nothing of one that never did."""
+    for measured in snapshot.measured:
+        stats = measured.sampler
+        if stats is not None and snapshot.at_seconds is not None:
+            age_seconds = snapshot.at_seconds - stats.heard_seconds
+            if math.isfinite(age_seconds):
+                labels = (measured.boundary, measured.source)
+                yield labels, max(age_seconds, 0.0)
+
+
+def overheads(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], Tally]]:
+    """What the relay itself adds, on the way to each engine and back."""
+    for engine in snapshot.engines:
+        yield (engine.engine, "request"), engine.relay.request_seconds
+        yield (engine.engine, "reply"), engine.relay.reply_seconds
+
+
+def is_simulated(snapshot: Snapshot) -> str:
+    """Whether any joule comes from a simulator, as a label."""
+    found = any(
+        measured.sampler is not None and measured.sampler.is_simulated
+        for engine in snapshot.engines
+        for measured in engine.measured
+    )
+    return "true" if found else "false"
 
 
 def fitted(snapshot: EngineSnapshot) -> list[Sample]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from proxy.process.tally import Tally, coarse_edges, fine_edges
+
+TOKEN_EDGES_SECONDS = fine_edges(-3, 3, below=(0.0001, 0.0003), above=(3.0, 10.0))
+OVERHEAD_EDGES_SECONDS = coarse_edges(-5, 5)
+
 
 @dataclass(slots=True)
 class RelayCounters:
@@ -39,5 +44,13 @@ class RelayCounters:
     """Bytes of metered replies, as the engine sent them."""
     meter_errors: int = 0
     """Calls into the meter that failed; the requests went on."""
+    token_seconds: Tally = field(default_factory=lambda: Tally(TOKEN_EDGES_SECONDS))
+    """Time between reads that bore tokens, shared equally by those of the later one."""
+    request_seconds: Tally = field(
+        default_factory=lambda: Tally(OVERHEAD_EDGES_SECONDS)
+    )
+    """From a request's arrival until it was handed to the engine's connection."""
+    reply_seconds: Tally = field(default_factory=lambda: Tally(OVERHEAD_EDGES_SECONDS))
+    """From a read of a reply until it was handed to the client's connection."""
     unreadable_replies: int = 0
     """Replies that could not be metered: not SSE, too large or compressed."""

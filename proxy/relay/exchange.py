@@ -303,6 +303,7 @@ class Exchange:
             else None,
             wants_stream=facts.is_stream,
             on_usage_known=upstream.learn_from_witness if is_witness else None,
+            is_one_sequence=facts.sequences == 1,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(
@@ -363,9 +364,15 @@ class Exchange:
         self._enter(State.AWAITING)
         self._others.clear()
         self._connection = connection
+        is_first = not self._sent_seconds  # else an engine's own time is in it
         self._sent_seconds = self._core.clock()
         self._set_deadline(self._core.config.first_byte_timeout_seconds)
         connection.send(self, self._request_bytes)
+        if is_first and self._tap is not None:
+            counters = self._candidate.upstream.counters
+            counters.request_seconds.add(
+                self._core.clock() - self._request.arrived_seconds
+            )
         if self._is_paused or self._is_parsing:
             connection.transport.pause_reading()
 
@@ -430,6 +437,9 @@ class Exchange:
             return
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
+            if self._tap is not None:
+                counters = self._candidate.upstream.counters
+                counters.reply_seconds.add(self._core.clock() - at_seconds)
             self._copy(at_seconds, data)
             if is_last:
                 self._finish("ok", None, at=at_seconds)

@@ -103,6 +103,7 @@ class Tap:
         "_headers",
         "_is_json",
         "_is_kind_open",
+        "_is_one_sequence",
         "_json",
         "_json_bytes",
         "_on_usage_known",
@@ -110,6 +111,7 @@ class Tap:
         "_request_headers",
         "_settled_labels",
         "_status",
+        "_token_at_seconds",
         "_wants_stream",
         "key",
         "reads",
@@ -128,8 +130,12 @@ class Tap:
         *,
         wants_stream: bool = False,
         on_usage_known: Callable[[bool | None], None] | None = None,
+        is_one_sequence: bool = True,
     ) -> None:
-        """`settled_labels` gives the final labels by whether the request succeeded."""
+        """`settled_labels` gives the final labels by whether the request succeeded.
+
+        Only between tokens of one sequence the time is counted.
+        """
         self._guard = guard
         self._reader = reader
         self._counters = counters
@@ -148,6 +154,9 @@ class Tap:
         """A stream was asked for, and the first bytes will tell whether it came."""
         self._wants_stream = wants_stream
         self._on_usage_known = on_usage_known
+        self._is_one_sequence = is_one_sequence
+        self._token_at_seconds: float | None = None
+        """Of the newest read that bore a token."""
         self._has_usage = False
         self._end = ReplyEnd(requires_end=reader.requires_end)
         self.reads: list[tuple[float, bytes]] = []
@@ -275,10 +284,19 @@ class Tap:
         else:
             return
         self._counters.events += len(events)
+        tokens = 0
         for update in updates:
             self._end.note(update)
             if update.usage is not None or update.is_usage_only:
                 self._has_usage = True
+            if update.carries_token:
+                tokens += update.tokens or 1
+        if tokens and self._is_one_sequence:
+            since = self._token_at_seconds
+            if since is not None and at_seconds > since:
+                gap_seconds = (at_seconds - since) / tokens
+                self._counters.token_seconds.add(gap_seconds, tokens)
+            self._token_at_seconds = at_seconds
         self._guard.feed(TokensReceived(self.key, at_seconds, updates))
 
     def _read_reply(self) -> Generator[None]:

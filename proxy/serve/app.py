@@ -25,11 +25,12 @@ from proxy.admin.views import ProcessRun
 from proxy.errors import ConfigError, ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
-from proxy.metrics.samples import Snapshot
+from proxy.metrics.samples import DELAY_EDGES, Snapshot
 from proxy.process.host import raise_open_files, stop_with_parent
 from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
+from proxy.process.tally import Tally
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.labels import check_tenant_header
@@ -136,6 +137,7 @@ class _App:
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
+        self.loop_delay_seconds = Tally(DELAY_EDGES)
         self.errors = LoopErrors()
         self.reloading: asyncio.Task[None] | None = None
         self.wants_reload = False
@@ -374,6 +376,7 @@ class _App:
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
             self.loop_lag_seconds = max(0.0, now - due)
+            self.loop_delay_seconds.add(self.loop_lag_seconds)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
             for upstream in list(self.fleet):
@@ -404,11 +407,12 @@ class _App:
         without = self.metrics.records_without_energy
         return Snapshot(
             engines=[
-                upstream.snapshot(without[upstream.config.name])
+                upstream.snapshot(without[upstream.config.name], self.metrics.bins)
                 for upstream in self.fleet.current
             ],
             relay=self.relay.counters,
             loop_lag_seconds=self.loop_lag_seconds,
+            loop_delay_seconds=self.loop_delay_seconds,
             store=self.records.state(),
             loop_errors=self.errors.total,
             dropped_log_lines=dropped_lines(),

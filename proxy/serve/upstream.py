@@ -18,6 +18,7 @@ from proxy.engines import DIALECTS
 from proxy.errors import ConfigError
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
+from proxy.metrics.histograms import LengthBins
 from proxy.metrics.samples import EngineSnapshot, Measured
 from proxy.power.accuracy import accuracy_of
 from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
@@ -217,9 +218,9 @@ class MeteredUpstream:
         learnt = self.meter.state().calibration
         await asyncio.to_thread(self.calibration.save, learnt)
 
-    def snapshot(self, records_without_energy: int) -> EngineSnapshot:
+    def snapshot(self, records_without_energy: int, bins: LengthBins) -> EngineSnapshot:
         """What the metrics show of it."""
-        upstream = self.upstream
+        upstream, name = self.upstream, self.config.name
         return EngineSnapshot(
             engine=self.config.name,
             measured=self.measured(),
@@ -235,6 +236,9 @@ class MeteredUpstream:
             boards=tuple(self.hardware.now()),
             slowdown_seconds=dict(self.hardware.slowdown_seconds),
             limit_changes=dict(self.hardware.limit_changes),
+            at_seconds=time.monotonic(),
+            bin_requests=bins.requests_of(name),
+            bin_joules=bins.joules_of(name),
         )
 
     def _sensor_fraction(self, boundary: str) -> float:

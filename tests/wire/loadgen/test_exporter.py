@@ -61,7 +61,7 @@ def test_a_scrape_shows_the_runs_counters_and_latencies() -> None:
     assert found[f"{PREFIX}offered_requests_per_second",] == 4
     assert found[f"{PREFIX}requests_finished_total", "code", "ok"] == 1
     assert found[f"{PREFIX}requests_finished_total", "code", "timeout"] == 1
-    assert found[f"{PREFIX}time_to_first_token_seconds_count", "code"] == 1
+    assert found[f"{PREFIX}time_to_first_token_seconds_count", "code", "2"] == 1
     assert found[f"{PREFIX}time_per_output_token_seconds_sum", "code"] == (
         pytest.approx(0.1)
     )
@@ -71,6 +71,8 @@ def test_a_scrape_shows_the_runs_counters_and_latencies() -> None:
 
 def test_every_metric_of_the_tables_is_shown() -> None:
     progress = Progress(planned=1, offered_per_second=1.0)
+    progress.note_send(1.0)
+    progress.note_send(3.0)
     with exporting("127.0.0.1:0", progress) as url:
         assert url
         progress.watchers[0](finished())
