@@ -60,6 +60,25 @@ def seconds(value: float | None) -> str:
     return _scaled(value, _SECONDS)
 
 
+def duration(value: float | None) -> str:
+    """A time as people say it: `45.0 s`, then `2 min 5 s`, `3 h 10 min`, `2 d 4 h`."""
+    if value is None or value < 99.95:
+        return seconds(value)
+    whole = round(value)
+    for size, unit, smaller, part in (
+        (86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"),
+    ):  # fmt: skip
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size:,} {unit}" + (f" {rest} {part}" if rest else "")
+    return seconds(value)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning with a mark that there was more."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def watts(value: float | None) -> str:
     """Power, such as `312 W`."""
     return _scaled(value, _WATTS)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from loadgen.analysis.schema import Summary
+from loadgen.analysis.schema import BoundaryBlock, ErrorRow, Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.cli.report import report
 from loadgen.energy.join import Patience
@@ -56,6 +56,50 @@ def test_the_table_tells_the_whole_story_in_a_hundred_columns(tmp_path: Path) ->
     ):  # fmt: skip
         assert word in text, word
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_loses_nothing_at_any_width(tmp_path: Path, width: int) -> None:
+    summary = metered_run(tmp_path, 1200)
+    energy = msgspec.structs.replace(
+        summary.energy,
+        boundaries={name: BoundaryBlock(source="nvml", mean_watts=1.0)
+                    for name in ("gpu", "node")},
+    )  # fmt: skip
+    long = "HTTP 503: " + "overloaded " * 50
+    summary = msgspec.structs.replace(
+        summary, energy=energy, errors=[ErrorRow(error=long, count=1)]
+    )
+    shown = printed(table.render(summary, tmp_path / "report.html"), width)
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= min(width, table.WIDTH)
+    for heads in (
+        "mean p50 p90 p99", "joules share mean power", "joules measured/naive",
+        "requests tokens in out TTFT p50 J mean J p90 J/token",
+        "measured of the node power J/request active J/token",
+    ):  # fmt: skip
+        assert any(" ".join(line.split()).endswith(heads) for line in lines), heads
+    measures = ["ttft", "tpot", "itl", "e2el", "energy", "active_energy"]
+    for name in measures:
+        stats = summary.measures[name]
+        assert stats is not None
+        assert any(line.endswith(fmt.quantity(stats.p99, stats.unit)) for line in lines)
+    words = " ".join(shown.split())
+    assert words.count("…") == 1  # of the failure
+    assert str(tmp_path / "report.html") in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize("colour", [{"NO_COLOR": "1"}, {}])
+def test_without_colour_or_terminal_no_escape_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: dict[str, str]
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in colour.items():
+        monkeypatch.setenv(name, value)
+    metered_run(tmp_path)
+    result = asked(tmp_path)
+    assert "\x1b" not in result.output
+    assert "verdict: degraded" in result.output
 
 
 def test_what_is_simulated_is_told_apart(tmp_path: Path) -> None:

@@ -276,3 +276,17 @@ def test_records_stand_beside_the_books_they_differ_from() -> None:
     assert "1.00 kJ in its books (+1.2 %)" in shown
     assert records_text(msgspec.structs.replace(energy, joined_joules=None)) == ""
     assert records_text(EnergyBlock()) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "–"), (0.0456, "45.6 ms"), (45.0, "45.0 s"), (99.9, "99.9 s"),
+        (99.96, "1 min 40 s"), (125, "2 min 5 s"), (120, "2 min"), (4200, "1 h 10 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_long_times_are_said_as_people_say_them(
+    seconds: float | None, expected: str
+) -> None:
+    assert fmt.duration(seconds) == expected
