@@ -42,7 +42,7 @@ from proxy.admin.views import (
     upstream_reply,
 )
 from proxy.errors import StoreError
-from proxy.metrics.exposition import OPENMETRICS_TYPE, TEXT_TYPE
+from proxy.metrics.collector import OPENMETRICS_TYPE, TEXT_TYPE
 from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
