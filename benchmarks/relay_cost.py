@@ -38,6 +38,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -52,8 +53,13 @@ import uvloop
 from proxy.engines import DIALECTS
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
+from proxy.metrics.collector import Metrics
+from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
+from proxy.power.sampler import SamplerStats
 from proxy.relay.config import RelayConfig
+from proxy.relay.counters import RelayCounters
 from proxy.relay.server import start_relay
+from proxy.serve.app import SWITCH_SECONDS
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
 
@@ -518,6 +524,52 @@ def late_ms(port: int, load: Load) -> dict[int, list[float]]:
     return found
 
 
+def beside_a_renderer(seconds: float = 3.0) -> None:
+    """How late a loop wakes up while a thread makes one page after the other.
+
+    A median, so that it holds on a machine that others use; as many chunks wait as
+    long as scrapes take of the time.
+    """
+    engines = [
+        EngineSnapshot(
+            f"engine-{number}",
+            [Measured("gpu", "nvml", Meter().state(), SamplerStats())],
+            RelayCounters(),
+        )
+        for number in range(7)
+    ]
+    metrics = Metrics()
+    metrics.show(Snapshot(engines, RelayCounters()))
+    series = sum(b"{" in line for line in metrics.render(True).splitlines())
+    ended, pages = threading.Event(), [0.0]
+
+    def work() -> None:
+        while not ended.is_set():
+            began = time.perf_counter()
+            metrics.render(True)
+            pages.append(time.perf_counter() - began)
+
+    async def wake_up() -> float:
+        late, end = [], time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            await asyncio.sleep(0.001)
+            late.append((time.perf_counter() - began - 0.001) * 1000)
+        return statistics.median(late)
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    alone = uvloop.run(wake_up())
+    thread = threading.Thread(target=work)
+    thread.start()
+    beside = uvloop.run(wake_up())
+    ended.set()
+    thread.join()
+    page_ms = statistics.median(pages[1:]) * 1000
+    print(
+        f"a loop wakes up {alone:.2f} ms late, beside a thread that makes pages of "
+        f"{series} series ({page_ms:.0f} ms each) {beside:.2f} ms (medians)"
+    )
+
+
 def scrape(engine_port: int, rounds: int, kinds: int) -> None:
     """Pairs of seconds, with a scrape and without; how their percentiles differ."""
     load = replace(LOADS[0], events=int((2 * rounds + 2) / LOADS[0].gap_seconds))
@@ -573,6 +625,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         _, engine_port = stack.enter_context(child("engine"))
         if options.scrape:
+            beside_a_renderer()
             scrape(engine_port, options.rounds, options.kinds)
             return
         targets = []
