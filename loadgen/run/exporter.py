@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,7 +29,8 @@ from loadgen.errors import UsageError
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
-from proxy.process.files import os_reason
+from loadgen.run.targets import listed
+from proxy.process.files import os_reason, readable_name
 from proxy.process.tally import coarse_edges, fine_edges
 from proxy.wire.facts import KINDS
 
@@ -118,7 +120,7 @@ class RunCollector(Collector):
 
     def __init__(self, progress: Progress, run: str) -> None:
         self._progress = progress
-        self._run = run
+        self._run = readable_name(run)
         self._began_unix_seconds: float | None = None
 
     def collect(self) -> Iterable[Metric]:
@@ -189,10 +191,14 @@ class Exporter:
 
 @contextmanager
 def exporting(
-    address: str | None, progress: Progress, run: str = ""
+    address: str | None,
+    progress: Progress,
+    run: str = "",
+    targets: Path | None = None,
 ) -> Iterator[str | None]:
     """Serve the metrics of this run on `[HOST:]PORT` while the block runs.
 
+    The file `targets` names the port to Prometheus meanwhile.
     Gives the URL, or None when no address was asked for. Raises UsageError for
     an address that is none or that is taken.
     """
@@ -212,7 +218,9 @@ def exporting(
         ) from None
     progress.watchers.append(exporter.observe)
     try:
-        yield f"http://{host}:{server.server_port}/metrics"
+        url = f"http://{host}:{server.server_port}/metrics"
+        with listed(targets, url):
+            yield url
     finally:
         progress.watchers.remove(exporter.observe)
         server.shutdown()

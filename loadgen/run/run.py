@@ -59,6 +59,7 @@ from loadgen.run.load import (
 )
 from loadgen.run.record import run_record
 from loadgen.run.stack import Stack
+from loadgen.run.targets import check_targets
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.fixed import NAME as SYNTHETIC
@@ -137,6 +138,7 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
     parse_goodput(config.goodput)
     rule = _length_rule(config)
     check_free(config.metrics_port)
+    check_targets(config.metrics_targets, config.metrics_port)
     _run_folder(config)
     with tempfile.TemporaryDirectory(prefix="servewatt-") as folder:
         header = _plan(config, Path(folder), console)
@@ -338,7 +340,12 @@ def _replay(
 
     with (
         Recorder(folder / REQUESTS) as recorder,
-        exporting(config.metrics_port, progress, run=folder.resolve().name),
+        exporting(
+            config.metrics_port,
+            progress,
+            run=folder.resolve().name,
+            targets=config.metrics_targets,
+        ),
         live_view(progress, environment, config.quiet, console),
     ):
         return uvloop.run(whole())

@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from loadgen.results.progress import Progress
 from loadgen.run.exporter import LATENCIES, PREFIX, Exporter
 from loadgen.run.exporter import METRICS as LOADGEN_METRICS
+from loadgen.run.metrics_page import markdown as loadgen_markdown
 from proxy.metrics.__main__ import markdown
 from proxy.metrics.table import METRICS
 from tests.support.paths import ROOT
@@ -85,7 +86,8 @@ def test_every_metric_used_is_exported(path: Path) -> None:
 
 
 def test_the_metrics_page_is_what_the_table_says() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == markdown() + loadgen_markdown()
 
 
 def test_names_follow_the_conventions() -> None:
@@ -108,6 +110,12 @@ def test_every_rule_is_told_of_in_a_test_of_rules() -> None:
         name = rule.get("alert") or rule["record"]
         # what other rules are made of is tested by their values
         assert name in tested or (name in used and "record" in rule), name
+
+
+def test_the_page_of_rules_has_every_alert_and_every_figure() -> None:
+    page = (ROOT / "docs" / "rules.md").read_text()
+    for name in (rule.get("alert") or rule["record"] for rule in rules()):
+        assert f"`{name}`" in page or name.startswith("instance"), name
 
 
 def test_recorded_names_tell_level_metric_and_operation() -> None:
