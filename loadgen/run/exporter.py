@@ -211,6 +211,10 @@ class Exporter:
             ["kind", "outcome"],
             registry=self.registry,
         )
+        for kind in KINDS:
+            for outcome in OUTCOMES:
+                # from 0 on: a rate does not know of a series' first value
+                self._finished.labels(kind, outcome)
         self._latencies: Mapping[str, Histogram] = {
             name: Histogram(
                 PREFIX + name, metric.help, metric.labels,
