@@ -12,7 +12,7 @@ COPY proxy proxy
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 COPY traces traces
 ARG STATE=/home/servewatt/.local/state/servewatt
-RUN useradd --create-home servewatt && mkdir -p /runs /token $STATE && chmod 700 $STATE \
-    && chown -R servewatt /runs /token /home/servewatt
+RUN useradd --create-home servewatt && mkdir -p /runs /targets /token $STATE && chmod 700 $STATE \
+    && chown -R servewatt /runs /token /home/servewatt /targets
 USER servewatt
 CMD ["metering-proxy", "--help"]

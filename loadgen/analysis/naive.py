@@ -11,6 +11,7 @@ it; none is ever made up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -204,6 +205,34 @@ def _lacking(board: GpuSheet | None, model: ModelSheet | None) -> str | None:
     if board is None:
         return _GPU_UNKNOWN
     return _MODEL_UNKNOWN if model is None else None
+
+
+def measured_over_naive(
+    blocks: Sequence[NaiveBlock | None],
+) -> dict[str, float | None]:
+    """Each estimate against the measurement, of all runs of one setting together.
+
+    Sums over sums: null where a run lacks the estimate or the measurement; without
+    any block nothing is said at all.
+    """
+    known = [block for block in blocks if block is not None]
+    names = dict.fromkeys(each.name for block in known for each in block.estimates)
+    found: dict[str, float | None] = dict.fromkeys(names)
+    measured = [block.measured_joules for block in known]
+    if len(known) < len(blocks) or None in measured:
+        return found
+    whole = math.fsum(joules for joules in measured if joules is not None)
+    for name in names:
+        estimates = [
+            each.joules
+            for block in known
+            for each in block.estimates
+            if each.name == name and each.joules is not None
+        ]
+        naive = math.fsum(estimates)
+        if len(estimates) == len(blocks) and naive > 0:
+            found[name] = whole / naive
+    return found
 
 
 def _board(summary: Summary, given: Given) -> GpuSheet | None:

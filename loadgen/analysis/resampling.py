@@ -5,7 +5,8 @@ queues and shared batches. So what is drawn again are up to `BLOCKS` stretches o
 consecutive sessions (a block bootstrap, Künsch 1989), each with all its requests.
 The standard error of the figure's logarithm over the draws, times Student's
 quantile for the number of blocks, gives the interval: figures are positive and are
-compared as ratios.
+compared as ratios. Where neighbouring blocks still move together the error grows by
+what that adds to the variance of a mean (lag 1, as for batch means).
 """
 
 from __future__ import annotations
@@ -129,10 +130,14 @@ def blocks_of(sessions: int) -> int:
 
 
 def draw_weights(blocks: int, seed: int = SEED) -> FloatArray:
-    """How often each block is drawn: row 0 once each, then `DRAWS` draws."""
+    """How often each block counts: once each, each left out in turn, `DRAWS` draws.
+
+    Shape (1 + blocks + DRAWS, blocks).
+    """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(blocks, np.full(blocks, 1 / blocks), DRAWS)
-    return np.vstack([np.ones((1, blocks)), drawn]).astype(np.float64)
+    whole = np.ones((1, blocks))
+    return np.vstack([whole, whole - np.eye(blocks), drawn]).astype(np.float64)
 
 
 def estimate(sample: Sample, statistic: Statistic) -> Estimate | None:
@@ -173,7 +178,7 @@ def change(
 
 
 def _logs(sample: Sample, statistic: Statistic, seed: int) -> FloatArray | None:
-    """Logarithms of the figure for row 0 and all draws; None where it has no value."""
+    """Logarithms of the figure under `draw_weights`; None where it has no value."""
     if not sample.blocks:
         return None
     values = statistic.of(sample.columns, draw_weights(sample.blocks, seed))
@@ -186,10 +191,29 @@ def _logs(sample: Sample, statistic: Statistic, seed: int) -> FloatArray | None:
 
 def _error(logs: FloatArray, blocks: int) -> float:
     """Standard error; a draw of n blocks varies by (n - 1)/n of a sample's variance."""
-    draws = logs[1:][np.isfinite(logs[1:])]
+    draws = logs[1 + blocks :]
+    draws = draws[np.isfinite(draws)]
     if blocks < 2 or len(draws) < DRAWS / 2:
         return math.nan
-    return float(draws.std()) * math.sqrt(blocks / (blocks - 1))
+    growth = blocks / (blocks - 1) * _growth_by_neighbours(logs[1 : 1 + blocks])
+    return float(draws.std()) * math.sqrt(growth)
+
+
+def _growth_by_neighbours(without: FloatArray) -> float:
+    """By what the variance of a mean grows as neighbouring blocks move together.
+
+    It is 1 + 2 r for a correlation r at lag 1 (Law and Carson 1979 on batch means);
+    of n independent values the estimate of r is -1/n on average, which is added back.
+    A correlation below 0 is not believed. `without` has the figure without each block.
+    """
+    if not np.isfinite(without).all():  # one block alone has the values
+        return 1.0
+    apart = without - without.mean()
+    square = float(apart @ apart)
+    if not square > 0:
+        return 1.0
+    together = float(apart[1:] @ apart[:-1]) / square + 1 / len(apart)
+    return 1 + 2 * max(together, 0.0)
 
 
 def _welch_freedom(errors: tuple[float, float], blocks: tuple[int, int]) -> float:

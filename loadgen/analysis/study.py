@@ -14,6 +14,7 @@ from loadgen.analysis.compare import (
     compare,
     pooled,
 )
+from loadgen.analysis.naive import measured_over_naive
 from loadgen.analysis.resampling import estimate
 
 WORST = ("invalid", "degraded", "valid")
@@ -61,6 +62,8 @@ class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
     """All measured joules by answered requests: idle time and failures included."""
     idle_accelerators_joules_per_request: float | None = None
     """Of the host's boards that are not the engine's; in no other figure."""
+    measured_over_naive: dict[str, float | None] = {}
+    """By name of the estimate (`NaiveEstimate`), idle time included."""
     figures: dict[str, Value] = {}
     changes: list[Change] = []
     """Against the baseline; empty for the baseline itself."""
@@ -159,6 +162,7 @@ def _row(
         idle_accelerators_joules_per_request=_per_request(
             [one.energy.idle_accelerators_joules for one in summaries], completed
         ),
+        measured_over_naive=measured_over_naive([one.naive for one in summaries]),
         figures=figures,
         changes=list(changes),
     )

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from loadgen.analysis.naive import measured_over_naive
 from loadgen.analysis.resampling import (
     Column,
     Estimate,
@@ -90,6 +91,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     mean_watts: float | None
     joules_per_good: Interval
     figures: dict[str, Interval]
+    measured_over_naive: dict[str, float | None] = {}
+    """By name of the estimate (`NaiveEstimate`); of its runs whole, idle included."""
     window_seconds: float
     window_starts: list[float]
     """Of each repeat: what was cut at its beginning."""
@@ -226,6 +229,7 @@ def point(name: str, axes: Mapping[str, Any], runs: Sequence[RunWindowed]) -> Po
             figure: _interval(estimate(sample, statistic))
             for figure, (_, statistic) in FIGURES.items()
         },
+        measured_over_naive=measured_over_naive([run.summary.naive for run in runs]),
         window_seconds=seconds,
         window_starts=[run.window.start_seconds for run in runs],
         window_rules=sorted({run.window.rule for run in runs}),

@@ -31,7 +31,7 @@ Examples:
   loadgen sweep synthetic --input-len 128,1024 --concurrency 1,8,64
   loadgen sweep traces/sharegpt.jsonl --rate 4 --temperature 0,0.7,1
 """
-NOT_HERE = ("out", "quiet", "metrics-port")
+NOT_HERE = ("out", "quiet", "metrics-port", "metrics-targets")
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:

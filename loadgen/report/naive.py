@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from loadgen.analysis.schema import NaiveBlock, NaiveEstimate
+from loadgen.analysis.schema import NaiveBlock
 from loadgen.report import format as fmt
 from loadgen.report.sheet import Sheet
+
+Ratios = Mapping[str, float | None]
+"""Measured over naive by the estimate's name."""
 
 LABELS = {
     "flops_dense_peak": "FLOPs at dense peak x TDP",
@@ -37,16 +40,38 @@ def rows(block: NaiveBlock) -> Iterator[Row]:
         yield Row(
             LABELS.get(each.name, each.name),
             fmt.joules(each.joules),
-            ratio_text(each),
+            ratio_text(each.measured_over_naive),
             each.formula or each.reason or "",
             each.source or "",
         )
 
 
-def ratio_text(estimate: NaiveEstimate) -> str:
+def ratio_text(ratio: float | None) -> str:
     """How often the estimate goes into the measurement."""
-    ratio = estimate.measured_over_naive
     return fmt.MISSING if ratio is None else f"{fmt.digits(ratio)} x"
+
+
+def known_names(settings: Iterable[Ratios]) -> list[str]:
+    """Estimates that at least one of several settings has, in their usual order."""
+    found = {
+        name
+        for ratios in settings
+        for name, ratio in ratios.items()
+        if ratio is not None
+    }
+    return [*(name for name in LABELS if name in found), *sorted(found - {*LABELS})]
+
+
+def ranges(settings: Sequence[Ratios]) -> str | None:
+    """Measured over naive of several settings in one sentence; None without any."""
+    told = []
+    for name in known_names(settings):
+        values = [v for ratios in settings if (v := ratios.get(name)) is not None]
+        low, high = fmt.digits(min(values)), fmt.digits(max(values))
+        told.append(
+            f"{LABELS.get(name, name)} {low if low == high else f'{low} to {high}'}"
+        )
+    return f"measured over naive estimate: {'; '.join(told)}" if told else None
 
 
 def facts(block: NaiveBlock) -> str:

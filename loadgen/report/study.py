@@ -14,6 +14,7 @@ from rich.text import Text
 from loadgen.analysis.compare import FIGURES, Change
 from loadgen.analysis.study import StudyRow, StudyTable
 from loadgen.report import format as fmt
+from loadgen.report import naive
 from loadgen.report.comparison import signed
 from loadgen.report.sheet import markdown, markdown_row
 
@@ -102,6 +103,9 @@ def notes(table: StudyTable) -> Iterator[str]:
     boundaries = {row.boundary for row in table.rows if row.boundary is not None}
     if len(boundaries) > 1:
         yield f"joules inside different boundaries, not compared: {sorted(boundaries)}"
+    ratios = naive.ranges([row.measured_over_naive for row in table.rows if row.runs])
+    if ratios is not None:
+        yield ratios
     idle = [r for r in table.rows if r.idle_accelerators_joules_per_request]
     for row in idle:
         joules = fmt.joules(row.idle_accelerators_joules_per_request)
@@ -146,10 +150,19 @@ def to_csv(table: StudyTable) -> str:
     )  # fmt: skip
     ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_is_real")
     axes = list(AXIS_HEADS)
-    sheet.writerow([*axes, *plain, *(f"{f}{end}" for f in FIGURES for end in ends)])
+    estimates = naive.known_names(row.measured_over_naive for row in table.rows)
+    sheet.writerow(
+        [
+            *axes,
+            *plain,
+            *(f"measured_over_naive_{name}" for name in estimates),
+            *(f"{figure}{end}" for figure in FIGURES for end in ends),
+        ]
+    )
     for row in table.rows:
         cells: list[object] = [row.names.get(axis) for axis in axes]
         cells += [getattr(row, name) for name in plain]
+        cells += [row.measured_over_naive.get(name) for name in estimates]
         changes = {change.figure: change for change in row.changes}
         for name in FIGURES:
             value, change = row.figures.get(name), changes.get(name)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.analysis.sweep import FIGURES, Interval, Point, SweepResult
-from loadgen.report import charts
+from loadgen.report import charts, naive
 from loadgen.report import format as fmt
 from loadgen.report.html import templates
 
@@ -77,6 +77,9 @@ def answers(found: SweepResult) -> list[str]:
         lines.append("not run, a lower rate saturated: " + "; ".join(found.skipped))
     if found.failed:
         lines.append("failed: " + "; ".join(found.failed))
+    ratios = naive.ranges([point.measured_over_naive for point in found.points])
+    if ratios is not None:
+        lines.append(ratios)
     not_valid = [p for p in found.points if set(p.verdicts) != {"valid"}]
     if not_valid:
         lines.append(
@@ -97,6 +100,8 @@ def columns(found: SweepResult) -> tuple[list[str], list[list[Any]]]:
     figures = ["joules_per_good", *FIGURES]
     names = [*found.axes, *plain]
     names += [f"{figure}{end}" for figure in figures for end in ("", "_low", "_high")]
+    estimates = naive.known_names(point.measured_over_naive for point in found.points)
+    names += [f"measured_over_naive_{estimate}" for estimate in estimates]
     names += ["on_front", "is_best", "verdicts"]
     rows = []
     for point in found.points:
@@ -106,6 +111,7 @@ def columns(found: SweepResult) -> tuple[list[str], list[list[Any]]]:
         for figure in figures:
             interval = _interval(point, figure)
             row += [interval.value, interval.low, interval.high]
+        row += [point.measured_over_naive.get(estimate) for estimate in estimates]
         row += [
             point.name in found.front,
             _is_best(found, point),
@@ -140,6 +146,7 @@ def page(found: SweepResult, name: str) -> str:
             charts=_charts(found),
             columns=_page_columns(found),
             rows=[_page_row(found, point) for point in found.points],
+            naive=_naive(found),
             notes=[_notes(point) for point in found.points if _notes(point)[1]],
             fixed=[(key, str(value)) for key, value in found.fixed.items()],
             rules=sorted({rule for p in found.points for rule in p.window_rules}),
@@ -217,6 +224,19 @@ def _page_columns(found: SweepResult) -> list[str]:
         "power", "J/request", "J/output token", "J/good request", "TTFT p50", "p99",
         "TPOT p50", "E2E p50", "p99", "window", "verdict", "",
     ]  # fmt: skip
+
+
+def _naive(found: SweepResult) -> dict[str, list[str]]:
+    """Measured over naive: columns of estimates, a row per point; empty if unknown."""
+    names = naive.known_names(point.measured_over_naive for point in found.points)
+    if not names:
+        return {}
+    heads = " x ".join(found.axes) or "setting"
+    rows = {heads: [naive.LABELS.get(name, name) for name in names]}
+    for point in found.points:
+        ratios = point.measured_over_naive
+        rows[_setting(point)] = [naive.ratio_text(ratios.get(name)) for name in names]
+    return rows
 
 
 def _page_row(found: SweepResult, point: Point) -> list[str]:

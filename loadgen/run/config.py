@@ -367,4 +367,12 @@ class ReplayConfig:
         str | None,
         Option("Export the load's own metrics to Prometheus.", "[HOST:]PORT"),
     ] = None
+    metrics_targets: Annotated[
+        Path | None,
+        Option(
+            "Name that port in this file of targets, for Prometheus' file_sd_configs, "
+            "while it is open.",
+            "FILE",
+        ),
+    ] = None
     quiet: Annotated[bool, Option("No progress, only the result.")] = False

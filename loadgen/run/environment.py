@@ -16,6 +16,7 @@ from loadgen.replay.clock import SystemClock
 from loadgen.run.config import ReplayConfig
 from loadgen.run.exporter import check_free
 from loadgen.run.stack import Stack, wait_until_ready
+from loadgen.run.targets import check_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ def check_settings(config: ReplayConfig) -> None:
     if config.power is not None and config.ledger is not None:
         raise UsageError("--power starts a proxy and --ledger names one: give one")
     check_free(config.metrics_port)
+    check_targets(config.metrics_targets, config.metrics_port)
     if config.url is not None:
         engine_facts(_target(config, config.url))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,6 +30,7 @@ from loadgen.errors import UsageError
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
+from loadgen.run.targets import listed
 from proxy.process.files import os_reason
 from proxy.process.tally import coarse_edges, fine_edges
 from proxy.wire.facts import KINDS
@@ -240,11 +242,15 @@ class Exporter:
 
 @contextmanager
 def exporting(
-    address: str | None, progress: Progress, run: str = ""
+    address: str | None,
+    progress: Progress,
+    run: str = "",
+    targets: Path | None = None,
 ) -> Iterator[str | None]:
     """Serve the metrics of this run on `[HOST:]PORT` while the block runs.
 
     At its end it waits until its last figures were taken, if someone takes them.
+    The file `targets` names the port to Prometheus meanwhile.
     Gives the URL, or None when no address was asked for. Raises UsageError for
     an address that is none or that is taken.
     """
@@ -264,8 +270,10 @@ def exporting(
         ) from None
     progress.watchers.append(exporter.observe)
     try:
-        yield f"http://{host}:{server.server_port}/metrics"
-        exporter.scrapes.wait_for_last()
+        url = f"http://{host}:{server.server_port}/metrics"
+        with listed(targets, url):
+            yield url
+            exporter.scrapes.wait_for_last()
     finally:
         progress.watchers.remove(exporter.observe)
         server.shutdown()

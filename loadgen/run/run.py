@@ -57,6 +57,7 @@ from loadgen.run.load import (
 )
 from loadgen.run.record import run_record
 from loadgen.run.stack import Stack
+from loadgen.run.targets import check_targets
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.fixed import NAME as SYNTHETIC
@@ -99,7 +100,12 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
         stack.moved(folder / LOG_FOLDER)
         begin_run(folder, info)
         begun = books_now(environment.admin_url, environment.admin_token)
-        with exporting(config.metrics_port, progress, run=folder.resolve().name):
+        with exporting(
+            config.metrics_port,
+            progress,
+            run=folder.resolve().name,
+            targets=config.metrics_targets,
+        ):
             with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
                 stats = _replay(config, folder, header, environment, progress, console)
             info = msgspec.structs.replace(
@@ -137,6 +143,7 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
     parse_goodput(config.goodput)
     rule = _length_rule(config)
     check_free(config.metrics_port)
+    check_targets(config.metrics_targets, config.metrics_port)
     _run_folder(config)
     with tempfile.TemporaryDirectory(prefix="servewatt-") as folder:
         header = _plan(config, Path(folder), console)

@@ -48,7 +48,7 @@ NO_AXIS = (
     "metadata", "goodput", "ledger-token-file", "api-key-env", "format", "seed",
 )  # fmt: skip
 """Options of every point alike: they change no figure, or are the sweep's own."""
-NOT_OF_A_SWEEP = ("out", "quiet", "metrics-port", "header")
+NOT_OF_A_SWEEP = ("out", "quiet", "metrics-port", "metrics-targets", "header")
 """Of the sweep as a whole, or (headers may be secrets) kept nowhere."""
 SETTLE_SECONDS = 10.0
 """An engine that was loaded draws its queue and cools down."""

@@ -42,6 +42,7 @@ from proxy.admin.views import (
     upstream_reply,
 )
 from proxy.errors import StoreError
+from proxy.metrics.collector import OPENMETRICS_TYPE, TEXT_TYPE
 from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
@@ -67,8 +68,6 @@ PAGES_AT_ONCE = 2
 """Of records, while they are made."""
 OFFSET_STEP_SECONDS = 0.001
 YEAR_3000_UNIX_SECONDS = 32_503_680_000
-CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
-CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 @dataclass(slots=True)
@@ -212,12 +211,12 @@ class _Views:
         self._from.freshen()
         # rendering a thousand series takes longer than a token: off the loop
         body = await asyncio.to_thread(self._from.render_metrics, openmetrics)
-        kind = CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE_METRICS
+        kind = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
         return web.Response(body=body, headers={"content-type": kind})
 
     async def metrics_requests(self, request: web.Request) -> web.Response:
         body = await asyncio.to_thread(self._from.render_recent)
-        return web.Response(body=body, headers={"content-type": CONTENT_TYPE_METRICS})
+        return web.Response(body=body, headers={"content-type": TEXT_TYPE})
 
     async def requests(self, request: web.Request) -> web.Response:
         try:

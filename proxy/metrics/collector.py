@@ -1,65 +1,78 @@
-"""The Prometheus registry: the table over one snapshot, and the histograms."""
+"""The page of metrics: the table over one snapshot, and what requests left behind."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
-from prometheus_client import generate_latest as generate_text
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.openmetrics.exposition import (
-    generate_latest as generate_openmetrics,
-)
+from prometheus_client import exposition as text_page
+from prometheus_client.core import Exemplar, Metric
+from prometheus_client.openmetrics import exposition as openmetrics_page
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.meter.ledger import RequestRecord
 from proxy.metrics.histograms import ClassBound, LengthBins
-from proxy.metrics.samples import MetricSpec, Snapshot, TallyMetric
+from proxy.metrics.samples import RequestMetric, Snapshot, TallyMetric
 from proxy.metrics.table import METRICS, REQUEST_METRICS
 from proxy.process.tally import Tally
 
-# a `_created` series beside every histogram would nearly double the page's series
-disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
+TEXT_TYPE = text_page.CONTENT_TYPE_PLAIN_0_0_4
+OPENMETRICS_TYPE = openmetrics_page.CONTENT_TYPE_LATEST
+MAX_EXEMPLAR_CHARACTERS = 100
+"""Of a request id: name and value of an exemplar's label have 128 in all."""
+
+Labels = tuple[str, ...]
+
+
+class _Cell:
+    """One histogram of one class of requests, with the newest request per bucket.
+
+    `prometheus_client.Histogram` walks through its buckets, which takes four times as
+    long with edges as fine as these.
+    """
+
+    __slots__ = ("exemplars", "tally")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.tally = Tally(edges)
+        self.exemplars: dict[int, Exemplar] = {}
 
 
 class Metrics(Collector):
-    """The registry: a table over the latest snapshot, plus per-request histograms."""
+    """A table over the latest snapshot, plus per-request histograms."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
         self._snapshot: Snapshot | None = None
         self._classes = ClassBound()
-        self._histograms = {
-            name: Histogram(
-                name, spec.help, spec.labels,
-                buckets=spec.edges, registry=self.registry,
-            )
-            for name, spec in REQUEST_METRICS.items()
-        }  # fmt: skip
+        self._cells: dict[str, dict[Labels, _Cell]] = {
+            name: {} for name in REQUEST_METRICS
+        }
         self.bins = LengthBins()
         self.records_without_energy: Counter[str] = Counter()
         """Count by engine."""
-        self.registry.register(self)
 
     def observe(self, records: Iterable[RequestRecord]) -> None:
         """Count settled requests; each leaves its id as an exemplar."""
+        unix_seconds = time.time()
         for record in records:
             own = (record.engine, record.model, record.kind, record.tenant)
             labels = (*self._classes.bounded(own), record.outcome)
-            exemplar = {"request_id": record.request_id[:100]}
+            request_id = record.request_id[:MAX_EXEMPLAR_CHARACTERS]
             self.bins.add(record)
             for name, spec in REQUEST_METRICS.items():
                 value = spec.value(record)
-                if value is not None:
-                    self._histograms[name].labels(*labels).observe(value, exemplar)
+                if value is not None and math.isfinite(value):
+                    cell = self._cells[name].get(labels)
+                    if cell is None:
+                        cell = self._cells[name][labels] = _Cell(spec.edges)
+                    bucket = cell.tally.add(value)
+                    cell.exemplars[bucket] = Exemplar(
+                        {"request_id": request_id}, value, unix_seconds
+                    )
             if record.energy.energy_joules is None:
                 self.records_without_energy[record.engine] += 1
 
@@ -67,45 +80,48 @@ class Metrics(Collector):
         """Use this snapshot for the next scrapes."""
         self._snapshot = snapshot
 
-    def collect(self) -> Iterator[Metric]:
-        """The table as metric families; nothing before the first snapshot."""
-        snapshot = self._snapshot
-        if snapshot is None:
-            return
-        for name, spec in METRICS.items():
-            if isinstance(spec, MetricSpec):
-                yield _family(name, spec, snapshot)
-            elif isinstance(spec, TallyMetric):
-                histogram = HistogramMetricFamily(name, spec.help, labels=spec.labels)
-                for labels, tally in spec.tallies(snapshot):
-                    histogram.add_metric(list(labels), *_cumulative(tally))
-                yield histogram
-
     def render(self, openmetrics: bool) -> bytes:
-        """Exposition text; OpenMetrics carries the exemplars."""
-        if openmetrics:
-            text: bytes = generate_openmetrics(  # type: ignore[no-untyped-call]  # theirs
-                self.registry
-            )
-            return text
-        return generate_text(self.registry)
+        """Exposition text, on any thread; OpenMetrics carries the exemplars."""
+        page = openmetrics_page if openmetrics else text_page
+        text: bytes = page.generate_latest(self)
+        return text
+
+    def collect(self) -> Iterator[Metric]:
+        """The table as metric families; of it nothing before the first snapshot."""
+        for name, spec in METRICS.items():
+            family = Metric(name.removesuffix("_total"), spec.help, spec.kind)
+            if isinstance(spec, RequestMetric):
+                for values, cell in list(self._cells[name].items()):
+                    labels = dict(zip(spec.labels, values, strict=True))
+                    _add_histogram(family, labels, cell.tally, dict(cell.exemplars))
+            elif self._snapshot is None:
+                continue
+            elif isinstance(spec, TallyMetric):
+                for values, tally in spec.tallies(self._snapshot):
+                    labels = dict(zip(spec.labels, values, strict=True))
+                    _add_histogram(family, labels, tally, {})
+            else:
+                for values, value in spec.samples(self._snapshot):
+                    labels = dict(zip(spec.labels, values, strict=True))
+                    family.add_sample(name, labels, value)
+            yield family
 
 
-def _family(name: str, spec: MetricSpec, snapshot: Snapshot) -> Metric:
-    family: CounterMetricFamily | GaugeMetricFamily
-    if spec.kind == "counter":
-        family = CounterMetricFamily(
-            name.removesuffix("_total"), spec.help, labels=spec.labels
-        )
-    else:
-        family = GaugeMetricFamily(name, spec.help, labels=spec.labels)
-    for labels, value in spec.samples(snapshot):
-        family.add_metric(list(labels), value)
-    return family
+def _add_histogram(
+    family: Metric, labels: dict[str, str], tally: Tally, exemplars: dict[int, Exemplar]
+) -> None:
+    """All samples of one histogram; the loop may go on counting meanwhile.
 
-
-def _cumulative(tally: Tally) -> tuple[list[tuple[str, float]], float]:
-    """Buckets as Prometheus has them, and the sum; the loop may go on counting."""
-    total, counts = tally.total, list(tally.counts)
+    Its count is that of the buckets shown.
+    """
+    total, counts = tally.total, list(accumulate(tuple(tally.counts)))
     edges = (*map(floatToGoString, tally.edges), "+Inf")
-    return list(zip(edges, map(float, accumulate(counts)), strict=True)), total
+    for bucket, (edge, count) in enumerate(zip(edges, counts, strict=True)):
+        family.add_sample(
+            f"{family.name}_bucket",
+            {**labels, "le": edge},
+            float(count),
+            exemplar=exemplars.get(bucket),
+        )
+    family.add_sample(f"{family.name}_count", labels, float(counts[-1]))
+    family.add_sample(f"{family.name}_sum", labels, total)

@@ -53,7 +53,9 @@ class Tally:
         self.total = 0.0
         """Sum of the values."""
 
-    def add(self, value: float, times: int = 1) -> None:
-        """Count a value, which is no NaN, so many times."""
-        self.counts[bisect_left(self.edges, value)] += times
+    def add(self, value: float, times: int = 1) -> int:
+        """Count a value, which is no NaN, so many times; which bucket it is in."""
+        bucket = bisect_left(self.edges, value)
+        self.counts[bucket] += times
         self.total += value * times
+        return bucket

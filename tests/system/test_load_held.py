@@ -23,7 +23,9 @@ def test_every_failure_has_its_outcome() -> None:
     held = run(Scale(streams=60, seconds=4.0, tokens=10, faults="some"))
     assert held.faults == []
     assert held.clients["failed"] >= 30  # those under way when the engine was killed
-    assert held.records["upstream_error"] == held.clients["failed"]
+    # some left as the engine ended: the ledger has what came first
+    crossed = held.records["upstream_error"] - held.clients["failed"]
+    assert 0 <= crossed <= held.clients.get("left", 0)
     sent = sum(held.clients.values()) - held.clients["unsent"]
     assert sum(held.records.values()) == sent
 

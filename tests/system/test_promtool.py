@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -13,7 +14,8 @@ from loadgen.run.exporter import Exporter
 from proxy.metrics.table import METRICS
 from tests.support.paths import ROOT
 
-RULES = ROOT / "grafana" / "rules" / "servewatt.yaml"
+RULES = [str(path) for path in sorted((ROOT / "grafana" / "rules").glob("*.yaml"))]
+RULE_TESTS = sorted((ROOT / "tests" / "data" / "rules").glob("*.yaml"))
 
 
 @pytest.mark.prometheus
@@ -23,11 +25,24 @@ def test_promtool_accepts_rules_and_configuration() -> None:
         pytest.skip("promtool is missing: install Debian's prometheus package")
     # the token's file is there only beside a proxy that made it
     config = ["config", "--syntax-only", str(ROOT / "grafana/prometheus.yaml")]
-    for what in (["rules", str(RULES)], config):
+    for what in (["rules", *RULES], config):
         done = subprocess.run(
             [promtool, "check", *what], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
+def test_rules_give_the_figures_and_alerts_that_were_worked_out(path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: install Debian's prometheus package")
+    done = subprocess.run(
+        [promtool, "test", "rules", path.name], cwd=path.parent,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.prometheus

@@ -72,6 +72,8 @@ def test_a_simulated_study_compares_its_servers(tmp_path: Path) -> None:
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[1]["joules_per_request_change"]) == change["change"]
+    assert 0 < float(rows[0]["measured_over_naive_tdp_runtime"]) < 2
+    assert "measured over naive estimate: " in done.stdout
     assert f"{100 * change['change']:+.1f} %" in (tmp_path / "out/table.md").read_text()
     assert not alive(str(tmp_path))
 

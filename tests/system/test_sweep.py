@@ -59,6 +59,7 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_a_point(
     table = (tmp_path / "sweep" / "sweep.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(table)))
     assert len(rows) == 7
+    assert all(0 < float(row["measured_over_naive_tdp_runtime"]) < 2 for row in rows)
     assert "SIMULATED" in (tmp_path / "sweep" / "sweep.html").read_text()
     other = loadgen(*SWEEP, "--repeat", "2", cwd=tmp_path)
     assert other.returncode == 2

@@ -161,7 +161,7 @@ def test_what_ours_write_belongs_to_their_user() -> None:
     image = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER servewatt$", image, re.MULTILINE)
     (state,) = re.findall(r"^ARG STATE=(.+)$", image, re.MULTILINE)
-    assert "chown -R servewatt /runs /token /home/servewatt" in image
+    assert "chown -R servewatt /runs /token /home/servewatt /targets" in image
     for name in (*OURS, "token"):
         service = SERVICES[name]
         assert service["cap_drop"] == ["ALL"]
@@ -169,7 +169,9 @@ def test_what_ours_write_belongs_to_their_user() -> None:
         assert "user" not in service
         for mount in service.get("volumes", []):
             source, target, *mode = mount.split(":")
-            assert mode == ["ro"] or target in ("/runs", "/token", state), source
+            assert mode == ["ro"] or target in ("/runs", "/targets", "/token", state), (
+                source
+            )
 
 
 def test_every_service_that_stays_is_asked_for_its_health() -> None:

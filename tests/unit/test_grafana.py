@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import generate_latest
 
 from grafana.boards import BOARDS, rendered
@@ -15,12 +16,14 @@ from grafana.boards.panel import Panel
 from loadgen.results.progress import Progress
 from loadgen.run.exporter import LATENCIES, PREFIX, Exporter
 from loadgen.run.exporter import METRICS as LOADGEN_METRICS
+from loadgen.run.metrics_page import markdown as loadgen_markdown
 from proxy.metrics.__main__ import markdown
 from proxy.metrics.table import METRICS
 from tests.support.paths import ROOT
 
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
-RULES = ROOT / "grafana" / "rules" / "servewatt.yaml"
+RULES = sorted((ROOT / "grafana" / "rules").glob("*.yaml"))
+RULES_TESTED = sorted((ROOT / "tests" / "data" / "rules").glob("*.yaml"))
 NAME = re.compile(r"\b(?<!:)servewatt_[a-z0-9_]+\b")
 
 
@@ -120,7 +123,11 @@ def test_a_legend_and_a_table_name_labels_that_are_there(
         assert wanted <= {label.strip() for label in groups.split(",")}, panel.title
 
 
-@pytest.mark.parametrize("path", [*DASHBOARDS, RULES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*DASHBOARDS, *(path for path in RULES if path.stem != "servewatt-constants")],
+    ids=lambda path: path.stem,
+)
 def test_every_metric_used_is_exported(path: Path) -> None:
     text = path.read_text()
     if path.suffix == ".json":
@@ -131,10 +138,48 @@ def test_every_metric_used_is_exported(path: Path) -> None:
 
 
 def test_the_metrics_page_is_what_the_table_says() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == markdown() + loadgen_markdown()
 
 
 def test_names_follow_the_conventions() -> None:
     for name, spec in METRICS.items():
         assert (spec.kind == "counter") == name.endswith("_total"), name
         assert not set(spec.labels) & {"request_id", "url", "error"}, name
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = [
+        group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_every_rule_is_told_of_in_a_test_of_rules() -> None:
+    tested = "".join(path.read_text() for path in RULES_TESTED)
+    used = "".join(rule["expr"] for rule in rules())
+    for rule in rules():
+        name = rule.get("alert") or rule["record"]
+        # what other rules are made of is tested by their values
+        assert name in tested or (name in used and "record" in rule), name
+
+
+def test_the_page_of_rules_has_every_alert_and_every_figure() -> None:
+    page = (ROOT / "docs" / "rules.md").read_text()
+    for name in (rule.get("alert") or rule["record"] for rule in rules()):
+        assert f"`{name}`" in page or name.startswith("instance"), name
+
+
+def test_recorded_names_tell_level_metric_and_operation() -> None:
+    for name in (rule["record"] for rule in rules() if "record" in rule):
+        level, metric, operation = name.split(":")
+        assert level
+        assert metric
+        assert operation
+        assert "servewatt" in level + metric
+
+
+def test_every_alert_has_a_severity_and_says_what_it_means() -> None:
+    for rule in (rule for rule in rules() if "alert" in rule):
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert re.search(r"\{\{ \$labels\.\w+ \}\}", rule["annotations"]["summary"])

@@ -13,8 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from loadgen.analysis.datasheets import GPU_SHEETS, gpu_sheet, model_sheet
-from loadgen.analysis.naive import Given, Work, naive_block
-from loadgen.analysis.schema import HardwareBlock, NaiveEstimate, Summary
+from loadgen.analysis.naive import Given, Work, measured_over_naive, naive_block
+from loadgen.analysis.schema import (
+    HardwareBlock,
+    NaiveBlock,
+    NaiveEstimate,
+    Summary,
+)
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow, Tally, attention_pairs
 from loadgen.cli.naive import naive as command
@@ -260,3 +265,31 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(tmp_path)])
     assert isinstance(result.exception, RunError)
     assert str(tmp_path) in str(result.exception)
+
+
+def block_of(measured_joules: float | None, **joules: float | None) -> NaiveBlock:
+    return NaiveBlock(
+        gpu=None, gpus=None, model=None, parameters=None, boundary="gpu",
+        measured_joules=measured_joules,
+        estimates=[NaiveEstimate(name=n, joules=j) for n, j in joules.items()],
+    )  # fmt: skip
+
+
+def test_repeats_are_held_against_their_estimates_together() -> None:
+    blocks = [block_of(10.0, tdp=20.0, flops=5.0), block_of(30.0, tdp=60.0, flops=None)]
+    assert measured_over_naive(blocks) == {"tdp": 0.5, "flops": None}
+    assert measured_over_naive([*blocks, block_of(None, tdp=1.0)])["tdp"] is None
+    assert measured_over_naive([*blocks, None])["tdp"] is None
+    assert measured_over_naive([block_of(1.0, tdp=0.0)]) == {"tdp": None}
+    assert measured_over_naive([None]) == {}
+
+
+def test_ratios_of_several_settings_are_one_sentence() -> None:
+    settings: list[shown.Ratios] = [
+        {"tdp_runtime": 0.5, "odd": None}, {"tdp_runtime": 0.812}, {}
+    ]  # fmt: skip
+    assert shown.ranges(settings) == (
+        "measured over naive estimate: TDP x runtime 0.500 to 0.812"
+    )
+    assert shown.ranges([{"odd": 2.0}]) == "measured over naive estimate: odd 2.00"
+    assert shown.ranges([{"odd": None}]) is None

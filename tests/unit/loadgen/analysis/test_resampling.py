@@ -29,13 +29,13 @@ def sample(blocks: int = 20, **columns: np.ndarray) -> Sample:
     )
 
 
-def correlated(rng: np.random.Generator, count: int) -> np.ndarray:
+def correlated(rng: np.random.Generator, count: int, alike: float = 0.7) -> np.ndarray:
     """Lognormal values whose neighbours are alike, as queues make them."""
     noise = rng.normal(size=count)
     level = np.empty(count)
     level[0] = noise[0]
     for at in range(1, count):
-        level[at] = 0.7 * level[at - 1] + math.sqrt(1 - 0.7**2) * noise[at]
+        level[at] = alike * level[at - 1] + math.sqrt(1 - alike**2) * noise[at]
     return np.exp(0.5 * level)
 
 
@@ -116,6 +116,32 @@ def test_runs_without_a_difference_are_seldom_called_different(
         assert moved.high is not None
         real += moved.low > 0 or moved.high < 0
     assert real <= 6, "of 60 comparisons 3 are expected"
+
+
+def test_an_interval_widens_where_neighbouring_blocks_move_together() -> None:
+    rng = np.random.default_rng(7)
+    real = 0
+    for _ in range(100):  # in blocks of 20, of which neighbours share some 10
+        first, second = (sample(20, a=correlated(rng, 400, 0.9)) for _ in range(2))
+        moved = change(first, second, Ratio("a"), is_paired=False)
+        assert moved is not None
+        assert moved.low is not None
+        assert moved.high is not None
+        real += moved.low > 0 or moved.high < 0
+    assert real <= 9, "of 100; blocks taken for independent call 14 real"
+
+
+def test_an_interval_is_no_narrower_for_neighbours_that_differ() -> None:
+    steady = np.tile([1.0, 1.0, 3.0, 3.0], 40)  # each block unlike the last
+    drawn = np.random.default_rng(2).permutation(steady)
+    widths = []
+    for values in (steady, drawn):
+        found = estimate(sample(80, a=values), Ratio("a"))
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        widths.append(math.log(found.high / found.low))
+    assert widths[0] == pytest.approx(2 * 1.99 * 0.5 / math.sqrt(79), rel=0.1)
 
 
 def test_a_difference_is_found_and_pairs_find_smaller_ones() -> None:

@@ -103,6 +103,22 @@ def test_the_csv_has_a_row_per_point_and_units_in_its_names() -> None:
     assert last["is_best"] == "False"
 
 
+def test_naive_estimates_stand_beside_each_point_that_has_them() -> None:
+    assert "calculators" not in page(FOUND, "x")
+    known = made(
+        1, 140.0, 0.2, measured_over_naive={"tdp_runtime": 0.42, "tokens_given": None}
+    )
+    found = result(known, made(8, 60.0, 0.5))
+    text = " ".join(page(found, "x").split())
+    assert '<th scope="col">TDP x runtime</th>' in text
+    assert "tokens x given" not in text
+    assert '<tr><th scope="row">1</th><td class="num">0.420 x</td></tr>' in text
+    assert '<tr><th scope="row">8</th><td class="num">–</td></tr>' in text
+    first, last = csv.DictReader(io.StringIO(to_csv(found)))
+    assert first["measured_over_naive_tdp_runtime"] == "0.42"
+    assert last["measured_over_naive_tdp_runtime"] == ""
+
+
 def test_a_sweep_of_another_option_has_no_saturation() -> None:
     point = made(1, 140.0, 0.2, axes={"n": "2"}, name="n=2")
     found = result(point, axes={"n": ["2"]}, saturation=None, best=None, front=[])

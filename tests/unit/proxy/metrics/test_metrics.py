@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,16 +12,18 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy import __version__
 from proxy.meter.attribution.fit import FitRules
 from proxy.meter.config import MeterConfig
 from proxy.metrics.collector import Metrics
-from proxy.metrics.histograms import MAX_CLASSES, ClassBound
+from proxy.metrics.histograms import MAX_CLASSES, PROMPT_BINS, ClassBound, length_bin
 from proxy.metrics.recent import render_recent
-from proxy.metrics.samples import EngineSnapshot, Measured, Snapshot
+from proxy.metrics.samples import EngineSnapshot, Measured, RequestMetric, Snapshot
 from proxy.metrics.table import METRICS, REQUEST_METRICS
 from proxy.power.engine_load import GaugeStats
 from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
+from proxy.process.tally import Tally
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
 from proxy.wire.events import EngineObserved, HardwareObserved
@@ -298,6 +301,154 @@ def test_a_flood_of_tenants_leaves_the_served_models_apart() -> None:
         "vllm", "llama", "other", "other",
     )  # fmt: skip
     assert bound.bounded(("vllm", "qwen", "chat", "mine"))[1] == "qwen"
+
+
+DECADES = {
+    "servewatt_request_energy_joules": (0.1, 1e4),
+    "servewatt_output_token_energy_joules": (1e-3, 100.0),
+    "servewatt_request_ttft_seconds": (1e-3, 100.0),
+    "servewatt_inter_token_latency_seconds": (1e-3, 1.0),
+    "servewatt_request_time_per_output_token_seconds": (1e-3, 1.0),
+    "servewatt_request_duration_seconds": (0.01, 1e3),
+}
+"""Where a figure is usually, by histogram."""
+
+
+def quantile(fraction: float, tally: Tally) -> float:
+    """`histogram_quantile` of Prometheus, below the last edge."""
+    rank = fraction * sum(tally.counts)
+    below, bucket = 0, 0
+    while below + tally.counts[bucket] < rank:
+        below += tally.counts[bucket]
+        bucket += 1
+    low = tally.edges[bucket - 1] if bucket else 0.0
+    part = (rank - below) / tally.counts[bucket]
+    return low + (tally.edges[bucket] - low) * part
+
+
+@pytest.mark.parametrize("name", DECADES)
+@given(data=st.data())
+def test_the_median_of_identical_requests_is_near_their_figure(
+    name: str, data: st.DataObject
+) -> None:
+    low, high = DECADES[name]
+    value = data.draw(st.floats(low, high, exclude_min=True))
+    spec = METRICS[name]
+    edges = (
+        spec.edges if isinstance(spec, RequestMetric) else RelayCounters()
+        .token_seconds.edges
+    )  # fmt: skip
+    tally = Tally(edges)
+    tally.add(value, data.draw(st.integers(1, 1000)))
+    assert quantile(0.5, tally) == pytest.approx(value, rel=0.12)
+    assert all(
+        later / sooner <= 1.25
+        for sooner, later in pairwise(edges)
+        if low <= sooner < high
+    )
+
+
+@pytest.mark.parametrize("outcome", ["error", "aborted", "timeout", "upstream_error"])
+def test_what_failed_keeps_the_energy_that_it_consumed(outcome: str) -> None:
+    _, records = metered()
+    found = Metrics()
+    found.observe([replace(records[0], outcome=outcome)])
+    (count,) = [
+        value
+        for name, value in values(found).items()
+        if name.startswith("servewatt_request_energy_joules_count")
+        and f"outcome={outcome}" in name
+    ]
+    assert count == 1
+
+
+def test_a_share_of_idle_alone_is_no_energy_of_a_request() -> None:
+    _, records = metered()
+    idle = replace(
+        records[0].energy, prefill_joules=0.0, decode_joules=0.0, energy_joules=0.006,
+        idle_share_joules=0.006,
+    )  # fmt: skip
+    found = Metrics()
+    found.observe(
+        [replace(records[0], outcome="error", output_tokens=None, energy=idle)]
+    )
+    assert not any(name.startswith("servewatt_request_en") for name in values(found))
+
+
+def test_lengths_have_their_energy_by_bins_and_only_of_whole_replies() -> None:
+    _, records = metered()
+    found = Metrics()
+    found.observe(records)
+    found.observe([replace(records[0], outcome="aborted")])
+    engine = records[0].engine
+    assert found.bins.requests_of(engine) == {("128", "32"): 1, ("2048", "32"): 1}
+    assert sum(found.bins.joules_of(engine).values()) == pytest.approx(
+        sum(r.energy.energy_joules or 0.0 for r in records)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [(0, "128"), (128, "128"), (129, "512"), (32_768, "32768"), (32_769, "more")],
+)
+def test_a_length_is_in_the_bin_that_ends_at_or_above_it(
+    tokens: int, expected: str
+) -> None:
+    assert length_bin(tokens, PROMPT_BINS) == expected
+
+
+@pytest.mark.parametrize(("is_simulated", "shown"), [(True, "true"), (False, "false")])
+def test_the_info_says_whether_joules_are_simulated(
+    is_simulated: bool, shown: str
+) -> None:
+    meter, _ = metered()
+    stats = SamplerStats(is_up=True, is_simulated=is_simulated)
+    engine = EngineSnapshot(
+        "vllm", [Measured("gpu", "dcgm", meter.state(), stats)], RelayCounters()
+    )
+    found = Metrics()
+    found.show(Snapshot([engine], RelayCounters()))
+    info = f"servewatt_build_info{{simulated={shown},version={__version__}}}"
+    assert values(found)[info] == 1
+
+
+def test_an_age_is_shown_of_a_sensor_that_answered_before() -> None:
+    meter, _ = metered()
+    silent, heard = SamplerStats(), SamplerStats(heard_seconds=3.0)
+    engine = EngineSnapshot(
+        "vllm",
+        [
+            Measured("gpu", "nvml", meter.state(), heard),
+            Measured("node", "ipmi", meter.state(), silent),
+        ],
+        RelayCounters(),
+        at_seconds=10.0,
+    )
+    found = Metrics()
+    found.show(Snapshot([engine], RelayCounters()))
+    ages = {k: v for k, v in values(found).items() if "sensor_age" in k}
+    name = "servewatt_sensor_age_seconds{boundary=gpu,engine=vllm,source=nvml}"
+    assert ages == {name: 7.0}
+
+
+def test_the_exemplar_of_a_long_id_stays_within_what_openmetrics_allows() -> None:
+    _, records = metered()
+    found = Metrics()
+    found.observe([replace(records[0], request_id='"\\' * 300)])
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]
+        found.render(True).decode()
+    )
+    exemplars = [s.exemplar for f in families for s in f.samples if s.exemplar]
+    assert exemplars
+    for exemplar in exemplars:
+        assert sum(len(k) + len(v) for k, v in exemplar.labels.items()) <= 128
+
+
+def test_a_figure_that_is_no_number_is_not_counted() -> None:
+    _, records = metered()
+    found = Metrics()
+    found.observe([replace(records[0], finished_seconds=float("nan"))])
+    assert not any("duration" in name for name in values(found))
 
 
 def test_a_request_that_consumed_nothing_has_no_energy_to_observe() -> None:

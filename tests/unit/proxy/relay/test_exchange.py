@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from itertools import product
 from typing import Any, cast
 
@@ -318,3 +319,27 @@ def test_the_time_between_two_reads_is_bounded_whatever_the_first_may_take() -> 
 def test_a_connection_and_a_pool_have_what_an_exchange_uses() -> None:
     for fake, real in ((Connection, UpstreamConnection), (Pool, UpstreamPool)):
         assert {n for n in vars(fake) if n[0] != "_"} <= {n for n in vars(real)}
+
+
+def test_what_the_relay_adds_is_its_own_time_and_never_the_engines() -> None:
+    async def play() -> RelayCounters:
+        scene = Scene()
+        scene.pools[0].idle.append(Connection(was_used=True))
+        scene.clock.now_seconds += 0.004
+        await scene.start(State.AWAITING)
+        scene.clock.now_seconds += 0.9  # the engine's, which then closes
+        lost = partial(scene.exchange.upstream_lost, "closed")
+        await scene.then(State.CONNECTING, lost)
+        await scene.connected()
+        await scene.then(State.REPLYING, lambda: scene.exchange.begin(HEAD))
+        read_seconds = scene.clock()
+        scene.clock.now_seconds += 0.001
+        deliver = scene.exchange.deliver
+        await scene.then(State.ENDED, lambda: deliver(read_seconds, b"{}", True))
+        return scene.core.upstreams[0].counters
+
+    counters = asyncio.run(play())
+    request, reply = counters.request_seconds, counters.reply_seconds
+    assert (sum(request.counts), sum(reply.counts)) == (1, 1)
+    assert request.total == pytest.approx(0.004)
+    assert reply.total == pytest.approx(0.001)
