@@ -25,6 +25,15 @@ from grafana.boards.query import (
 
 MEASURED = "servewatt_energy_joules_total"
 ATTRIBUTED = "servewatt_attributed_energy_joules_total"
+PUE = "servewatt:pue:ratio"
+PRICE = "servewatt:electricity_price:per_kwh"
+GRAMS = "servewatt:grid_intensity:grams_per_kwh"
+NO_CONSTANTS = "no energy, or no rules of constants"
+
+
+def times_constants(figure: str, *constants: str) -> str:
+    """The figure, which has no labels, times recorded constants, which have none."""
+    return " * on () ".join((figure, *constants))
 
 
 def kwh(joules: str) -> str:
@@ -64,23 +73,24 @@ FLEET = Board(
                 Panel(
                     title="Cost",
                     unit="none",
-                    description="Energy times PUE times the price above, in its "
-                    "currency.",
-                    queries={"": f"{kwh(gained(MEASURED))} * $pue * $price_per_kwh"},
+                    description="Energy times PUE times the price that "
+                    "grafana/rules/servewatt-constants.yaml has now, in its currency.",
+                    queries={"": times_constants(kwh(gained(MEASURED)), PUE, PRICE)},
                     kind="stat",
                     width=3,
                     height=4,
-                    empty=NO_SENSOR,
+                    empty=NO_CONSTANTS,
                 ),
                 Panel(
                     title="CO2",
                     unit="massg",
-                    description="Energy times PUE times the grid's intensity above.",
-                    queries={"": f"{kwh(gained(MEASURED))} * $pue * $grams_per_kwh"},
+                    description="Energy times PUE times the grid's intensity that "
+                    "grafana/rules/servewatt-constants.yaml has now.",
+                    queries={"": times_constants(kwh(gained(MEASURED)), PUE, GRAMS)},
                     kind="stat",
                     width=3,
                     height=4,
-                    empty=NO_SENSOR,
+                    empty=NO_CONSTANTS,
                 ),
                 Panel(
                     title="Idle",
@@ -342,9 +352,4 @@ FLEET = Board(
         ),
     ],
     span="now-24h",
-    constants=(
-        ("price_per_kwh", "Price of a kWh", "0.25"),
-        ("pue", "PUE", "1.0"),
-        ("grams_per_kwh", "Grid, g CO2/kWh", "400"),
-    ),
 )

@@ -69,8 +69,6 @@ class Board:
     description: str
     rows: Sequence[Row]
     span: str = "now-15m"
-    constants: Sequence[tuple[str, str, str]] = ()
-    """Figures that the reader types in: name, label, value."""
 
     @property
     def panels(self) -> Iterator[Panel]:
@@ -423,18 +421,6 @@ def _variables(board: Board) -> list[Json]:
     for name, title in VARIABLE_TITLES.items():
         if f"${name}" in queries:
             shown.append(_label_variable(name, title))
-    for name, label, value in board.constants:
-        current = {"text": value, "value": value}
-        shown.append(
-            {
-                "name": name,
-                "label": label,
-                "type": "textbox",
-                "query": value,
-                "current": current,
-                "options": [current | {"selected": True}],
-            }
-        )
     return shown
 
 

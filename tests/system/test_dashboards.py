@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 
 from grafana.boards import BOARDS
 from grafana.boards.panel import ANCHORS, RUNS, Panel, is_over_range
@@ -26,6 +27,7 @@ from loadgen.run.exporter import LATENCIES
 from proxy.metrics.histograms import OUTPUT_BINS, PROMPT_BINS, length_bin
 from proxy.metrics.table import REQUEST_METRICS
 from tests.support.children import get
+from tests.support.paths import ROOT
 from tests.support.prometheus import ask
 from tests.support.watched_runs import (
     ACCOUNTS,
@@ -40,7 +42,8 @@ from tests.support.watched_runs import (
 
 pytestmark = pytest.mark.prometheus
 
-PUE, PRICE, GRAMS = 1.25, 0.3, 420.0
+PUE, PRICE, GRAMS = 1.56, 0.30, 436.0
+"""As grafana/rules/servewatt-constants.yaml has them."""
 JOULES_PER_KWH = 3.6e6
 EXACT = 0.01
 """What a figure may be off, as a part of it."""
@@ -746,8 +749,7 @@ def filled(query: str, instance: str, seconds: float, **others: str) -> str:
     window = f"{max(round(seconds * 1000), 1)}ms"
     values = {
         RECENT: window, SHOWN: window, "$instance": instance, "$engine": ".*",
-        "$model": ".*", "$tenant": ".*", "$boundary": "gpu", "$pue": str(PUE),
-        "$price_per_kwh": str(PRICE), "$grams_per_kwh": str(GRAMS),
+        "$model": ".*", "$tenant": ".*", "$boundary": "gpu",
     }  # fmt: skip
     values |= {f"${name}": value for name, value in others.items()}
     for name, value in values.items():
@@ -855,6 +857,142 @@ OLD_FAULTS = {
         measured,
     ),
 }
+
+
+def joules_of_outcomes(known: Known, *names: str) -> dict[Key, float]:
+    """Joules of all requests over those answered, where there are any."""
+    answered = summed(lambda _: 1.0, known.answered, *names)
+    return over(summed(joules, known.records, *names), answered)
+
+
+def good(known: Known) -> Figures:
+    left = sum(record["outcome"] == "aborted" for record in known.records)
+    found = len(known.answered) / (len(known.records) - left)
+    return Figures({("vllm",): found})
+
+
+WAITING = ("idle", "idle_share")
+RULES = {
+    rule["record"]: rule["expr"]
+    for path in sorted((ROOT / "grafana" / "rules").glob("*.yaml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+    if "record" in rule
+}
+RATE5M = "engine_boundary_account:servewatt_energy_joules:rate5m"
+RULE_CLAIMS: dict[str, tuple[list[str], Claims]] = {
+    RATE5M: (
+        ["engine", "account"],
+        lambda k: Figures(
+            {("vllm", a): sum(k.booked(a).values()) for a in ACCOUNTS}, is_rate=True
+        ),
+    ),
+    "engine_boundary:servewatt_idle_energy:ratio_rate5m": (
+        ["engine"],
+        lambda k: Figures(
+            {("vllm",): sum(sum(k.booked(a).values()) for a in WAITING) / k.measured()}
+        ),
+    ),
+    "engine_model_tenant:servewatt_joules_per_output_token:ratio_rate5m": (
+        ["model", "tenant"],
+        lambda k: Figures(per_token(k.answered, "model", "tenant")),
+    ),
+    "engine:servewatt_joules_per_output_token:ratio_rate5m": (
+        [],
+        per_token_of_runs,
+    ),
+    "engine_model:servewatt_joules_per_output_token:ratio_rate1h": (
+        ["model"],
+        lambda k: Figures(per_token(k.answered, "model")),
+    ),
+    "engine_model_tenant:servewatt_joules_per_good_request:ratio_rate5m": (
+        ["model", "tenant"],
+        lambda k: Figures(joules_of_outcomes(k, "model", "tenant")),
+    ),
+    "engine_boundary:servewatt_joules_per_good_request:ratio_rate5m": (
+        ["engine"],
+        lambda k: Figures({("vllm",): k.measured() / len(k.answered)}),
+    ),
+    "engine:servewatt_good_requests:ratio_rate5m": (["engine"], good),
+}
+"""Those of the day are sums of counters at other moments: promtool tests them, and the
+test below compares them with what has gone through the proxies since their start."""
+
+
+@pytest.mark.parametrize("name", RULE_CLAIMS)
+def test_a_recorded_rate_agrees_with_the_run(seen: Watched, name: str) -> None:
+    labels, claims = RULE_CLAIMS[name]
+    act, first = seen.together, seen.proxies[0]
+    seconds = act.end - act.start
+    query = RULES[name]
+    if name != RATE5M:
+        query = query.replace(RATE5M + "{", "RATE5M{").replace(
+            RATE5M, f"({RULES[RATE5M]})"
+        )
+        query = query.replace(
+            'RATE5M{account=~"idle|idle_share"}',
+            "("
+            + RULES[RATE5M].replace("joules_total", "joules_total{account=~'idle.*'}")
+            + ")",
+        )
+    # one proxy, from scrape to scrape, as with the panels
+    query = re.sub(
+        r"(?<![:\w])(servewatt_\w+)(\{?)",
+        lambda m: f'{m[1]}{{instance="{first.instance}"' + ("," if m[2] else "}"),
+        query,
+    )
+    query = re.sub(r"\[(?:5m|1h)\]", f"[{round(seconds * 1000)}ms]", query)
+    found = [
+        each
+        for each in ask(seen.client, query, act.end)
+        if each["metric"].get("boundary", "gpu") == "gpu"
+    ]
+    check(claims(Known(act, (first,))), shown(labels, found), query, seconds)
+
+
+def test_the_recorded_day_is_what_has_gone_through_the_proxies(seen: Watched) -> None:
+    at = seen.together.end
+    first = "min_over_time(servewatt_energy_joules_total{boundary='gpu'}[1h])"
+    (began,) = ask(seen.client, f"sum({first})", at)
+    measured_joules = sum(
+        sum(accounts(seen.together.books[proxy.instance][1]).values())
+        for proxy in seen.proxies
+    ) - float(began["value"][1])
+    for name, factor in {
+        "engine_boundary:servewatt_energy_kwh:increase1d": 1.0,
+        "engine_boundary:servewatt_energy_cost:increase1d": PUE * PRICE,
+        "engine_boundary:servewatt_carbon_grams:increase1d": PUE * GRAMS,
+    }.items():
+        (found,) = ask(seen.client, f'{name}{{boundary="gpu"}}', at)
+        known = measured_joules / JOULES_PER_KWH * factor
+        # rules look at what was scraped up to 4 s before, and a request is running
+        assert float(found["value"][1]) == pytest.approx(known, rel=0.05), name
+    for name, factor in {
+        "engine_model_tenant:servewatt_energy_kwh:increase1d": 1.0,
+        "engine_model_tenant:servewatt_energy_cost:increase1d": PUE * PRICE,
+        "engine_model_tenant:servewatt_carbon_grams:increase1d": PUE * GRAMS,
+    }.items():
+        found = {
+            each["metric"]["tenant"]: float(each["value"][1])
+            for each in ask(seen.client, f'{name}{{model=~"simulated.*"}}', at)
+        }
+        acts = (seen.alone, seen.together)
+        for proxy in seen.proxies:
+            known = sum(
+                joules(row)
+                for act in acts
+                for row in act.rows.get(proxy.instance, [])
+                if row["energy"]
+            )
+            assert found[proxy.tenant] == pytest.approx(
+                known / JOULES_PER_KWH * factor, rel=EXACT
+            )
+
+
+def test_every_recorded_figure_has_a_claim() -> None:
+    derived = {name for name in RULES if name.endswith(("increase1d", ":sum", ":max"))}
+    constants = {name for name in RULES if name.startswith("servewatt:")}
+    assert RULES.keys() == RULE_CLAIMS.keys() | derived | constants
 
 
 @pytest.mark.parametrize("fault", OLD_FAULTS)
