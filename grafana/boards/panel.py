@@ -194,7 +194,7 @@ def described(panel: Panel) -> str:
     """Its description, and which of the choices above do not reach it."""
     text = "\n".join(panel.queries.values())
     if "servewatt_loadgen_" in text and '=~"$' not in text:
-        return f"{panel.description} By the load generator: of all engines, models and tenants."
+        return f"{panel.description} By the load generator, for all engines together."
     lacking = [
         name for name in ("engine", "model", "tenant") if f'"${name}"' not in text
     ]
