@@ -105,7 +105,7 @@ FLEET = Board(
                     empty=NO_SENSOR,
                 ),
                 Panel(
-                    title="Energy per answered request",
+                    title="Per answered request",
                     unit="joule",
                     description="Mean, each request's share of idle included.",
                     queries={"": mean_shown(ENERGY, outcome="ok")},
@@ -115,7 +115,7 @@ FLEET = Board(
                     empty=NO_REQUEST,
                 ),
                 Panel(
-                    title="Energy per output token",
+                    title="Per output token",
                     unit="joule",
                     description="Joules of answered requests over their output tokens.",
                     queries={"": answered_joules_per_token_shown()},

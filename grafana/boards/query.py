@@ -28,6 +28,8 @@ VARIABLES = {
 PARTS = ("_bucket", "_sum", "_count")
 RECENT = "$__rate_interval"
 SHOWN = "$__range"
+STEP = "1s"
+"""Shorter than any time between scrapes: none is passed over."""
 ALWAYS = "servewatt_event_loop_lag_seconds"
 """Has one series from a proxy's first scrape on, and it stays the same one."""
 
@@ -71,23 +73,24 @@ def gained(metric: str, by: str = "", **matchers: str) -> str:
     """A counter's exact rise over the time shown, for a figure.
 
     The last value less the one at the start. A series that came later began at 0,
-    which is known of one that its proxy did not have in its first scrape, and of all
-    of a load generator, which is there for one run. Where a counter fell, its process
-    began anew, and `increase` is as near as one gets.
+    which is known of one that its proxy did not have in its first scrape. Where a
+    counter fell, its process began anew, and `increase` is as near as one gets.
+
+    A load generator is there for one run, and the next one begins at 0: its counters
+    are summed step by step, and what is less than before, or was not there, is new.
     """
     chosen = series(metric, **matchers)
+    if metric.startswith(CLIENT_PREFIX):
+        before = f"({chosen} offset {STEP} <= {chosen} or {chosen} * 0)"
+        return total(f"sum_over_time(({chosen} - {before})[{SHOWN}:{STEP}])", by)
     over = f"{chosen}[{SHOWN}]"
     last = f"last_over_time({over})"
-    start = f"{chosen} offset {SHOWN} or {last} * 0"
-    if not metric.startswith(CLIENT_PREFIX):
-        always = f"count_over_time({series(ALWAYS)}[{SHOWN}])"
-        came_later = (
-            f"count_over_time({over}) < on (job, instance) group_left () {always}"
-        )
-        start = (
-            f"{chosen} offset {SHOWN} "
-            f"or (min_over_time({over}) unless ({came_later})) or {last} * 0"
-        )
+    always = f"count_over_time({series(ALWAYS)}[{SHOWN}])"
+    came_later = f"count_over_time({over}) < on (job, instance) group_left () {always}"
+    start = (
+        f"{chosen} offset {SHOWN} "
+        f"or (min_over_time({over}) unless ({came_later})) or {last} * 0"
+    )
     rise = f"({last} unless resets({over}) > 0) - ({start}) or increase({over})"
     return total(rise, by)
 

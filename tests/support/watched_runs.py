@@ -80,8 +80,8 @@ class Act:
     """What each proxy settled in it, the run's requests included."""
     load_scrapes: list[float] = field(default_factory=list)
     """When the load generator's metrics were read."""
-    load_zero: float = 0.0
-    """The zero of its run, Unix seconds."""
+    load_begun: dict[str, float] = field(default_factory=dict)
+    """Requests that had been `sent`, and by outcome had ended, at the first of them."""
     books: dict[str, tuple[Row, Row]] = field(default_factory=dict)
     """At its start and end, by instance."""
 
@@ -197,7 +197,7 @@ def watched(folder: Path) -> Iterator[Watched]:
         proxies = []
         for number, tenant in enumerate(("north", "south", "east")):
             engine = stack.enter_context(
-                simulating(folder, "--n-gpus", "2", "--fail-every", "9")
+                simulating(folder, "--idle-gpus", "1", "--fail-every", "9")
             )
             node = folder / "node.csv"
             seconds = "".join(f"{second},1500\n" for second in range(900))
@@ -274,12 +274,14 @@ class _Player:
             ]
             wait_for(lambda proxy=proxy: settled(proxy))  # type: ignore[misc]
         act.end, closing = self._quiet_scrape()
-        zero = "servewatt_loadgen_run_start_timestamp_seconds"
-        (found,) = ask(self._client, f"last_over_time({zero}[5m])", act.end)
-        act.load_zero = float(found["value"][1])
         act.load_scrapes = scraped_at(
             self._client, "servewatt_loadgen_requests_sent_total", act.start, act.end
         )
+        ended = "sum by (outcome) (servewatt_loadgen_requests_finished_total)"
+        for query in ("servewatt_loadgen_requests_sent_total", ended):
+            for each in ask(self._client, query, act.load_scrapes[0]):
+                name = each["metric"].get("outcome", "sent")
+                act.load_begun[name] = float(each["value"][1])
         for proxy in self._proxies:
             records = proxy.records()
             seen = self._seen[proxy.instance]

@@ -98,6 +98,18 @@ def test_a_restart_costs_no_more_than_a_scrape(
     assert asked(f"count({bounds})", series, 1, tmp_path) == ""
 
 
-def test_a_run_counts_from_its_first_scrape_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "value"),
+    [
+        pytest.param("_x24 17 30 40 40 stale _x1", 40, id="one"),
+        pytest.param("_x21 17 40 stale _x2 30 45 stale", 85, id="two"),
+        pytest.param("_x21 17 40 stale 40 45 stale", 85, id="two-alike"),
+        pytest.param("_x21 17 40 3 9 9 9 9 9 9", 49, id="two-without-a-gap"),
+        pytest.param("5x18 20 20 25 25 stale _x6", 5, id="begun-before"),
+    ],
+)
+def test_runs_count_from_their_first_scrape_on(
+    tmp_path: Path, values: str, value: float
+) -> None:
     query = gained(f"{CLIENT_PREFIX}requests_sent_total")
-    assert asked(query, {SENT: "_x24 17 30 40 40 stale _x1"}, 40, tmp_path) == ""
+    assert asked(query, {SENT: values}, value, tmp_path) == ""
