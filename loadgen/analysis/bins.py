@@ -64,13 +64,25 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.input_tokens)
 
-    def _add(self, given: int | None, produced: int | None) -> bool:
+    def add(self, given: int | None, produced: int | None) -> bool:
+        """The lengths of one request; False where one of them is not known."""
         if given is None or produced is None:
             self.unknown += 1
             return False
         self.input_tokens.append(given)
         self.output_tokens.append(produced)
         return True
+
+    def add_result(self, result: Result) -> None:
+        """Tokens that the engine counted, joules and latencies of an answered one."""
+        is_ok = measures.is_ok(result)
+        if self.add(
+            result.prompt_tokens if is_ok else None,
+            result.output_tokens if is_ok else None,
+        ):
+            self.joules.append(_number(measures.energy_joules(result)))
+            self.ttft_seconds.append(_number(measures.ttft_seconds(result)))
+            self.e2el_seconds.append(_number(measures.e2el_seconds(result)))
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +131,7 @@ def lengths_of_trace(sessions: Iterable[Session]) -> Lengths:
             given = turn.input_tokens
             if given is not None and turn.history == "append":
                 given = given + history if history is not None else None
-            found._add(given, turn.output_tokens)
+            found.add(given, turn.output_tokens)
             history = None if given is None else given + (turn.output_tokens or 0)
     return found
 
@@ -128,14 +140,7 @@ def lengths_of_run(results: Iterable[Result]) -> Lengths:
     """Tokens that the engine counted, joules and latencies of answered requests."""
     found = Lengths()
     for result in results:
-        is_ok = measures.is_ok(result)
-        if found._add(
-            result.prompt_tokens if is_ok else None,
-            result.output_tokens if is_ok else None,
-        ):
-            found.joules.append(_number(measures.energy_joules(result)))
-            found.ttft_seconds.append(_number(measures.ttft_seconds(result)))
-            found.e2el_seconds.append(_number(measures.e2el_seconds(result)))
+        found.add_result(result)
     return found
 
 

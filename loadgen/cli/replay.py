@@ -59,7 +59,7 @@ class SpreadCommand(Command):
 )
 @with_options(settings_of(ReplayConfig))
 @click.option("--json", "as_json", is_flag=True, cls=HeadedOption, heading="Output",
-              help="Print summary.json; progress goes to standard error.")  # fmt: skip
+              help="Print summary.json instead of tables.")  # fmt: skip
 @click.option("--from", "earlier", metavar="RUN", cls=HeadedOption, heading="Repeat",
               type=click.Path(path_type=Path),
               help="Do the run of this folder again: its plan and its options, but for "
@@ -86,11 +86,11 @@ def replay(
     from loadgen.run import run as running
 
     chosen = _config(context, trace, earlier, config, values)
-    shown = console(stderr=as_json)
+    progress = console(stderr=True)
     if dry_run:
-        _show_dry_run(running.dry_run(chosen, console(stderr=True)), as_json)
+        _show_dry_run(running.dry_run(chosen, progress), as_json)
         return 0
-    return running.run(chosen, shown, as_json=as_json)
+    return running.run(chosen, progress, as_json=as_json)
 
 
 def _config(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 
 import msgspec
 import rich.box
-from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +14,7 @@ from rich.text import Text
 from loadgen.analysis.bins import Bin, BinTable
 from loadgen.report import charts
 from loadgen.report import format as fmt
-from loadgen.report.html import templates
+from loadgen.report.page import Figure, templates
 
 ABOUT = {
     "paper": "edges as printed in Fernandez et al. 2025, 4.1",
@@ -63,49 +61,60 @@ def to_csv(table: BinTable) -> str:
 
 def page(name: str, table: BinTable, *, is_simulated: bool = False) -> str:
     """A page of its own: the joint distribution, and of a run joules by bin."""
-    drawn = {
-        "Requests": _heatmap(table, "requests", [row.requests for row in table.bins])
-    }
-    if table.is_run:
-        joules = [row.mean_joules for row in table.bins]
-        per_token = [row.joules_per_output_token for row in table.bins]
-        latency = [row.p50_e2el_seconds for row in table.bins]
-        drawn |= {
-            "Energy of a request, mean": _heatmap(table, "energy", joules, "J"),
-            "Energy per output token": _heatmap(table, "per token", per_token, "J"),
-            "End-to-end latency, p50": _heatmap(table, "latency", latency, "s"),
-        }
     return (
         templates()
         .get_template("bins.html")
         .render(
             name=name,
-            table=table,
+            kind="bins",
             facts=facts(table),
             is_simulated=is_simulated,
-            charts={title: Markup(svg) for title, svg in drawn.items()},
-            columns=_columns(table),
-            rows=[_cells(row, is_run=table.is_run) for row in table.bins],
+            figures=heatmaps(table),
+            columns=columns(table),
+            rows=[cells(row, is_run=table.is_run) for row in table.bins],
         )
     )
 
 
-def _heatmap(
-    table: BinTable, title: str, values: Sequence[float | None], unit: str = ""
-) -> str:
-    cells: dict[tuple[int, int], tuple[float, str]] = {}
-    for row, value in zip(table.bins, values, strict=True):
+def heatmaps(table: BinTable) -> list[Figure]:
+    """Requests by length, and of a run what they took."""
+    csv_text = to_csv(table)
+    figures = [("requests-by-length", "Requests by length", "requests", "")]
+    if table.is_run:
+        figures += [
+            ("energy-by-length", "Energy of a request, mean", "mean_joules", "J"),
+            (
+                "energy-per-token-by-length", "Energy per output token",
+                "joules_per_output_token", "J",
+            ),
+            (
+                "latency-by-length", "End-to-end latency, p50", "p50_e2el_seconds", "s",
+            ),
+        ]  # fmt: skip
+    return [
+        Figure(
+            name, title, _heatmap(table, title, field, unit), {"": csv_text},
+            "each bin is named by its upper ends",
+        )
+        for name, title, field, unit in figures
+    ]  # fmt: skip
+
+
+def _heatmap(table: BinTable, title: str, field: str, unit: str) -> str:
+    drawn: dict[tuple[int, int], tuple[float, str]] = {}
+    for row in table.bins:
+        value = getattr(row, field)
         where = (
             table.input_edges.index(row.input_tokens),
             table.output_edges.index(row.output_tokens),
         )
         if value is not None:
             label = fmt.quantity(value, unit) if unit else fmt.count(value)
-            cells[where] = (value, label)
+            drawn[where] = (value, label)
     return charts.heatmap(
         [f"{edge:,}" for edge in table.input_edges],
         [f"{edge:,}" for edge in table.output_edges],
-        cells, title=title, x="output tokens", y="input tokens",
+        drawn, title=title, x="output tokens, up to", y="input tokens, up to",
     )  # fmt: skip
 
 
@@ -124,14 +133,15 @@ def _joint(table: BinTable) -> Table:
 
 def _per_bin(table: BinTable) -> Table:
     shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(_columns(table)):
+    for place, name in enumerate(columns(table)):
         shown.add_column(name, justify="right" if place else "left")
     for row in table.bins:
-        shown.add_row(*_cells(row, is_run=True))
+        shown.add_row(*cells(row, is_run=True))
     return shown
 
 
-def _columns(table: BinTable) -> list[str]:
+def columns(table: BinTable) -> list[str]:
+    """Heads of the table of bins."""
     named = ["in, out up to", "requests"]
     if table.is_run:
         named += ["energy, mean", "p50", "per output token", "TTFT p50", "E2E p50"]
@@ -140,10 +150,11 @@ def _columns(table: BinTable) -> list[str]:
     return named
 
 
-def _cells(row: Bin, *, is_run: bool) -> list[str]:
-    cells = [f"{row.input_tokens:,}, {row.output_tokens:,}", fmt.count(row.requests)]
+def cells(row: Bin, *, is_run: bool) -> list[str]:
+    """One bin in them."""
+    found = [f"{row.input_tokens:,}, {row.output_tokens:,}", fmt.count(row.requests)]
     if is_run:
-        cells += [
+        found += [
             fmt.joules(row.mean_joules),
             fmt.joules(row.p50_joules),
             fmt.joules(row.joules_per_output_token),
@@ -151,9 +162,9 @@ def _cells(row: Bin, *, is_run: bool) -> list[str]:
             fmt.seconds(row.p50_e2el_seconds),
         ]
     else:
-        cells += [
+        found += [
             fmt.percent(row.fraction),
             fmt.digits(row.mean_input_tokens),
             fmt.digits(row.mean_output_tokens),
         ]
-    return cells
+    return found

@@ -1,8 +1,10 @@
-"""Charts as SVG text: no script, no library, coloured by the page's CSS variables.
+"""Charts as SVG text: no script, no library, coloured by the page's CSS classes.
 
-A general library writes some 300 bytes per point; the scatter here takes 12, so
-that a page with 2,000 points stays small, and dark mode needs no second drawing.
-Every chart is `WIDTH` units wide and scales with its column.
+A general library writes some 300 bytes per point or draws on a canvas, which is no
+vector and prints badly; the scatter here takes 12 bytes, so that a page of 10,000
+requests stays small, and dark mode needs no second drawing. Every chart is `WIDTH`
+(the timeline `WIDE`) units wide and scales with its column. Its legend is a part of
+it, so that it says what it shows wherever it is saved to.
 """
 
 from __future__ import annotations
@@ -12,9 +14,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
-WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 40
+from proxy.process.terminal import escaped
+
+WIDTH, HEIGHT = 480, 284
+WIDE = 1080
+LEFT, RIGHT, TOP, BOTTOM = 58, 18, 28, 40
+_POWER_HEIGHT, _GAP = 230, 34
+"""Of the timeline: the power at its top, and the space below it."""
+_LANE, _LANES_HEIGHT = 9.0, 300.0
+"""Height of a lane, and the most that all of them take."""
+_SWATCH, _LETTER, _LEGEND_LINE = 16, 6.4, 18
+"""Of a legend: a colour, a letter of its text (12 px), and a line."""
+_LONGEST_NAME = 44
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)")
 _DARK = 0.6
 """Shade from which a label on a cell is light."""
@@ -25,6 +38,9 @@ _LONGEST_LOG_LABELS = 3  # decades up to which 2 and 5 are labelled too
 
 Format = Callable[[float], str]
 """Writes a figure with its unit."""
+
+Legend = Sequence[tuple[str, str]]
+"""The CSS class of a colour and what it stands for; `~` before it: a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +109,13 @@ def histogram(
             f'<rect x="{left}" y="{top}" width="{max(right - left - 1, 0.5):.1f}" '
             f'height="{up.start - top:.1f}"><title>{escape(tip)}</title></rect>'
         )
-    body = f'<g class="c1">{"".join(bars)}</g>'
+    body = f'<g class="all">{"".join(bars)}</g>'
     return _chart(title, across, up, x, "requests", format, _count, body)
 
 
 def scatter(
     series: Mapping[str, Sequence[tuple[float, float]]],
+    css: Mapping[str, str],
     *,
     title: str,
     x: str,
@@ -106,63 +123,123 @@ def scatter(
     format_x: Format,
     format_y: Format,
 ) -> str:
-    """Dots of named series on two logarithmic axes; values above 0."""
+    """Dots of named series on two logarithmic axes; values above 0.
+
+    `css` has the class of each series.
+    """
     points = [point for dots in series.values() for point in dots]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     across = logarithmic(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6)
     up = logarithmic(min(ys), max(ys), HEIGHT - BOTTOM - 6, TOP + 6)
     groups = []
-    for index, dots in enumerate(series.values()):
+    for name, dots in series.items():
         path = "".join(f"M{across.at(a)} {up.at(b)}h0" for a, b in dots)
-        groups.append(f'<path class="dot s{index + 1}" d="{path}"/>')
-    return _chart(title, across, up, x, y, format_x, format_y, "".join(groups))
+        groups.append(f'<path class="dot {css[name]}" d="{path}"/>')
+    legend = [(css[name], name) for name in series]
+    return _chart(title, across, up, x, y, format_x, format_y, "".join(groups), legend)
 
 
-def stacked_steps(
+class Bar(NamedTuple):
+    """One request in a lane; seconds."""
+
+    lane: int
+    start_seconds: float
+    middle_seconds: float | None
+    """Where its first part ends; None: it has one part, of the third kind."""
+    end_seconds: float
+
+
+def timeline(
     edges: Sequence[float],
     series: Mapping[str, Sequence[float]],
+    bars: Sequence[Bar],
+    *,
+    run_seconds: float,
+    window: tuple[float, float],
+    title: str,
+    legend: Legend,
+    format: Format,
+) -> str:
+    """Watts stacked by account, constant between edges, above requests in lanes.
+
+    `series` may be empty, as `bars` may; names of series are CSS classes, bars are
+    drawn in `to-first`, `to-last` and `broken`. Lines mark the window's ends where
+    it is not the whole run.
+    """
+    across = linear(run_seconds or 1.0, LEFT, WIDE - RIGHT)
+    power_end = TOP + _POWER_HEIGHT if series else TOP - _GAP
+    lanes = max((bar.lane for bar in bars), default=-1) + 1
+    lane = min(_LANE, _LANES_HEIGHT / max(lanes, 1))
+    lanes_start = power_end + _GAP
+    bottom = lanes_start + lanes * lane if bars else power_end
+    parts = []
+    if series:
+        totals = [sum(column) for column in zip(*series.values(), strict=True)]
+        up = linear(max([*totals, 1e-9]), power_end, TOP)
+        parts += [_rows_of(up, format, WIDE), *_areas(edges, series, across, up)]
+        parts.append(_axis_title("power", TOP))
+    if bars:
+        parts.append(_axis_title("requests in flight, one lane each", lanes_start))
+        parts += _lanes(bars, across, lanes_start, lane)
+        parts.append(f'<path class="axis" d="M{LEFT} {bottom:.1f}H{WIDE - RIGHT}"/>')
+    if series:
+        parts.append(f'<path class="axis" d="M{LEFT} {power_end}H{WIDE - RIGHT}"/>')
+    parts += [
+        f'<path class="mark-line" d="M{across.at(at)} {TOP}V{bottom:.1f}"/>'
+        for at, end in zip(window, (0.0, run_seconds), strict=True)
+        if abs(at - end) > 0.001 * run_seconds
+    ]
+    parts.append(_columns_of(across, _span, bottom, "since the run's start", WIDE))
+    return _svg(f"{title}, over time", WIDE, bottom + BOTTOM, "".join(parts), legend)
+
+
+def cumulative(
+    series: Mapping[str, tuple[str, Sequence[float], Sequence[float]]],
     *,
     title: str,
+    x: str,
     y: str,
     format: Format,
 ) -> str:
-    """Areas on top of each other, constant between edges; values from 0 up."""
-    totals = [sum(column) for column in zip(*series.values(), strict=True)]
-    across = linear(edges[-1], LEFT, WIDTH - RIGHT, edges[0])
-    up = linear(max([*totals, 1e-9]), HEIGHT - BOTTOM, TOP)
-    below = [0.0] * len(totals)
-    areas = []
-    for name, values in series.items():
-        above = [low + value for low, value in zip(below, values, strict=True)]
-        outline = _steps(edges, above, across, up)
-        floor = _steps(edges, below, across, up)
-        path = "L".join([*outline, *reversed(floor)])
-        areas.append(
-            f'<path class="area {name}" d="M{path}Z">'
-            f"<title>{escape(name.replace('-', ' '))}</title></path>"
-        )
-        below = above
-    return _chart(title, across, up, "since start", y, _span, format, "".join(areas))
+    """Fractions of requests up to a value, on a logarithmic x axis.
+
+    A series is its CSS class, values that rise, and the fraction below each.
+    """
+    values = [value for _, line, _ in series.values() for value in line if value > 0]
+    across = logarithmic(min(values), max(values), LEFT, WIDTH - RIGHT)
+    up = linear(1.0, HEIGHT - BOTTOM, TOP)
+    lines = []
+    for css, line, fractions in series.values():
+        points = [
+            f"{across.at(max(value, across.low))} {up.at(fraction)}"
+            for value, fraction in zip(line, fractions, strict=True)
+        ]
+        lines.append(f'<path class="line {css}" d="M{"L".join(points)}"/>')
+    legend = [(f"~{css}", name) for name, (css, _, _) in series.items()]
+    return _chart(title, across, up, x, y, format, _percent, "".join(lines), legend)
 
 
 def step_lines(
     edges: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    series: Mapping[str, tuple[str, Sequence[float]]],
     *,
     title: str,
     y: str,
     format: Format,
 ) -> str:
-    """Lines over time, constant between edges."""
+    """Lines over time, constant between edges; a series is its CSS class and values."""
     across = linear(edges[-1], LEFT, WIDTH - RIGHT, edges[0])
-    highest = max([1e-9, *(value for values in series.values() for value in values)])
+    highest = max([1e-9, *(v for _, values in series.values() for v in values)])
     up = linear(highest, HEIGHT - BOTTOM, TOP)
     lines = [
-        f'<path class="line l{index + 1}" d="M'
-        f'{"L".join(_steps(edges, values, across, up))}"/>'
-        for index, values in enumerate(series.values())
+        f'<path class="line {css}" d="M{"L".join(_steps(edges, values, across, up))}"/>'
+        for css, values in series.values()
     ]
-    return _chart(title, across, up, "since start", y, _span, format, "".join(lines))
+    legend = [(f"~{css}", name) for name, (css, _) in series.items()]
+    return _chart(
+        title, across, up, "since the run's start", y, _span, format, "".join(lines),
+        legend,
+    )  # fmt: skip
 
 
 def points_and_lines(
@@ -184,9 +261,10 @@ def points_and_lines(
     ys = [end for point in points for end in point[1:] if end is not None and end > 0]
     across = logarithmic(min(xs), max(xs), LEFT + 10, WIDTH - RIGHT - 10)
     up = logarithmic(min(ys), max(ys), HEIGHT - BOTTOM - 8, TOP + 8)
-    parts = []
-    for index, dots in enumerate(series.values()):
+    parts, legend = [], []
+    for index, (name, dots) in enumerate(series.items()):
         number = index % _SERIES + 1
+        legend.append((f"s{number}", name))
         if has_lines and len(dots) > 1:
             line = "L".join(f"{across.at(a)} {up.at(b)}" for a, b, _, _ in dots)
             parts.append(f'<path class="line s{number}" d="M{line}"/>')
@@ -201,7 +279,10 @@ def points_and_lines(
                 f'<circle class="mark s{number}" cx="{across.at(a)}" '
                 f'cy="{up.at(b)}" r="4"><title>{escape(tip)}</title></circle>'
             )
-    return _chart(title, across, up, x, y, format_x, format_y, "".join(parts))
+    return _chart(
+        title, across, up, x, y, format_x, format_y, "".join(parts),
+        legend if len(legend) > 1 else (),
+    )  # fmt: skip
 
 
 def heatmap(
@@ -227,7 +308,7 @@ def heatmap(
         shade = math.sqrt(max(value, 0.0) / largest)
         tip = f"{y} up to {rows[row]}, {x} up to {columns[column]}: {label}"
         drawn.append(
-            f'<rect class="c1" fill-opacity="{0.12 + 0.88 * shade:.2f}" '
+            f'<rect class="all" fill-opacity="{0.12 + 0.88 * shade:.2f}" '
             f'x="{left + 0.5:.1f}" y="{top + 0.5:.1f}" width="{wide - 1:.1f}" '
             f'height="{high - 1:.1f}"><title>{escape(tip)}</title></rect>'
             f'<text class="{"over" if shade > _DARK else "cell"}" '
@@ -243,14 +324,12 @@ def heatmap(
         f'text-anchor="middle">{escape(name)}</text>'
         for column, name in enumerate(columns)
     ]
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}, {escape(y)} by {escape(x)}">'
+    body = (
         f"{''.join(drawn)}{''.join(ticks)}"
         f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
-        f'<text class="name" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" '
-        f'text-anchor="end">{escape(x)}</text></svg>'
+        f"{_axis_title(y, TOP)}{_axis_title(x, HEIGHT + 2, WIDTH - RIGHT)}"
     )
+    return _svg(f"{title}, {y} by {x}", WIDTH, HEIGHT, body, ())
 
 
 # -- pieces --------------------------------------------------------------------
@@ -266,6 +345,53 @@ def _steps(
     return points
 
 
+def _areas(
+    edges: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    across: Axis,
+    up: Axis,
+) -> list[str]:
+    below = [0.0] * (len(edges) - 1)
+    areas = []
+    for name, values in series.items():
+        above = [low + value for low, value in zip(below, values, strict=True)]
+        outline = _steps(edges, above, across, up)
+        floor = _steps(edges, below, across, up)
+        path = "L".join([*outline, *reversed(floor)])
+        areas.append(
+            f'<path class="area {name}" d="M{path}Z">'
+            f"<title>{escape(name.replace('-', ' '))}</title></path>"
+        )
+        below = above
+    return areas
+
+
+def _lanes(
+    bars: Sequence[Bar], across: Axis, top: float, lane_height: float
+) -> list[str]:
+    """Three paths: to the first token, to the last one, and what broke off."""
+    paths: dict[str, list[str]] = {"to-first": [], "to-last": [], "broken": []}
+    for bar in bars:
+        height = round(top + (bar.lane + 0.5) * lane_height, 1)
+        start, end = across.at(bar.start_seconds), across.at(bar.end_seconds)
+        if bar.middle_seconds is None:
+            paths["broken"].append(_stroke(start, height, end))
+            continue
+        middle = across.at(bar.middle_seconds)
+        paths["to-first"].append(_stroke(start, height, middle))
+        paths["to-last"].append(_stroke(middle, height, end))
+    wide = f"{max(lane_height * 0.8, 0.4):.1f}"
+    return [
+        f'<path class="lane {css}" stroke-width="{wide}" d="{"".join(strokes)}"/>'
+        for css, strokes in paths.items()
+        if strokes
+    ]
+
+
+def _stroke(start: float, height: float, end: float) -> str:
+    return f"M{start:g} {height:g}h{max(end - start, 0.4):.4g}"
+
+
 def _chart(
     title: str,
     across: Axis,
@@ -275,30 +401,84 @@ def _chart(
     format_x: Format,
     format_y: Format,
     body: str,
+    legend: Legend = (),
 ) -> str:
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}, {escape(y)} over {escape(x)}">'
+        _rows_of(up, format_y, WIDTH),
+        _columns_of(across, format_x, HEIGHT - BOTTOM, x, WIDTH),
+        body,
+        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>',
+        _axis_title(y, TOP),
     ]
-    for tick in up.ticks:
-        height = up.at(tick)
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {height}H{WIDTH - RIGHT}"/>'
-            f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
-            f"{escape(_plain(format_y(tick)))}</text>"
-        )
-    for tick in across.ticks:
-        parts.append(
-            f'<text x="{across.at(tick)}" y="{HEIGHT - BOTTOM + 17}" '
-            f'text-anchor="middle">{escape(_plain(format_x(tick)))}</text>'
-        )
-    parts.append(body)
-    parts.append(
-        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
-        f'<text class="name" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" '
-        f'text-anchor="end">{escape(x)}</text></svg>'
+    return _svg(f"{title}, {y} over {x}", WIDTH, HEIGHT, "".join(parts), legend)
+
+
+def _rows_of(up: Axis, format: Format, width: int) -> str:
+    """Lines and labels of a y axis."""
+    return "".join(
+        f'<path class="grid" d="M{LEFT} {up.at(tick)}H{width - RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{up.at(tick) + 4:.1f}" text-anchor="end">'
+        f"{escape(_plain(format(tick)))}</text>"
+        for tick in up.ticks
     )
-    return "".join(parts)
+
+
+def _columns_of(
+    across: Axis, format: Format, bottom: float, title: str, width: int
+) -> str:
+    """Labels of an x axis, and below them what it is of."""
+    labels = "".join(
+        f'<text x="{across.at(tick)}" y="{bottom + 17:.1f}" '
+        f'text-anchor="middle">{escape(_plain(format(tick)))}</text>'
+        for tick in across.ticks
+    )
+    return labels + _axis_title(title, bottom + BOTTOM + 2, width - RIGHT)
+
+
+def _axis_title(text: str, below: float, right: float | None = None) -> str:
+    """What an axis is of: at the left above `below`, or ending at `right`."""
+    place = f'x="2" y="{below - 12:.1f}"'
+    if right is not None:
+        place = f'x="{right}" y="{below - 8:.1f}" text-anchor="end"'
+    return f'<text class="name" {place}>{escape(text)}</text>'
+
+
+def _svg(label: str, width: int, height: float, body: str, legend: Legend) -> str:
+    """A drawing with its legend below it."""
+    key, lines = _legend(legend, width, height)
+    whole = height + lines * _LEGEND_LINE
+    return (
+        f'<svg viewBox="0 0 {width} {whole:.0f}" role="img" '
+        f'aria-label="{escape(label)}">{body}{key}</svg>'
+    )
+
+
+def _legend(legend: Legend, width: int, top: float) -> tuple[str, int]:
+    """Colours and names in lines of so many units, and the number of lines."""
+    parts: list[str] = []
+    left, line = float(LEFT), 0
+    for css, name in legend:
+        shown = escaped(name)
+        if len(shown) > _LONGEST_NAME:
+            shown = shown[: _LONGEST_NAME - 1] + "…"
+        needed = _SWATCH + _LETTER * len(shown) + 18
+        if left > LEFT and left + needed > width:
+            left, line = float(LEFT), line + 1
+        y = top + line * _LEGEND_LINE + 12
+        if css.startswith("~"):
+            parts.append(
+                f'<path class="line {css[1:]}" d="M{left:.0f} {y - 4:.0f}h14"/>'
+            )
+        else:
+            parts.append(
+                f'<rect class="swatch {css}" x="{left:.0f}" y="{y - 9:.0f}" '
+                'width="10" height="10" rx="2"/>'
+            )
+        parts.append(
+            f'<text x="{left + _SWATCH + 2:.0f}" y="{y:.0f}">{escape(shown)}</text>'
+        )
+        left += needed
+    return "".join(parts), line + 1 if legend else 0
 
 
 def _plain(label: str) -> str:
@@ -308,6 +488,10 @@ def _plain(label: str) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else ""
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"
 
 
 def _span(seconds: float) -> str:

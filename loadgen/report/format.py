@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 MISSING = "–"
 ROUGH = "~"
 """Before a percentile that rests on a handful of values."""
@@ -29,9 +32,51 @@ def joules(value: float | None) -> str:
     return _scaled(value, _JOULES)
 
 
+def adding_up(whole: float | None, parts: Sequence[float]) -> tuple[str, list[str]]:
+    """Joules of a whole and its parts in one unit, so that what is shown adds up.
+
+    Three decimals of the whole's unit; what rounding would leave over goes to the
+    parts nearest to the next digit. Parts that do not add up are shown as they are.
+    """
+    size, unit = next(
+        (found for found in _JOULES if abs(whole or 0.0) >= found[0]), (1.0, "J")
+    )
+    steps = [part / size * 1000 for part in parts]
+    rounded = [math.floor(step) for step in steps]
+    total = round((whole if whole is not None else sum(parts)) / size * 1000)
+    left = total - sum(rounded)
+    if 0 <= left <= len(parts):
+        nearest = sorted(range(len(steps)), key=lambda i: rounded[i] - steps[i])
+        for index in nearest[:left]:
+            rounded[index] += 1
+    else:
+        rounded = [round(step) for step in steps]
+    written = [f"{step / 1000:,.3f} {unit}" for step in (total, *rounded)]
+    return MISSING if whole is None else written[0], written[1:]
+
+
 def seconds(value: float | None) -> str:
     """A duration, such as `45.6 ms` or `1.23 s`."""
     return _scaled(value, _SECONDS)
+
+
+def duration(value: float | None) -> str:
+    """A time as people say it: `45.0 s`, then `2 min 5 s`, `3 h 10 min`, `2 d 4 h`."""
+    if value is None or value < 99.95:
+        return seconds(value)
+    whole = round(value)
+    for size, unit, smaller, part in (
+        (86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"),
+    ):  # fmt: skip
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size:,} {unit}" + (f" {rest} {part}" if rest else "")
+    return seconds(value)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning with a mark that there was more."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def watts(value: float | None) -> str:

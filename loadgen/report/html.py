@@ -7,19 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-from markupsafe import Markup
-
+from loadgen.analysis.bins import BinTable, bin_table, edges_of
 from loadgen.analysis.samples import Samples
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.tally import RunWindow
-from loadgen.report import charts, naive, text
+from loadgen.report import bins, figures, naive, text
 from loadgen.report import format as fmt
+from loadgen.report.page import templates
 from loadgen.report.sheet import Sheet
 from loadgen.results.measures import MEASURES, POOLED_MEASURES, SCHEDULE_LAG
 from loadgen.results.results import Result
 from proxy.process.files import write_whole
-from proxy.process.terminal import escaped_lines
 
 HELP = {
     **{name: measure.help for name, measure in MEASURES.items()},
@@ -55,18 +53,6 @@ def write_html(
     write_whole(path, render_html(summary, results, more).encode())
 
 
-def templates() -> jinja2.Environment:
-    """The pages' templates; whatever is put into them is shown as text."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("loadgen", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def render_html(
     summary: Summary, results: Iterable[Result], more: Sequence[Sheet] = ()
 ) -> str:
@@ -76,6 +62,8 @@ def render_html(
     """
     window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
     samples = Samples(window, summary.window.run_seconds).add_all(results)
+    table = bins_of(samples)
+    energy = summary.energy
     environment = templates()
     environment.filters |= {
         "joules": fmt.joules, "seconds": fmt.seconds, "watts": fmt.watts,
@@ -83,35 +71,62 @@ def render_html(
     }  # fmt: skip
     return environment.get_template("template.html").render(
         s=summary,
+        name=summary.trace or "run",
+        kind="",
+        is_simulated=summary.simulated,
         sheets=more,
-        e=summary.energy,
+        e=energy,
         fmt=fmt,
         help=HELP,
         latency_rows=LATENCY_ROWS,
         energy_rows=ENERGY_ROWS,
         simulation=text.simulation(summary) if summary.simulated else "",
-        accounts=list(text.accounts(summary.energy)),
-        boundaries=list(text.boundary_rows(summary.energy)),
-        idle=text.idle_text(summary.energy),
-        records=text.records_text(summary.energy),
+        headline=text.headline(summary),
+        accounts=list(text.accounts(energy)),
+        measured_shown=fmt.adding_up(energy.measured_joules, [])[0],
+        boundaries=list(text.boundary_rows(energy)),
+        idle=text.idle_text(energy),
+        records=text.records_text(energy),
         boards=list(text.board_rows(summary.hardware)),
         warm_up=list(text.warm_up_rows(summary.hardware)),
         policies=policy_bars(summary),
+        policy_notes={
+            policy: text.policy_note(energy, policy)
+            for policy in energy.policy_joules_per_request
+        },
         naive=list(naive.rows(summary.naive)) if summary.naive else [],
         naive_facts=naive.facts(summary.naive) if summary.naive else "",
         started=_started(summary),
         ramp_note=text.ramp_note(summary),
         rates=text.rates_text(summary),
         run=list(text.run_rows(summary)),
-        per_joule=text.per_joule_text(summary.energy)
-        if summary.energy.output_tokens_per_joule is not None
+        per_joule=text.per_joule_text(energy)
+        if energy.output_tokens_per_joule is not None
         else "",
         outcomes=text.outcomes_text(summary),
         lengths=list(text.length_rows(summary)),
-        constants=text.constants_lines(summary.energy),
-        charts={name: Markup(svg) for name, svg in _charts(summary, samples).items()},
-        kinds=list(samples.points()),
+        constants=text.constants_lines(energy),
+        timeline=figures.timeline(summary, samples),
+        energy_histogram=figures.energy_histogram(samples),
+        energy_scatters=figures.energy_scatters(samples),
+        latency_lines=figures.latency_lines(samples),
+        rate_figure=figures.rates(samples),
+        bin_facts=bins.facts(table) if table else "",
+        bin_figures=bins.heatmaps(table)[1:3] if table else [],
+        bin_columns=bins.columns(table) if table else [],
+        bin_rows=[bins.cells(row, is_run=True) for row in table.bins] if table else [],
     )
+
+
+def bins_of(samples: Samples) -> BinTable | None:
+    """The run by length bins: the published ones where they hold every request."""
+    if not len(samples.lengths):
+        return None
+    for name in ("paper", "percentile"):
+        table = bin_table(name, edges_of(name, samples.lengths), samples.lengths)
+        if not table.beyond:
+            break
+    return table
 
 
 def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
@@ -132,54 +147,8 @@ def policy_bars(summary: Summary) -> dict[str, list[PolicyBar]]:
     return {kind: bars for kind, bars in found.items() if len(bars) > 1}
 
 
-def _charts(summary: Summary, samples: Samples) -> dict[str, str]:
-    drawn: dict[str, str] = {}
-    for name, title, written in (
-        ("energy", "joules of single requests", fmt.joules),
-        ("ttft", "time to first token", fmt.seconds),
-        ("e2el", "end-to-end latency", fmt.seconds),
-    ):
-        edges, counts = samples.histograms[name].bars()
-        if edges:
-            drawn[name] = charts.histogram(
-                edges, counts, title=title, x=title, format=written
-            )
-    points = samples.points()
-    if points:
-        drawn["scatter"] = charts.scatter(
-            points, title="joules and output tokens of single requests",
-            x="output tokens", y="joules", format_x=fmt.count, format_y=fmt.joules,
-        )  # fmt: skip
-    due, done = samples.rates_per_second()
-    drawn["rate"] = charts.step_lines(
-        samples.time_edges_seconds, {"planned": due, "answered": done},
-        title="requests over time", y="requests per second", format=fmt.digits,
-    )  # fmt: skip
-    power = summary.energy.power
-    if power is not None:
-        drawn["power"] = charts.stacked_steps(
-            power.edges_seconds,
-            {
-                "idle": power.idle_watts,
-                "idle-share": power.idle_share_watts,
-                "prefill": power.prefill_watts,
-                "decode": power.decode_watts,
-                "unattributed": power.unattributed_watts,
-            },
-            title="power over time", y="watts", format=fmt.watts,
-        )  # fmt: skip
-    return drawn
-
-
 def _started(summary: Summary) -> str | None:
     unix = summary.window.started_unix_seconds
     if unix is None:
         return None
     return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _shown(value: object) -> object:
-    """A value as the page shows it: text from outside turns no line round."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return escaped_lines(value)
-    return value

@@ -52,9 +52,9 @@ def rows(results: Iterable[Result]) -> Iterator[list[Any]]:
 
 def to_csv(results: Iterable[Result]) -> Iterator[bytes]:
     """The table as csv, piece by piece."""
-    yield _line(columns())
+    yield csv_line(columns())
     for row in rows(results):
-        yield _line([_cell(value) for value in row])
+        yield csv_line(row)
 
 
 def _derived() -> list[str]:
@@ -94,7 +94,8 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _line(cells: list[Any]) -> bytes:
+def csv_line(cells: Iterable[Any]) -> bytes:
+    """A row of csv; None is empty."""
     written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerow(cells)
+    csv.writer(written, lineterminator="\n").writerow(map(_cell, cells))
     return written.getvalue().encode("utf-8", "replace")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import rich.box
-from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +15,8 @@ from rich.text import Text
 from loadgen.analysis.sweep import FIGURES, Interval, Point, SweepResult
 from loadgen.report import charts, naive
 from loadgen.report import format as fmt
-from loadgen.report.html import templates
+from loadgen.report.page import Figure, templates
+from loadgen.report.page import table as table_of
 
 CHARTS = (
     ("joules_per_request", "Energy of a request, mean", "J"),
@@ -133,7 +133,7 @@ def to_csv(found: SweepResult) -> str:
 
 
 def page(found: SweepResult, name: str) -> str:
-    """A page of its own, without script or library."""
+    """A page of its own; its figures can be saved."""
     return (
         templates()
         .get_template("sweep.html")
@@ -143,7 +143,8 @@ def page(found: SweepResult, name: str) -> str:
             is_simulated=found.simulated,
             answers=answers(found),
             good=_good_text(found),
-            charts=_charts(found),
+            kind="sweep",
+            figures=_charts(found),
             columns=_page_columns(found),
             rows=[_page_row(found, point) for point in found.points],
             naive=_naive(found),
@@ -313,20 +314,13 @@ def _digits(value: float | None) -> str:
 # -- charts ----------------------------------------------------------------------
 
 
-class Chart(NamedTuple):
-    """A drawing and the names of its series, in the order of their colours."""
-
-    svg: Markup
-    series: list[str]
-
-
 Dots = list[tuple[float, float, float | None, float | None]]
 AT_ONCE = "all at once"
 
 
-def _charts(found: SweepResult) -> dict[str, Chart]:
+def _charts(found: SweepResult) -> list[Figure]:
     """Figures over the achieved rate, and energy against latency."""
-    drawn: dict[str, Chart] = {}
+    drawn: list[Figure] = []
     rows = _rows(found)
     for figure, title, unit in CHARTS:
         series = {name: _dots(points, figure) for name, points in rows.items()}
@@ -359,7 +353,7 @@ def _charts(found: SweepResult) -> dict[str, Chart]:
 
 
 def _draw(
-    drawn: dict[str, Chart], series: dict[str, Dots], title: str, x: str,
+    drawn: list[Figure], series: dict[str, Dots], title: str, x: str,
     format_x: charts.Format, format_y: charts.Format, *, has_lines: bool = True,
 ) -> None:  # fmt: skip
     shown = {name: dots for name, dots in series.items() if dots}
@@ -369,7 +363,10 @@ def _draw(
         shown, title=title, x=x, y=title, format_x=format_x, format_y=format_y,
         has_lines=has_lines,
     )  # fmt: skip
-    drawn[title] = Chart(Markup(svg), list(shown) if len(shown) > 1 else [])
+    points = ((name, *dot) for name, dots in shown.items() for dot in dots)
+    heads = ("series", "x", "y", "y_low", "y_high")
+    stem = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+    drawn.append(Figure(stem, title, svg, {"": table_of(heads, points)}))
 
 
 def _dots(points: list[Point], figure: str) -> Dots:

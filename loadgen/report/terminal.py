@@ -1,4 +1,8 @@
-"""The summary in a terminal: readable at 100 columns, without colour, by anyone."""
+"""The summary in a terminal: readable from 80 columns on, without colour, by anyone.
+
+Figures are never cut: words beside them are folded. Only a failure's text is shortened,
+with a mark.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +28,10 @@ LATENCIES = (
 )
 STATUS_STYLES = {"valid": "bold green", "degraded": "bold yellow"}
 WIDTH = 98
+"""Columns at most: a wider line is not read across."""
+_LONGEST_ERROR = 200
+_FIGURE = 7
+"""Columns of a figure with its unit, such as `12.3 kJ`."""
 
 
 def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
@@ -49,7 +58,7 @@ def render(summary: Summary, report_path: Path | None = None) -> RenderableType:
     parts += [Text(), Text(text.how_to_read(summary), style="dim")]
     if report_path is not None:
         parts.append(Text(f"report: {report_path}", style="bold"))
-    return Group(*parts)
+    return Constrain(Group(*parts), WIDTH)
 
 
 def _verdict(summary: Summary) -> Iterator[RenderableType]:
@@ -107,16 +116,20 @@ def _load(summary: Summary) -> Table:
             f"{_limits(summary.goodput)}",
         )
     for row in summary.errors[:3]:
-        _line(table, "error", f"{row.count:,} × {row.error[:70]}")
+        _line(
+            table,
+            "error",
+            f"{row.count:,} × {fmt.shortened(row.error, _LONGEST_ERROR)}",
+        )
     return table
 
 
 def _window(summary: Summary) -> str:
-    window, seconds = summary.window, fmt.seconds(summary.duration)
+    window, seconds = summary.window, fmt.duration(summary.duration)
     if not window.requests_outside:
         return seconds
     return (
-        f"{seconds} of {fmt.seconds(window.run_seconds)}; "
+        f"{seconds} of {fmt.duration(window.run_seconds)}; "
         f"{window.requests_outside:,} requests of warm-up and cool-down left out"
     )
 
@@ -151,19 +164,20 @@ def _energy(summary: Summary) -> Iterator[Table]:
 
 def _accounts(energy: EnergyBlock) -> Table:
     total = energy.measured_joules
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False)
     label = f"Energy ({energy.boundary}, {energy.source}, policy {energy.policy})"
     table.add_column(label, ratio=1)
-    table.add_column("joules", justify="right", width=10)
-    table.add_column("share", justify="right", width=9)
-    table.add_column("mean power", justify="right", width=11)
+    for head in ("joules", "share", "mean power"):
+        table.add_column(head, justify="right", no_wrap=True)
     seconds = energy.window_seconds
-    rows = [("measured", total)]
-    rows += [(f"  {a.name}: {a.meaning}", a.joules) for a in text.accounts(energy)]
-    for name, joules in rows:
+    rows = [("measured", total, fmt.adding_up(total, [])[0])]
+    rows += [
+        (f"  {a.name}: {a.meaning}", a.joules, a.shown) for a in text.accounts(energy)
+    ]
+    for name, joules, shown in rows:
         share = joules / total if total and joules is not None else None
         mean = joules / seconds if seconds and joules is not None else None
-        table.add_row(name, fmt.joules(joules), fmt.percent(share), fmt.watts(mean))
+        table.add_row(name, shown, fmt.percent(share), fmt.watts(mean))
     return table
 
 
@@ -189,8 +203,10 @@ def _per_request(summary: Summary) -> Table:
     for policy, found in energy.policy_joules_per_request.items():
         if policy != energy.policy:
             points = ((found.p50, 50), (found.p90, 90), (found.p99, 99))
+            note = text.policy_note(energy, policy)
             table.add_row(
-                f"active, had it been divided by '{policy}'",
+                f"active, had it been divided by '{policy}'"
+                + (f": {note}" if note else ""),
                 fmt.joules(found.mean),
                 *[fmt.percentile(value, "J", p, found.n) for value, p in points],
             )
@@ -237,7 +253,6 @@ def _boundaries(energy: EnergyBlock) -> Table:
     table = _figures(
         "Boundaries (they overlap)",
         ("measured", "of the node", "power", "J/request", "active", "J/token"),
-        width=None,
     )
     for row in text.boundary_rows(energy):
         table.add_row(
@@ -269,7 +284,7 @@ def _runs(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _naive(block: NaiveBlock) -> Table:
-    table = _figures("Naive estimates", ("joules", "measured/naive"), width=None)
+    table = _figures("Naive estimates", ("joules", "measured/naive"))
     for row in naive.rows(block):
         known = row.joules != fmt.MISSING
         table.add_row(Text(row.name if known else f"{row.name}: {row.text}"),
@@ -279,7 +294,7 @@ def _naive(block: NaiveBlock) -> Table:
 
 def _kinds(summary: Summary) -> Table:
     heads = ("requests", "tokens in", "out", "TTFT p50", "J mean", "J p90", "J/token")
-    table = _figures("By kind", heads, width=None)
+    table = _figures("By kind", heads)
     for kind, row in summary.by_kind.items():
         table.add_row(
             kind,
@@ -299,7 +314,7 @@ def _kinds(summary: Summary) -> Table:
 
 def _section(title: str) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False,
+        box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False,
         show_header=bool(title),
     )  # fmt: skip
     table.add_column(title, width=16, style="dim", header_style="bold")
@@ -311,12 +326,15 @@ def _line(table: Table, name: str, content: str) -> None:
     table.add_row(name, Text(content))
 
 
-def _figures(title: str, heads: Sequence[str], width: int | None = 10) -> Table:
-    """A wide first column, then figures; as wide as they are without `width`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH, show_edge=False)
-    table.add_column(title, ratio=1)
+def _figures(title: str, heads: Sequence[str]) -> Table:
+    """A wide first column of words, which are folded, then figures, which are not."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column(title, ratio=1, overflow="fold")
     for head in heads:
-        table.add_column(head, justify="right", width=width)
+        table.add_column(Text(head), justify="right", no_wrap=True, min_width=_FIGURE)
     return table
 
 

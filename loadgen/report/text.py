@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from loadgen.analysis.schema import (
     EnergyBlock,
     HardwareBlock,
     LengthBlock,
+    PerRequest,
     Summary,
 )
 from loadgen.client.abilities import length_note
@@ -20,6 +23,8 @@ from proxy.wire.api import ATTRIBUTED, BoardSummary, SpreadReply
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
 _SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
+CALIBRATED, UNFITTED = "calibrated", "phase"
+"""The policy of fitted constants, and what it is until they are trusted."""
 
 
 def simulation(summary: Summary) -> str:
@@ -65,6 +70,8 @@ class Account(NamedTuple):
     name: str
     meaning: str
     joules: float
+    shown: str
+    """The joules in the unit of the whole, so that the lines add up as they stand."""
 
 
 def accounts(energy: EnergyBlock) -> Iterator[Account]:
@@ -72,13 +79,18 @@ def accounts(energy: EnergyBlock) -> Iterator[Account]:
     known = energy.by_account()
     if known is None:
         return
-    for account, meaning in MEANINGS.items():
-        css = account.replace("_", "-")
-        yield Account(css, account.replace("_", " "), meaning, known[account])
+    lines = [
+        (account.replace("_", "-"), account.replace("_", " "), meaning, known[account])
+        for account, meaning in MEANINGS.items()
+    ]
     unattributed = {r: j for r, j in (energy.unattributed_joules or {}).items() if j}
-    for reason, joules in (unattributed or {"nothing": 0.0}).items():
-        meaning = reason.replace("_", " ")
-        yield Account("unattributed", "unattributed", meaning, joules)
+    lines += [
+        ("unattributed", "unattributed", reason.replace("_", " "), joules)
+        for reason, joules in (unattributed or {"nothing": 0.0}).items()
+    ]
+    _, shown = fmt.adding_up(energy.measured_joules, [line[-1] for line in lines])
+    for line, joules in zip(lines, shown, strict=True):
+        yield Account(*line, joules)
 
 
 class BoundaryRow(NamedTuple):
@@ -256,17 +268,78 @@ def _processes(board: BoardSummary) -> str:
 
 
 def headline(summary: Summary) -> str:
-    """The answer in one sentence; empty when no joules are known."""
+    """The answer in one sentence, with its error, boundary and hardware.
+
+    Empty when no joules are known.
+    """
     energy = summary.energy
     if energy.joules_per_request is None:
         return ""
     mean, p50 = energy.joules_per_request.mean, energy.joules_per_request.p50
-    text = f"a request cost {fmt.joules(mean)} on average (half of them under "
-    text += f"{fmt.joules(p50)}), an output token "
+    text = f"a request cost {fmt.joules(mean)} on average"
+    if energy.interval is not None:
+        low, high = energy.interval.low_joules, energy.interval.high_joules
+        text += f" ({fmt.joules(low)} to {fmt.joules(high)} with 90 %)"
+    text += f", half of them under {fmt.joules(p50)}; an output token "
     text += fmt.joules(energy.joules_per_output_token)
     if energy.mean_watts is not None:
-        text += f"; the GPU drew {fmt.watts(energy.mean_watts)} on average"
+        text += f"; {boundary_name(energy.boundary)} drew "
+        text += f"{fmt.watts(energy.mean_watts)} on average"
+    return f"{text}. {measured_text(summary)}"
+
+
+def boundary_name(boundary: str | None) -> str:
+    """What the headline's sensor measures, such as `the GPU`."""
+    return "the GPU" if boundary in {"gpu", None} else f"the {boundary}"
+
+
+def measured_text(summary: Summary) -> str:
+    """Where the joules were measured and by which rule they were divided."""
+    energy = summary.energy
+    text = f"Boundary {energy.boundary or 'not told'}"
+    text += f", {hardware_name(summary) or 'hardware not told'}"
+    if energy.source is not None:
+        text += f", sensor {energy.source}"
+    if energy.policy is not None:
+        text += f", policy {energy.policy}; a request's share of idle power is included"
     return text
+
+
+def hardware_name(summary: Summary) -> str:
+    """The boards, such as `2 x NVIDIA H100`; empty where nobody told."""
+    models = Counter(board.model for board in summary.hardware.boards if board.model)
+    if not models:
+        gpu, gpus = summary.environment.get("gpu"), summary.environment.get("gpus")
+        if gpu is None and summary.naive is not None:
+            gpu, gpus = summary.naive.gpu, summary.naive.gpus
+        if gpu is None:
+            return ""
+        models[str(gpu)] = int(gpus or 1)
+    simulated = "simulated " if summary.simulated_engine else ""
+    return ", ".join(f"{count} × {simulated}{model}" for model, count in models.items())
+
+
+def policy_note(energy: EnergyBlock, policy: str) -> str:
+    """That a fitted policy was another one under its name; empty otherwise."""
+    if policy != CALIBRATED:
+        return ""
+    every = energy.policy_joules_per_request
+    fitted, usual = every.get(CALIBRATED), every.get(UNFITTED)
+    doubts = [each.reason for each in energy.constants if not each.is_trusted]
+    why = f" ({doubts[0]})" if doubts and doubts[0] else ""
+    if fitted and usual and _is_alike(fitted, usual):
+        return f"not fitted in this run: it is {UNFITTED} under another name{why}"
+    if doubts:
+        return f"fitted in a part of the run, and not trusted at its end{why}"
+    return ""
+
+
+def _is_alike(one: PerRequest, other: PerRequest) -> bool:
+    """Alike in every figure; totals alone are alike under every policy."""
+    return all(
+        math.isclose(getattr(one, name), getattr(other, name), rel_tol=1e-9)
+        for name in PerRequest.__struct_fields__
+    )
 
 
 def outcomes_text(summary: Summary) -> str:

@@ -61,6 +61,8 @@ class Progress:
     """Token-bearing reads so far, replaced by usage counts as requests finish."""
     offered_per_second: float | None = None
     """The rate that was asked for, or else the plan's own mean; None when at once."""
+    span_seconds: float | None = None
+    """Time over which the plan starts requests; None when all at once."""
     zero_seconds: float | None = None
     """The run's zero on the monotonic clock; None until the first send is due."""
     first_sent_seconds: float | None = None

@@ -31,7 +31,7 @@ from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
 from loadgen.run.targets import listed
-from proxy.process.files import os_reason
+from proxy.process.files import os_reason, readable_name
 from proxy.process.tally import coarse_edges, fine_edges
 from proxy.wire.facts import KINDS
 
@@ -163,7 +163,7 @@ class RunCollector(Collector):
 
     def __init__(self, progress: Progress, run: str, scrapes: Scrapes) -> None:
         self._progress = progress
-        self._run = run
+        self._run = readable_name(run)
         self._scrapes = scrapes
         self._began_unix_seconds: float | None = None
 

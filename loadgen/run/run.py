@@ -36,6 +36,8 @@ from loadgen.plan.plan import (
 )
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
+from loadgen.report import format as fmt
+from loadgen.report.console import console as output
 from loadgen.report.terminal import render
 from loadgen.results.measures import parse_goodput
 from loadgen.results.progress import Progress
@@ -78,7 +80,8 @@ NOT_OF_A_PLAN = (
 def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int:
     """Do one run and show it; returns the exit code of `loadgen replay`.
 
-    With `as_json` the summary goes to standard output, and `console` is for all else.
+    `console` is for progress; the result, with `as_json` as summary.json, goes to
+    standard output.
     Raises LoadgenError for what prevents a run. The run folder appears once all that
     can be checked is; from then on everything is written into it as it happens, so an
     end at any moment keeps what there was.
@@ -132,7 +135,7 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
     if as_json:
         echo_json(msgspec.json.format(msgspec.json.encode(summary), indent=2))
     else:
-        console.print(render(summary, folder / REPORT))
+        output().print(render(summary, folder / REPORT))
     if gone is not None:
         console.print(f"loadgen: {gone}", style="bold red")
     return _exit_code(stats, summary)
@@ -292,7 +295,7 @@ def _show_plan(
     pace = "" if header.rate_per_second is None else f" at {header.rate_per_second:g}/s"
     console.print(
         f"plan: {header.requests} requests in {header.sessions} sessions, "
-        f"{header.arrival} arrivals{pace} over {header.span_seconds:.0f} s, "
+        f"{header.arrival} arrivals{pace} over {fmt.duration(header.span_seconds)}, "
         f"seed {header.seed}" + ("" if folder is None else f", in {folder}")
     )
     for reason, count in header.dropped.items():
@@ -314,6 +317,8 @@ def _replay(
     _, sessions = read_plan(folder / PLAN)
     progress.planned = header.requests
     progress.offered_per_second = header.rate_per_second
+    if header.arrival != "inf" and config.concurrency is None:
+        progress.span_seconds = header.span_seconds
     if header.rate_per_second is None and header.span_seconds > 0:
         progress.offered_per_second = header.requests / header.span_seconds
     options = replace(_options(config), hash_block_size=header.hash_block_size)

@@ -63,3 +63,14 @@ def test_phase_is_better_than_policies_that_ignore_the_engine(
 ) -> None:
     assert rows["phase", "active"].median_error < rows["tokens", "active"].median_error
     assert rows["phase", "active"].median_error < rows["equal", "active"].median_error
+
+
+def test_replies_in_one_piece_are_told_apart_though_nobody_streams() -> None:
+    scenario = Scenario("any", 6.0, board="dense", whole_fraction=1.0, seed=3)
+    found = rows_of(scenario, 150, jitter_seconds=0.001)
+    fitted = next(
+        row for row in found if (row.policy, row.view) == ("calibrated", "active")
+    )
+    assert fitted.median_error <= 0.08
+    for bias in fitted.bias.values():
+        assert bias == pytest.approx(1.0, abs=0.05)

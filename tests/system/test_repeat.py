@@ -86,7 +86,7 @@ def test_settings_are_checked_before_a_folder_is_there(tmp_path: Path) -> None:
     assert "nobody answers at --url" in done.stderr
     assert "refused" in done.stderr
     done = loadgen("replay", *SYNTHETIC, "--rate", "2", "--power", "nothing",
-                   cwd=tmp_path)  # fmt: skip
+                   "--quiet", cwd=tmp_path)  # fmt: skip
     assert done.returncode != 0
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.rglob("*.jsonl"))

@@ -331,7 +331,7 @@ class RequestTimeline(TokenCount):
         """What one counted token is worth once the final usage is known."""
         if self.output_tokens is None or self.counted_tokens <= 0:
             return 1.0
-        if self.closed_seconds is None:
+        if self.closed_seconds is None or self.is_unspread:
             return 1.0
         return self.output_tokens / self.counted_tokens
 

@@ -171,9 +171,14 @@ def _is_sorted(seconds: FloatArray, keys: IntArray) -> bool:
 
 
 def _sorted(rows: Rows) -> Rows:
+    """By stamp, then request; what a request got at one stamp is one read."""
     seconds, keys, tokens, before = rows
     order = np.lexsort((before, keys, seconds))
-    return seconds[order], keys[order], tokens[order], before[order]
+    seconds, keys = seconds[order], keys[order]
+    is_next = (seconds[1:] != seconds[:-1]) | (keys[1:] != keys[:-1])
+    first = np.concatenate(([0], np.flatnonzero(is_next) + 1))
+    tokens = np.add.reduceat(tokens[order], first)
+    return seconds[first], keys[first], tokens, before[order][first]
 
 
 def _merge(left: Rows, right: Rows) -> Rows:

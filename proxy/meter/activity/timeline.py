@@ -66,13 +66,19 @@ from proxy.meter.activity.steps import (
     Steps,
 )
 from proxy.meter.activity.unmetered import Unmetered
+from proxy.meter.activity.unseen_steps import UnseenSteps
 from proxy.meter.activity.unstreamed import (
     STEP_SECONDS,
     StepPace,
+    arrivals_of,
+    first_open,
     prompt_spans,
+    spread_on_unseen,
+    spread_on_unseen_so_far,
     spread_orphan,
     spread_so_far,
     spread_unstreamed,
+    tokens_to_compute,
 )
 from proxy.meter.lateness import Lateness
 from proxy.wire.events import (
@@ -87,6 +93,12 @@ REFUSALS = frozenset(range(400, 500)) | {503}
 
 HITS_SECONDS = 60.0
 """A cache is in use for so long after a reply told of a hit."""
+
+PATIENCE_SECONDS = 3.0
+"""Replies in one piece wait so long for the facts of those that came before."""
+
+UNSEEN_SECONDS = 30.0
+"""After the last stream: since then no step was seen."""
 
 ABSORB_SECONDS = 1.0
 """While no window closes; reads that wait longer would only grow the log."""
@@ -130,6 +142,9 @@ class EngineTimeline:
         self._placement = PromptPlacement()
         self._work = WorkLog()
         self._pace = StepPace()
+        self._unseen = UnseenSteps()
+        self._streamed_seconds = -math.inf
+        """When a stream was opened last."""
         self._unspread: list[RequestTimeline] = []
         """Replies in one piece whose tokens have no place yet."""
         self._last_scrape: EngineObserved | None = None
@@ -163,6 +178,8 @@ class EngineTimeline:
             timeline.patience_seconds = LATE_HITS_SECONDS
         self._opened_seconds = max(self._opened_seconds, event.at_seconds)
         self._requests[event.key] = timeline
+        if timeline.is_streamed:
+            self._streamed_seconds = max(self._streamed_seconds, event.at_seconds)
         self._is_in_order = self._is_in_order and event.key > self._last_key
         self._last_key = event.key
         self.open_requests += 1
@@ -358,6 +375,7 @@ class EngineTimeline:
         if end_seconds > self.settled_seconds:
             while self._is_pair_due(end_seconds):
                 self._compare(is_in_time=True)
+            self._spread(self._now_seconds, end_seconds)
             self._spread_open(end_seconds, among)
             self._place(end_seconds, among)
             self._count_own(end_seconds)
@@ -482,6 +500,7 @@ class EngineTimeline:
             work for work in self._external if work.end_seconds > settled_seconds
         ]
         self._starts = self._starts[steps - len(self._book.steps.end_seconds) :]
+        self._unseen.forget(settled_seconds, self._requests)
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
         self._work.forget(settled_seconds - GAUGES_SECONDS)
 
@@ -505,27 +524,46 @@ class EngineTimeline:
         """How long the engine takes for a prompt token, as observed."""
         return self._placement.speed.token_seconds
 
-    def _spread(self, now_seconds: float) -> None:
+    def _spread(self, now_seconds: float, until_seconds: float = -math.inf) -> None:
         """Put tokens of replies in one piece where they were, as far as can be known.
 
-        The engine's count of its steps is waited for: the next scrape tells it.
+        The engine's count of its steps is waited for: the next scrape tells it. While
+        nobody streams also those who came before are waited for, for a while: what
+        they had to compute was computed first. Up to `until_seconds` nothing is.
         """
-        if not self._unspread:
+        must = until_seconds > -math.inf
+        if not self._unspread and not must:
             return
-        last, waiting = self._last_scrape, []
+        known_seconds, last = now_seconds, self._last_scrape
         tells_steps = last is not None and last.gauges.steps is not None
-        is_told = tells_steps and self.gauges.is_alive(now_seconds)
+        if last is not None and tells_steps and self.gauges.is_alive(now_seconds):
+            known_seconds = last.at_seconds
+        is_unseen = self._is_unseen(now_seconds)
+        if is_unseen:
+            known_seconds = max(
+                min(known_seconds, first_open(self._requests.values())),
+                known_seconds - PATIENCE_SECONDS,
+                min(known_seconds, until_seconds),
+            )
+            if not must:  # seconds of which the engine's count is known, whole
+                known_seconds = self._pace.counted_until(known_seconds)
+        due = [t for t in self._unspread if (t.closed_seconds or 0.0) <= known_seconds]
+        if not due and not must:
+            return
+        if is_unseen:
+            arrivals = arrivals_of(self._requests.values(), self._unseen)
+            self._unseen.advance(known_seconds, arrivals, self._pace.counts)
         token_seconds = self._pace.prompt_token_seconds
         prompts: list[tuple[float, float, float]] = []
         if token_seconds is not None:
             prompts = prompt_spans(self._whole_prompts(), token_seconds)
-        for timeline in self._unspread:
-            closed = timeline.closed_seconds or 0.0
-            if is_told and last is not None and last.at_seconds < closed:
-                waiting.append(timeline)
+        for timeline in due:
+            timeline.is_unspread = False
+            if is_unseen and spread_on_unseen(
+                timeline, self._unseen, self.log, settled_seconds=self.settled_seconds
+            ):
                 continue
             self._absorb_until(now_seconds)
-            timeline.is_unspread = False
             spread_unstreamed(
                 timeline,
                 self._book,
@@ -536,30 +574,26 @@ class EngineTimeline:
                 settled_seconds=self.settled_seconds,
                 prompts=prompts,
             )
-        self._unspread = waiting
+        self._unspread = [each for each in self._unspread if each.is_unspread]
+
+    def _is_unseen(self, now_seconds: float) -> bool:
+        """Whether steps are made up, as no stream has shown any for some time."""
+        if now_seconds < self._streamed_seconds + UNSEEN_SECONDS or any(
+            timeline.is_streamed for timeline in self._requests.values()
+        ):
+            self._unseen.restart()
+            return False
+        return True
 
     def _whole_prompts(self) -> list[tuple[float, float]]:
-        """Arrival and tokens of the prompts of replies in one piece, in order.
-
-        Those still open are taken for as long as the others are.
-        """
-        whole = [each for each in self._requests.values() if not each.is_streamed]
-        known = [
-            max(each.prompt_tokens - each.uncomputed_tokens, 1.0)
-            for each in whole
-            if each.prompt_tokens is not None
+        """Arrival and tokens of the prompts of replies in one piece, in order."""
+        whole = [
+            each
+            for each in self._requests.values()
+            if not each.is_streamed and not each.is_refused
         ]
-        usual = sum(known) / len(known) if known else 0.0
-        return sorted(
-            (
-                each.arrived_seconds,
-                usual
-                if each.prompt_tokens is None
-                else max(each.prompt_tokens - each.uncomputed_tokens, 1.0),
-            )
-            for each in whole
-            if not each.is_refused
-        )
+        arrived = (each.arrived_seconds for each in whole)
+        return sorted(zip(arrived, tokens_to_compute(whole), strict=True))
 
     def _spread_open(
         self, end_seconds: float, among: Iterable[RequestTimeline]
@@ -568,12 +602,19 @@ class EngineTimeline:
 
         Its tokens so far are guessed, one in each step; those left come later.
         """
+        span = self.settled_seconds, end_seconds
         whole = [
             timeline
             for timeline in among
-            if timeline.closed_seconds is None and not timeline.is_streamed
+            if not timeline.is_streamed
+            and (timeline.closed_seconds is None or timeline.is_unspread)
         ]
+        is_unseen = bool(whole) and self._is_unseen(self._now_seconds)
         for timeline in whole:
+            if is_unseen and spread_on_unseen_so_far(
+                timeline, self._unseen, self.log, span=span
+            ):
+                continue
             spread_so_far(
                 timeline,
                 self._book,
@@ -581,7 +622,7 @@ class EngineTimeline:
                 self.log,
                 pace=self._pace,
                 prompt_token_seconds=self.prompt_token_seconds,
-                span=(self.settled_seconds, end_seconds),
+                span=span,
             )
         if whole:
             self._absorb_until(max(end_seconds, self.until_seconds))
@@ -853,7 +894,7 @@ class EngineTimeline:
         """When its prompt was done, or it ended without; None: that is not known."""
         first = timeline.first_token_seconds
         if first is None:
-            return timeline.left_seconds
+            return None if timeline.is_unspread else timeline.left_seconds
         return first if first <= self.until_seconds else None
 
     def _has_facts(self, timeline: RequestTimeline) -> bool:

@@ -9,8 +9,9 @@ prompts and tokens.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,12 @@ import numpy as np
 from proxy.meter.activity.prompt_speed import PROMPT_TOKEN_SECONDS
 from proxy.meter.activity.request import RequestTimeline, TokenLog
 from proxy.meter.activity.steps import FloatArray, StepBook
+from proxy.meter.activity.unseen_steps import (
+    STEP_TOKENS,
+    Arrival,
+    Count,
+    UnseenSteps,
+)
 
 STEP_SECONDS = 0.02
 """A decode step of an 8B model with some context, until a better figure is known."""
@@ -42,9 +49,6 @@ MAX_FASTER = 5.0
 MISSING_STEPS = 1.5
 """Room for so many between two that are seen: others are made up."""
 
-STEP_TOKENS = 2048.0
-"""Prompt tokens that an engine computes in a step at most, as vLLM by default."""
-
 PROMPT_PARTS = (0.2, 3.0)
 """Of the usual time of a prompt token: what is believed to be its time."""
 
@@ -61,6 +65,7 @@ class StepPace:
         self._seconds: deque[tuple[float, float, float]] = deque(maxlen=COUNTED)
         """Steps, prompt tokens, and how long somebody was there."""
         self._replies: deque[tuple[float, float, float]] = deque(maxlen=REPLIES)
+        self.counts: deque[Count] = deque(maxlen=COUNTED)
 
     @property
     def is_known(self) -> bool:
@@ -77,8 +82,16 @@ class StepPace:
     ) -> None:
         """The engine made so many steps; somebody was there for so many seconds."""
         if steps > 0 and busy >= BUSY_ENOUGH * (end_seconds - start_seconds):
+            self.counts.append(Count(start_seconds, end_seconds, steps, busy))
             self._counted.append((start_seconds, end_seconds, _plausible(busy / steps)))
             self._seconds.append((steps, prompt_tokens, busy))
+
+    def counted_until(self, before_seconds: float) -> float:
+        """End of the last second counted before an instant; else that instant."""
+        ends = [one.end_seconds for one in self.counts]
+        return max(
+            (end for end in ends if end <= before_seconds), default=before_seconds
+        )
 
     @property
     def prompt_token_seconds(self) -> float | None:
@@ -219,6 +232,169 @@ class StepClock:
         return np.asarray(np.interp(at, self.counts, self.instants), np.float64)
 
 
+USUAL_TOKENS = 500.0
+"""Of a prompt, where nobody has told of any."""
+
+
+def first_open(requests: Iterable[RequestTimeline]) -> float:
+    """When the first reply in one piece came of those open; inf without any."""
+    return min(
+        (
+            each.arrived_seconds
+            for each in requests
+            if not each.is_streamed and each.closed_seconds is None
+        ),
+        default=math.inf,
+    )
+
+
+def arrivals_of(
+    requests: Iterable[RequestTimeline], unseen: UnseenSteps
+) -> list[Arrival]:
+    """Replies in one piece that have their place among made up steps, or yet none."""
+    whole = [
+        each
+        for each in requests
+        if not each.is_streamed
+        and (each.closed_seconds is None or each.output_tokens)
+        and (
+            unseen.first_seconds(each.key) is not None
+            or each.is_unspread
+            or each.last_token_seconds is None
+        )
+    ]
+    return sorted(
+        Arrival(
+            _scheduled_at_earliest(each),
+            each.key,
+            tokens,
+            each.uncomputed_tokens,
+            *_end_of(each),
+        )
+        for each, tokens in zip(whole, tokens_to_compute(whole), strict=True)
+    )
+
+
+def tokens_to_compute(requests: Sequence[RequestTimeline]) -> list[float]:
+    """Of each prompt; those that nobody told yet are as long as the others are."""
+    known = [_computed_tokens(one) for one in requests if one.prompt_tokens is not None]
+    usual = sum(known) / len(known) if known else USUAL_TOKENS
+    return [
+        usual if each.prompt_tokens is None else _computed_tokens(each)
+        for each in requests
+    ]
+
+
+def _scheduled_at_earliest(timeline: RequestTimeline) -> float:
+    """When it came, or as late as the engine says that it began (TGI)."""
+    closed, together = timeline.closed_seconds, timeline.inference_seconds
+    if closed is None or together is None:
+        return timeline.arrived_seconds
+    return max(closed - together, timeline.arrived_seconds)
+
+
+def _computed_tokens(timeline: RequestTimeline) -> float:
+    return max((timeline.prompt_tokens or 0) - timeline.uncomputed_tokens, 1.0)
+
+
+def _end_of(timeline: RequestTimeline) -> tuple[float, float, float]:
+    """End, steps after the first token, and when that came, as far as it is told."""
+    closed, output = timeline.closed_seconds, timeline.output_tokens
+    if closed is None or not output:
+        return math.inf, math.nan, math.nan
+    steps = float(max(output // timeline.sequences - 1, 0))
+    first = closed if steps == 0 else math.nan
+    if timeline.decode_seconds is not None:
+        first = max(closed - timeline.decode_seconds, timeline.arrived_seconds)
+    return closed, math.nan if timeline.is_cut else steps, first
+
+
+def spread_on_unseen(
+    timeline: RequestTimeline,
+    unseen: UnseenSteps,
+    log: TokenLog,
+    *,
+    settled_seconds: float,
+) -> bool:
+    """Put the tokens of a reply, and its prompt, on steps that were made up.
+
+    False, and nothing is done, where it has no place among them.
+    """
+    closed, output = timeline.closed_seconds, timeline.output_tokens
+    first = unseen.first_seconds(timeline.key)
+    if closed is None or not output or first is None:
+        return False
+    last = timeline.last_token_seconds  # of those that have a place already
+    if last is None and timeline.decode_seconds is not None:
+        first = closed - timeline.decode_seconds
+    first = min(max(first, _scheduled_at_earliest(timeline)), closed)
+    ends = unseen.ends_between(first if last is None else last, closed)
+    before = closed - unseen.times.plain_seconds / 2
+    ends = [*(end for end in ends if first < end < before), closed]
+    stamps = np.array(ends)
+    if last is None:
+        reads = min(max(output // timeline.sequences, 1), MAX_READS)
+        if reads == 1:
+            first = closed
+        place = np.linspace(len(ends) - 1, 0, max(reads - 1, 1))[::-1]
+        later = stamps[np.rint(place).astype(np.int64)]
+        stamps = later if reads == 1 else np.append(first, later)
+        if timeline.inference_seconds is not None and timeline.decode_seconds is None:
+            began = _scheduled_at_earliest(timeline)
+            timeline.prefill_seconds = float(stamps[0]) - began
+    floor = float(np.nextafter(settled_seconds, np.inf))
+    timeline.spread_unstreamed(np.maximum(stamps, floor).tolist(), log)
+    if last is None and timeline.timely_prefill_seconds is None:
+        _place_prompt(timeline, unseen.prompt_rows(timeline.key), floor)
+    return True
+
+
+def _place_prompt(
+    timeline: RequestTimeline,
+    made: Sequence[tuple[float, float, float]],
+    floor_seconds: float,
+) -> None:
+    """The prompt was computed in those steps, the last one up to the first token."""
+    first = timeline.first_token_seconds
+    if first is None or first <= floor_seconds:
+        return
+    rows = [
+        (max(start, floor_seconds), min(end, first), tokens)
+        for start, end, tokens in made
+        if min(end, first) > max(start, floor_seconds)
+    ]
+    if not rows:
+        return
+    rows[-1] = rows[-1][0], first, rows[-1][2]
+    computed = sum(tokens for *_, tokens in made)
+    if timeline.prompt_tokens is not None:
+        computed = _computed_tokens(timeline)
+    scale = computed / sum(tokens for *_, tokens in rows)
+    timeline.estimated_prompt_tokens = computed + timeline.uncomputed_tokens
+    timeline.scheduled_seconds = rows[0][0]
+    timeline.prefill_rows += [
+        (start, end, tokens * scale) for start, end, tokens in reversed(rows)
+    ]
+
+
+def spread_on_unseen_so_far(
+    timeline: RequestTimeline,
+    unseen: UnseenSteps,
+    log: TokenLog,
+    *,
+    span: tuple[float, float],
+) -> bool:
+    """As `spread_so_far`, on steps that were made up; False where it has no place."""
+    first, last = unseen.first_seconds(timeline.key), timeline.last_token_seconds
+    if first is None:
+        return False
+    begin = max(span[0], math.nextafter(first, 0.0) if last is None else last)
+    _add_guessed(timeline, unseen.ends_between(begin, span[1]), log)
+    if last is None and timeline.scheduled_seconds is None:
+        _place_prompt(timeline, unseen.prompt_rows(timeline.key), span[0])
+    return True
+
+
 def _plausible(seconds: float) -> float:
     return min(max(seconds, MIN_STEP_SECONDS), MAX_STEP_SECONDS)
 
@@ -244,7 +420,7 @@ def spread_unstreamed(
         return
     arrived, last = timeline.arrived_seconds, timeline.last_token_seconds
     together, decode = timeline.inference_seconds, timeline.decode_seconds
-    earliest = arrived if together is None else max(closed - together, arrived)
+    earliest = _scheduled_at_earliest(timeline)
     prompt_tokens = (timeline.prompt_tokens or 0) - timeline.uncomputed_tokens
     prompt = prompt_tokens * prompt_token_seconds
     reads = min(max(output // timeline.sequences, 1), MAX_READS)
@@ -302,16 +478,23 @@ def spread_so_far(
         return
     clock = pace.between(begin, end)
     stamps = step_ends(steps.steps.end_seconds, starts, begin, end, clock)[:-1]
-    if not len(stamps):
+    _add_guessed(timeline, stamps.tolist(), log)
+
+
+def _add_guessed(
+    timeline: RequestTimeline, stamps: Sequence[float], log: TokenLog
+) -> None:
+    """A token of each sequence at each instant, of a reply that has not come."""
+    if not stamps:
         return
     before = timeline.counted_tokens
-    for at_seconds in stamps.tolist():
+    for at_seconds in stamps:
         log.add(at_seconds, timeline.key, float(timeline.sequences), before)
         before += timeline.sequences
     timeline.counted_tokens = before
     if timeline.first_token_seconds is None:
-        timeline.first_token_seconds = float(stamps[0])
-    timeline.last_token_seconds = float(stamps[-1])
+        timeline.first_token_seconds = stamps[0]
+    timeline.last_token_seconds = stamps[-1]
 
 
 def step_ends(

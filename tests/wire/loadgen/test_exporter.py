@@ -204,3 +204,20 @@ def test_what_is_no_port_is_refused(text: str) -> None:
 def test_a_host_may_be_named() -> None:
     assert parse_address("0.0.0.0:9465") == ("0.0.0.0", 9465)
     assert parse_address("9465") == ("127.0.0.1", 9465)
+
+
+def test_the_run_is_named_whatever_the_name_of_its_folder() -> None:
+    name = 'a "run"\\\n\udcff'  # the last is a byte that is no text
+    with exporting("0", Progress(), run=name) as url:
+        assert url
+        found = scraped(url)
+    (info,) = [key for key in found if key[0] == f"{PREFIX}run_info"]
+    assert info[1].startswith('a "run"\\')
+
+
+def test_the_rate_achieved_is_that_of_the_sends_so_far() -> None:
+    progress = Progress()
+    assert progress.achieved_per_second is None
+    for at_seconds in (0.5, 1.5, 2.5):
+        progress.note_send(at_seconds)
+    assert progress.achieved_per_second == 1.0

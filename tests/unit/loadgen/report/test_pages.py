@@ -163,10 +163,13 @@ def test_a_large_run_is_drawn_from_a_sample() -> None:
     for index in range(5000):
         grown = msgspec.structs.replace(one, output_tokens=index + 1)
         samples.add(msgspec.structs.replace(grown, energy=cost_of(grown)))
-    (points,) = samples.points().values()
+    points = samples.points.kept
     assert len(points) == MAX_POINTS
+    assert samples.points.seen == 5000
     # early and late requests alike: the sample is not the first 2,000
-    assert sum(tokens > 2500 for tokens, _ in points) == pytest.approx(1000, rel=0.15)
+    assert sum(point.output_tokens > 2500 for point in points) == pytest.approx(
+        1000, rel=0.15
+    )
 
 
 # -- the command ---------------------------------------------------------------
@@ -273,3 +276,17 @@ def test_records_stand_beside_the_books_they_differ_from() -> None:
     assert "1.00 kJ in its books (+1.2 %)" in shown
     assert records_text(msgspec.structs.replace(energy, joined_joules=None)) == ""
     assert records_text(EnergyBlock()) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "–"), (0.0456, "45.6 ms"), (45.0, "45.0 s"), (99.9, "99.9 s"),
+        (99.96, "1 min 40 s"), (125, "2 min 5 s"), (120, "2 min"), (4200, "1 h 10 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_long_times_are_said_as_people_say_them(
+    seconds: float | None, expected: str
+) -> None:
+    assert fmt.duration(seconds) == expected

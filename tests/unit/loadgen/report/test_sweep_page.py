@@ -18,6 +18,7 @@ from loadgen.analysis.sweep import (
     pareto_front,
 )
 from loadgen.report.sweep import page, render, to_csv
+from tests.support.shown import Page
 
 
 def made(rate: Any, joules: float, seconds: float, **changes: Any) -> Point:
@@ -85,7 +86,8 @@ def test_the_table_fits_80_columns_and_gives_the_answers() -> None:
 
 def test_the_page_shows_text_from_outside_as_text() -> None:
     text = page(FOUND, "<i>name</i>")
-    assert "<script>" not in text
+    assert Page(text).is_closed
+    assert "alert(1)</script>" not in text
     assert "\u202e" not in text
     assert "because &lt;b&gt;of&lt;/b&gt; this" in text
     assert "&lt;i&gt;name" in text
