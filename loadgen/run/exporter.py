@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,17 +115,61 @@ LATENCIES: dict[str, LatencyMetric] = {
 TURNS = ("1", "2", "3", "more")
 OUTCOMES = ("ok", "error", "timeout", "aborted", "dropped")
 
+MAX_LAST_SCRAPE_SECONDS = 15.0
+"""Longest wait for whoever scrapes to take a run's last figures: Prometheus asks every
+few seconds, and what a run's last requests took would be in none of its answers."""
+
+
+class Scrapes:
+    """When the figures were taken, and whether there is something new since."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._at_seconds: float | None = None
+        self._period_seconds: float | None = None
+        self._has_news = False
+
+    def note_news(self) -> None:
+        """A figure is another one from now on."""
+        self._has_news = True
+
+    def note(self) -> None:
+        """One begins now."""
+        with self._changed:
+            now = self._clock()
+            if self._at_seconds is not None:
+                self._period_seconds = now - self._at_seconds
+            self._at_seconds = now
+            self._has_news = False
+            self._changed.notify_all()
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long one more is to be waited for; 0 if it would show nothing new, or
+        if nobody asks regularly."""
+        if self._period_seconds is None or not self._has_news:
+            return 0.0
+        return min(2 * self._period_seconds + 1, MAX_LAST_SCRAPE_SECONDS)
+
+    def wait_for_last(self) -> None:
+        """Wait until the newest figures were taken, if that is to be expected."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._has_news, self.patience_seconds)
+
 
 class RunCollector(Collector):
     """Reads the run's counters when Prometheus asks; keeps nothing."""
 
-    def __init__(self, progress: Progress, run: str) -> None:
+    def __init__(self, progress: Progress, run: str, scrapes: Scrapes) -> None:
         self._progress = progress
         self._run = readable_name(run)
+        self._scrapes = scrapes
         self._began_unix_seconds: float | None = None
 
     def collect(self) -> Iterable[Metric]:
         """The figures of this moment."""
+        self._scrapes.note()
         info = GaugeMetricFamily(
             f"{PREFIX}build_info", "Version of the load generator.", labels=["version"]
         )
@@ -160,13 +205,18 @@ class Exporter:
 
     def __init__(self, progress: Progress, run: str = "") -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(RunCollector(progress, run))
+        self.scrapes = Scrapes()
+        self.registry.register(RunCollector(progress, run, self.scrapes))
         self._finished = Counter(
             f"{PREFIX}requests_finished_total",
             "Requests that came to an end, by outcome; `dropped` ones never left.",
             ["kind", "outcome"],
             registry=self.registry,
         )
+        for kind in KINDS:
+            for outcome in OUTCOMES:
+                # from 0 on: a rate does not know of a series' first value
+                self._finished.labels(kind, outcome)
         self._latencies: Mapping[str, Histogram] = {
             name: Histogram(
                 PREFIX + name, metric.help, metric.labels,
@@ -187,6 +237,7 @@ class Exporter:
             if value is not None:
                 labels = (kind, turn)[: len(metric.labels)]
                 self._latencies[name].labels(*labels).observe(value, exemplar)
+        self.scrapes.note_news()
 
 
 @contextmanager
@@ -198,6 +249,7 @@ def exporting(
 ) -> Iterator[str | None]:
     """Serve the metrics of this run on `[HOST:]PORT` while the block runs.
 
+    At its end it waits until its last figures were taken, if someone takes them.
     The file `targets` names the port to Prometheus meanwhile.
     Gives the URL, or None when no address was asked for. Raises UsageError for
     an address that is none or that is taken.
@@ -221,6 +273,7 @@ def exporting(
         url = f"http://{host}:{server.server_port}/metrics"
         with listed(targets, url):
             yield url
+            exporter.scrapes.wait_for_last()
     finally:
         progress.watchers.remove(exporter.observe)
         server.shutdown()

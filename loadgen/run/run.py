@@ -103,26 +103,34 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
         stack.moved(folder / LOG_FOLDER)
         begin_run(folder, info)
         begun = books_now(environment.admin_url, environment.admin_token)
-        with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
-            stats = _replay(config, folder, header, environment, progress, console)
-        info = msgspec.structs.replace(
-            info,
-            zero_unix_seconds=stats.zero_unix_seconds,
-            loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
-            interrupted=stats.interrupted,
-            failure=stats.failure,
-        )
-        with console.status("waiting for the energy of the last requests") as status:
-            summary = finish_run(
-                folder,
+        with exporting(
+            config.metrics_port,
+            progress,
+            run=folder.resolve().name,
+            targets=config.metrics_targets,
+        ):
+            with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
+                stats = _replay(config, folder, header, environment, progress, console)
+            info = msgspec.structs.replace(
                 info,
-                admin_url=environment.admin_url,
-                admin_token=environment.admin_token,
-                begun=begun,
-                waiting=lambda settled, expected: status.update(
-                    f"waiting for energy: {settled} of {expected} requests settled"
-                ),
+                zero_unix_seconds=stats.zero_unix_seconds,
+                loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
+                interrupted=stats.interrupted,
+                failure=stats.failure,
             )
+            with console.status(
+                "waiting for the energy of the last requests"
+            ) as status:
+                summary = finish_run(
+                    folder,
+                    info,
+                    admin_url=environment.admin_url,
+                    admin_token=environment.admin_token,
+                    begun=begun,
+                    waiting=lambda settled, expected: status.update(
+                        f"waiting for energy: {settled} of {expected} requests settled"
+                    ),
+                )
         gone = stack.gone()
     if as_json:
         echo_json(msgspec.json.format(msgspec.json.encode(summary), indent=2))
@@ -340,12 +348,6 @@ def _replay(
 
     with (
         Recorder(folder / REQUESTS) as recorder,
-        exporting(
-            config.metrics_port,
-            progress,
-            run=folder.resolve().name,
-            targets=config.metrics_targets,
-        ),
         live_view(progress, environment, config.quiet, console),
     ):
         return uvloop.run(whole())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from grafana.boards import BOARDS, rendered
+from grafana.boards.panel import Panel
 from loadgen.results.progress import Progress
 from loadgen.run.exporter import LATENCIES, PREFIX, Exporter
 from loadgen.run.exporter import METRICS as LOADGEN_METRICS
@@ -42,16 +41,6 @@ def exported() -> set[str]:
     return names | set(re.findall(rf"^# HELP ({PREFIX}\w+)", text, re.MULTILINE))
 
 
-def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build", ROOT / "grafana/build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def panels(path: Path) -> list[dict[str, Any]]:
     board = json.loads(path.read_text())
     return [panel for panel in board["panels"] if panel["type"] != "row"]
@@ -59,7 +48,7 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 def test_the_dashboards_are_what_their_source_says() -> None:
     written = {path.name: path.read_text() for path in DASHBOARDS}
-    assert builder().rendered() == written
+    assert rendered() == written
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -68,7 +57,70 @@ def test_every_panel_says_what_it_shows_in_a_unit(path: Path) -> None:
         assert panel["title"]
         assert panel["description"].endswith(".")
         assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["fieldConfig"]["defaults"]["noValue"]
         assert panel["targets"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_are_found_by_title_and_stand_side_by_side(path: Path) -> None:
+    titles = [panel["title"] for panel in panels(path)]
+    assert len(set(titles)) == len(titles)
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(path.read_text())["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (place["x"] + x, place["y"] + y)
+            for x in range(place["w"])
+            for y in range(place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_every_variable_used_can_be_chosen(path: Path) -> None:
+    board = json.loads(path.read_text())
+    offered = {variable["name"] for variable in board["templating"]["list"]}
+    expressions = [target["expr"] for p in panels(path) for target in p["targets"]]
+    used = set(re.findall(r"\$(\w+)", " ".join(expressions)))
+    assert used - {"__range", "__rate_interval"} == offered - {"datasource"}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_leads_to_all_the_others_with_its_choices(path: Path) -> None:
+    board = json.loads(path.read_text())
+    assert {link["url"] for link in board["links"]} == {
+        f"/d/{other.stem}" for other in DASHBOARDS if other != path
+    }
+    assert all(link["includeVars"] and link["keepTime"] for link in board["links"])
+
+
+def queries() -> list[Any]:
+    return [
+        pytest.param(panel, legend, query, id=f"{board.uid}: {panel.title}: {legend}")
+        for board in BOARDS
+        for panel in board.panels
+        for legend, query in panel.queries.items()
+    ]
+
+
+@pytest.mark.parametrize(("panel", "legend", "query"), queries())
+def test_a_figure_of_requests_is_of_one_outcome(
+    panel: Panel, legend: str, query: str
+) -> None:
+    for selector in re.findall(r"servewatt_(?:request|output)_\w+{[^}]*}", query):
+        if "half_width" not in selector:
+            assert re.search(r'outcome!?="', selector), panel.title
+
+
+@pytest.mark.parametrize(("panel", "legend", "query"), queries())
+def test_a_legend_and_a_table_name_labels_that_are_there(
+    panel: Panel, legend: str, query: str
+) -> None:
+    wanted = {*re.findall(r"{{(\w+)}}", legend), *panel.labels} - {"le"}
+    for groups in re.findall(r"\bby \(([^)]*)\)", query):
+        assert wanted <= {label.strip() for label in groups.split(",")}, panel.title
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,15 @@ from loadgen.replay.replay import replay
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.results.results import Result
-from loadgen.run.exporter import LATENCIES, METRICS, PREFIX, exporting, parse_address
+from loadgen.run.exporter import (
+    LATENCIES,
+    MAX_LAST_SCRAPE_SECONDS,
+    METRICS,
+    PREFIX,
+    Scrapes,
+    exporting,
+    parse_address,
+)
 from tests.support.virtual_server import Server, single
 from tests.support.virtual_time import VirtualClock, run_virtually
 
@@ -127,6 +136,47 @@ def test_after_the_run_the_port_is_free_and_nobody_is_told() -> None:
     assert progress.watchers == []
     with exporting(str(port), progress) as again:
         assert again == url
+
+
+def test_the_port_stays_until_whoever_asks_regularly_has_the_last_figures() -> None:
+    progress = Progress()
+    counts: list[float] = []
+
+    def ask_once_more(url: str) -> None:
+        counts.append(scraped(url)[f"{PREFIX}requests_finished_total", "code", "ok"])
+
+    with exporting("0", progress) as url:
+        assert url
+        scraped(url)
+        scraped(url)
+        progress.watchers[0](finished())
+        later = threading.Timer(0.01, ask_once_more, [url])
+        later.start()
+    later.join()
+    assert counts == [1]
+
+
+@pytest.mark.parametrize(
+    ("scrapes_at_seconds", "has_news", "patience_seconds"),
+    [
+        ([], True, 0.0),
+        ([1.0], True, 0.0),
+        ([1.0, 6.0], True, 11.0),
+        ([1.0, 6.0], False, 0.0),
+        ([1.0, 600.0], True, MAX_LAST_SCRAPE_SECONDS),
+    ],
+    ids=["nobody", "once", "every-5-s", "no-news", "seldom"],
+)
+def test_the_last_scrape_is_waited_for_where_one_is_to_be_expected(
+    scrapes_at_seconds: list[float], has_news: bool, patience_seconds: float
+) -> None:
+    times = iter(scrapes_at_seconds)
+    scrapes = Scrapes(clock=lambda: next(times))
+    for _ in scrapes_at_seconds:
+        scrapes.note()
+    if has_news:
+        scrapes.note_news()
+    assert scrapes.patience_seconds == patience_seconds
 
 
 def test_a_run_without_a_port_serves_nothing() -> None:
