@@ -538,6 +538,8 @@ class EngineTimeline:
         tells_steps = last is not None and last.gauges.steps is not None
         if last is not None and tells_steps and self.gauges.is_alive(now_seconds):
             known_seconds = last.at_seconds
+        if not must and (self._unspread[0].closed_seconds or 0.0) > known_seconds:
+            return  # nor is any that closed later
         is_unseen = self._is_unseen(now_seconds)
         if is_unseen:
             known_seconds = max(

@@ -66,6 +66,10 @@ made up too early or too late, as is told of one now and then."""
 KEPT_SECONDS = 30.0
 """Steps are remembered longer: replies that end later are learnt from."""
 
+LONGEST_SECONDS = 60.0
+"""Of a stretch that nobody asked for any earlier, as the sensor was silent: only its
+end is made up, or a reply that runs for hours would hold up everything."""
+
 NOW_SECONDS = 1e-4
 """Who ends so soon takes no further part."""
 
@@ -199,6 +203,8 @@ class UnseenSteps:
         """Make up the steps to an instant; `arrivals` are all of these, in order."""
         if until_seconds <= self.until_seconds:
             return
+        begin = until_seconds - LONGEST_SECONDS
+        self._state.at_seconds = max(self._state.at_seconds, begin)
         for _ in range(0 if self.times.are_many else ROUNDS):
             trial = deepcopy(self)
             trial._advance(until_seconds, arrivals, counts)

@@ -156,3 +156,17 @@ def test_steps_that_are_settled_for_long_are_forgotten() -> None:
     assert unseen.first_seconds(1) is not None
     unseen.forget(90.0, [])
     assert unseen.first_seconds(1) is None
+
+
+def test_only_the_end_of_a_stretch_of_hours_is_made_up() -> None:
+    unseen = UnseenSteps()
+    unseen.advance(1.0, [arrival(0.5, 1, 1000.0)], [])
+    unseen.advance(1e6, [arrival(0.5, 1, 1000.0)], [])
+    assert unseen.ends_between(2.0, 1e6)[0] > 1e6 - 61.0
+
+
+def test_a_prompt_of_any_length_ends_where_time_does() -> None:
+    unseen = UnseenSteps()
+    unseen.advance(3.0, [arrival(1.0, 1, 1e15), arrival(1.1, 2, 10.0)], [])
+    assert unseen.first_seconds(1) is None
+    assert unseen.first_seconds(2) is None
