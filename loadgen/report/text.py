@@ -315,8 +315,10 @@ def hardware_name(summary: Summary) -> str:
         if gpu is None:
             return ""
         models[str(gpu)] = int(gpus or 1)
-    simulated = "simulated " if summary.simulated_engine else ""
-    return ", ".join(f"{count} × {simulated}{model}" for model, count in models.items())
+    said = "SIMULATED " if summary.simulated else ""
+    return ", ".join(
+        f"{count} × {said}{model.removeprefix(said)}" for model, count in models.items()
+    )
 
 
 def policy_note(energy: EnergyBlock, policy: str) -> str:

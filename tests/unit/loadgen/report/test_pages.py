@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
-from loadgen.analysis.schema import EnergyBlock
+from loadgen.analysis.schema import EnergyBlock, HardwareBlock
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
@@ -28,9 +28,9 @@ from loadgen.report import format as fmt
 from loadgen.report import terminal as table
 from loadgen.report.console import console
 from loadgen.report.html import render_html
-from loadgen.report.text import records_text
+from loadgen.report.text import hardware_name, records_text
 from loadgen.run.finish import finish_run
-from proxy.wire.api import Phases
+from proxy.wire.api import BoardSummary, Phases
 from tests.support.canned_run import (
     cost_of,
     failed,
@@ -40,6 +40,32 @@ from tests.support.canned_run import (
 from tests.support.mutations import spoilt
 from tests.support.profiles import examples
 from tests.support.shown import Page, printed
+
+
+@pytest.mark.parametrize(
+    ("model", "simulated", "expected"),
+    [
+        ("NVIDIA H100", False, "2 × NVIDIA H100"),
+        ("NVIDIA H100", True, "2 × SIMULATED NVIDIA H100"),
+        ("SIMULATED NVIDIA H100", True, "2 × SIMULATED NVIDIA H100"),
+        (None, True, ""),
+    ],
+)
+def test_simulated_hardware_is_called_so_once(
+    tmp_path: Path, model: str | None, simulated: bool, expected: str
+) -> None:
+    write_run(tmp_path / "run", made_results(20))
+    boards = [
+        BoardSummary(boundary="gpu", device=f"gpu{n}", seconds=1.0, model=model)
+        for n in range(2)
+    ]
+    summary = msgspec.structs.replace(
+        finish_run(tmp_path / "run", RunInfo()),
+        hardware=HardwareBlock(boards=boards),
+        simulated=simulated,
+    )
+    assert hardware_name(summary) == expected
+
 
 # -- figures -------------------------------------------------------------------
 
