@@ -15,7 +15,6 @@ from loadgen.energy.join import Patience
 from loadgen.run.finish import finish_run
 from tests.support.browser import (
     LOOK_SECONDS,
-    PATIENCE_SECONDS,
     Tab,
     needs_browser,
     open_tab,
@@ -30,6 +29,7 @@ from tests.support.canned_run import (
 )
 
 pytestmark = needs_browser
+PRESSES, SAVED_SECONDS = 4, 10.0
 HOSTILE = "<img src=x onerror=\"document.title='run'\"></script><script>alert(1)"
 
 
@@ -71,15 +71,12 @@ def test_every_figure_is_saved_as_drawing_picture_and_table(
         buttons = await tab.value("document.querySelectorAll('button').length")
         assert buttons >= 9 * 3
         for at in range(buttons):
-            # by a person: a page alone may save ten files
-            await tab.call(
-                "Runtime.evaluate", userGesture=True,
-                expression=f"document.querySelectorAll('button')[{at}].click()",
-            )  # fmt: skip
-            for _ in range(round(PATIENCE_SECONDS / LOOK_SECONDS)):
-                if len(complete(tmp_path)) > at:
+            # a browser with much to do drops one of many: press again, as people do
+            for _ in range(PRESSES):
+                if await pressed(tab, at, tmp_path):
                     break
-                await asyncio.sleep(LOOK_SECONDS)
+            else:
+                raise AssertionError(f"button {at} saved nothing: {complete(tmp_path)}")
 
     assert looked_at(page, 1200, save) == []
     files = complete(tmp_path)
@@ -109,8 +106,22 @@ def test_every_figure_is_saved_as_drawing_picture_and_table(
     )
 
 
+async def pressed(tab: Tab, number: int, folder: Path) -> bool:
+    """Whether a button that a person presses saves a file that was not there."""
+    before = complete(folder)
+    await tab.call(
+        "Runtime.evaluate", userGesture=True,
+        expression=f"document.querySelectorAll('button')[{number}].click()",
+    )  # fmt: skip
+    for _ in range(round(SAVED_SECONDS / LOOK_SECONDS)):
+        if complete(folder) != before:
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+    return False
+
+
 def complete(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix != ".crdownload")
+    return sorted(f for f in folder.iterdir() if f.suffix in {".svg", ".png", ".csv"})
 
 
 @pytest.mark.parametrize("width", [380, 1200])
