@@ -19,6 +19,7 @@ from loadgen.results.results import EnergyPart, Result
 
 LISTS = ("chunk_seconds", "chunk_tokens", "energy")
 _UNITS = {"s": "seconds", "J": "joules", "J s": "joule_seconds", "tokens/J": ""}
+CRLF = "\r\n"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -97,5 +98,7 @@ def _cell(value: Any) -> Any:
 def csv_line(cells: Iterable[Any]) -> bytes:
     """A row of csv; None is empty."""
     written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerow(map(_cell, cells))
-    return written.getvalue().encode("utf-8", "replace")
+    # it quotes just those ends of lines that its own consists of
+    csv.writer(written, lineterminator=CRLF).writerow(map(_cell, cells))
+    line = written.getvalue().removesuffix(CRLF)
+    return f"{line}\n".encode("utf-8", "replace")

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadgen.analysis.samples import Samples, Span, lanes
@@ -259,6 +259,7 @@ def page_of(words: str, seed: list[Result]) -> str:
 
 @examples(100)
 @given(HOSTILE)
+@example("\r")
 def test_text_from_outside_is_never_markup(words: str) -> None:
     shown = page_of(words, RUN[:12])
     page = Page(shown)
