@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import msgspec
 import rich.box
 from rich.console import Group, RenderableType
@@ -14,6 +11,7 @@ from rich.text import Text
 from loadgen.analysis.bins import Bin, BinTable
 from loadgen.report import charts
 from loadgen.report import format as fmt
+from loadgen.report.csv_rows import csv_text
 from loadgen.report.page import Figure, templates
 
 ABOUT = {
@@ -49,14 +47,10 @@ def facts(table: BinTable) -> str:
 
 def to_csv(table: BinTable) -> str:
     """A row per bin, headed by the names of its fields."""
-    written = io.StringIO()
-    rows = csv.writer(written, lineterminator="\n")
     names = [field.name for field in msgspec.structs.fields(Bin)]
-    rows.writerow(names)
-    for row in table.bins:
-        values = (getattr(row, name) for name in names)
-        rows.writerow("" if value is None else value for value in values)
-    return written.getvalue()
+    return csv_text(
+        names, ([getattr(row, name) for name in names] for row in table.bins)
+    )
 
 
 def page(name: str, table: BinTable, *, is_simulated: bool = False) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -14,6 +12,7 @@ from rich.text import Text
 
 from loadgen.analysis.compare import FIGURES, Change, Comparison
 from loadgen.report import format as fmt
+from loadgen.report.csv_rows import csv_text
 from loadgen.report.sheet import markdown, markdown_row
 
 LEVEL = "95 %"
@@ -79,13 +78,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """A row per run and figure; changes and their ends are fractions."""
-    written = io.StringIO()
-    sheet = csv.writer(written, lineterminator="\n")
-    names, lines = columns(comparisons)
-    sheet.writerow(names)
-    for line in lines:
-        sheet.writerow("" if value is None else value for value in line)
-    return written.getvalue()
+    return csv_text(*columns(comparisons))
 
 
 def columns(

@@ -7,20 +7,17 @@ Text that a spreadsheet would take for a formula gets a quote before it.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
+from loadgen.report.csv_rows import csv_line
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.results import EnergyPart, Result
 
 LISTS = ("chunk_seconds", "chunk_tokens", "energy")
 _UNITS = {"s": "seconds", "J": "joules", "J s": "joule_seconds", "tokens/J": ""}
-CRLF = "\r\n"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def columns() -> list[str]:
@@ -83,22 +80,3 @@ def _energy_fields() -> list[str]:
         for field in msgspec.structs.fields(EnergyPart)
         if field.name not in {"policy_joules", "boundaries"}
     ]
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
-
-
-def csv_line(cells: Iterable[Any]) -> bytes:
-    """A row of csv; None is empty."""
-    written = io.StringIO()
-    # it quotes just those ends of lines that its own consists of
-    csv.writer(written, lineterminator=CRLF).writerow(map(_cell, cells))
-    line = written.getvalue().removesuffix(CRLF)
-    return f"{line}\n".encode("utf-8", "replace")

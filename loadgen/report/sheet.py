@@ -6,8 +6,6 @@ made from for programs: their fields are the names in csv and JSON.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,8 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from loadgen.report.csv_rows import csv_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,11 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
 
 def to_csv(rows: Sequence[msgspec.Struct], **beside: Any) -> str:
     """A line per struct, headed by `beside` and the names of its fields."""
-    written = io.StringIO()
-    sheet = csv.writer(written, lineterminator="\n")
     if not rows:
         return ""
     names = [field.name for field in msgspec.structs.fields(rows[0])]
-    sheet.writerow([*beside, *names])
-    for row in rows:
-        values = [*beside.values(), *(getattr(row, name) for name in names)]
-        sheet.writerow("" if value is None else value for value in values)
-    return written.getvalue()
+    table = ([*beside.values(), *(getattr(row, n) for n in names)] for row in rows)
+    return csv_text([*beside, *names], table)
 
 
 def markdown_row(cells: Sequence[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 
 from rich import box
@@ -16,6 +14,7 @@ from loadgen.analysis.study import StudyRow, StudyTable
 from loadgen.report import format as fmt
 from loadgen.report import naive
 from loadgen.report.comparison import signed
+from loadgen.report.csv_rows import csv_text
 from loadgen.report.sheet import markdown, markdown_row
 
 HEADLINE = "joules_per_request"
@@ -141,8 +140,6 @@ def to_markdown(table: StudyTable) -> str:
 
 def to_csv(table: StudyTable) -> str:
     """A row per configuration: base units, changes as fractions."""
-    written = io.StringIO()
-    sheet = csv.writer(written, lineterminator="\n")
     plain = (
         "status", "is_baseline", "verdict", "simulated", "boundary", "completed",
         "failed", "request_throughput", "output_throughput", "mean_watts",
@@ -151,14 +148,13 @@ def to_csv(table: StudyTable) -> str:
     ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_is_real")
     axes = list(AXIS_HEADS)
     estimates = naive.known_names(row.measured_over_naive for row in table.rows)
-    sheet.writerow(
-        [
-            *axes,
-            *plain,
-            *(f"measured_over_naive_{name}" for name in estimates),
-            *(f"{figure}{end}" for figure in FIGURES for end in ends),
-        ]
-    )
+    heads = [
+        *axes,
+        *plain,
+        *(f"measured_over_naive_{name}" for name in estimates),
+        *(f"{figure}{end}" for figure in FIGURES for end in ends),
+    ]
+    rows = []
     for row in table.rows:
         cells: list[object] = [row.names.get(axis) for axis in axes]
         cells += [getattr(row, name) for name in plain]
@@ -177,8 +173,8 @@ def to_csv(table: StudyTable) -> str:
                     change.is_real,
                 ]
             )  # fmt: skip
-        sheet.writerow("" if cell is None else cell for cell in cells)
-    return written.getvalue()
+        rows.append(cells)
+    return csv_text(heads, rows)
 
 
 def _title(table: StudyTable) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from typing import Any
 
@@ -15,6 +13,7 @@ from rich.text import Text
 from loadgen.analysis.sweep import FIGURES, Interval, Point, SweepResult
 from loadgen.report import charts, naive
 from loadgen.report import format as fmt
+from loadgen.report.csv_rows import csv_text
 from loadgen.report.page import Figure, templates
 from loadgen.report.page import table as table_of
 
@@ -123,13 +122,7 @@ def columns(found: SweepResult) -> tuple[list[str], list[list[Any]]]:
 
 def to_csv(found: SweepResult) -> str:
     """A row per point."""
-    written = io.StringIO()
-    sheet = csv.writer(written, lineterminator="\n")
-    names, rows = columns(found)
-    sheet.writerow(names)
-    for row in rows:
-        sheet.writerow("" if value is None else value for value in row)
-    return written.getvalue()
+    return csv_text(*columns(found))
 
 
 def page(found: SweepResult, name: str) -> str:

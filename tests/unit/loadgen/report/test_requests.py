@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from loadgen.report.requests import columns, csv_line, to_csv
+from loadgen.report.requests import columns, to_csv
 from loadgen.results.results import EnergyPart, Result
 
 
@@ -52,15 +49,3 @@ def test_no_text_from_outside_is_a_formula() -> None:
     assert row["request_id"] == "'=cmd|' /C calc'!A0"
     assert row["error"] == '\'@SUM(1)\n,"x"'
     assert row["ttft_seconds"] == ""
-
-
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-
-
-@given(st.lists(TEXTS, min_size=1, max_size=4))
-def test_whatever_a_cell_holds_its_row_is_read_as_one(cells: list[str]) -> None:
-    rows = list(csv.reader(io.StringIO(csv_line(cells).decode(), newline="")))
-    assert [cell.removeprefix("'") for cell in rows[0]] == [
-        cell.removeprefix("'") for cell in cells
-    ]
-    assert len(rows) == 1
