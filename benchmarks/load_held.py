@@ -6,10 +6,10 @@
 
 A scripted engine (5 tokens a second in each stream, streams of 15 s), a SIMULATED
 sensor and a whole `metering-proxy serve` with its SQLite store run as processes of
-their own. `--streams` clients ask one after another, each as soon as its last stream
-ended, for `--seconds`; streams under way then end by themselves. With `--faults` one
-request in a hundred is left at a random moment, and half-way the engine is killed and
-started again on its port a second later.
+their own. `--streams` clients ask one after another, each at least once and as soon as
+its last stream ended, for `--seconds`; streams under way then end by themselves. With
+`--faults` one request in a hundred is left at a random moment, and half-way the engine
+is killed and started again on its port a second later.
 
 With `--faults all` everything goes wrong at once: the sensor shows nonsense every
 fourth second (`scripted_engine.NONSENSE`), one request in twenty names a model of its
@@ -259,12 +259,12 @@ class Crowd:
     async def _ask(self, client: int) -> None:
         # spread over one stream's length, else all streams would end at once
         await asyncio.sleep(client / self._scale.streams * self._scale.stream_seconds)
-        asked = 0
-        while time.monotonic() < self._ends:
-            asked += 1
+        for asked in itertools.count(1):
             outcome = await self._stream(f"c{client}-{asked}")
             if outcome in ("failed", "refused"):
                 await asyncio.sleep(RETRY_SECONDS)
+            if time.monotonic() >= self._ends:
+                return
 
     async def _stream(self, request_id: str) -> str:
         target = self._target
