@@ -1,6 +1,7 @@
 """How many examples a property test runs: few while one works, all in `.ci/run`.
 
-`pytest` runs the profile `quick`, `pytest --hypothesis-profile thorough` the other.
+`pytest` runs the profile `quick`, `.ci/run` runs `thorough` too, and who looks for
+faults that nobody knows runs `pytest -m hypothesis --hypothesis-profile explore`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ QUICK, THOROUGH = 10, 100
 
 
 def register_profiles() -> None:
-    """Both profiles known to hypothesis, `quick` loaded; no deadline in either.
+    """The profiles known to hypothesis, `quick` loaded; no deadline in any.
 
-    No test may depend on how fast the machine is. The quick examples are the same
-    on each run, so that whoever sees a failure can see it again; the thorough ones
-    are new each time.
+    No test may depend on how fast the machine is. Quick and thorough examples are the
+    same on each run: whoever sees a failure can see it again, and a change is refused
+    for what it did, not for what was found by luck meanwhile. Those of `explore` are
+    new each time.
     """
     common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.register_profile(
-        "quick", common, max_examples=QUICK, derandomize=True, database=None
-    )
-    settings.register_profile("thorough", common, max_examples=THOROUGH)
+    same = settings(common, derandomize=True, database=None)
+    settings.register_profile("quick", same, max_examples=QUICK)
+    settings.register_profile("thorough", same, max_examples=THOROUGH)
+    settings.register_profile("explore", common, max_examples=THOROUGH)
     settings.load_profile("quick")
 
 
