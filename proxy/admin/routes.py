@@ -88,6 +88,10 @@ class AdminSources:
     """Take one snapshot for the metrics, on the event loop."""
     run: ProcessRun = field(default_factory=ProcessRun)
     """What sums over engines belong to."""
+    instance: str | None = None
+    """Name of this proxy among others."""
+    host: str | None = None
+    """Name of the machine."""
     errors: LoopErrors = field(default_factory=LoopErrors)
     """Of the live page's beat, among those of the process."""
     is_stopping: Callable[[], bool] = lambda: False
@@ -272,7 +276,8 @@ class _Views:
             books = replies[name or self._from.engines[0].name]
         chosen = request.query.get("boundary")
         if chosen is None:
-            return _json(books)
+            own = self._from.instance
+            return _json(msgspec.structs.replace(books, instance=own))
         if chosen not in books.boundaries:
             return _refuse(f"boundary is one of {', '.join(books.boundaries)}")
         return _json(books.boundaries[chosen])
@@ -312,6 +317,8 @@ class _Views:
             InfoReply(
                 version=self._from.version,
                 run=self._from.run.name,
+                instance=self._from.instance,
+                host=self._from.host,
                 config=dict(self._from.config),
                 sensor=only.sensor if only else UNSET,
                 sensors=only.sensors if only else UNSET,

@@ -100,6 +100,10 @@ class Snapshot:
     engines: Sequence[EngineSnapshot]
     relay: RelayCounters
     """Counts of clients and refusals; an engine's are in its snapshot."""
+    instance: str = ""
+    """Name of the proxy among others."""
+    host: str = ""
+    """Name of the machine."""
     loop_lag_seconds: float = 0.0
     loop_delay_seconds: Tally = field(default_factory=lambda: Tally(DELAY_EDGES))
     """Lateness of every beat."""

@@ -552,6 +552,13 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         ("version", "simulated"),
         lambda s: [((__version__, is_simulated(s)), 1.0)],
     ),
+    # `instance` is the label that Prometheus itself gives to what it scrapes
+    "servewatt_proxy_info": MetricSpec(
+        "gauge",
+        "Name of the proxy, as its records have it, and of its host; always 1.",
+        ("name", "host"),
+        lambda s: [((s.instance, s.host), 1.0)],
+    ),
 }
 
 REQUEST_METRICS: dict[str, RequestMetric] = {

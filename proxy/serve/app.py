@@ -131,6 +131,7 @@ class _App:
             None if config.store is None else store_url(config.store),
             upstream=url_without_user(config.upstreams[0].url),
             upstreams=self._addresses(),
+            boundaries=self._boundaries(),
             retention=config.retention,
             run=process.name,
             policy=config.metering.policy,
@@ -143,6 +144,9 @@ class _App:
         self.errors = LoopErrors()
         self.reloading: asyncio.Task[None] | None = None
         self.wants_reload = False
+        self.host = socket.gethostname()
+        self.instance = config.instance or ""
+        """Its default is known once the relay listens."""
         self.reloads: Counter[str] = Counter()
         """Files of `--config` read again, by what became of them."""
         self.supervisor = supervisor()
@@ -163,8 +167,8 @@ class _App:
             stop_with_parent(loop, self._parent_ended)
         relay = self.relay = await self._listen()
         host, _ = self.config.listen
-        own = f"{socket.gethostname()}/{host}:{relay.port}"
-        self.records.start(self.config.instance or own)
+        self.instance = self.instance or f"{self.host}/{host}:{relay.port}"
+        self.records.start(self.instance, self.host)
         admin = await self._open_admin()
         self.fleet.begin(self.errors)
         beat = asyncio.create_task(self._beat_until_stopped())
@@ -260,6 +264,8 @@ class _App:
             render_recent=lambda: render_recent(self.records.last(SHOWN_REQUESTS)),
             sample_interval_seconds=self.config.metering.sample_interval_seconds,
             run=self.process,
+            instance=self.instance,
+            host=self.host,
             errors=self.errors,
             is_stopping=self.stopping.is_set,
         )
@@ -347,7 +353,7 @@ class _App:
         assert self.relay is not None
         current = self.fleet.current
         self.relay.take_upstreams([each.upstream for each in current])
-        self.records.take_upstreams(self._addresses())
+        self.records.take_upstreams(self._addresses(), self._boundaries())
         self.sources.engines = [each.sources() for each in current]
         if run is not None:
             self.sources.run = run
@@ -357,6 +363,10 @@ class _App:
         return {
             config.name: url_without_user(config.url) for config in self.fleet.configs
         }
+
+    def _boundaries(self) -> dict[str, str]:
+        """What the joules of records are measured inside, by engine."""
+        return {each.config.name: each.meter.headline for each in self.fleet.current}
 
     async def _settle_the_last(self) -> None:
         """Wait for the joules of what has just finished; whoever is left has none."""
@@ -413,6 +423,8 @@ class _App:
                 for upstream in self.fleet.current
             ],
             relay=self.relay.counters,
+            instance=self.instance,
+            host=self.host,
             loop_lag_seconds=self.loop_lag_seconds,
             loop_delay_seconds=self.loop_delay_seconds,
             store=self.records.state(),

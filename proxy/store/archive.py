@@ -104,6 +104,7 @@ class Archive:
         *,
         upstream: str = "",
         upstreams: Mapping[str, str] | None = None,
+        boundaries: Mapping[str, str] | None = None,
         retention: Retention | None = None,
         bounds: WriterBounds | None = None,
         run: str = "",
@@ -113,8 +114,10 @@ class Archive:
         """Opens the store. Raises ConfigError for a schema of another version.
 
         `upstream` is whose records these are; of several, `upstreams` has the
-        addresses by engine, and `upstream` is the first. What is not in the database
-        yet is journaled beside an SQLite file, or for a server in `journal_folder`.
+        addresses by engine, and `upstream` is the first; `boundaries` are those that
+        the joules of records are measured inside, by engine. What is not in the
+        database yet is journaled beside an SQLite file, or for a server in
+        `journal_folder`.
 
         A store that does not answer is no error: it is tried again later.
         """
@@ -126,7 +129,7 @@ class Archive:
         self._journal_base: Path | None = None
         if url is not None:
             run = run or uuid.uuid4().hex
-            self._database = Database(url, upstream, run, upstreams)
+            self._database = Database(url, upstream, run, upstreams, boundaries)
             is_open, error = self._open(self._database)
             self._journal_base = journal_base(url, journal_folder)
             if self._journal_base is not None:
@@ -139,10 +142,11 @@ class Archive:
         self._numbering.continue_from(cursor_at(time.time()))
         self._recent.horizon = self._numbering.last
 
-    def start(self, instance: str = "") -> None:
+    def start(self, instance: str = "", host: str | None = None) -> None:
         """Begin to write; notes that a dead run of this instance left are records."""
         if self._writer is not None and self._database is not None:
             self._database.instance = instance
+            self._database.host = host
             if self._writer.state().is_up:
                 self._adopt(self._database)
             self._database.began = self._recent.horizon
@@ -150,10 +154,14 @@ class Archive:
             if self._journal is not None:
                 self._journal.start(instance, self._database.addresses)
 
-    def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
+    def take_upstreams(
+        self,
+        upstreams: Mapping[str, str],
+        boundaries: Mapping[str, str] | None = None,
+    ) -> None:
         """Store records of these engines, by name, under these addresses."""
         if self._database is not None:
-            self._database.take_upstreams(upstreams)
+            self._database.take_upstreams(upstreams, boundaries)
             if self._journal is not None:
                 self._journal.take_upstreams(self._database.addresses)
 

@@ -114,6 +114,8 @@ RECORDS = Table(
     Column("grade", Text),
     Column("grade_reasons", Text),
     Column("inferred_cached_tokens", BigInteger),
+    Column("host", Text),
+    Column("boundary", Text),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
@@ -122,8 +124,10 @@ the proxy, `is_output_lower_bound` is true where the reply broke off and
 `output_tokens` are those seen until then, `low_joules` and `high_joules` bound
 `energy_joules`, `timing` and `grade` grade them, `grade_reasons` (a JSON array) says
 why not better, `inferred_cached_tokens` are those of the prompt taken as cached that
-the engine did not tell of; each of them is null in records older than it. A row of
-quality `pending` is no record yet: it notes a request whose energy is still measured.
+the engine did not tell of, `host` is the machine of the proxy, `boundary` what
+`energy_joules` was measured inside; each of them is null in records older than it. A
+row of quality `pending` is no record yet: it notes a request whose energy is still
+measured.
 """
 ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     2: (RECORDS.c.boundaries,),
@@ -139,6 +143,8 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
         RECORDS.c.grade,
         RECORDS.c.grade_reasons,
         RECORDS.c.inferred_cached_tokens,
+        RECORDS.c.host,
+        RECORDS.c.boundary,
     ),
 }
 """Columns by the version that brought them: nullable, for the records before them.
@@ -175,8 +181,12 @@ class Database:
         upstream: str,
         run: str,
         upstreams: Mapping[str, str] | None = None,
+        boundaries: Mapping[str, str] | None = None,
     ) -> None:
-        """`upstreams` are addresses by engine; another engine's is `upstream`."""
+        """`upstreams` are addresses by engine; another engine's is `upstream`.
+
+        `boundaries` are those of the records' joules, by engine.
+        """
         self.shown_url = shown_url(url)
         self.engine = _engine(url)
         self._run = run
@@ -184,17 +194,24 @@ class Database:
         self.addresses: dict[str, str] = {}
         """Of upstreams, by engine."""
         self._addresses = {upstream}
-        self.take_upstreams(upstreams or {})
+        self._boundaries: dict[str, str] = {}
+        self.take_upstreams(upstreams or {}, boundaries)
         self._settled = RECORDS.c.quality != NOTE
         self.instance = ""
         """Whose notes are taken over at once: no two have the same at one time."""
+        self.host: str | None = None
         self.began: int | None = None
         """Cursor when this run began: later rows of other runs are theirs to tell."""
         self._insert = INSERTS[self.engine.dialect.name]
 
-    def take_upstreams(self, upstreams: Mapping[str, str]) -> None:
+    def take_upstreams(
+        self,
+        upstreams: Mapping[str, str],
+        boundaries: Mapping[str, str] | None = None,
+    ) -> None:
         """Write for these from now on; records of earlier ones are still read."""
         self.addresses |= upstreams
+        self._boundaries |= boundaries or {}
         self._addresses |= set(upstreams.values())
         self._own = (
             RECORDS.c.upstream == self._upstream
@@ -273,11 +290,13 @@ class Database:
                 for at in there.get(arrival.request_id, ())
             )
         ]
-        whose = {"run": left.run, "instance": left.instance}
+        # its journal is on this host
+        whose = {"run": left.run, "instance": left.instance, "host": self.host}
         rows = [
             {
                 **row_of(each),
                 **whose,
+                "boundary": self._boundaries.get(each.record.engine),
                 "upstream": left.upstreams.get(each.record.engine, self._upstream),
             }
             for each in left_records(replace(left, requests=missing), above)
@@ -388,8 +407,14 @@ class Database:
 
     def _owned(self, row: Mapping[str, Any]) -> dict[str, Any]:
         upstream = self.addresses.get(row["engine"], self._upstream)
-        own = {"upstream": upstream, "run": self._run, "instance": self.instance}
-        return {**row, **own}
+        return {
+            **row,
+            "upstream": upstream,
+            "run": self._run,
+            "instance": self.instance,
+            "host": self.host,
+            "boundary": self._boundaries.get(row["engine"]),
+        }
 
     def _prepare(self) -> None:
         with self.engine.begin() as connection:

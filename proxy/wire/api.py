@@ -176,6 +176,8 @@ class BooksReply(BoundaryBooks, frozen=True, kw_only=True):
 
     boundaries: dict[str, BoundaryBooks] = {}
     ratios: list[RatioReply] = []
+    instance: str | None = None
+    """Name of the proxy that keeps them; null in one engine's of several."""
 
     @property
     def is_final(self) -> bool:
@@ -352,6 +354,10 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     version: str
     run: str | None = None
     """The process that answers; another one after a restart."""
+    instance: str | None = None
+    """Name of the proxy among others, kept over restarts; null where it is older."""
+    host: str | None = None
+    """Name of the machine that the proxy runs on."""
     interval_level: float = 0.9
     """Nominal probability that joules are between their bounds."""
     config: dict[str, Any] = {}

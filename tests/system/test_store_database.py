@@ -249,3 +249,14 @@ def test_a_store_is_its_owners_with_log_and_index(
     modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     assert modes[path.name] == 0o600
     assert set(modes.values()) == {0o600}
+
+
+def test_a_row_says_which_proxy_made_it_where_and_inside_what(url: URL) -> None:
+    database = Database(url, "http://engine", "run", None, {"vllm": "gpu"})
+    database.open()
+    database.instance, database.host = "proxy-a", "node7"
+    database.write([row_of(stored(1))])
+    (row,) = database.page(0, 9, 9)
+    names = ("instance", "host", "boundary")
+    assert [row[name] for name in names] == ["proxy-a", "node7", "gpu"]
+    database.close()

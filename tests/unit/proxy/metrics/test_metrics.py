@@ -470,3 +470,10 @@ def test_a_request_that_consumed_nothing_has_no_energy_to_observe() -> None:
     }
     assert "servewatt_request_energy_joules_count" not in counts
     assert counts["servewatt_request_duration_seconds_count"] == 1
+
+
+def test_the_proxy_has_its_name_and_host_beside_the_instance_of_the_scrape() -> None:
+    found = Metrics()
+    found.show(Snapshot([], RelayCounters(), instance="proxy-a", host="node7"))
+    page = found.render(False).decode()
+    assert 'servewatt_proxy_info{host="node7",name="proxy-a"} 1.0' in page
