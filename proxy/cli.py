@@ -14,6 +14,7 @@ import click
 from proxy import __version__
 from proxy.commands.breakeven import breakeven
 from proxy.commands.calibrate import calibrate
+from proxy.commands.fleet import fleet
 from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
 from proxy.measure.cli import meter
@@ -140,6 +141,7 @@ cli.add_command(meter)
 cli.add_command(calibrate)
 cli.add_command(breakeven)
 cli.add_command(upstreams)
+cli.add_command(fleet)
 
 
 def _announce(addresses: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ import httpx
 import msgspec
 
 from proxy.errors import ProxyError
+from proxy.process.http_get import AsyncGetter, GetError
 from proxy.wire.api import (
     BooksReply,
     HardwareReply,
     ReadinessReply,
     RequestReply,
+    TotalsReply,
     UpstreamReply,
     UpstreamsReply,
 )
@@ -172,7 +174,7 @@ class AdminClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AdminError(url, _first_line(error)) from None
         if reply.status_code not in accepted:
-            detail = _detail(reply)
+            detail = _detail(reply.content)
             raise AdminError(
                 url,
                 f"answered {reply.status_code}{': ' if detail else ''}{detail}",
@@ -182,16 +184,45 @@ class AdminClient:
         return reply.content
 
 
+async def totals_at(
+    url: str, *, token: str | None, total_seconds: float
+) -> TotalsReply:
+    """What a proxy counted; its whole reply within this time. Raises AdminError."""
+    asked = f"{url.rstrip('/')}/totals"
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    tls = ssl.create_default_context() if url.startswith("https:") else True
+    async with AsyncGetter(
+        headers=headers, tls=tls, total_seconds=total_seconds
+    ) as getter:
+        try:
+            reply = await getter.get(asked)
+        except GetError as error:
+            raise AdminError(url, f"{error}"[:200].lower()) from None
+    if reply.status != 200:
+        detail = _detail(reply.body)
+        raise AdminError(
+            url,
+            f"answered {reply.status}{': ' if detail else ''}{detail}",
+            status=reply.status,
+            detail=detail,
+        )
+    try:
+        return msgspec.json.decode(reply.body, type=TotalsReply)
+    except msgspec.MsgspecError as error:
+        reason = f"its /totals is not understood: {error}"
+        raise AdminError(url, reason) from None
+
+
 class _Refusal(msgspec.Struct):
     error: str
 
 
-def _detail(reply: httpx.Response) -> str:
+def _detail(body: bytes) -> str:
     """The error of a JSON reply, else the start of the text."""
     try:
-        return msgspec.json.decode(reply.content, type=_Refusal).error
+        return msgspec.json.decode(body, type=_Refusal).error
     except msgspec.MsgspecError:
-        return " ".join(reply.text[:200].split())
+        return " ".join(body.decode("utf-8", "replace")[:200].split())
 
 
 def _first_line(error: Exception) -> str:

@@ -36,13 +36,14 @@ from proxy.admin.views import (
     boards_of,
     engine_books,
     engine_info,
+    engine_totals,
     fleet_books,
     fleet_readiness,
     readiness,
     upstream_reply,
 )
 from proxy.errors import StoreError
-from proxy.metrics.collector import OPENMETRICS_TYPE, TEXT_TYPE
+from proxy.metrics.collector import OPENMETRICS_TYPE, TEXT_TYPE, EndedRequests
 from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
@@ -54,6 +55,7 @@ from proxy.wire.api import (
     InfoReply,
     LiveReply,
     ReadinessReply,
+    TotalsReply,
     UpstreamReply,
     UpstreamsReply,
 )
@@ -92,6 +94,10 @@ class AdminSources:
     """Name of this proxy among others."""
     host: str | None = None
     """Name of the machine."""
+    ended: Mapping[str, Mapping[tuple[str, str], EndedRequests]] = field(
+        default_factory=dict
+    )
+    """Settled requests by engine, and by model and tenant."""
     errors: LoopErrors = field(default_factory=LoopErrors)
     """Of the live page's beat, among those of the process."""
     is_stopping: Callable[[], bool] = lambda: False
@@ -118,6 +124,7 @@ def admin_app(
     app.router.add_get("/requests", views.requests)
     app.router.add_get("/requests/{request_id}", views.request)
     app.router.add_get("/books", views.books)
+    app.router.add_get("/totals", views.totals)
     app.router.add_get("/hardware", views.hardware)
     app.router.add_get("/info", views.info)
     app.router.add_get("/calibration", views.calibration)
@@ -281,6 +288,24 @@ class _Views:
         if chosen not in books.boundaries:
             return _refuse(f"boundary is one of {', '.join(books.boundaries)}")
         return _json(books.boundaries[chosen])
+
+    async def totals(self, request: web.Request) -> web.Response:
+        run = self._from.run
+        return _json(
+            TotalsReply(
+                version=self._from.version,
+                run=run.name,
+                run_unix_seconds=run.began_seconds + self._unix_offset_seconds(),
+                instance=self._from.instance,
+                host=self._from.host,
+                engines={
+                    engine.name: engine_totals(
+                        engine, self._from.ended.get(engine.name, {})
+                    )
+                    for engine in self._from.engines
+                },
+            )
+        )
 
     async def hardware(self, request: web.Request) -> web.Response:
         offset, edges = self._unix_offset_seconds(), []

@@ -15,17 +15,21 @@ import msgspec
 
 from proxy.meter.ledger import Books
 from proxy.meter.meter import Meter
+from proxy.metrics.collector import EndedRequests
 from proxy.metrics.samples import Measured
 from proxy.power.accuracy import accuracy_of
 from proxy.power.hardware import HardwareLog, HardwareWindow, board_state
 from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.api import (
     JOULES,
+    Accounts,
     BoardState,
     BooksReply,
     BoundaryBooks,
+    ClassTotals,
     EngineHardware,
     EngineInfo,
+    EngineTotals,
     FleetBooks,
     FleetReadiness,
     Phases,
@@ -199,6 +203,54 @@ def fleet_books(
         },
         engines=dict(replies),
     )
+
+
+def engine_totals(
+    engine: EngineSources, ended: Mapping[tuple[str, str], EndedRequests]
+) -> EngineTotals:
+    """What one engine did and drew so far, its settled requests by model and tenant."""
+    headline, *_ = engine.measured()
+    state = headline.meter
+    is_measured = state.samples_total > 0 and math.isfinite(state.books.settled_seconds)
+    accounts = Accounts(**_joules_of(state.books)) if is_measured else Accounts()
+    tokens: dict[tuple[str, str], list[int]] = {}
+    joules: dict[tuple[str, str], list[float]] = {}
+    for labels, counts in state.class_tokens.items():
+        _add(tokens.setdefault((labels.model, labels.tenant), [0, 0, 0]), counts)
+    for labels, parts in state.class_joules.items():
+        _add(joules.setdefault((labels.model, labels.tenant), [0.0, 0.0, 0.0]), parts)
+    classes = []
+    for key in dict.fromkeys((*ended, *tokens, *joules)):
+        counted = ended.get(key, EndedRequests())
+        prompt, _, output = tokens.get(key, (0, 0, 0))
+        prefill, decode, idle_share = (
+            joules.get(key, (0.0, 0.0, 0.0)) if is_measured else (None, None, None)
+        )
+        classes.append(
+            ClassTotals(
+                model=key[0],
+                tenant=key[1],
+                requests=counted.requests,
+                requests_without_energy=counted.without_energy,
+                requests_without_tokens=counted.without_tokens,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                prefill_joules=prefill,
+                decode_joules=decode,
+                idle_share_joules=idle_share,
+            )
+        )
+    return EngineTotals(
+        boundary=headline.boundary,
+        simulated=bool(headline.sampler and headline.sampler.is_simulated),
+        account_joules=accounts.by_account(),
+        gap_seconds=state.books.gap_seconds if is_measured else None,
+        classes=classes,
+    )
+
+
+def _add(row: list[Any], more: Sequence[Any]) -> None:
+    row[:] = [mine + other for mine, other in zip(row, more, strict=True)]
 
 
 SUMMED = (

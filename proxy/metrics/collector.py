@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import exposition as text_page
@@ -42,6 +43,23 @@ class _Cell:
         self.exemplars: dict[int, Exemplar] = {}
 
 
+@dataclass(slots=True)
+class EndedRequests:
+    """Counts of settled requests, and of those of which something is not known."""
+
+    requests: int = 0
+    without_energy: int = 0
+    without_tokens: int = 0
+    """Answered or cut off without the engine's count of its output."""
+
+    def add(self, record: RequestRecord) -> None:
+        """Count one."""
+        is_uncounted = record.outcome == "ok" and record.output_tokens is None
+        self.requests += 1
+        self.without_energy += record.energy.energy_joules is None
+        self.without_tokens += is_uncounted or bool(record.is_output_lower_bound)
+
+
 class Metrics(Collector):
     """A table over the latest snapshot, plus per-request histograms."""
 
@@ -54,6 +72,8 @@ class Metrics(Collector):
         self.bins = LengthBins()
         self.records_without_energy: Counter[str] = Counter()
         """Count by engine."""
+        self.ended: dict[str, dict[tuple[str, str], EndedRequests]] = {}
+        """Settled requests by engine, and by model and tenant."""
 
     def observe(self, records: Iterable[RequestRecord]) -> None:
         """Count settled requests; each leaves its id as an exemplar."""
@@ -63,6 +83,9 @@ class Metrics(Collector):
             labels = (*self._classes.bounded(own), record.outcome)
             request_id = record.request_id[:MAX_EXEMPLAR_CHARACTERS]
             self.bins.add(record)
+            by_class = self.ended.setdefault(record.engine, {})
+            ended = by_class.setdefault((record.model, record.tenant), EndedRequests())
+            ended.add(record)
             for name, spec in REQUEST_METRICS.items():
                 value = spec.value(record)
                 if value is not None and math.isfinite(value):

@@ -110,10 +110,12 @@ class AsyncGetter:
     def __init__(
         self,
         *,
+        headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | bool = True,
         total_seconds: float = TOTAL_SECONDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
+        self._headers = {**ASK_PLAIN, **(headers or {})}
         # made once: 30 ms
         self._tls: ssl.SSLContext | bool = (
             httpx.create_ssl_context() if tls is True else tls
@@ -128,7 +130,9 @@ class AsyncGetter:
         try:
             async with (
                 asyncio.timeout(self._total_seconds),
-                self._client.stream("GET", _address(url), headers=ASK_PLAIN) as reply,
+                self._client.stream(
+                    "GET", _address(url), headers=self._headers
+                ) as reply,
             ):
                 packing = reply.headers.get("content-encoding", "")
                 body = BoundedBody(packing, self._max_bytes)

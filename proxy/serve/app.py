@@ -266,6 +266,7 @@ class _App:
             run=self.process,
             instance=self.instance,
             host=self.host,
+            ended=self.metrics.ended,
             errors=self.errors,
             is_stopping=self.stopping.is_set,
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -38,10 +38,10 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, StoreError
 from proxy.process.files import private_file
 from proxy.store.address import shown_url
 from proxy.store.journal import LeftBehind
@@ -476,6 +476,41 @@ def _check_version(found: int) -> None:
 
 
 # -- connections ----------------------------------------------------------------
+
+
+@contextmanager
+def reading(url: URL) -> Iterator[Connection]:
+    """A connection to a store that is there, to read it as proxies go on writing.
+
+    Raises ConfigError for what is no store of this version, StoreError where it does
+    not answer, also inside the block.
+    """
+    shown = shown_url(url)
+    path = url.database or ""
+    is_file = url.get_backend_name() == "sqlite" and not path.startswith("file:")
+    if is_file and not Path(path).is_file():
+        raise ConfigError(f"--store {shown}: there is no such file")
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(META.name):
+                raise ConfigError(f"--store {shown} holds no records of a proxy")
+            found = connection.scalar(
+                select(META.c.value).where(META.c.name == "schema")
+            )
+            _check_version(int(found or 0))
+            if found != SCHEMA_VERSION:
+                raise ConfigError(
+                    f"--store {shown} has schema version {found}, this program reads "
+                    f"{SCHEMA_VERSION}; a proxy of this version that opens it brings "
+                    "it there"
+                )
+            yield connection
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StoreError(f"--store {shown}: {reason}") from None
+    finally:
+        engine.dispose()
 
 
 def _engine(url: URL) -> Engine:

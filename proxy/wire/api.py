@@ -8,10 +8,10 @@ be older than the proxy; what it cannot do without has no default here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 # -- joules --------------------------------------------------------------------
 
@@ -190,6 +190,53 @@ class FleetBooks(BooksReply, frozen=True, kw_only=True):
     """`/books` of several engines: the sums, and each engine's own."""
 
     engines: dict[str, BooksReply]
+
+
+# -- /totals -------------------------------------------------------------------
+
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class ClassTotals(Struct, frozen=True, kw_only=True):
+    """Settled requests of one model and tenant, inside the headline boundary."""
+
+    model: str
+    tenant: str
+    requests: Count
+    requests_without_energy: Count
+    """Of those, what is in no joules here: they are unknown."""
+    requests_without_tokens: Count
+    """Of those, answered or cut off without the engine's count of its output."""
+    prompt_tokens: Count
+    output_tokens: Count
+    prefill_joules: float | None
+    """Null where nothing was measured, as the next two."""
+    decode_joules: float | None
+    idle_share_joules: float | None
+
+
+class EngineTotals(Struct, frozen=True, kw_only=True):
+    """One engine since its proxy began, inside its headline boundary."""
+
+    boundary: str
+    simulated: bool
+    account_joules: dict[str, float] | None
+    """By account; their sum is all that was measured. Null: nothing was."""
+    gap_seconds: float | None
+    """Not measured so far; null: nothing was."""
+    classes: list[ClassTotals]
+
+
+class TotalsReply(Struct, frozen=True, kw_only=True):
+    """`/totals`: what one proxy counted since it began, for sums over a fleet."""
+
+    version: str
+    run: str
+    run_unix_seconds: float
+    instance: str | None
+    host: str | None
+    engines: dict[str, EngineTotals]
 
 
 # -- /requests -----------------------------------------------------------------
