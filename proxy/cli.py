@@ -15,6 +15,7 @@ from proxy import __version__
 from proxy.commands.breakeven import breakeven
 from proxy.commands.calibrate import calibrate
 from proxy.commands.fleet import fleet
+from proxy.commands.records import records
 from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
 from proxy.measure.cli import meter
@@ -142,6 +143,7 @@ cli.add_command(calibrate)
 cli.add_command(breakeven)
 cli.add_command(upstreams)
 cli.add_command(fleet)
+cli.add_command(records)
 
 
 def _announce(addresses: dict[str, Any]) -> None:

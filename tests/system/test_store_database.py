@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from msgspec import to_builtins
@@ -15,6 +18,7 @@ from proxy.meter.ledger import RequestEnergy
 from proxy.store.archive import Archive
 from proxy.store.database import ADDED, META, RECORDS, SCHEMA_VERSION, Database
 from proxy.store.stored_record import StoredRecord, reply_from, reply_of, row_of
+from tests.support.databases import Postgres
 from tests.support.stored_records import record, stored
 
 
@@ -260,3 +264,60 @@ def test_a_row_says_which_proxy_made_it_where_and_inside_what(url: URL) -> None:
     names = ("instance", "host", "boundary")
     assert [row[name] for name in names] == ["proxy-a", "node7", "gpu"]
     database.close()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_store_goes_back_to_an_earlier_version_and_comes_again(
+    url: URL, version: int
+) -> None:
+    made_by_version(url, version, halfway=False)
+    database = opened(url)
+    database.write([row_of(stored(2))])
+    with database.engine.begin() as connection:
+        connection.execute(META.update().values(value=version))
+        # as that version writes: columns that are not its own it does not name
+        later = {column.name for n in ADDED if n > version for column in ADDED[n]}
+        own = ", ".join(c.name for c in RECORDS.columns if c.name not in later)
+        shown = own.replace("sequence", "3")
+        copied = f"INSERT INTO servewatt_records ({own}) SELECT {shown}"
+        connection.execute(text(f"{copied} FROM servewatt_records WHERE sequence = 2"))
+    database.close()
+    again = opened(url)
+    with again.engine.connect() as connection:
+        assert connection.scalar(select(META.c.value)) == SCHEMA_VERSION
+    assert sequences(again) == [1, 2, 3]
+    assert to_builtins(reply_from(again.page(1, 2, 9)[0])) == to_builtins(
+        reply_of(stored(2))
+    )
+    again.close()
+
+
+def test_a_backup_of_a_file_in_use_has_every_record(tmp_path: Path) -> None:
+    live = opened(make_url(f"sqlite:///{tmp_path}/records.sqlite"))
+    live.write([row_of(stored(n)) for n in range(1, 9)])
+    with live.engine.connect() as connection:
+        connection.exec_driver_sql(f"VACUUM INTO '{tmp_path}/backup.sqlite'")
+    restored = opened(make_url(f"sqlite:///{tmp_path}/backup.sqlite"))
+    assert restored.page(0, 99, 99) == live.page(0, 99, 99)
+    live.close()
+    restored.close()
+
+
+@pytest.mark.postgres
+def test_a_dump_of_a_database_is_restored_with_every_record(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url, other = postgres.create_database(), postgres.create_database()
+    live = opened(url)
+    live.write([row_of(stored(n)) for n in range(1, 9)])
+    file = str(tmp_path / "backup.dump")
+    run = partial(subprocess.run, check=True, timeout=60)
+    names = [
+        each.set(drivername="postgresql").render_as_string() for each in (url, other)
+    ]
+    run(["pg_dump", "-Fc", "-t", "servewatt_*", "-f", file, names[0]])
+    run(["pg_restore", "--clean", "--if-exists", "-d", names[1], file])
+    restored = opened(other)
+    assert restored.page(0, 99, 99) == live.page(0, 99, 99)
+    live.close()
+    restored.close()
