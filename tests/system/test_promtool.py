@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,6 +31,33 @@ def test_promtool_accepts_rules_and_configuration() -> None:
             [promtool, "check", *what], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("name", ["prometheus-site", "prometheus-central"])
+def test_promtool_accepts_the_examples_of_a_fleet(name: str) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: install Debian's prometheus package")
+    folder = ROOT / "examples" / "fleet"
+    config = [
+        promtool,
+        "check",
+        "config",
+        "--syntax-only",
+        str(folder / f"{name}.yaml"),
+    ]
+    rules = [promtool, "check", "rules", str(folder / "fleet-rules.yaml")]
+    for command in (config, rules):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_of_a_fleet_ask_for_metrics_that_a_proxy_has() -> None:
+    text = (ROOT / "examples" / "fleet" / "fleet-rules.yaml").read_text()
+    asked = set(re.findall(r"\b(servewatt_\w+_total)\[", text))
+    assert asked
+    assert asked <= set(METRICS)
 
 
 @pytest.mark.prometheus
