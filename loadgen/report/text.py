@@ -14,6 +14,7 @@ from loadgen.analysis.schema import (
     HardwareBlock,
     LengthBlock,
     PerRequest,
+    ProcessRow,
     Summary,
 )
 from loadgen.client.abilities import length_note
@@ -425,6 +426,18 @@ class LengthRow(NamedTuple):
     name: str
     text: str
     note: str
+
+
+def process_text(row: ProcessRow) -> str:
+    """What one of several processes sent, and how late."""
+    parts = [f"{row.requests:,} requests"]
+    if row.lag_ms is not None:
+        parts.append(f"schedule lag p99 {fmt.seconds(row.lag_ms.p99 / 1000)}")
+    if row.cpu_seconds is not None:
+        parts.append(f"{fmt.seconds(row.cpu_seconds)} of CPU")
+    if row.death is not None:
+        parts.append(f"{row.death}, {row.lost_requests:,} lost")
+    return ", ".join(parts)
 
 
 def length_rows(summary: Summary) -> Iterator[LengthRow]:

@@ -1,0 +1,49 @@
+"""How many processes a run has, and how its limits are shared among them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.errors import UsageError
+from loadgen.plan.plan import PlanHeader
+from loadgen.run.config import ReplayConfig
+from loadgen.run.processes import check_processes, weights_of
+
+CONFIG = ReplayConfig(trace=Path("t.jsonl"), processes=3)
+HEADER = PlanHeader(
+    trace="t", trace_format="loadtrace", arrival="poisson", rate_per_second=1.0,
+    burstiness=None, seed=0, sessions=100, requests=200, span_seconds=9.0,
+)  # fmt: skip
+
+
+def limit(option: str, slots: int) -> dict[str, Any]:
+    return {option: slots}
+
+
+@pytest.mark.parametrize("option", ["concurrency", "max_concurrency"])
+def test_each_process_has_a_request_in_flight_or_is_refused(option: str) -> None:
+    check_processes(CONFIG)
+    check_processes(replace(CONFIG, **limit(option, 3)))
+    with pytest.raises(
+        UsageError, match=r"--processes 3 is more than --.*concurrency 2"
+    ):
+        check_processes(replace(CONFIG, **limit(option, 2)))
+
+
+@pytest.mark.parametrize("option", ["concurrency", "max_concurrency"])
+def test_a_limit_is_shared_exactly_and_so_is_the_load(option: str) -> None:
+    assert weights_of(replace(CONFIG, **limit(option, 8)), HEADER) == (3, 3, 2)
+    assert weights_of(CONFIG, HEADER) == (1, 1, 1)
+
+
+def test_there_are_no_more_processes_than_sessions() -> None:
+    few = PlanHeader(
+        trace="t", trace_format="loadtrace", arrival="poisson", rate_per_second=1.0,
+        burstiness=None, seed=0, sessions=2, requests=20, span_seconds=9.0,
+    )  # fmt: skip
+    assert weights_of(CONFIG, few) == (1, 1)
+    assert weights_of(replace(CONFIG, max_concurrency=5), few) == (3, 2)
