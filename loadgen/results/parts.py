@@ -8,7 +8,6 @@ changes no byte of it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -60,24 +59,29 @@ class Tail:
         self._file: BinaryIO | None = None
         self._rest = b""
 
-    def lines(self) -> Iterator[bytes]:
-        """Those that were completed since the last call. Raises LoadgenError."""
+    def lines(self) -> list[bytes]:
+        """New ones, a megabyte of them at most; none when there are no more yet.
+
+        Raises LoadgenError.
+        """
         try:
             if self._file is None:
                 self._file = self.path.open("rb", buffering=0)
             while data := self._file.read(_READ_BYTES):
                 *whole, self._rest = (self._rest + data).split(b"\n")
-                for line in whole:
-                    yield line + b"\n"
+                if whole:
+                    return [line + b"\n" for line in whole]
         except FileNotFoundError:
-            return  # nothing was written yet
+            pass  # nothing was written yet
         except OSError as error:
             raise _unreadable(self.path, error) from None
+        return []
 
-    def results(self) -> Iterator[tuple[bytes, Result]]:
+    def results(self) -> list[tuple[bytes, Result]]:
         """The same lines, read."""
-        for line in self.lines():
-            yield line, result_of(line, _decoder, str(self.path))
+        return [
+            (line, result_of(line, _decoder, str(self.path))) for line in self.lines()
+        ]
 
     def close(self) -> None:
         """Close the file; calling twice is fine."""

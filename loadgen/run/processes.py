@@ -236,18 +236,18 @@ class _Run:
 
     def _take(self) -> None:
         """Take the new records, in order of their ends, and the counts."""
-        new = [
+        while new := [
             (result.finished_seconds, line, result, sender.part)
             for sender in self._senders
             for line, result in sender.tail.results()
-        ]
-        new.sort(key=lambda each: each[:2])
-        for _, line, result, part in new:
-            self._recorder.append(line)
-            part.add(result)
-            self._sent += result.sent_seconds is not None
-            self._limit.note(result)
-            self._progress.note_end(result)
+        ]:
+            new.sort(key=lambda each: each[:2])
+            for _, line, result, part in new:
+                self._recorder.append(line)
+                part.add(result)
+                self._sent += result.sent_seconds is not None
+                self._limit.note(result)
+                self._progress.note_end(result)
         counts = [sender.counts for sender in self._senders]
         progress = self._progress
         # records are newer than counts: nothing is done that was not sent

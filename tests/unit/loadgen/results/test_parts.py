@@ -58,8 +58,9 @@ def merged(folder: Path, records: list[Result], owners: list[int], seed: int) ->
 
         def take() -> None:
             for tail in tails:
-                for line in tail.lines():
-                    out.append(line)
+                while lines := tail.lines():
+                    for line in lines:
+                        out.append(line)
 
         for result, owner in zip(records, owners, strict=True):
             parts[owner].record(result)
@@ -120,6 +121,19 @@ def test_a_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
         file.write(b'{"c": 3}')  # its writer was killed within it
     assert list(tail.lines()) == []
     tail.close()
+
+
+def test_much_is_given_by_and_by_and_a_long_line_whole(tmp_path: Path) -> None:
+    path = tmp_path / "part.jsonl"
+    lines = [b"%d " % n + b"x" * 3_000_000 * (n % 2) + b"\n" for n in range(6)]
+    path.write_bytes(b"".join(lines))
+    tail = Tail(path)
+    found = []
+    while some := tail.lines():
+        found.append(some)
+    tail.close()
+    assert [line for some in found for line in some] == lines
+    assert len(found) > 1
 
 
 def test_what_is_no_record_names_the_part(tmp_path: Path) -> None:
