@@ -21,6 +21,7 @@ from loadgen.client.abilities import length_note
 from loadgen.report import format as fmt
 from proxy.wire.api import ATTRIBUTED, BoardSummary, SpreadReply
 
+_SHOWN_PROCESSES = 8
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
 _SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
@@ -426,6 +427,18 @@ class LengthRow(NamedTuple):
     name: str
     text: str
     note: str
+
+
+def late_processes(rows: Sequence[ProcessRow]) -> list[ProcessRow]:
+    """Those to show: all of a few, else the dead and the latest of many."""
+    if len(rows) <= _SHOWN_PROCESSES:
+        return list(rows)
+
+    def badness(row: ProcessRow) -> tuple[bool, float]:
+        return row.death is not None, row.lag_ms.p99 if row.lag_ms else 0.0
+
+    worst = sorted(rows, key=badness, reverse=True)[:_SHOWN_PROCESSES]
+    return sorted(worst, key=lambda row: row.process)
 
 
 def process_text(row: ProcessRow) -> str:

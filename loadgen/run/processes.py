@@ -36,7 +36,7 @@ from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
 from loadgen.run.sender import Counts, Job, Message
 from loadgen.run.stack import end, last_line
-from proxy.process.files import PRIVATE
+from proxy.process.files import PRIVATE, os_reason
 
 START_SECONDS = 60.0
 """Each starts an interpreter; several on a busy host take their time."""
@@ -303,16 +303,22 @@ def _start(job: Job, log_folder: Path, ending: ExitStack) -> Sender:
     """Start a process and give it its job; it ends with `ending`."""
     number = job.shard.number + 1
     log_path = log_folder / f"load-{number}.log"
-    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
-    with os.fdopen(descriptor, "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "loadgen.run.sender"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            bufsize=0,  # what a dead process did not read is not kept
-            start_new_session=True,
-        )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        with os.fdopen(os.open(log_path, flags, PRIVATE), "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "loadgen.run.sender"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,  # what a dead process did not read is not kept
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise StackError(
+            f"load process {number} cannot be started: {os_reason(error)}; "
+            "give a smaller --processes"
+        ) from None
     ending.callback(end, process)
     tail = Tail(Path(job.records))
     ending.callback(tail.close)

@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from loadgen.client.backends import RequestOptions, Target
 from loadgen.errors import UsageError
 from loadgen.plan.plan import PlanHeader
+from loadgen.plan.shards import Shard
 from loadgen.run.config import ReplayConfig
 from loadgen.run.processes import check_processes, weights_of
+from loadgen.run.sender import Job
 
 CONFIG = ReplayConfig(trace=Path("t.jsonl"), processes=3)
 HEADER = PlanHeader(
@@ -47,3 +51,26 @@ def test_there_are_no_more_processes_than_sessions() -> None:
     )  # fmt: skip
     assert weights_of(CONFIG, few) == (1, 1)
     assert weights_of(replace(CONFIG, max_concurrency=5), few) == (3, 2)
+
+
+def test_a_process_is_given_all_that_one_process_has(tmp_path: Path) -> None:
+    job = Job(
+        plan="run/plan.jsonl",
+        shard=Shard(1, (3, 2)),
+        records=str(tmp_path / "requests-2.jsonl"),
+        target=Target(
+            "https://engine:8000/base", "vllm", model="m", endpoint="/v2",
+            api_key="secret", headers={"x-team": "a"},
+        ),
+        options=RequestOptions(
+            output_tokens=5, ignore_eos=False, temperature=0.5, top_p=0.9, n=2,
+            extra_body={"top_k": 1, "nested": {"a": [1.5, None]}}, hash_block_size=512,
+        ),
+        max_concurrency=2,
+        is_closed_loop=True,
+        timeout_seconds=1.5,
+        seed=7,
+    )  # fmt: skip
+    line = msgspec.json.encode(job)
+    assert b"\n" not in line
+    assert msgspec.json.decode(line, type=Job) == job
