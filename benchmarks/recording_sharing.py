@@ -54,7 +54,7 @@ def main() -> None:
             text = shared + "\n" + cut(50, 8000)
             tokens.append(tokenizer.encode(text).ids)
             body = reader.read("m", _body(text))
-            ids.append(blocks.ids(body, len(tokens[-1])))
+            ids.append(blocks.ids(body, len(tokens[-1]))[0])
         full = common(*tokens) // BLOCK_TOKENS
         true_tokens.append(full * BLOCK_TOKENS)
         errors.append((common(*ids) - full) * BLOCK_TOKENS)

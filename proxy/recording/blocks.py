@@ -8,9 +8,12 @@ them, and a prompt always has as many blocks as its tokens fill. Pure.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import numpy as np
+from numpy.typing import NDArray
 
 from proxy.recording.prompts import CHUNK_WORDS, MASK, Prompt
+
+FloatArray = NDArray[np.float64]
 
 BLOCK_TOKENS = 16
 """Of vLLM's own cache."""
@@ -21,55 +24,49 @@ _STEP = 0x1D8AF066F2D5B5  # odd: another number for every block of one hash
 
 
 class Blocks:
-    """What is known of the tokens of beginnings, the oldest unused one goes first."""
+    """Tokens of beginnings that were seen; those unused for long are forgotten."""
 
     def __init__(self, max_chunks: int = MAX_CHUNKS) -> None:
         self._max_chunks = max_chunks
-        self._ends: OrderedDict[int, float] = OrderedDict()
+        self._ends: dict[int, float] = {}
         """Tokens of a beginning, by its hash."""
+        self._older: dict[int, float] = {}
+        """Those that were in use before."""
 
-    def shared_tokens(self, prompt: Prompt) -> float:
-        """Tokens of the longest beginning that was seen before."""
+    def ids(
+        self, prompt: Prompt, tokens: int, *, remembers: bool = True
+    ) -> tuple[list[int], float]:
+        """A hash for every block of a prompt, and how many tokens had been seen before.
+
+        Both are of so many `tokens` as the whole prompt has.
+        """
         known = self._known(prompt)
-        return known[-1] if known else 0.0
-
-    def ids(self, prompt: Prompt, tokens: int, *, remembers: bool = True) -> list[int]:
-        """A hash for every block of a prompt of so many tokens."""
-        chain = prompt.chain
-        ends = self._known(prompt)
-        first, begin = len(ends), ends[-1] if ends else 0.0
+        first, begin = len(known), known[-1] if known else 0.0
         words = prompt.words - first * CHUNK_WORDS
         rate = max(0.0, tokens - begin) / words if words else 0.0
-        ends += [
-            begin + rate * CHUNK_WORDS * number
-            for number in range(1, len(chain) - first + 1)
-        ]
+        numbers = np.arange(1, len(prompt.chain) - first + 1)
+        ends = np.concatenate([np.array(known), begin + rate * CHUNK_WORDS * numbers])
         if remembers:
             self._remember(prompt, ends)
-        found: list[int] = []
-        at = 0
-        for block in range(-(-tokens // BLOCK_TOKENS)):
-            end = (block + 1) * BLOCK_TOKENS
-            while at < len(ends) and ends[at] < end:
-                at += 1
-            base = chain[at] if at < len(ends) else prompt.tail
-            found.append((base + block * _STEP) & MASK)
-        return found
+        blocks = np.arange(-(-tokens // BLOCK_TOKENS))
+        places = np.searchsorted(ends, (blocks + 1) * BLOCK_TOKENS)
+        hashes = np.append(prompt.chain, prompt.tail)[places]
+        found: list[int] = ((hashes + blocks * _STEP) & MASK).tolist()
+        return found, min(begin, float(tokens))
 
     def _known(self, prompt: Prompt) -> list[float]:
         ends: list[float] = []
-        for each in prompt.chain:
-            end = self._ends.get(each)
+        newer, older = self._ends, self._older
+        for each in prompt.chain.tolist():
+            end = newer.get(each)
             if end is None:
-                break
+                end = older.get(each)
+                if end is None:
+                    break
             ends.append(end)
         return ends
 
-    def _remember(self, prompt: Prompt, ends: list[float]) -> None:
-        """The beginning last: without it no other is found."""
-        known = self._ends
-        for each, end in zip(reversed(prompt.chain), reversed(ends), strict=True):
-            known[each] = end
-            known.move_to_end(each)
-        while len(known) > self._max_chunks:
-            known.popitem(last=False)
+    def _remember(self, prompt: Prompt, ends: FloatArray) -> None:
+        if len(self._ends) + len(ends) > self._max_chunks // 2:
+            self._older, self._ends = self._ends, {}
+        self._ends.update(zip(prompt.chain.tolist(), ends.tolist(), strict=True))

@@ -179,8 +179,7 @@ class Traffic:
         is_final = x["outcome"] != "open"
         before = place.continues_tokens
         is_appended = before is not None and prompt_tokens > before
-        shared = self._blocks.shared_tokens(prompt)
-        ids = self._blocks.ids(prompt, prompt_tokens, remembers=is_final)
+        ids, shared = self._blocks.ids(prompt, prompt_tokens, remembers=is_final)
         kind = labels.kind
         if kind == "other" and facts.route in WITHOUT_OUTPUT:
             kind = "embedding"
@@ -193,6 +192,7 @@ class Traffic:
             row["delay"] = _milliseconds(place.think_seconds)
         if is_appended:
             assert before is not None
+            shared = max(shared, before)
             row["input_length"] = prompt_tokens - before
             x["prompt_tokens"] = prompt_tokens
         else:
@@ -209,7 +209,7 @@ class Traffic:
             row["tenant"] = well_formed(labels.tenant)
         x |= {"key": opened.key, "request_id": opened.request_id, "route": facts.route}
         x["model"] = well_formed(labels.model)
-        x["shared_tokens"] = round(min(shared, prompt_tokens))
+        x["shared_tokens"] = round(shared)
         if facts.sequences > 1:
             x["sequences"] = facts.sequences
         row["x"] = x

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -28,6 +29,7 @@ ORDER_OF_ENDS = "end"
 REFUSED = "refused by the engine"
 WITHOUT_OUTPUT = "without output (embeddings, scores)"
 OPEN = "open"
+MORE_CACHED = "more cached than shared"
 
 _TABLE = """
 CREATE TABLE rows (
@@ -68,11 +70,17 @@ def gathered(
     with contextlib.closing(sqlite3.connect("")) as rows:  # a file without a name
         rows.execute(_TABLE)
         try:
-            rows.executemany(_PUT, _values(lines, info, check_header))
+            unseen = Counter[str]()
+            rows.executemany(_PUT, _values(lines, info, check_header, unseen))
         except sqlite3.Error as error:
             raise TraceError(info.path, None, f"cannot be sorted: {error}") from None
         for reason, count in rows.execute(_LEFT_OUT):
             info.dropped[reason] = count
+        if unseen[MORE_CACHED]:
+            warn_once(
+                info, f"of {unseen[MORE_CACHED]} prompts the engine had more cached "
+                "than the recording knows to be shared: a replay shares less there",
+            )  # fmt: skip
         (estimated,) = rows.execute(_ESTIMATED).fetchone()
         if estimated:
             warn_once(
@@ -115,7 +123,10 @@ def _turns(group: Iterable[tuple[object, ...]], zero: int) -> Iterator[Row]:
 
 
 def _values(
-    lines: Iterable[Line], info: TraceInfo, check_header: Callable[[Line], None]
+    lines: Iterable[Line],
+    info: TraceInfo,
+    check_header: Callable[[Line], None],
+    unseen: Counter[str],
 ) -> Iterator[tuple[object, ...]]:
     run, zero = "", 0
     for line in lines:
@@ -135,6 +146,9 @@ def _values(
             reason = WITHOUT_OUTPUT
         if x.get("estimated") and outcome != OPEN and reason is None:
             warn_once(info, "lengths that no engine told are estimates")
+        cached, shared = x.get("cached_tokens"), x.get("shared_tokens")
+        if isinstance(cached, int) and isinstance(shared, int):
+            unseen[MORE_CACHED] += cached > shared + (info.hash_block_size or 0)
         key = x.get("key")
         if type(key) is not int or not 0 <= key < 2**63:
             line.fail("x", "the request's key, an integer")

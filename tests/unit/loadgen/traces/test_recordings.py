@@ -100,6 +100,18 @@ def test_what_was_refused_is_left_out_and_counted(tmp_path: Path) -> None:
     assert sessions[0].turns[0].at_seconds == 0
 
 
+@pytest.mark.parametrize(("cached", "is_told"), [(48, False), (49, True)])
+def test_more_in_the_cache_than_was_seen_is_told(
+    tmp_path: Path, cached: int, is_told: bool
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    x = {"cached_tokens": cached, "shared_tokens": 32}
+    path.write_bytes(text(header(), row(1, 0, "a", x=x)))
+    info, _ = read(path)
+    told = [each for each in info.warnings if "of 1 prompts" in each]
+    assert bool(told) == is_told
+
+
 def test_a_turn_whose_earlier_one_is_lost_has_its_whole_prompt(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     later = row(3, 9, "a", 3, history="append", delay=2, x={"prompt_tokens": 64})

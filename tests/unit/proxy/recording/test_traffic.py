@@ -91,7 +91,7 @@ def test_an_equal_beginning_is_shared_to_the_block_where_words_are_tokens(
 ) -> None:
     prompts = [[*shared, "A", *one], [*shared, "B", *other]]
     blocks = Blocks()
-    ids = [blocks.ids(read(" ".join(words)), len(words)) for words in prompts]
+    ids = [blocks.ids(read(" ".join(words)), len(words))[0] for words in prompts]
     assert common(*ids) == len(shared) // BLOCK_TOKENS
 
 
@@ -106,33 +106,36 @@ def test_a_prompt_has_the_blocks_of_its_tokens_and_shares_what_it_was_given(
         read(" ".join([*shared, "A", *one])), read(" ".join([*shared, "B", *other])),
     )  # fmt: skip
     blocks = Blocks()
-    ids = blocks.ids(first, tokens[0])
-    given_tokens = blocks.shared_tokens(second)
-    others = blocks.ids(second, tokens[1])
+    ids, _ = blocks.ids(first, tokens[0])
+    others, given_tokens = blocks.ids(second, tokens[1])
     assert [len(ids), len(others)] == [-(-each // BLOCK_TOKENS) for each in tokens]
-    shared_blocks = int(min(given_tokens, tokens[1]) // BLOCK_TOKENS)
-    assert common(ids, others) == shared_blocks
+    shared_blocks = int(given_tokens // BLOCK_TOKENS)
+    is_all_shared = given_tokens == tokens[1]
+    assert common(ids, others) == (len(others) if is_all_shared else shared_blocks)
 
 
 @given(text=st.text(), tokens=st.integers(1, 3000))
 def test_the_same_prompt_again_is_the_same_blocks(text: str, tokens: int) -> None:
     blocks = Blocks()
-    assert blocks.ids(read(text), tokens) == blocks.ids(read(text), tokens)
+    assert blocks.ids(read(text), tokens)[0] == blocks.ids(read(text), tokens)[0]
 
 
 def test_beginnings_that_nobody_used_for_long_are_forgotten() -> None:
-    blocks = Blocks(max_chunks=4)
-    old, new = read("a b c d e f g h " * 3), read("i j k l m n o p " * 3)
-    blocks.ids(old, 25)
-    blocks.ids(new, 25)
-    assert blocks.shared_tokens(new) == 24
-    assert blocks.shared_tokens(old) < 24
+    blocks = Blocks(max_chunks=8)
+    old, new, last = (
+        read(" ".join(letters * 3)) for letters in ("abcdefgh", "ijklmnop", "qrstuvwx")
+    )
+    blocks.ids(old, 24)
+    blocks.ids(new, 24)
+    assert blocks.ids(new, 24)[1] == 24
+    blocks.ids(last, 24)
+    assert blocks.ids(old, 24)[1] == 0
 
 
 def test_another_secret_makes_other_hashes() -> None:
     body = chat("one two three four five six seven eight nine")
     prompts = [PromptReader(key).read("m", body) for key in (b"one", b"other")]
-    assert set(prompts[0].chain).isdisjoint(prompts[1].chain)
+    assert set(prompts[0].chain.tolist()).isdisjoint(prompts[1].chain.tolist())
 
 
 @given(
@@ -164,7 +167,7 @@ def test_of_a_very_long_body_the_json_is_shared() -> None:
     text = "word " * (MAX_DECODED_BYTES // 5)
     reader = PromptReader(b"secret")
     one, other = (reader.read("m", chat(text + end)) for end in ("one", "other"))
-    assert one.chain[:-1] == other.chain[:-1]
+    assert one.chain[:-1].tolist() == other.chain[:-1].tolist()
     assert len(one.chain) > 20_000
 
 
@@ -195,6 +198,18 @@ def test_a_text_that_goes_on_from_a_reply_is_the_next_turn() -> None:
     longer = msgspec.json.encode({"prompt": f"{prompt}{reply} and then"})
     row = scene.ends(scene.opens(104.0, longer), 106.0, 20, 4)
     assert (row["turn"], row["history"], row["input_length"]) == (2, "append", 2)
+
+
+def test_tools_are_a_part_of_the_prompt() -> None:
+    tools = [{"type": "function", "function": {"name": f"tool{n}"}} for n in range(9)]
+    messages = [{"role": "user", "content": "hello"}]
+    bodies = [
+        msgspec.json.encode({"messages": messages, "tools": tools[:count]})
+        for count in (8, 9)
+    ]
+    one, other = (PromptReader(b"secret").read("m", body) for body in bodies)
+    assert len(one.chain) > 10
+    assert common(one.chain.tolist(), other.chain.tolist()) >= len(one.chain) - 3
 
 
 def test_the_same_prompt_twice_is_two_sessions() -> None:
