@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_TURNS = 1000
+"""Of one session; a header that all requests of a client have is more than that."""
 MAX_SESSIONS = 100_000
 """Known at a time, the oldest unused one goes first."""
 
@@ -70,7 +72,8 @@ class Conversations:
         session = continued
         if session is None and header is not None:
             session = self._by_header.get(header)
-        if session is None or session.is_open:
+        if session is None or session.is_open or session.turns >= MAX_TURNS:
+            continued = None
             session = Session(new_id, header)
         if header is not None:
             _keep(self._by_header, header, session, self._max_sessions)

@@ -28,6 +28,9 @@ FIRST_TOKENS_PER_WORD = 1.0
 WITHOUT_OUTPUT = frozenset(["embeddings", "pooling", "classify", "score", "rerank"])
 """Routes that read a prompt and write nothing."""
 MAX_MODELS = 1000
+MAX_TOKENS = 2**22
+"""Of a prompt or a reply, four times the longest context: more is a mistake, and its
+blocks would fill the memory."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -128,15 +131,19 @@ class Traffic:
         reply = "".join(pending.texts)
         estimated: list[str] = []
         prompt_tokens = None if record is None else record.prompt_tokens
-        if prompt_tokens:
+        if prompt_tokens and prompt_tokens <= MAX_TOKENS:
             self._learn(facts.model, prompt_tokens, prompt)
         else:
             prompt_tokens = self._estimate(facts.model, prompt)
             estimated.append("input_length")
         output_tokens = None if record is None else record.output_tokens
-        if record is None or output_tokens is None or record.is_output_lower_bound:
+        seen = sum(map(bool, pending.texts))
+        if output_tokens is None or output_tokens > MAX_TOKENS:
             estimated.append("output_length")
-            output_tokens = max(output_tokens or 0, sum(map(bool, pending.texts)))
+            output_tokens = min(seen, MAX_TOKENS)
+        elif record is None or record.is_output_lower_bound:
+            estimated.append("output_length")
+            output_tokens = min(max(output_tokens, seen), MAX_TOKENS)
         refused = _is_refused(record, output_tokens)
         tokens = None if estimated else prompt_tokens + output_tokens
         ended_seconds = at_seconds if record is None else record.finished_seconds
@@ -176,10 +183,12 @@ class Traffic:
     ) -> bytes:
         opened, place, prompt = pending.opened, pending.place, pending.prompt
         facts = opened.facts
-        is_final = x["outcome"] != "open"
+        is_final, is_refused = x["outcome"] != "open", x["outcome"] == "refused"
         before = place.continues_tokens
         is_appended = before is not None and prompt_tokens > before
-        ids, shared = self._blocks.ids(prompt, prompt_tokens, remembers=is_final)
+        ids, shared = list[int](), 0.0
+        if not is_refused:  # no engine has its beginning, and nobody replays it
+            ids, shared = self._blocks.ids(prompt, prompt_tokens, remembers=is_final)
         kind = labels.kind
         if kind == "other" and facts.route in WITHOUT_OUTPUT:
             kind = "embedding"
@@ -201,7 +210,7 @@ class Traffic:
             row["output_length"] = output_tokens
         if is_appended:
             row["history"] = "append"
-        else:
+        elif not is_refused:
             row["hash_ids"] = ids
         if kind != "other":
             row["kind"] = kind
@@ -225,7 +234,7 @@ class Traffic:
 
     def _estimate(self, model: str | None, prompt: Prompt) -> int:
         rate = self._tokens_per_word.get(model, FIRST_TOKENS_PER_WORD)
-        return max(1, round(rate * prompt.words))
+        return min(max(1, round(rate * prompt.words)), MAX_TOKENS)
 
 
 def _is_refused(record: RequestRecord | None, output_tokens: int) -> bool:

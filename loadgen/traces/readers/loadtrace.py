@@ -22,7 +22,7 @@ from loadgen.traces.readers.line import (
     warn_unknown,
 )
 from loadgen.traces.readers.mooncake import block_ids
-from loadgen.traces.readers.recording import continued, gathered
+from loadgen.traces.readers.recording import MAX_TURNS, continued, gathered
 from loadgen.traces.trace import Session, TraceInfo, Turn
 from proxy.wire.facts import KINDS
 
@@ -34,9 +34,6 @@ FIELDS = frozenset({
     "prompt", "text_input", "input_length", "output_length", "hash_ids", "kind",
     "tenant", "slo", "history", "x",
 })  # fmt: skip
-
-MAX_TURNS = 100_000
-"""Turns of one session, which is held until it ends."""
 
 _OWN_FIELDS = {"session_id", "turn", "text_input", "input_length"}
 _BESIDE_MESSAGES = {"timestamp", "delay", "output_length", "history", "tenant", "slo"}

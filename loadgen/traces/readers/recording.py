@@ -21,7 +21,13 @@ from itertools import groupby
 import msgspec
 
 from loadgen.errors import TraceError
-from loadgen.traces.readers.line import Line, decoded, warn_once
+from loadgen.traces.readers.line import (
+    MAX_SESSION_CHARACTERS,
+    Line,
+    decoded,
+    too_long,
+    warn_once,
+)
 from loadgen.traces.trace import TraceInfo, Turn
 
 ORDER_OF_ENDS = "end"
@@ -29,12 +35,14 @@ ORDER_OF_ENDS = "end"
 REFUSED = "refused by the engine"
 WITHOUT_OUTPUT = "without output (embeddings, scores)"
 OPEN = "open"
+MAX_TURNS = 100_000
+"""Turns of one session."""
 MORE_CACHED = "more cached than shared"
 
 _TABLE = """
 CREATE TABLE rows (
   run TEXT, key INTEGER, is_open INTEGER, session TEXT, at INTEGER, turn INTEGER,
-  path TEXT, number INTEGER, text BLOB, left_out TEXT, PRIMARY KEY (run, key)
+  path INTEGER, number INTEGER, text BLOB, left_out TEXT, PRIMARY KEY (run, key)
 ) WITHOUT ROWID
 """
 _PUT = """
@@ -70,8 +78,9 @@ def gathered(
     with contextlib.closing(sqlite3.connect("")) as rows:  # a file without a name
         rows.execute(_TABLE)
         try:
-            unseen = Counter[str]()
-            rows.executemany(_PUT, _values(lines, info, check_header, unseen))
+            unseen, paths = Counter[str](), list[str]()
+            values = _values(lines, info, check_header, unseen, paths)
+            rows.executemany(_PUT, values)
         except sqlite3.Error as error:
             raise TraceError(info.path, None, f"cannot be sorted: {error}") from None
         for reason, count in rows.execute(_LEFT_OUT):
@@ -90,7 +99,7 @@ def gathered(
         (zero,) = rows.execute(_ZERO).fetchone()
         found = rows.execute(_SORTED)
         for session_id, group in groupby(found, key=lambda row: row[0]):
-            yield session_id, list(_turns(group, zero))
+            yield session_id, _bounded(_turns(group, zero, paths))
 
 
 def continued(
@@ -108,14 +117,31 @@ def continued(
     return turn
 
 
-def _turns(group: Iterable[tuple[object, ...]], zero: int) -> Iterator[Row]:
+def _bounded(turns: Iterable[Row]) -> list[Row]:
+    """The turns of a session, which are held until it ends."""
+    held: list[Row] = []
+    size = 0
+    for turn in turns:
+        held.append(turn)
+        size += turn[0].size
+        if len(held) > MAX_TURNS:
+            turn[0].fail("turn", f"at most {MAX_TURNS:,} turns of a session")
+        if size > MAX_SESSION_CHARACTERS:
+            turn[0].refuse(too_long("session"))
+    return held
+
+
+def _turns(
+    group: Iterable[tuple[object, ...]], zero: int, paths: list[str]
+) -> Iterator[Row]:
     last: tuple[object, object, Line] | None = None
     for _, run, at, turn, path, number, text in group:
         assert isinstance(text, bytes)
         assert isinstance(number, int)
+        assert isinstance(path, int)
         assert isinstance(turn, int)
         assert isinstance(at, int)
-        line = Line(str(path), number, decoded(text.decode()), None, len(text))
+        line = Line(paths[path], number, decoded(text.decode()), None, len(text))
         is_next = last is not None and last[:2] == (run, turn - 1)
         before = last[2] if is_next and last is not None else None
         last = (run, turn, line)
@@ -127,9 +153,12 @@ def _values(
     info: TraceInfo,
     check_header: Callable[[Line], None],
     unseen: Counter[str],
+    paths: list[str],
 ) -> Iterator[tuple[object, ...]]:
     run, zero = "", 0
     for line in lines:
+        if not paths or line.path != paths[-1]:
+            paths.append(line.path)
         if "loadtrace" in line.values:
             check_header(line)
             run = line.text("run") if line.has("run") else line.path
@@ -155,6 +184,6 @@ def _values(
         at = zero + round(line.seconds("timestamp", 1000) * 1_000_000)
         yield (
             run, key, int(outcome == OPEN), line.text("session_id"), at,
-            line.whole("turn", least=1), line.path, line.number,
+            line.whole("turn", least=1), len(paths) - 1, line.number,
             msgspec.json.encode(line.values), reason,
         )  # fmt: skip

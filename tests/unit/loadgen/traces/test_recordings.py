@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,15 @@ def test_other_traces_are_not_read_together(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"input_length": 1, "session_id": "x"}\n')
     with pytest.raises(TraceError, match=r"b\.jsonl: is not of a recording"):
         read(tmp_path)
+
+
+def test_a_folder_of_any_name_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9 [1]")
+    folder.mkdir()
+    (folder / "trace.jsonl").write_bytes(text(header(), row(1, 0, "a")))
+    _, sessions = read(folder)
+    assert len(sessions) == 1
+    assert len(read(folder / "trace.jsonl")[1]) == 1
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:

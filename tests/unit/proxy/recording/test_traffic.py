@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.meter.ledger import RequestEnergy, RequestRecord
 from proxy.recording.blocks import BLOCK_TOKENS, Blocks
+from proxy.recording.conversations import MAX_TURNS
 from proxy.recording.prompts import MAX_DECODED_BYTES, Prompt, PromptReader
 from proxy.recording.traffic import Arrival, Traffic
 from proxy.wire.events import RequestOpened
@@ -265,6 +266,23 @@ def test_one_that_the_engine_refused_has_no_output() -> None:
     row = scene.ends(key, 101.1, None, None, outcome="error", status=400)
     assert row["x"]["outcome"] == "refused"
     assert "output_length" not in row
+
+
+def test_counts_that_no_engine_has_are_not_believed() -> None:
+    scene = Scene()
+    key = scene.opens(101.0, chat("one two three"))
+    row = scene.ends(key, 102.0, 2**31 - 1, 2**31 - 1, "some")
+    assert (row["input_length"], row["output_length"]) == (3, 1)
+    assert row["x"]["estimated"] == ["input_length", "output_length"]
+
+
+def test_a_header_that_never_changes_is_many_sessions() -> None:
+    scene = Scene()
+    turns = [
+        scene.ends(scene.opens(at, chat("hi"), b"one"), at + 0.5, 1, 1)["turn"]
+        for at in map(float, range(101, 101 + MAX_TURNS + 2))
+    ]
+    assert turns == [*range(1, MAX_TURNS + 1), 1, 2]
 
 
 def test_one_in_flight_for_long_has_a_line_before_its_end_and_only_one() -> None:
