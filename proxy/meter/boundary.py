@@ -32,7 +32,12 @@ from proxy.meter.attribution.divide import (
     IdleWatts,
     divide,
 )
-from proxy.meter.attribution.fit import Calibration, CalibrationState
+from proxy.meter.attribution.fit import (
+    Calibration,
+    CalibrationState,
+    moved_joules,
+    variance_of,
+)
 from proxy.meter.attribution.forms import CONSTANTS
 from proxy.meter.attribution.interval import (
     CENTRE,
@@ -691,8 +696,11 @@ class Boundary:
         if external > 0:
             self._beside_others.update(timeline.key for timeline in ran)
         residual = 0.0
+        moved = np.zeros(len(ran))
         if len(ran):
             fit, work = self.calibration.fit, division.work
+            covariance = self.calibration.covariance(work, division.caused_joules)
+            moved = moved_joules(division.own_work, active, covariance)
             predicted = {PHASE: float(work[: len(PHASE_JOULES)] @ PHASE_JOULES)}
             if fit is not None:
                 predicted[FITTED] = float(fit.joules_of(work))
@@ -704,6 +712,8 @@ class Boundary:
                 joules=active,
                 doubts=relative,
                 external_joules=external,
+                constants_joules=math.sqrt(float(variance_of(work, covariance))),
+                edge_seconds=self.curve.edge_seconds,
             )
             residual = found[self._cost_in_use]
         return doubts_of(
@@ -711,6 +721,7 @@ class Boundary:
             inclusive_joules=active + division.idle_share_joules,
             unfitted_joules=both(division.policy_joules[self._unfitted]),
             inferred_joules=np.where(is_inferred, prefill, 0.0),
+            constants_joules=moved,
             doubts=relative,
             residual_joules=residual,
             external_joules=external,

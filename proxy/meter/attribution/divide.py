@@ -26,8 +26,9 @@ from proxy.meter.activity.work import (
     activity_between,
     busy_seconds_until,
 )
-from proxy.meter.attribution.fit import Learnt
+from proxy.meter.attribution.fit import Learnt, work_of
 from proxy.meter.attribution.policies import (
+    FEATURES,
     FloatArray,
     Policy,
     attribute,
@@ -133,6 +134,8 @@ class Division:
     """How long anybody ran."""
     learnt: Learnt = field(default_factory=Learnt.nothing)
     """What all requests did, for the fit of constants."""
+    own_work: FloatArray = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
+    """What each request did, shape (requests, features)."""
     external_joules: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Idle share and caused joules of each that has no record."""
 
@@ -192,6 +195,7 @@ def divide(
         ]
     )
     worked = both(charged[headline, own:known])
+    work = work_of(activity)
     return Division(
         idle,
         shares[:own],
@@ -199,7 +203,8 @@ def divide(
         charged[:, :own],
         left,
         float(seconds.sum()),
-        Learnt.of(activity),
+        Learnt.of(work),
+        work[:own],
         np.concatenate((worked, caused * parts)) + shares[own:],
     )
 
@@ -240,5 +245,10 @@ def _all_idle(spans: FloatArray, policies: int, requests: int, unseen: int) -> D
     nothing = np.zeros((policies, requests, 2))
     none = np.zeros(requests)
     return Division(
-        float(spans.sum()), none, none, nothing, external_joules=np.zeros(unseen)
+        float(spans.sum()),
+        none,
+        none,
+        nothing,
+        own_work=np.zeros((requests, len(FEATURES))),
+        external_joules=np.zeros(unseen),
     )

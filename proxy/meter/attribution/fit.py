@@ -167,17 +167,6 @@ class Fit:
         """What work costs by these constants; `work` has shape (..., features)."""
         return np.asarray(work @ self.joules, dtype=np.float64)
 
-    def variance_of(self, work: FloatArray) -> FloatArray:
-        """Variance of that, J^2, from the uncertainty of the constants alone.
-
-        `work` is shape (..., features), the order of `FEATURES`: of one request, or of
-        a difference such as a request's own less its part of the window's, for what
-        the division of known joules is uncertain by. Neither the sensor's noise nor
-        that of edges is in it: see `Calibration.window_variance`.
-        """
-        found = np.einsum("...i,ij,...j->...", work, self.covariance, work)
-        return np.asarray(np.maximum(found, 0.0), dtype=np.float64)
-
 
 def no_sums() -> Sums:
     """Before the first row."""
@@ -204,6 +193,40 @@ def spread_of(work: FloatArray) -> FloatArray:
     return np.asarray(found - np.outer(whole, whole), dtype=np.float64)
 
 
+def work_of(activity: Activity) -> FloatArray:
+    """What each request did, shape (requests, features)."""
+    features = features_of(activity)
+    return np.asarray(features[:, 0] + features[:, 1], dtype=np.float64)
+
+
+def variance_of(work: FloatArray, covariance: FloatArray) -> FloatArray:
+    """Variance of what work costs, J^2, from the constants' uncertainty alone.
+
+    `work` is shape (..., features), the order of `FEATURES`, `covariance` of the joules
+    by feature. Neither the sensor's noise nor that of edges is in it: see
+    `Calibration.window_variance`.
+    """
+    found = ((work @ covariance) * work).sum(axis=-1)
+    return np.asarray(np.maximum(found, 0.0), dtype=np.float64)  # may round below
+
+
+def moved_joules(
+    work: FloatArray, joules: FloatArray, covariance: FloatArray
+) -> FloatArray:
+    """Standard deviation of what uncertain constants move to each request or from it.
+
+    Shape (requests,), as `joules`, which `work` of shape (requests, features) was
+    charged; `covariance` is of the joules by feature. The sum is known, so constants
+    that are off by e move e (x - p X) of a request: x is its work, X that of all, p
+    its part. Who is alone, and who does just what all do, has nothing moved.
+    """
+    total = float(joules.sum())
+    if total <= 0:
+        return np.zeros(len(joules))
+    apart = work - np.outer(joules / total, work.sum(axis=0))
+    return np.sqrt(variance_of(apart, covariance))
+
+
 @dataclass(frozen=True, slots=True)
 class Learnt:
     """What a window teaches."""
@@ -214,10 +237,8 @@ class Learnt:
     """Shape (features, features): see `spread_of`."""
 
     @classmethod
-    def of(cls, activity: Activity) -> Learnt:
-        """What all requests did, and how differently."""
-        work = features_of(activity)
-        work = work[:, 0] + work[:, 1]
+    def of(cls, work: FloatArray) -> Learnt:
+        """What all requests did, and how differently; `work` is of each, `work_of`."""
         return cls(work.sum(axis=0), spread_of(work))
 
     @classmethod
@@ -394,6 +415,19 @@ class Calibration:
             return None
         is_better = fit.misfit <= rules.max_misfit or self._is_ahead
         return fit.cost if is_better else None
+
+    def covariance(self, work: FloatArray, joules: float) -> FloatArray:
+        """Of the joules by feature, J^2, shape (features, features).
+
+        As fitted; before the first fit `phase`'s ratios are all that is known, and
+        that `work` of all, shape (features,), caused these joules.
+        """
+        if self.fit is not None:
+            return self.fit.covariance
+        usual = PRIOR * FORMS[PLAIN].matrix.sum(axis=1)
+        worked = float(work @ usual)
+        level = joules / worked if worked > 0 else 0.0
+        return np.diag((self.rules.prior_spread * level * usual) ** 2)
 
     @property
     def _is_ahead(self) -> bool:

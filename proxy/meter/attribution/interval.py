@@ -6,10 +6,15 @@ error of all requests of the window together, and from it follows that of one. E
 of requests that have nothing to do with each other (where a prompt was computed) add
 up as the root of the sum of their squares, those that all have in common (what a token
 costs) as their sum, and most of what they have in common the division takes out again:
-see `CORRELATION`. The newest residuals count most, as constants are learnt meanwhile.
-So work that is hidden, misplaced or priced wrongly widens the interval of every
-request, though nobody knows which. Added to it, for each request alone:
+see `CORRELATION`. What the edges of the window and the constants' own standard errors
+explain of it is taken off first: they are parts by themselves. The newest residuals
+count most, as constants are learnt meanwhile. So work that is hidden, misplaced or
+priced wrongly widens the interval of every request, though nobody knows which. Added
+to it, for each request alone:
 
+- what the constants' standard errors move between it and others, by how it differs
+  from them in its work: a small prompt by itself in a step rests on other constants
+  than a load of long ones has shown;
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
 - the stamps of its first and last token, late by as much as the loop stood still;
@@ -59,8 +64,14 @@ load past the proxy that is always there looks like higher constants."""
 INFERRED_FRACTION = 0.4
 """Half width of a prompt's joules where the engine tells only how much of all prompts
 it had cached: the sums are right, so residuals hardly show whose was."""
-FORM_FRACTION = 0.2
+FORM_FRACTION = 0.1
 """Half width of what fitting the constants moved from one request to others."""
+TAILS = 1.5
+"""Nine errors of ten are within so much more than they would be if normal: a few rows
+do not tell their size for sure, and it differs from request to request."""
+CONSTANTS_PART = 0.6
+"""Of what the constants' standard errors move, added up as if every window's moved the
+same way, which is the most that they can."""
 WHOLE_REPLY_DOUBT = 3.0
 GUESSED_DOUBT = 2.0
 """Errors of replies that came in one piece, and of those whose counts or stretches the
@@ -69,16 +80,16 @@ meter had to guess, by those of streams that were seen."""
 ROW_SECONDS = 2.0
 """Residuals are added up so far, as rows of the fit are: tokens read late move work
 from one window to the next, and that is no error of a request."""
-ROW_KEEP = 0.7
-"""Weight of a row by that of the next: half of it is of the newest four seconds of
-load. Errors are largest while neither the engine's speed nor its constants are known,
-and old ones would widen the intervals of what comes once they are."""
+ROW_KEEP = 0.5
+"""Weight of a row by that of the next: half of it is of the newest two seconds of
+load. Errors are largest while the engine's speed is not known, and old ones would widen
+the intervals of what comes once it is."""
 MAX_ROWS = 25
 """The newest so many: a minute of load. Their median is the least, as a few rows may
 fit by chance."""
-FIRST_ROWS = (0.1, 0.2)
-"""Taken for rows, together with the weight of one, until others were seen: errors of
-a run's first seconds."""
+FIRST_ROW = 0.05
+"""Taken for a row until others were seen: what of a run's first seconds is not
+explained by constants that are not known yet."""
 LEVEL_KEEP = 0.9
 """Of the model's level per window: clocks and temperature move all requests alike."""
 MEAN_KEEP = 0.95
@@ -107,10 +118,14 @@ class _Residuals:
         self.row_joules += residual
         return residual
 
-    def end_row(self, size_joules: float) -> None:
-        """`size_joules` is what the row is missed by if each request is by its size."""
+    def end_row(self, size_joules: float, explained_square: float) -> None:
+        """`size_joules` is what the row is missed by if each request is by its size.
+
+        Of its square `explained_square` is no error of the requests' places.
+        """
         if size_joules > 0:
-            self.rows.append(abs(self.row_joules) / size_joules)
+            left = max(self.row_joules**2 - explained_square, 0.0)
+            self.rows.append(math.sqrt(left) / size_joules)
             self._scale = None
         self.row_joules = 0.0
 
@@ -120,9 +135,10 @@ class _Residuals:
         if self._scale is None:
             count = len(self.rows)
             weights = ROW_KEEP ** np.arange(count - 1.0, -1.0, -1.0)
-            first = np.full(len(FIRST_ROWS), ROW_KEEP**count / len(FIRST_ROWS))
             newest = _weighted_quantile(
-                np.array([*self.rows, *FIRST_ROWS]), np.append(weights, first), 0.68
+                np.array([*self.rows, FIRST_ROW]),
+                np.append(weights, ROW_KEEP**count),
+                0.68,
             )
             least = float(np.median(self.rows)) if count else 0.0
             self._scale = max(newest, least)
@@ -158,6 +174,8 @@ class ErrorTracker:
         self._joules: list[FloatArray] = []
         self._seconds = 0.0
         self._external_joules = 0.0
+        self._caused_joules = 0.0
+        self._constants_joules = 0.0
         self._typical_joules = 0.0
 
     def learn(
@@ -170,12 +188,16 @@ class ErrorTracker:
         joules: FloatArray,
         doubts: FloatArray,
         external_joules: float = 0.0,
+        constants_joules: float = 0.0,
+        edge_seconds: float = 0.0,
     ) -> Mapping[str, float]:
         """A window was settled; what every model's prediction was off by.
 
         `predicted` are joules by model; `keys`, the active `joules` and the relative
         `doubts` are of all requests in it, shape (requests,). What was charged to
-        others is one more, as large as `external_joules`.
+        others is one more, as large as `external_joules`. Two standard deviations are
+        of no request's error: of the predictions by the constants' standard errors,
+        `constants_joules`, and of the instant of an edge, `edge_seconds`.
         """
         found: dict[str, float] = {}
         for model, said in predicted.items():
@@ -185,17 +207,19 @@ class ErrorTracker:
         self._joules.append(joules)
         self._sizes.append(doubts)
         self._external_joules += external_joules
+        self._caused_joules += caused_joules
+        self._constants_joules += constants_joules
         self._seconds += seconds
         if self._seconds >= ROW_SECONDS - 1e-6:
-            self._end_row()
+            self._end_row(edge_seconds)
         return found
 
     def scale(self, model: str) -> ErrorScale:
         """Of errors under one model."""
         residuals = self._models.get(model) or _Residuals()
-        return ErrorScale(_DEVIATIONS * residuals.scale, self._typical_joules)
+        return ErrorScale(TAILS * _DEVIATIONS * residuals.scale, self._typical_joules)
 
-    def _end_row(self) -> None:
+    def _end_row(self, edge_seconds: float) -> None:
         """Add up the joules of each request, and what they are missed by together."""
         _, places = np.unique(np.concatenate(self._keys), return_inverse=True)
         joules = np.bincount(places, np.concatenate(self._joules))
@@ -203,7 +227,9 @@ class ErrorTracker:
         np.maximum.at(doubt, places, np.concatenate(self._sizes))
         for column in (self._keys, self._joules, self._sizes):
             column.clear()
-        self._seconds = 0.0
+        edge_joules = edge_seconds * self._caused_joules / self._seconds
+        explained = 2 * edge_joules**2 + self._constants_joules**2
+        self._seconds = self._caused_joules = self._constants_joules = 0.0
         total = float(joules.sum())
         if total > 0:
             mean = float((joules**2).sum()) / total
@@ -219,10 +245,10 @@ class ErrorTracker:
             size = 0.0
         self._external_joules = 0.0
         for residuals in self._models.values():
-            residuals.end_row(size)
+            residuals.end_row(size, explained)
 
 
-SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE, LATE = range(8)
+SPREAD, PULL, EDGES, EXTERNAL, FORM, INFERRED, CENTRE, LATE, CONSTANTS = range(9)
 """Columns of what is kept of a request, each a sum over its windows:
 
 joules that its neighbours in the window could have had in its place; its part of the
@@ -230,8 +256,8 @@ residuals, signed; squares of its watts in its first and last window; its part o
 joules charged to others; how far its joules differ from those by the constants that
 nobody fitted, signed; joules of a prompt whose cached part was inferred; active joules
 under the best model; squares of its watts in its first and last window times how late
-their stamps are, J^2."""
-DOUBTS = 8
+their stamps are, J^2; what the constants' standard errors move to it or from it."""
+DOUBTS = 9
 
 
 def doubts_of(
@@ -240,6 +266,7 @@ def doubts_of(
     inclusive_joules: FloatArray,
     unfitted_joules: FloatArray,
     inferred_joules: FloatArray,
+    constants_joules: FloatArray,
     doubts: FloatArray,
     residual_joules: float,
     external_joules: float,
@@ -252,7 +279,8 @@ def doubts_of(
 
     `joules` are active ones under the best model, `unfitted_joules` those before any
     constants were fitted, `inferred_joules` prompts' whose cached part is a guess,
-    `doubts` relative; `began` and
+    `constants_joules` what the constants' standard errors move, `doubts` relative;
+    `began` and
     `ended` tell for whom it was the first and the last window. `late_square` is the
     mean square of how late stamps in the window are, s^2.
     """
@@ -275,6 +303,7 @@ def doubts_of(
     found[:, FORM] = unfitted_joules - joules
     found[:, INFERRED] = inferred_joules
     found[:, CENTRE] = joules
+    found[:, CONSTANTS] = constants_joules
     return found
 
 
@@ -306,7 +335,7 @@ def bounds_of(
     alike, and no comparison of windows shows it. `is_watched` tells that the engine's
     gauges were, so that nobody else can have run for long unseen.
     """
-    spread, pull, edges, external, form, inferred, best, late = doubts
+    spread, pull, edges, external, form, inferred, best, late, constants = doubts
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
     centre = best * inclusive if active_joules > 0 else energy_joules
     size = 1.0
@@ -318,6 +347,7 @@ def bounds_of(
         + RESIDUAL_WEIGHT * (inclusive * pull) ** 2
         + (inclusive * FORM_FRACTION * form) ** 2
         + (inclusive * INFERRED_FRACTION * inferred) ** 2
+        + (inclusive * CONSTANTS_PART * _DEVIATIONS * constants) ** 2
         + (_DEVIATIONS * edge_seconds) ** 2 * edges
         + _DEVIATIONS**2 * late
         + (EXTERNAL_FRACTION * external) ** 2
@@ -370,9 +400,9 @@ def total_bounds(
 
 GRADES = ("good", "fair", "poor", "unknown")
 
-GOOD_FRACTION = 0.04
-"""Of a hundred intervals so wide hardly one is off by a tenth."""
-GOOD_WITH_SENSOR = 0.075
+GOOD_FRACTION = 0.03
+"""Of a thousand intervals so wide hardly one is off by a tenth."""
+GOOD_WITH_SENSOR = 0.07
 FAIR_FRACTION = 0.25
 
 
@@ -442,8 +472,8 @@ def grade_reasons(
 
 
 GRADE_REASONS = {
-    "wide": "the interval is wider than 4 %",
-    "sensor": "with the sensor's own accuracy it is wider than 7.5 %",
+    "wide": "the interval is wider than 3 %",
+    "sensor": "with the sensor's own accuracy it is wider than 7 %",
     "timing": "it is not known who ran when",
     "guessed": "its reply came in one piece, or some of its work had to be guessed",
     "cache_inferred": "cached tokens were inferred, and not told",

@@ -16,8 +16,10 @@ from proxy.meter.attribution.fit import (
     Calibration,
     FitRules,
     Learnt,
+    moved_joules,
     no_sums,
     spread_of,
+    variance_of,
 )
 from proxy.meter.attribution.forms import CONSTANTS, FORMS, PRIOR
 from proxy.meter.attribution.policies import (
@@ -300,9 +302,71 @@ def test_the_variance_of_work_is_that_of_its_constants() -> None:
     alone = np.zeros(len(FEATURES))
     alone[1] = 1000.0
     error = fit.constants["prefill_token_joules"][1]
-    assert fit.variance_of(alone) == pytest.approx((1000.0 * error) ** 2)
+    variance = variance_of(alone, fit.covariance)
+    assert variance == pytest.approx((1000.0 * error) ** 2)
     several = np.stack((alone, 2 * alone))
-    assert fit.variance_of(several)[1] == pytest.approx(4 * fit.variance_of(alone))
+    assert variance_of(several, fit.covariance)[1] == pytest.approx(4 * variance)
+
+
+SPREAD = np.linspace(0.2, 0.8, len(FEATURES)) * PRIOR
+"""Standard errors of joules by feature."""
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 6),
+    joules=st.floats(1e-3, 1e4),
+    times=st.floats(0.1, 10.0),
+)
+def test_what_constants_move_is_of_requests_that_differ(
+    seed: int, count: int, joules: float, times: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    work = rng.uniform(0, 1, (count, len(FEATURES))) / PRIOR
+    charged = joules * rng.dirichlet(np.ones(count))
+    covariance = np.diag(SPREAD**2)
+    moved = moved_joules(work, charged, covariance)
+    assert (moved >= 0).all()
+    assert moved_joules(work * times, charged, covariance) == pytest.approx(
+        moved * times, rel=1e-6, abs=1e-9
+    )
+    order = rng.permutation(count)
+    assert moved_joules(work[order], charged[order], covariance) == pytest.approx(
+        moved[order], rel=1e-6, abs=1e-9
+    )
+    alike = np.outer(charged / charged.sum(), work.sum(axis=0))
+    assert moved_joules(alike, charged, covariance) == pytest.approx(
+        np.zeros(count), abs=1e-6
+    )
+    assert moved_joules(work, charged, np.zeros_like(covariance)).max() == 0.0
+
+
+def test_what_two_requests_win_and_lose_by_constants_is_the_same() -> None:
+    work = np.zeros((2, len(FEATURES)))
+    work[0, 1], work[1, 3] = 1000.0, 500.0  # a prompt beside decoded tokens
+    moved = moved_joules(work, np.array([30.0, 10.0]), np.diag(SPREAD**2))
+    assert moved[0] == pytest.approx(moved[1])
+    # of its own constant's error a request has to bear the part that is not its
+    prompt, decode = SPREAD[1] * 1000.0 / 4, SPREAD[3] * 500.0 * 3 / 4
+    assert moved[0] == pytest.approx((prompt**2 + decode**2) ** 0.5)
+
+
+def test_nothing_moves_where_nothing_was_charged() -> None:
+    work = np.ones((2, len(FEATURES)))
+    assert (moved_joules(work, np.zeros(2), np.eye(len(FEATURES))) == 0).all()
+    assert len(moved_joules(work[:0], np.zeros(0), np.eye(len(FEATURES)))) == 0
+
+
+def test_before_the_first_fit_only_the_level_is_known_and_then_errors_shrink() -> None:
+    rng = np.random.default_rng(2)
+    work = varied_work(rng)
+    nothing_known = Calibration().covariance(work, 100.0)
+    assert variance_of(work, nothing_known) ** 0.5 > 0.3 * 100.0
+    assert (Calibration().covariance(np.zeros(len(FEATURES)), 0.0) == 0).all()
+    calibration = taught(100)
+    joules = float(work @ (PRIOR * TRUE_RATIOS))
+    known = calibration.covariance(work, joules)
+    assert variance_of(work, known) ** 0.5 < 0.05 * joules
 
 
 def test_the_variance_of_a_window_is_what_windows_were_missed_by() -> None:
@@ -325,7 +389,7 @@ def test_constants_and_errors_are_never_negative_or_unknown(
     for values in (fit.constant_joules, fit.constant_errors):
         assert np.isfinite(values).all()
         assert (values >= 0).all()
-    assert (fit.variance_of(np.eye(len(FEATURES))) >= 0).all()
+    assert (variance_of(np.eye(len(FEATURES)), fit.covariance) >= 0).all()
 
 
 def test_jitter_of_edges_is_taken_out_and_other_noise_is_not() -> None:
