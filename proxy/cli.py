@@ -43,6 +43,8 @@ Examples:
       --power nvml,rapl,redfish=https://bmc
   metering-proxy serve --upstream http://gpu-host:8000 \\
       --power dcgm=http://gpu-host:9400/metrics
+  metering-proxy serve --upstream http://head:8000 \\
+      --power dcgm=http://a:9400/metrics+http://b:9400/metrics
   metering-proxy serve --upstream http://127.0.0.1:3000 --engine tgi \\
       --power none
   metering-proxy serve --config upstreams.toml

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.boards.panel import Panel
+from grafana.boards.panel import Stat
 from grafana.boards.query import gained, rate, ratio, series, total
 
 ENERGY = "servewatt_request_energy_joules"
@@ -26,15 +26,12 @@ ACCOUNT_COLOURS = {
 }
 UP_STATES = {0: ("DOWN", "red"), 1: ("up", "green")}
 
-IS_SIMULATED = Panel(
+IS_SIMULATED = Stat(
     title="Joules are",
     unit="none",
     description="Whether a device or a simulator gave the joules on this page; with "
     "one simulated sensor in it, all of a sum is.",
     queries={"": total(series("servewatt_sensor_simulated"), function="max")},
-    kind="stat",
-    width=3,
-    height=4,
     states={0: ("measured", "green"), 1: ("SIMULATED", "orange")},
     empty=NO_SENSOR,
 )

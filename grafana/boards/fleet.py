@@ -12,7 +12,7 @@ from grafana.boards.figures import (
     UP_STATES,
     answered_joules_per_token_shown,
 )
-from grafana.boards.panel import Board, Panel, Row
+from grafana.boards.panel import Board, Panel, Row, Stat
 from grafana.boards.query import (
     gained,
     mean_of,
@@ -50,78 +50,57 @@ FLEET = Board(
             "Over the time shown",
             [
                 IS_SIMULATED,
-                Panel(
+                Stat(
                     title="Engines up",
                     unit="short",
                     description="Engines that can be reached now.",
                     queries={"": total(series("servewatt_upstream_up"))},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty="no proxy",
                 ),
-                Panel(
+                Stat(
                     title="Energy",
                     unit="kwatth",
                     description="All that was measured, idle included; without PUE.",
                     queries={"": kwh(gained(MEASURED))},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_SENSOR,
                 ),
-                Panel(
+                Stat(
                     title="Cost",
                     unit="none",
                     description="Energy times PUE times the price that "
                     "grafana/rules/servewatt-constants.yaml has now, in its currency.",
                     queries={"": times_constants(kwh(gained(MEASURED)), PUE, PRICE)},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_CONSTANTS,
                 ),
-                Panel(
+                Stat(
                     title="CO2",
                     unit="massg",
                     description="Energy times PUE times the grid's intensity that "
                     "grafana/rules/servewatt-constants.yaml has now.",
                     queries={"": times_constants(kwh(gained(MEASURED)), PUE, GRAMS)},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_CONSTANTS,
                 ),
-                Panel(
+                Stat(
                     title="Idle",
                     unit="percentunit",
                     description="Share of the measured energy while no request ran.",
                     queries={
                         "": ratio(gained(MEASURED, account="idle"), gained(MEASURED))
                     },
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_SENSOR,
                 ),
-                Panel(
+                Stat(
                     title="Per answered request",
                     unit="joule",
                     description="Mean, each request's share of idle included.",
                     queries={"": mean_shown(ENERGY, outcome="ok")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_REQUEST,
                 ),
-                Panel(
+                Stat(
                     title="Per output token",
                     unit="joule",
                     description="Joules of answered requests over their output tokens.",
                     queries={"": answered_joules_per_token_shown()},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_REQUEST,
                 ),
             ],

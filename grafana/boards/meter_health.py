@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.boards.figures import IS_SIMULATED, NO_SENSOR, UP_STATES
-from grafana.boards.panel import Board, Panel, Row
+from grafana.boards.panel import Board, Panel, Row, Stat
 from grafana.boards.query import (
     gained,
     quantile,
@@ -30,19 +30,16 @@ METER_HEALTH = Board(
             "Now",
             [
                 IS_SIMULATED,
-                Panel(
+                Stat(
                     title="Sensors",
                     unit="none",
                     description="Down if one power source does not answer; requests "
                     "flow either way.",
                     queries={"": total(series("servewatt_sensor_up"), function="min")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     states=UP_STATES,
                     empty=NO_SENSOR,
                 ),
-                Panel(
+                Stat(
                     title="Settlement",
                     unit="none",
                     description="Down if measured energy does not reach its accounts "
@@ -50,60 +47,45 @@ METER_HEALTH = Board(
                     queries={
                         "": total(series("servewatt_settlement_up"), function="min")
                     },
-                    kind="stat",
-                    width=3,
-                    height=4,
                     states=UP_STATES,
                     empty=NO_SENSOR,
                 ),
-                Panel(
+                Stat(
                     title="Store",
                     unit="none",
                     description="Down while the database does not take records.",
                     queries={"": total(series("servewatt_store_up"), function="min")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     states=UP_STATES,
                     empty="no store",
                 ),
-                Panel(
+                Stat(
                     title="Residual of the books",
                     unit="joule",
                     description="Measured energy minus all accounts, at its worst: "
                     "more than rounding is a defect.",
                     queries={"": worst("servewatt_books_residual_joules", "")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     limits=[(0.001, "red")],
                     empty=NO_SENSOR,
                 ),
-                Panel(
+                Stat(
                     title="Requests without energy",
                     unit="short",
                     description="Requests that ended in the time shown and whose "
                     "energy is not known.",
                     queries={"": gained("servewatt_requests_without_energy_total")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     limits=[(0.5, "orange")],
                     empty="no proxy",
                 ),
-                Panel(
+                Stat(
                     title="Defects inside the meter",
                     unit="short",
                     description="Errors in the time shown that were kept from the "
                     "requests.",
                     queries={"": gained("servewatt_meter_errors_total")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     limits=[(0.5, "red")],
                     empty="no proxy",
                 ),
-                Panel(
+                Stat(
                     title="Settlement lag, at its worst",
                     unit="s",
                     description="How far settled energy is behind the newest reading.",
@@ -112,9 +94,6 @@ METER_HEALTH = Board(
                             series("servewatt_settlement_lag_seconds"), function="max"
                         )
                     },
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_SENSOR,
                 ),
             ],

@@ -52,6 +52,15 @@ class Panel:
     """Title of the column that a table is sorted by, the largest first."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stat(Panel):
+    """One figure, in a tile of a page's first row."""
+
+    kind: str = "stat"
+    width: int = 3
+    height: int = 4
+
+
 @dataclass(frozen=True)
 class Row:
     """A titled row of panels."""

@@ -17,7 +17,7 @@ from grafana.boards.figures import (
     TTFT,
     answered_joules_per_token_shown,
 )
-from grafana.boards.panel import Board, Panel, Row
+from grafana.boards.panel import Board, Panel, Row, Stat
 from grafana.boards.query import (
     CLIENT_PREFIX,
     gained,
@@ -38,14 +38,12 @@ E2E = f"{CLIENT_PREFIX}end_to_end_latency_seconds"
 
 def figure(title: str, description: str, query: str, unit: str = "joule") -> Panel:
     """One figure over the time shown."""
-    return Panel(
+    return Stat(
         title=title,
         unit=unit,
         description=description,
         queries={"": query},
-        kind="stat",
         width=4,
-        height=4,
         empty=NO_REQUEST,
     )
 

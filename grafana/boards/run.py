@@ -12,7 +12,7 @@ from grafana.boards.figures import (
     answered_joules_per_token,
     answered_joules_per_token_shown,
 )
-from grafana.boards.panel import Board, Panel, Row
+from grafana.boards.panel import Board, Panel, Row, Stat
 from grafana.boards.query import (
     CLIENT_PREFIX,
     gained,
@@ -35,67 +35,52 @@ RUN = Board(
             "Over the time shown",
             [
                 IS_SIMULATED,
-                Panel(
+                Stat(
                     title="Answered",
                     unit="short",
                     description="Requests that the client got its whole answer to.",
                     queries={"": gained(FINISHED, outcome="ok")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_LOAD,
                 ),
-                Panel(
+                Stat(
                     title="Not answered",
                     unit="short",
                     description="Requests that were refused, failed, took too long, "
                     "were broken off or never left.",
                     queries={"": gained(FINISHED, outcome="!ok")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty="none",
                 ),
-                Panel(
+                Stat(
                     title="Energy per answered request",
                     unit="joule",
                     description="Mean, each request's share of idle included. Those "
                     "that were not answered are not in it.",
                     queries={"": mean_shown(ENERGY, outcome="ok")},
-                    kind="stat",
                     width=4,
-                    height=4,
                     empty=NO_REQUEST,
                 ),
-                Panel(
+                Stat(
                     title="Energy per output token",
                     unit="joule",
                     description="Joules of answered requests over their output tokens.",
                     queries={"": answered_joules_per_token_shown()},
-                    kind="stat",
                     width=4,
-                    height=4,
                     empty=NO_REQUEST,
                 ),
-                Panel(
+                Stat(
                     title="Spent on what was not answered",
                     unit="joule",
                     description="Joules of requests that failed or were broken off; "
                     "one that was refused took none.",
                     queries={"": gained(f"{ENERGY}_sum", outcome="!ok")},
-                    kind="stat",
                     width=4,
-                    height=4,
                     empty="none",
                 ),
-                Panel(
+                Stat(
                     title="Energy measured",
                     unit="joule",
                     description="All of it, idle and what belongs to no request too.",
                     queries={"": gained("servewatt_energy_joules_total")},
-                    kind="stat",
-                    width=3,
-                    height=4,
                     empty=NO_SENSOR,
                 ),
             ],

@@ -12,15 +12,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_text(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table: its heads, then a line per row, yes and no as Python writes them."""
-    lines = [csv_line(names)]
-    for row in rows:
-        lines.append(csv_line(str(v) if isinstance(v, bool) else v for v in row))
-    return b"".join(lines).decode()
+    """A table: its heads, then a line per row."""
+    return b"".join([csv_line(names), *map(csv_line, rows)]).decode()
 
 
 def csv_line(cells: Iterable[Any]) -> bytes:
-    """A row of csv; None is empty."""
+    """A row of csv; None is empty, yes and no are `true` and `false`."""
     written = io.StringIO()
     # it quotes just those ends of lines that its own consists of
     csv.writer(written, lineterminator=CRLF).writerow(map(_cell, cells))

@@ -22,21 +22,12 @@ _UNITS = {"s": "seconds", "J": "joules", "J s": "joule_seconds", "tokens/J": ""}
 
 def columns() -> list[str]:
     """Names of the columns: of the record, of its joules, of its measures."""
-    record = [
-        field.name
-        for field in msgspec.structs.fields(Result)
-        if field.name not in LISTS
-    ]
-    return [*record, *_energy_fields(), *_measure_columns()]
+    return [*_record_fields(), *_energy_fields(), *_measure_columns()]
 
 
 def rows(results: Iterable[Result]) -> Iterator[list[Any]]:
     """One row per record, by the columns; None where a figure is not known."""
-    record = [
-        field.name
-        for field in msgspec.structs.fields(Result)
-        if field.name not in LISTS
-    ]
+    record = _record_fields()
     energy = _energy_fields()
     measures = [MEASURES[name] for name in _derived()]
     for result in results:
@@ -53,6 +44,14 @@ def to_csv(results: Iterable[Result]) -> Iterator[bytes]:
     yield csv_line(columns())
     for row in rows(results):
         yield csv_line(row)
+
+
+def _record_fields() -> list[str]:
+    return [
+        field.name
+        for field in msgspec.structs.fields(Result)
+        if field.name not in LISTS
+    ]
 
 
 def _derived() -> list[str]:

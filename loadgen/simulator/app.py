@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from dataclasses import replace
 
 import msgspec
@@ -113,6 +114,7 @@ class Readings:
     def __init__(self, config: ServerConfig, runner: Runner) -> None:
         self._config = config
         self._runner = runner
+        self._uuid = f"GPU-SIMULATED-{uuid.uuid4().hex[:8]}"  # boards have one each
 
     async def dcgm(self, request: web.Request) -> web.Response:
         """Each GPU's power and counter, as dcgm-exporter writes them."""
@@ -124,7 +126,7 @@ class Readings:
         labels = [
             {
                 "gpu": str(index),
-                "UUID": f"GPU-SIMULATED-{index}",
+                "UUID": f"{self._uuid}-{index}",
                 "device": f"nvidia{index}",
                 "modelName": name,
                 "Hostname": "simulated",

@@ -59,8 +59,12 @@ class Metrics(Collector):
         """Count settled requests; each leaves its id as an exemplar."""
         unix_seconds = time.time()
         for record in records:
-            own = (record.engine, record.model, record.kind, record.tenant)
-            labels = (*self._classes.bounded(own), record.outcome)
+            labels = self._classes.bounded(
+                (
+                    record.engine, record.model, record.kind, record.tenant,
+                    record.outcome,
+                )
+            )  # fmt: skip
             request_id = record.request_id[:MAX_EXEMPLAR_CHARACTERS]
             self.bins.add(record)
             for name, spec in REQUEST_METRICS.items():

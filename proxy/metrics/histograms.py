@@ -1,8 +1,9 @@
 """Histograms over settled requests: figures, buckets, and the bound on their labels.
 
-A class is one combination of labels, and costs some 330 lines on the page: clients
-may multiply them, so there are `MAX_CLASSES` in all. Beyond, a request is observed
-under a coarser class (tenant `other`, then kind `other` too), never left out.
+A class is one combination of labels, and costs some 300 lines on the page: clients
+may multiply them, so there are `MAX_CLASSES` in all, and a page stays below 10,000
+lines. Beyond, a request is observed under a coarser class (tenant `other`, then kind
+`other` too, then model and engine), never left out.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ DURATION_EDGES = fine_edges(-2, 5, below=(0.001,), above=(3e3,))
 TOKEN_EDGES = tuple(float(2**power) for power in range(18))
 """Counts of tokens: lengths are told apart by their doublings."""
 
-MAX_CLASSES = 64
-"""Distinct (engine, model, kind, tenant); with five outcomes, 25,000 lines at worst."""
-RESERVED = 32
-"""Room kept for classes of engine and model alone, which the operator chose."""
+MAX_CLASSES = 24
+"""Distinct (engine, model, kind, tenant, outcome), without the few that have only
+`other` for the first four."""
+RESERVED = 10
+"""Room kept for classes of engine, model and outcome alone, whose names the operator
+chose."""
 
-Class = tuple[str, str, str, str]
-"""Engine, model, kind, tenant."""
+Class = tuple[str, str, str, str, str]
+"""Engine, model, kind, tenant, outcome."""
 
 
 class ClassBound:
@@ -42,16 +45,16 @@ class ClassBound:
 
     def bounded(self, labels: Class) -> Class:
         """The class itself if there is room for it, else the finest one there is."""
-        engine, model, kind, _ = labels
-        coarse = (engine, model, "other", "other")
-        for candidate in (labels, (engine, model, kind, "other")):
+        engine, model, kind, _, outcome = labels
+        coarse = (engine, model, "other", "other", outcome)
+        for candidate in (labels, (engine, model, kind, "other", outcome)):
             if candidate in self._fine:
                 return candidate
             if candidate != coarse and len(self._fine) < self._fine_most:
                 self._fine.add(candidate)
                 return candidate
         if coarse not in self._coarse and len(self._coarse) >= self._coarse_most:
-            return ("other", "other", "other", "other")
+            return ("other", "other", "other", "other", outcome)
         self._coarse.add(coarse)
         return coarse
 

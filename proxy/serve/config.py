@@ -141,7 +141,7 @@ class UpstreamConfig:
         Option(
             f"Sensors: {', '.join(SOURCES)}; `metering-proxy sources` shows which "
             "this host has. One per boundary (gpu, host, node), the first is the "
-            "headline.",
+            "headline. Several hosts of one engine: dcgm=URL+URL.",
             "SOURCE[,SOURCE]",
             heading="Energy",
             parse=_power,

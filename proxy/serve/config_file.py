@@ -14,6 +14,7 @@ from typing import Any
 from proxy.errors import ConfigError
 from proxy.power.boards import board_of
 from proxy.power.probe import MEASURES, gpus_for
+from proxy.power.sources import members_of
 from proxy.process.document import decode_settings, read_document
 from proxy.process.options import configured, settings_of
 from proxy.security.secrets import without_user
@@ -141,8 +142,9 @@ def _overlap(both: str, source: str, gpu: str, other: str) -> str:
 def _claims(upstream: UpstreamConfig) -> list[tuple[str, str]]:
     """Source and GPU of everything it meters; no GPU is all there is."""
     return [
-        (source, gpu)
+        (member, gpu)
         for source in upstream.power
         if source != "none"
+        for member in members_of(source).values()
         for gpu in gpus_for(source, upstream.power, upstream.gpus) or ("",)
     ]

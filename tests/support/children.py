@@ -38,6 +38,37 @@ def child(*command: str, cwd: Path) -> Iterator[dict[str, Any]]:
         process.stdout.close()
 
 
+Killable = contextlib.AbstractContextManager[
+    tuple[dict[str, Any], "subprocess.Popen[str]"]
+]
+
+
+@contextlib.contextmanager
+def killable(
+    *options: str,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """A proxy on free ports to send signals to: what it announced, and the process.
+
+    `log` takes its standard error, `environment` stands in for this process's own.
+    """
+    with contextlib.ExitStack() as stack:
+        words = stack.enter_context(log.open("w")) if log else subprocess.DEVNULL
+        process = subprocess.Popen(
+            [sys.executable, "-m", "proxy", "serve", "--listen", "127.0.0.1:0",
+             "--admin", "127.0.0.1:0", "--announce", *options],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=words, text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline()), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def simulating(
     folder: Path, *options: str
 ) -> contextlib.AbstractContextManager[dict[str, Any]]:

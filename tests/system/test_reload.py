@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.children import PATIENCE_SECONDS, child, get, wait_for
-from tests.support.paths import ROOT
+from tests.support.children import (
+    PATIENCE_SECONDS,
+    Killable,
+    child,
+    get,
+    killable,
+    wait_for,
+)
 
 MODEL = "simulated-llama-3.1-8b"
 
@@ -44,22 +47,12 @@ def write(path: Path, *tables: tuple[str, str], **models: str) -> None:
     path.write_text("\n".join(texts))
 
 
-@contextmanager
-def proxy(folder: Path) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "u.toml"),
-             "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
-             "--usage-event", "drop", "--store", f"sqlite:///{folder}/records.sqlite"],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            text=True, env=os.environ | {"COLUMNS": "80"},
-        )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.communicate()
+def proxy(folder: Path) -> Killable:
+    return killable(
+        "--config", str(folder / "u.toml"), "--usage-event", "drop",
+        "--store", f"sqlite:///{folder}/records.sqlite",
+        log=folder / "log", environment=os.environ | {"COLUMNS": "80"},
+    )  # fmt: skip
 
 
 def upstreams(addresses: dict[str, Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ import http.server
 import json
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.certificates import Leaf, authority
-from tests.support.children import get, post, wait_for
-from tests.support.paths import ROOT
+from tests.support.children import Killable, get, killable, post, wait_for
 
 REPLY = json.dumps(
     {
@@ -68,24 +66,11 @@ def serving(leaf: Leaf | None = None) -> Iterator[str]:
         server.server_close()
 
 
-@contextmanager
-def proxy(
-    upstream: str, log: Path, *options: str
-) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    with log.open("w") as words:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "serve", "--upstream", upstream,
-             "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
-             "--power", "none", "--store", "none", *options],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
-            text=True,
-        )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.communicate()
+def proxy(upstream: str, log: Path, *options: str) -> Killable:
+    return killable(
+        "--upstream", upstream, "--power", "none", "--store", "none", *options,
+        log=log,
+    )  # fmt: skip
 
 
 def status_of(addresses: dict[str, Any], name: str) -> int:

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.children import PATIENCE_SECONDS, child, get, wait_for
-from tests.support.paths import ROOT
+from tests.support.children import (
+    PATIENCE_SECONDS,
+    Killable,
+    child,
+    get,
+    killable,
+    wait_for,
+)
 
 
-@contextmanager
-def proxy(
-    upstream: str, *options: str, **environment: str
-) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "proxy", "serve", "--upstream", upstream, "--power",
-         "none", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--announce",
-         *options],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, env=os.environ | environment,
+def proxy(upstream: str, *options: str, **environment: str) -> Killable:
+    return killable(
+        "--upstream", upstream, "--power", "none", *options,
+        environment=os.environ | environment,
     )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

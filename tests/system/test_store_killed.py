@@ -15,17 +15,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import URL
 
-from tests.support.children import get, wait_for
-from tests.support.paths import ROOT
+from tests.support.children import Killable, get, killable, wait_for
 from tests.support.power_benches import serving
 
 CLIENTS = 6
@@ -89,24 +86,12 @@ def engine() -> Iterator[str]:
     process.communicate()
 
 
-@contextmanager
-def proxy(
-    upstream: str, power: str, store: str, state: Path
-) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "proxy", "serve", "--upstream", upstream, "--power",
-         power, "--engine-metrics", "none", "--listen", "127.0.0.1:0", "--admin",
-         "127.0.0.1:0", "--announce", "--store", store],
-        cwd=ROOT, env={"XDG_STATE_HOME": str(state), "PATH": "/usr/bin:/bin"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
+def proxy(upstream: str, power: str, store: str, state: Path) -> Killable:
+    return killable(
+        "--upstream", upstream, "--power", power, "--engine-metrics", "none",
+        "--store", store,
+        environment={"XDG_STATE_HOME": str(state), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 class Crowd:

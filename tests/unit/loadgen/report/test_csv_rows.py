@@ -24,5 +24,5 @@ def test_whatever_a_cell_holds_its_row_is_read_as_one(cells: list[str]) -> None:
 
 def test_a_table_has_its_heads_and_nothing_for_what_is_not_known() -> None:
     assert csv_text(["name", "is_real"], [["=1+1", True], [None, False]]) == (
-        "name,is_real\n'=1+1,True\n,False\n"
+        "name,is_real\n'=1+1,true\n,false\n"
     )

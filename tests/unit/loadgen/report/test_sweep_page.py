@@ -102,7 +102,7 @@ def test_the_csv_has_a_row_per_point_and_units_in_its_names() -> None:
     assert float(first["joules_per_request_low"]) < 140
     assert first["verdicts"] == "valid,degraded"
     assert last["rate"] == "inf"
-    assert last["is_best"] == "False"
+    assert last["is_best"] == "false"
 
 
 def test_naive_estimates_stand_beside_each_point_that_has_them() -> None:

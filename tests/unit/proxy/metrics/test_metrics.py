@@ -277,30 +277,41 @@ def test_engines_are_told_apart_and_none_is_the_others() -> None:
     }
 
 
+OUTCOMES = ("ok", "aborted", "error", "upstream_error", "unfinished")
+
+
 @given(
     classes=st.lists(
-        st.tuples(*[st.integers(0, 400).map(str)] * 4), min_size=1, max_size=300
+        st.tuples(*[st.integers(0, 400).map(str)] * 4, st.sampled_from(OUTCOMES)),
+        min_size=1,
+        max_size=300,
     )
 )
 def test_no_clients_labels_make_more_classes_than_there_is_room_for(
-    classes: list[tuple[str, str, str, str]],
+    classes: list[tuple[str, str, str, str, str]],
 ) -> None:
     bound = ClassBound()
     seen = {bound.bounded(labels) for labels in classes}
-    assert len(seen) <= MAX_CLASSES + 1
+    assert len(seen) <= MAX_CLASSES + len(OUTCOMES)
     assert [bound.bounded(labels) for labels in classes] == [
         bound.bounded(labels) for labels in classes
     ]
+    assert all(bound.bounded(labels)[4] == labels[4] for labels in classes)
+
+
+def test_all_classes_that_there_is_room_for_are_a_page_of_10_000_lines() -> None:
+    edges = sum(len(spec.edges) + 3 for spec in REQUEST_METRICS.values())
+    assert (MAX_CLASSES + len(OUTCOMES)) * edges < 10_000
 
 
 def test_a_flood_of_tenants_leaves_the_served_models_apart() -> None:
     bound = ClassBound()
     for number in range(2000):
-        bound.bounded(("vllm", "llama", "code", f"tenant-{number}"))
-    assert bound.bounded(("vllm", "llama", "chat", "mine")) == (
-        "vllm", "llama", "other", "other",
+        bound.bounded(("vllm", "llama", "code", f"tenant-{number}", "ok"))
+    assert bound.bounded(("vllm", "llama", "chat", "mine", "ok")) == (
+        "vllm", "llama", "other", "other", "ok",
     )  # fmt: skip
-    assert bound.bounded(("vllm", "qwen", "chat", "mine"))[1] == "qwen"
+    assert bound.bounded(("vllm", "qwen", "chat", "mine", "ok"))[1] == "qwen"
 
 
 DECADES = {

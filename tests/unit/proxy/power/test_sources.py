@@ -6,7 +6,12 @@ import pytest
 
 from proxy.errors import ConfigError, SensorError
 from proxy.power.energy_source import SourceOptions
-from proxy.power.sources import SOURCES, source_opener, split_sources
+from proxy.power.sources import (
+    SOURCES,
+    members_of,
+    source_opener,
+    split_sources,
+)
 from proxy.power.sources.dcgm import ENERGY, POWER, parse_dcgm
 from proxy.power.sources.prometheus import Query, parse_page, parse_selector
 from proxy.wire.facts import Reading
@@ -220,3 +225,50 @@ def test_a_mig_instance_in_any_page_is_refused() -> None:
 def test_one_board_under_two_names_in_any_page_is_refused() -> None:
     with pytest.raises(ConfigError, match="joules would count double"):
         watts_of('watts{gpu="0",UUID="GPU-a"} 1\nwatts{gpu="1",UUID="GPU-a"} 1\n')
+
+
+@pytest.mark.parametrize(
+    ("power", "members"),
+    [
+        ("nvml", {"": "nvml"}),
+        (
+            "dcgm=http://a:9400/metrics",
+            {"a:9400": "dcgm=http://a:9400/metrics"},
+        ),
+        (
+            "dcgm=http://a:9400/metrics+https://b/metrics#max-watts=900",
+            {
+                "a:9400": "dcgm=http://a:9400/metrics#max-watts=900",
+                "b": "dcgm=https://b/metrics#max-watts=900",
+            },
+        ),
+        (
+            "zeusd=/run/a+b.sock+/run/c.sock",
+            {
+                "/run/a+b.sock": "zeusd=/run/a+b.sock",
+                "/run/c.sock": "zeusd=/run/c.sock",
+            },
+        ),
+        (
+            "dcgm=http://a/x?q=1+2+http://a/y",
+            {
+                "http://a/x?q=1+2": "dcgm=http://a/x?q=1+2",
+                "http://a/y": "dcgm=http://a/y",
+            },
+        ),
+        (
+            "prometheus=http://a/metrics+http://b#watts=p",
+            {"a": "prometheus=http://a/metrics+http://b#watts=p"},
+        ),
+    ],
+    ids=["bare", "one", "two", "sockets", "one-host", "not-grouped"],
+)
+def test_a_plus_before_an_address_parts_hosts(
+    power: str, members: dict[str, str]
+) -> None:
+    assert members_of(power) == members
+
+
+def test_one_host_is_named_once() -> None:
+    with pytest.raises(ConfigError, match="names http://a:9400/metrics twice"):
+        source_opener("dcgm=http://a:9400/metrics+http://a:9400/metrics/", ())

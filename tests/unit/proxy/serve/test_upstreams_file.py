@@ -117,6 +117,19 @@ def test_exporters_of_different_hosts_may_both_show_all_their_gpus(
     assert [u.name for u in read(tmp_path, text)[0]] == ["one", "two"]
 
 
+def test_a_host_of_a_group_is_no_other_upstreams(tmp_path: Path) -> None:
+    text = "".join(
+        f'[[upstream]]\nname = "{name}"\nurl = "http://{name}:8000"\n'
+        f'power = "{power}"\n'
+        for name, power in (
+            ("wide", "dcgm=http://one:9400/metrics+http://two:9400/metrics"),
+            ("small", "dcgm=http://two:9400/metrics"),
+        )
+    )
+    with pytest.raises(ConfigError, match="both meter GPUs by dcgm=http://two:9400"):
+        read(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     "arguments", [("--upstream", "http://h:1"), ("--power", "nvml"), ("--gpus", "0")]
 )
