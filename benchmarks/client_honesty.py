@@ -1,13 +1,16 @@
 """Is the client's own measurement true, and what does it cost?
 
     python benchmarks/client_honesty.py [--rate 200] [--seconds 20] [--json FILE]
+    python benchmarks/client_honesty.py --processes 2 [--turns 3] [--rate 200]
 
 A scripted server in a process of its own answers after a known delay and keeps its
 own stamps (same machine, same monotonic clock). Printed: how late requests were
 sent against their schedule, how much the client's time to first token exceeds the
 server's own, the client's CPU per token event, and beside it what bare reads on
 the same event loop cost and, where the `vllm` command is installed, what
-`vllm bench serve` costs against the same server.
+`vllm bench serve` costs against the same server. With `--processes` the same load is
+sent by one process and by several in turns, and nothing else is run: the lag is that
+of the worst process, the CPU that of all, the process that reads their records apart.
 """
 
 from __future__ import annotations
@@ -28,16 +31,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import uvloop
 
 from loadgen.client.backends import RequestOptions, Target
-from loadgen.plan.plan import PlannedSession, PlannedTurn
+from loadgen.plan.plan import PlanHeader, PlannedSession, PlannedTurn
+from loadgen.plan.shards import Shard
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
+from loadgen.results.parts import order_by_end
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder, read_results
 from loadgen.results.results import Result
+from loadgen.run.processes import replay_in_processes
+from loadgen.run.sender import Job
 
 REFERENCE_VLLM_US = 14.0  # measured elsewhere, on an idle 2-vCPU AMD EPYC VM
 TARGET_LAG_P99_MS = 5.0
@@ -118,6 +126,79 @@ def our_client(setup: Setup) -> dict[str, Any]:
         results = list(read_results(path))
         stamps = stamps_of(url)
     return our_figures(setup, stats, cpu_seconds, results, stamps)
+
+
+def our_processes(setup: Setup, processes: int) -> dict[str, Any]:
+    """The same load by `loadgen replay --processes`, without the start of each."""
+    with scripted_engine(setup) as url, tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        jobs = [
+            Job(
+                plan=str(written_plan(setup, folder / "plan.jsonl")),
+                shard=Shard(number, (1,) * processes),
+                records=str(folder / f"requests-{number + 1}.jsonl"),
+                target=Target(url, "vllm", model="scripted"),
+                options=RequestOptions(),
+                max_concurrency=None,
+                is_closed_loop=False,
+                timeout_seconds=600.0,
+                seed=0,
+            )
+            for number in range(processes)
+        ]
+        before = time.process_time()
+        with Recorder(folder / "requests.jsonl") as recorder:
+            stats, parts = replay_in_processes(
+                jobs,
+                log_folder=folder,
+                recorder=recorder,
+                progress=Progress(),
+                max_errors=None,
+                warn=print,
+            )
+        order_by_end(recorder.path)
+        reading_seconds = time.process_time() - before
+        results = list(read_results(recorder.path))
+        stamps = stamps_of(url)
+    cpu_seconds = sum(part.cpu_seconds or 0.0 for part in parts)
+    lags = [float(np.percentile(part.lag_seconds, 99)) * 1000 for part in parts]
+    return our_figures(setup, stats, cpu_seconds, results, stamps) | {
+        "worst_lag_p99_ms": max(lags),
+        "reading_core_share": reading_seconds / stats.end_seconds,
+    }
+
+
+def written_plan(setup: Setup, path: Path) -> Path:
+    """The load as a plan."""
+    every = list(sessions(setup))
+    header = PlanHeader(
+        trace="scripted", trace_format="loadtrace", arrival="poisson",
+        rate_per_second=setup.rate_per_second, burstiness=None, seed=setup.seed,
+        sessions=len(every), requests=len(every),
+        span_seconds=every[-1].start_seconds,
+    )  # fmt: skip
+    path.write_bytes(msgspec.json.Encoder().encode_lines([header, *every]))
+    return path
+
+
+def in_turns(setup: Setup, processes: int, turns: int) -> list[dict[str, Any]]:
+    """One process and several, one after the other, so that both meet the same host."""
+    print(
+        "processes  tokens/s  lag p99 (worst)  TTFT bias p50  us/token  cores  reading"
+    )
+    found = []
+    for count in (1, processes) * turns:
+        figures = our_processes(setup, count) | {"processes": count}
+        found.append(figures)
+        print(
+            f"{count:9}  {figures['tokens_per_second']:8.0f}  "
+            f"{figures['worst_lag_p99_ms']:12.2f} ms  "
+            f"{figures['ttft_bias_ms']['p50']:10.3f} ms  "
+            f"{figures['cpu_us_per_token_event']:8.1f}  {figures['core_share']:5.2f}  "
+            f"{figures['reading_core_share']:7.2f}",
+            flush=True,
+        )
+    return found
 
 
 def our_figures(
@@ -305,6 +386,8 @@ def main() -> None:
         "--tokenizer", type=Path, metavar="FOLDER", help="for `vllm bench serve`"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--processes", type=int, metavar="N", help="1 and N in turns")
+    parser.add_argument("--turns", type=int, default=3, help="with --processes")
     given = parser.parse_args()
     setup = Setup(
         given.rate,
@@ -314,6 +397,11 @@ def main() -> None:
         given.gap_ms,
         given.seed,
     )
+    if given.processes is not None:
+        rows = in_turns(setup, given.processes, given.turns)
+        if given.json is not None:
+            given.json.write_text(json.dumps(rows, indent=2) + "\n")
+        return
     figures = {
         "ours": our_client(setup),
         "bare": bare_reads(setup),

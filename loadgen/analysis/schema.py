@@ -220,6 +220,23 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
     max: float
 
 
+class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several processes that sent a run: what it sent in the window."""
+
+    process: int
+    """From 1."""
+    requests: int
+    lag_ms: Lag | None
+    loop_lag_p99_ms: float | None
+    """Of its whole run."""
+    cpu_seconds: float | None
+    """Processor time of its whole replay."""
+    death: str | None = None
+    """How it ended before its time; null: it did not."""
+    lost_requests: int = 0
+    """Without a record, because it ended before its time."""
+
+
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Was the plan kept? Rates in requests per second."""
 
@@ -240,6 +257,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_p99_ms: float | None
     mean_concurrency: float | None
     peak_concurrency: int | None
+    processes: list[ProcessRow] = field(default_factory=list)
+    """Each that sent a part of the plan; empty where one sent all of it."""
 
 
 class WindowBlock(msgspec.Struct, frozen=True, kw_only=True):

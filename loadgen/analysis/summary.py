@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from loadgen import __version__
-from loadgen.analysis.distribution import Stats
+from loadgen.analysis.distribution import Distribution, Stats
 from loadgen.analysis.energy import energy_block
 from loadgen.analysis.hardware import hardware_block
 from loadgen.analysis.naive import Work, with_naive
@@ -24,15 +25,17 @@ from loadgen.analysis.schema import (
     GroupRow,
     HardwareBlock,
     Lag,
+    ProcessRow,
     RunRecord,
     Schedule,
     Summary,
     WindowBlock,
 )
 from loadgen.analysis.tally import Group, RunWindow, Tally
-from loadgen.analysis.verdict import EnergyFacts, RunFacts, judge
+from loadgen.analysis.verdict import EnergyFacts, ProcessFacts, RunFacts, judge
 from loadgen.plan.plan import PlanHeader
 from loadgen.results.measures import MEASURES, POOLED_MEASURES
+from loadgen.results.parts import Part
 from loadgen.results.results import Metering
 from proxy.process.files import write_whole
 
@@ -79,8 +82,13 @@ def summarise(
     plan_sha256: str | None,
     metering: Metering,
     run_seconds: float,
+    parts: Sequence[Part] = (),
 ) -> Summary:
-    """The summary of a run, from one pass over its records."""
+    """The summary of a run, from one pass over its records.
+
+    `parts` tell of each process, where several sent it.
+    """
+    processes = [_process_row(part, tally.window) for part in parts]
     energy = energy_block(metering, tally)
     hardware = hardware_block(metering, tally, energy.power, info.zero_unix_seconds)
     measures = _all_stats(tally)
@@ -89,7 +97,9 @@ def summarise(
     summary = Summary(
         simulated=info.simulated or energy.simulated,
         simulated_engine=info.simulated,
-        verdict=judge(_facts(tally, info, header, energy, hardware, metering)),
+        verdict=judge(
+            _facts(tally, info, header, energy, hardware, metering, processes)
+        ),
         trace=header.trace if header else None,
         trace_format=header.trace_format if header else None,
         arrival=header.arrival if header else None,
@@ -110,7 +120,7 @@ def summarise(
         request_rate=_request_rate(header),
         burstiness=header.burstiness if header else None,
         max_concurrency=info.max_concurrency,
-        schedule=_schedule(tally, info, header, measures["schedule_lag"]),
+        schedule=_schedule(tally, info, header, measures["schedule_lag"], processes),
         energy=energy,
         measures=measures,
         window=_window_block(tally, info, run_seconds),
@@ -194,6 +204,7 @@ def _facts(
     energy: EnergyBlock,
     hardware: HardwareBlock,
     metering: Metering,
+    processes: Sequence[ProcessRow],
 ) -> RunFacts:
     lag = tally.lag.stats("s")
     errors = {
@@ -219,7 +230,45 @@ def _facts(
         energy=_energy_facts(energy, metering) if asked else None,
         boards=hardware.boards,
         warm_up=hardware.warm_up,
+        processes=[_process_facts(row) for row in processes],
     )
+
+
+def _process_row(part: Part, window: RunWindow) -> ProcessRow:
+    """One process of several: its records that are in the window."""
+    planned = np.asarray(part.planned_seconds)
+    lags = np.asarray(part.lag_seconds)
+    is_inside = (window.start_seconds <= planned) & (planned <= window.end_seconds)
+    found = Distribution()
+    found.extend(lags[is_inside & ~np.isnan(lags)].tolist())
+    loop_lag = part.loop_lag_p99_seconds
+    return ProcessRow(
+        process=part.number,
+        requests=int(is_inside.sum()),
+        lag_ms=_lag_ms(found.stats("s")),
+        loop_lag_p99_ms=None if loop_lag is None else loop_lag * 1000,
+        cpu_seconds=part.cpu_seconds,
+        death=part.death,
+        lost_requests=part.lost,
+    )
+
+
+def _process_facts(row: ProcessRow) -> ProcessFacts:
+    return ProcessFacts(
+        number=row.process,
+        lag_p99_seconds=row.lag_ms.p99 / 1000 if row.lag_ms else None,
+        death=row.death,
+        lost_requests=row.lost_requests,
+    )
+
+
+def _lag_ms(lag: Stats | None) -> Lag | None:
+    if lag is None:
+        return None
+    return Lag(
+        mean=lag.mean * 1000, p50=lag.p50 * 1000, p90=lag.p90 * 1000,
+        p99=lag.p99 * 1000, max=lag.max * 1000,
+    )  # fmt: skip
 
 
 def _energy_facts(energy: EnergyBlock, metering: Metering) -> EnergyFacts:
@@ -271,7 +320,11 @@ def _vllm_latencies(measures: Mapping[str, Stats | None]) -> dict[str, Any]:
 
 
 def _schedule(
-    tally: Tally, info: RunInfo, header: PlanHeader | None, lag: Stats | None
+    tally: Tally,
+    info: RunInfo,
+    header: PlanHeader | None,
+    lag: Stats | None,
+    processes: list[ProcessRow],
 ) -> Schedule:
     busy = tally.concurrency()
     loop_lag = info.loop_lag_p99_seconds
@@ -284,17 +337,13 @@ def _schedule(
         asked_per_second=_asked_per_second(tally, header),
         offered_per_second=tally.offered_per_second(),
         achieved_per_second=tally.achieved_per_second(),
-        lag_ms=Lag(
-            mean=lag.mean * 1000, p50=lag.p50 * 1000, p90=lag.p90 * 1000,
-            p99=lag.p99 * 1000, max=lag.max * 1000,
-        )
-        if lag
-        else None,
+        lag_ms=_lag_ms(lag),
         gap_p50_ms=gap * 1000 if gap is not None else None,
         loop_lag_p99_ms=loop_lag * 1000 if loop_lag is not None else None,
         mean_concurrency=busy[0] if busy else None,
         peak_concurrency=busy[1] if busy else None,
-    )  # fmt: skip
+        processes=processes,
+    )
 
 
 def _window_block(tally: Tally, info: RunInfo, run_seconds: float) -> WindowBlock:

@@ -84,6 +84,17 @@ class EnergyFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFacts:
+    """Facts of one of several processes that sent a run."""
+
+    number: int
+    lag_p99_seconds: float | None = None
+    death: str | None = None
+    """How it ended before its time."""
+    lost_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
     """Facts of a run for the verdict; counts are of the whole run."""
 
@@ -109,6 +120,8 @@ class RunFacts:
     boards: Sequence[BoardSummary] = ()
     """How they worked in the window."""
     warm_up: Sequence[WarmUp] = ()
+    processes: Sequence[ProcessFacts] = ()
+    """Each, where several sent the run: the latest of them decides."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +140,7 @@ DEFAULT = Thresholds()
 def judge(facts: RunFacts, limits: Thresholds = DEFAULT) -> Verdict:
     """The worst of all findings, and all reasons, worst first."""
     findings = [
+        *_of_processes(facts),
         *_of_completion(facts, limits),
         *_of_schedule(facts, limits),
         *_of_client(facts, limits),
@@ -148,6 +162,16 @@ def lag_limit_seconds(gap_p50_seconds: float | None, limits: Thresholds) -> floa
         return limits.lag_degraded_seconds
     by_gap = max(limits.lag_gap_fraction * gap_p50_seconds, limits.lag_floor_seconds)
     return min(by_gap, limits.lag_degraded_seconds)
+
+
+def _of_processes(facts: RunFacts) -> Iterator[Finding]:
+    for each in facts.processes:
+        if each.death is not None:
+            yield (
+                INVALID,
+                f"process {each.number} of {len(facts.processes)} {each.death}: "
+                f"{each.lost_requests} of its requests are lost",
+            )
 
 
 def _of_completion(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
@@ -186,7 +210,11 @@ def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
             f"{facts.dropped} planned requests were never sent; the limit is 0",
         )
     yield from _of_rate(facts, limits)
-    lag = facts.lag_p99_seconds
+    lag, where = facts.lag_p99_seconds, ""
+    for each in facts.processes:
+        if each.lag_p99_seconds is not None and each.lag_p99_seconds > (lag or 0.0):
+            lag = each.lag_p99_seconds
+            where = f" in process {each.number} of {len(facts.processes)}"
     if lag is None or not facts.is_paced:
         return
     limit = lag_limit_seconds(facts.gap_p50_seconds, limits)
@@ -196,15 +224,16 @@ def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
         yield (
             DEGRADED,
             f"--max-concurrency {facts.max_concurrency} held requests back: schedule "
-            f"lag p99 {_ms(lag)} (limit {_ms(limit)}); read the latencies from the "
-            "intended start",
+            f"lag p99 {_ms(lag)}{where} (limit {_ms(limit)}); read the latencies from "
+            "the intended start",
         )
         return
     is_invalid = lag > limits.lag_invalid_seconds
     threshold = limits.lag_invalid_seconds if is_invalid else limit
     yield (
         INVALID if is_invalid else DEGRADED,
-        f"requests left late: schedule lag p99 {_ms(lag)}, limit {_ms(threshold)}",
+        f"requests left late: schedule lag p99 {_ms(lag)}{where}, limit "
+        f"{_ms(threshold)}",
     )
 
 

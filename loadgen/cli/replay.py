@@ -32,6 +32,8 @@ Examples:
       --url http://127.0.0.1:8080 --ledger http://127.0.0.1:9464
   loadgen replay synthetic --input-len 512 --output-len 128 --concurrency 8
   loadgen replay traces/sharegpt.jsonl --stages 60s@2,120s@8
+  loadgen replay traces/sharegpt.jsonl --rate 400 --processes 2 \\
+      --url http://127.0.0.1:8000
   loadgen replay --from runs/20260101T120000-sharegpt
 """
 

@@ -26,6 +26,7 @@ from loadgen.plan.load import (
     scheduled,
     surveyed,
 )
+from loadgen.plan.shards import Deal, Shard
 from loadgen.traces.readers.line import MAX_TOKENS
 from loadgen.traces.readers.open import open_trace, sha256_of
 from loadgen.traces.readers.text import MAX_DEPTH, end_of
@@ -148,8 +149,13 @@ def is_plan(path: Path | str) -> bool:
         return False
 
 
-def read_plan(path: Path | str) -> tuple[PlanHeader, Iterator[PlannedSession]]:
-    """The header, and the sessions as they are taken; `PlanError` names the line."""
+def read_plan(
+    path: Path | str, shard: Shard | None = None
+) -> tuple[PlanHeader, Iterator[PlannedSession]]:
+    """The header, and the sessions as they are taken; `PlanError` names the line.
+
+    Of all sessions, or of one shard of them.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -164,28 +170,48 @@ def read_plan(path: Path | str) -> tuple[PlanHeader, Iterator[PlannedSession]]:
         raise PlanError(
             f"{path}, line 1: plan is {header.plan!r}, expected {VERSION!r}"
         )
-    return header, _read_sessions(path, header)
+    return header, _read_sessions(path, header, shard)
 
 
-def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
-    decoder = msgspec.json.Decoder(PlannedSession)
-    sessions, before = 0, 0.0
+def requests_of_shards(path: Path, weights: tuple[int, ...]) -> list[int]:
+    """How many requests of a plan each shard has. Raises PlanError."""
+    deal = Deal(weights)
+    for number, line in _lines(path):
+        deal.owner(_requests(path, number, line))
+    return deal.requests
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line but the first, with its number in the file."""
     with path.open("rb") as file:
         file.readline(MAX_LINE_BYTES)
-        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-        for number, line in enumerate(lines, 2):
-            try:
-                session = _decoded(line, decoder)
-            except ValueError as error:
-                raise PlanError(f"{path}, line {number}: {error}") from None
-            if session.start_seconds < before or not session.turns:
-                raise PlanError(
-                    f"{path}, line {number}: start_seconds is "
-                    f"{session.start_seconds}, expected >= {before} and a turn"
-                )
-            before = session.start_seconds
-            sessions += 1
-            yield session
+        yield from enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 2)
+
+
+def _read_sessions(
+    path: Path, header: PlanHeader, shard: Shard | None
+) -> Iterator[PlannedSession]:
+    decoder = msgspec.json.Decoder(PlannedSession)
+    deal = None if shard is None else Deal(shard.weights)
+    sessions, before = 0, 0.0
+    for number, line in _lines(path):
+        if deal is not None and shard is not None:
+            owner = deal.owner(_requests(path, number, line))
+            if owner != shard.number:
+                sessions += 1
+                continue
+        try:
+            session = _decoded(line, decoder)
+        except ValueError as error:
+            raise PlanError(f"{path}, line {number}: {error}") from None
+        if session.start_seconds < before or not session.turns:
+            raise PlanError(
+                f"{path}, line {number}: start_seconds is "
+                f"{session.start_seconds}, expected >= {before} and a turn"
+            )
+        before = session.start_seconds
+        sessions += 1
+        yield session
     if sessions != header.sessions:
         raise PlanError(
             f"{path}: {sessions} sessions, the header says {header.sessions}: "
@@ -193,6 +219,20 @@ def _read_sessions(path: Path, header: PlanHeader) -> Iterator[PlannedSession]:
         )
 
 
+class _Size(msgspec.Struct):
+    """As much of a session as it takes to deal it."""
+
+    turns: list[msgspec.Raw]
+
+
+def _requests(path: Path, number: int, line: bytes) -> int:
+    try:
+        return len(_decoded(line, _size_decoder).turns)
+    except ValueError as error:
+        raise PlanError(f"{path}, line {number}: {error}") from None
+
+
+_size_decoder = msgspec.json.Decoder(_Size)
 _header_decoder = msgspec.json.Decoder(PlanHeader)
 
 

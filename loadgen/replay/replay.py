@@ -64,6 +64,8 @@ async def replay(
     timeout_seconds: float = 600.0,
     seed: int = 0,
     max_errors: int | None = None,
+    ends_itself: bool = True,
+    zero_seconds: float | None = None,
     connect: Callable[[Target, Clock, Progress], Client] | None = None,
 ) -> RunStats:
     """Send a plan's sessions on time and record every request.
@@ -73,14 +75,18 @@ async def replay(
     schedule lag, unless the loop is closed: then a request is meant to start when a
     slot is free. Cancelling the call is how to stop it: requests in flight are
     recorded as aborted and the stats so far are returned. So it ends when
-    `max_errors` requests have failed, or nobody answers any more. Raises LoadgenError
-    when records cannot be written or the plan has a turn nobody can send.
+    `max_errors` requests have failed, or nobody answers any more, unless it is not to
+    end itself: whoever sees the records of all processes decides then. The run's zero
+    is soon, or `zero_seconds` on the clock where it is not ours to choose. Raises
+    LoadgenError when records cannot be written or the plan has a turn nobody can send.
     """
     check_options(target, options)
     client = (connect or _over_http)(target, clock, progress)
     monitor = LoopMonitor(clock)
     with _settled_heap():
-        zero, zero_unix = clock.now() + LEAD_SECONDS, clock.unix() + LEAD_SECONDS
+        now = clock.now()
+        zero = now + LEAD_SECONDS if zero_seconds is None else zero_seconds
+        zero_unix = clock.unix() + (zero - now)
         progress.zero_seconds = zero
         run = Run(
             target=target,
@@ -98,11 +104,13 @@ async def replay(
         )
         limit = ErrorLimit(max_errors)
         watcher = _ending(limit, asyncio.current_task())
-        progress.watchers.append(watcher)
+        if ends_itself:
+            progress.watchers.append(watcher)
         try:
             is_interrupted = await _run_all(run, sessions, monitor)
         finally:
-            progress.watchers.remove(watcher)
+            if ends_itself:
+                progress.watchers.remove(watcher)
             await client.close()
     return _stats(run, zero_unix, monitor.lag(), is_interrupted, limit.reason)
 

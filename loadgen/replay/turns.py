@@ -26,7 +26,6 @@ from proxy.engines import DIALECTS
 AHEAD_SECONDS = 0.5  # texts, bodies and connections are ready this long before
 
 _ERROR_CHARACTERS = 400
-_DISTINCT_ERRORS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,10 +233,12 @@ class _Turn:
             send_seconds=_between(response.sent_at, response.written_at),
             wait_seconds=_between(response.sent_at, response.first_byte_at),
         )
-        _count(run.progress, result, len(response.pieces))
+        if result.status == 200:
+            # reads so far were taken for a token each
+            counted = result.output_tokens or sum(result.chunk_tokens)
+            run.progress.tokens += counted - len(response.pieces)
         run.recorder.record(result)
-        for watcher in run.progress.watchers:
-            watcher(result)
+        run.progress.note_end(result)
         return result
 
     def _seconds(self, stamp: float) -> float:
@@ -260,24 +261,3 @@ def _rest(steps: Generator[None, None, Reply]) -> Reply:
         except StopIteration as end:
             reply: Reply = end.value
             return reply
-
-
-def _count(progress: Progress, result: Result, pieces: int) -> None:
-    """Add one finished request to what the live view shows."""
-    if result.status == 200:
-        progress.tokens += (result.output_tokens or sum(result.chunk_tokens)) - pieces
-    if result.sent_seconds is not None:
-        progress.lag_seconds.add(result.sent_seconds - result.planned_seconds)
-    if result.outcome == "ok":
-        progress.ok += 1
-        if result.first_token_seconds is not None and result.sent_seconds is not None:
-            progress.ttft_seconds.add(result.first_token_seconds - result.sent_seconds)
-        return
-    if result.outcome == "dropped":
-        progress.dropped += 1
-    else:
-        progress.failed += 1
-    message = result.error or result.outcome
-    if message not in progress.errors and len(progress.errors) >= _DISTINCT_ERRORS:
-        message = "other failures"  # a server may put an id into each message
-    progress.errors[message] = progress.errors.get(message, 0) + 1

@@ -103,6 +103,11 @@ def _load(summary: Summary) -> Table:
             f"p50 {fmt.seconds(lag.p50 / 1000)}, p99 {fmt.seconds(lag.p99 / 1000)}, "
             f"max {fmt.seconds(lag.max / 1000)} (send minus intended start)",
         )
+    processes = schedule.processes
+    for each in text.late_processes(processes):
+        _line(table, f"process {each.process}", text.process_text(each))
+    if len(processes) > len(text.late_processes(processes)):
+        _line(table, "", f"the latest of {len(processes)} processes")
     if schedule.mean_concurrency is not None:
         in_flight = f"mean {fmt.digits(schedule.mean_concurrency)}"
         _line(table, "in flight", f"{in_flight}, peak {schedule.peak_concurrency}")

@@ -14,12 +14,14 @@ from loadgen.analysis.schema import (
     HardwareBlock,
     LengthBlock,
     PerRequest,
+    ProcessRow,
     Summary,
 )
 from loadgen.client.abilities import length_note
 from loadgen.report import format as fmt
 from proxy.wire.api import ATTRIBUTED, BoardSummary, SpreadReply
 
+_SHOWN_PROCESSES = 8
 _RAMP_FRACTION = 0.9  # below it, the difference needs a word
 _FAR_FRACTION = 0.1  # of a length: beyond it, another tokenizer counted
 _SAME_LENGTH_FRACTION = 0.01  # replies this close in length cost the same work
@@ -425,6 +427,30 @@ class LengthRow(NamedTuple):
     name: str
     text: str
     note: str
+
+
+def late_processes(rows: Sequence[ProcessRow]) -> list[ProcessRow]:
+    """Those to show: all of a few, else the dead and the latest of many."""
+    if len(rows) <= _SHOWN_PROCESSES:
+        return list(rows)
+
+    def badness(row: ProcessRow) -> tuple[bool, float]:
+        return row.death is not None, row.lag_ms.p99 if row.lag_ms else 0.0
+
+    worst = sorted(rows, key=badness, reverse=True)[:_SHOWN_PROCESSES]
+    return sorted(worst, key=lambda row: row.process)
+
+
+def process_text(row: ProcessRow) -> str:
+    """What one of several processes sent, and how late."""
+    parts = [f"{row.requests:,} requests"]
+    if row.lag_ms is not None:
+        parts.append(f"schedule lag p99 {fmt.seconds(row.lag_ms.p99 / 1000)}")
+    if row.cpu_seconds is not None:
+        parts.append(f"{fmt.seconds(row.cpu_seconds)} of CPU")
+    if row.death is not None:
+        parts.append(f"{row.death}, {row.lost_requests:,} lost")
+    return ", ".join(parts)
 
 
 def length_rows(summary: Summary) -> Iterator[LengthRow]:

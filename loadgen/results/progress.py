@@ -11,6 +11,7 @@ from ddsketch import DDSketch
 from loadgen.results.results import Result
 
 RECENT = 200
+_DISTINCT_ERRORS = 100
 RELATIVE_ERROR = 0.005
 """As of the distributions of a summary beyond a million values."""
 
@@ -83,6 +84,30 @@ class Progress:
         if self.first_sent_seconds is None:
             self.first_sent_seconds = at_seconds
         self.newest_sent_seconds = at_seconds
+
+    def note_end(self, result: Result) -> None:
+        """One more record, of whatever outcome; the watchers hear of it."""
+        if result.sent_seconds is not None:
+            self.lag_seconds.add(result.sent_seconds - result.planned_seconds)
+        if result.outcome == "ok":
+            self.ok += 1
+            first, sent = result.first_token_seconds, result.sent_seconds
+            if first is not None and sent is not None:
+                self.ttft_seconds.add(first - sent)
+        else:
+            self._note_failure(result)
+        for watcher in self.watchers:
+            watcher(result)
+
+    def _note_failure(self, result: Result) -> None:
+        if result.outcome == "dropped":
+            self.dropped += 1
+        else:
+            self.failed += 1
+        message = result.error or result.outcome
+        if message not in self.errors and len(self.errors) >= _DISTINCT_ERRORS:
+            message = "other failures"  # a server may put an id into each message
+        self.errors[message] = self.errors.get(message, 0) + 1
 
     @property
     def achieved_per_second(self) -> float | None:

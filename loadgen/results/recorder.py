@@ -47,7 +47,10 @@ class Recorder:
 
     def record(self, result: Result) -> None:
         """Append one line; after a failure the file ends at the last complete one."""
-        line = self._encoder.encode(result) + b"\n"
+        self.append(self._encoder.encode(result) + b"\n")
+
+    def append(self, line: bytes) -> None:
+        """`record` of a result that is a line already."""
         try:
             done = 0
             while done < len(line):
@@ -90,16 +93,19 @@ def read_results(path: Path | str) -> Iterator[Result]:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
                     return  # the writer was killed within it
-                try:
-                    result = decoder.decode(line)
-                    _check(result)
-                except (ValueError, RecursionError) as error:
-                    raise LoadgenError(
-                        f"{path}, line {number}: not a request record: {error}"
-                    ) from None
-                yield result
+                yield result_of(line, decoder, f"{path}, line {number}")
     except OSError as error:
         raise LoadgenError(f"cannot read {path}: {os_reason(error)}") from None
+
+
+def result_of(line: bytes, decoder: msgspec.json.Decoder[Result], where: str) -> Result:
+    """One line, read; `where` is its place. Raises LoadgenError."""
+    try:
+        result = decoder.decode(line)
+        _check(result)
+    except (ValueError, RecursionError) as error:
+        raise LoadgenError(f"{where}: not a request record: {error}") from None
+    return result
 
 
 def _check(result: Result) -> None:

@@ -264,6 +264,11 @@ class ReplayConfig:
         Meta(ge=1),
         Option("Most requests in flight; waiting counts as schedule lag.", "N"),
     ] = None
+    processes: Annotated[
+        int,
+        Meta(ge=1, le=256),
+        Option("Send from N processes, where one core is not enough.", "N"),
+    ] = 1
     num_prompts: Annotated[
         int | None, Meta(ge=1), Option("Only the first N requests.", "N")
     ] = None

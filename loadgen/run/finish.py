@@ -8,6 +8,7 @@ read line by line: a million requests take no more memory than their counters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ from loadgen.energy.join import (
 from loadgen.errors import LoadgenError
 from loadgen.plan.plan import MAX_LINE_BYTES, PlanHeader
 from loadgen.report.html import write_html
+from loadgen.results.parts import Part
 from loadgen.results.recorder import read_results
 from loadgen.results.results import Metering
 from loadgen.traces.readers.open import sha256_of
@@ -63,12 +65,14 @@ def finish_run(
     admin_url: str | None = None,
     admin_token: str | None = None,
     begun: BooksReply | None = None,
+    parts: Sequence[Part] = (),
     waiting: Waiting | None = None,
     patience: Patience = PATIENCE,
 ) -> Summary:
     """Join, tally, judge and write a run that has just ended; the caller shows it.
 
-    `waiting` hears of settlement (settled, expected). Energy that cannot be
+    `parts` are those of the processes, where several sent it. `waiting` hears of
+    settlement (settled, expected). Energy that cannot be
     had is null with a reason; `begun` are the books of the run's start: what the
     proxy counted is counted from there. LoadgenError only when the folder cannot be
     read or written.
@@ -82,7 +86,7 @@ def finish_run(
         with AdminClient(admin_url, token=admin_token) as admin:
             metering = _meter(requests, info, window, extent, admin, waiting, patience)
         metering = msgspec.structs.replace(metering, begun=begun, ended=ended)
-    summary = summary_of(folder, info, window, metering, extent)
+    summary = summary_of(folder, info, window, metering, extent, parts)
     try:
         write_summary(folder / SUMMARY, summary)
         write_html(folder / REPORT, summary, read_results(requests))
@@ -135,7 +139,12 @@ def extent_of(requests: Path) -> Extent:
 
 
 def summary_of(
-    folder: Path, info: RunInfo, window: RunWindow, metering: Metering, extent: Extent
+    folder: Path,
+    info: RunInfo,
+    window: RunWindow,
+    metering: Metering,
+    extent: Extent,
+    parts: Sequence[Part] = (),
 ) -> Summary:
     """One pass over the records, and the plan's header and hash."""
     tally = Tally(window, info.goodput).add_all(read_results(folder / REQUESTS))
@@ -146,6 +155,7 @@ def summary_of(
         plan_sha256=sha256_of(folder / PLAN) if (folder / PLAN).is_file() else None,
         metering=metering,
         run_seconds=extent.last_finished_seconds,
+        parts=parts,
     )
 
 

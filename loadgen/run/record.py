@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.analysis.schema import HostRecord, RunRecord, SamplingRecord
-from loadgen.errors import UsageError
+from loadgen.errors import TraceError, UsageError
 from loadgen.run.config import OF_A_PLAN, ReplayConfig
 from loadgen.traces.fixed import NAME as SYNTHETIC
 from loadgen.traces.readers.open import sha256_of
@@ -69,11 +69,11 @@ def options_of(config: ReplayConfig) -> dict[str, Any]:
 
 def trace_sha256(trace: Path) -> str | None:
     """The trace file's hash; None where there is no file."""
-    if str(trace) == SYNTHETIC or not trace.is_file():
+    if str(trace) == SYNTHETIC:
         return None
     try:
         return sha256_of(trace)
-    except OSError:
+    except (OSError, TraceError):
         return None
 
 

@@ -34,12 +34,14 @@ from loadgen.plan.plan import (
     plan_of,
     read_plan,
 )
+from loadgen.plan.shards import Shard, split
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
 from loadgen.report import format as fmt
 from loadgen.report.console import console as output
 from loadgen.report.terminal import render
 from loadgen.results.measures import parse_goodput
+from loadgen.results.parts import Part, order_by_end
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
@@ -57,7 +59,9 @@ from loadgen.run.load import (
     synthetic_lengths,
     synthetic_requests,
 )
+from loadgen.run.processes import check_processes, replay_in_processes, weights_of
 from loadgen.run.record import run_record
+from loadgen.run.sender import Job
 from loadgen.run.stack import Stack
 from loadgen.run.targets import check_targets
 from loadgen.simulator.core.config import EngineConfig
@@ -69,6 +73,8 @@ from proxy.process.files import PRIVATE, private_folder, whole_file
 from proxy.process.terminal import echo_json
 
 LOG_FOLDER = "logs"
+PART = "requests-{}.jsonl"
+"""Records of one of several processes, until all are in `requests.jsonl`."""
 EXIT_INTERRUPTED = 130
 NOT_OF_A_PLAN = (
     "rate", "session_rate", "concurrency", "stages", "speed", "num_prompts",
@@ -88,6 +94,7 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
     """
     goodput = parse_goodput(config.goodput)
     _length_rule(config)  # refuse before anything is written or started
+    check_processes(config)
     check_settings(config)
     folder = _run_folder(config)
     progress = Progress()
@@ -110,7 +117,9 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
             targets=config.metrics_targets,
         ):
             with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
-                stats = _replay(config, folder, header, environment, progress, console)
+                stats, parts = _replay(
+                    config, folder, header, environment, progress, console
+                )
             info = msgspec.structs.replace(
                 info,
                 zero_unix_seconds=stats.zero_unix_seconds,
@@ -127,6 +136,7 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
                     admin_url=environment.admin_url,
                     admin_token=environment.admin_token,
                     begun=begun,
+                    parts=parts,
                     waiting=lambda settled, expected: status.update(
                         f"waiting for energy: {settled} of {expected} requests settled"
                     ),
@@ -145,6 +155,7 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
     """The plan of a run and what it would take, with nothing sent and nothing kept."""
     parse_goodput(config.goodput)
     rule = _length_rule(config)
+    check_processes(config)
     check_free(config.metrics_port)
     check_targets(config.metrics_targets, config.metrics_port)
     _run_folder(config)
@@ -292,6 +303,7 @@ def _show_plan(
 ) -> None:
     if config.quiet:
         return
+    processes = len(weights_of(config, header))
     pace = "" if header.rate_per_second is None else f" at {header.rate_per_second:g}/s"
     console.print(
         f"plan: {header.requests} requests in {header.sessions} sessions, "
@@ -301,7 +313,10 @@ def _show_plan(
     for reason, count in header.dropped.items():
         console.print(f"  left out: {count} ({reason})")
     lengths = length_note(_length_rule(config), config.backend)
-    for note in filter(None, [*header.notes, lengths]):
+    several = None
+    if processes < config.processes:
+        several = f"{processes} of {config.processes} processes: no more sessions"
+    for note in filter(None, [*header.notes, lengths, several]):
         console.print(f"  note: {note}")
 
 
@@ -312,8 +327,11 @@ def _replay(
     environment: Environment,
     progress: Progress,
     console: Console,
-) -> RunStats:
-    """Send the plan; the first Ctrl-C ends it and keeps what there is."""
+) -> tuple[RunStats, list[Part]]:
+    """Send the plan; the first Ctrl-C ends it and keeps what there is.
+
+    The parts are those of several processes, none where this one sends it all.
+    """
     _, sessions = read_plan(folder / PLAN)
     progress.planned = header.requests
     progress.offered_per_second = header.rate_per_second
@@ -323,6 +341,24 @@ def _replay(
         progress.offered_per_second = header.requests / header.span_seconds
     options = replace(_options(config), hash_block_size=header.hash_block_size)
     check_options(environment.target, options)
+
+    weights = weights_of(config, header)
+    if len(weights) > 1:
+        jobs = _jobs(config, folder, weights, environment, options)
+        with (
+            Recorder(folder / REQUESTS) as recorder,
+            live_view(progress, environment, config.quiet, console),
+        ):
+            stats, parts = replay_in_processes(
+                jobs,
+                log_folder=folder / LOG_FOLDER,
+                recorder=recorder,
+                progress=progress,
+                max_errors=config.max_errors,
+                warn=lambda text: console.print(f"loadgen: {text}", style="bold red"),
+            )
+        order_by_end(folder / REQUESTS)
+        return stats, parts
 
     async def whole() -> RunStats:
         task = asyncio.ensure_future(
@@ -350,7 +386,33 @@ def _replay(
         Recorder(folder / REQUESTS) as recorder,
         live_view(progress, environment, config.quiet, console),
     ):
-        return uvloop.run(whole())
+        return uvloop.run(whole()), []
+
+
+def _jobs(
+    config: ReplayConfig,
+    folder: Path,
+    weights: tuple[int, ...],
+    environment: Environment,
+    options: RequestOptions,
+) -> list[Job]:
+    """What each of several processes sends."""
+    slots = config.concurrency or config.max_concurrency
+    limits = [None] * len(weights) if slots is None else split(slots, len(weights))
+    return [
+        Job(
+            plan=str(folder / PLAN),
+            shard=Shard(number, weights),
+            records=str(folder / PART.format(number + 1)),
+            target=environment.target,
+            options=options,
+            max_concurrency=limit,
+            is_closed_loop=config.concurrency is not None,
+            timeout_seconds=config.timeout,
+            seed=config.seed,
+        )
+        for number, limit in enumerate(limits)
+    ]
 
 
 def _options(config: ReplayConfig) -> RequestOptions:

@@ -90,7 +90,7 @@ class Stack:
         try:
             announced = _announcement(name, process, log_path)
         except BaseException:
-            _end(process)
+            end(process)
             raise
         child = Child(name, process, announced, log_path)
         self._children.append(child)
@@ -99,14 +99,14 @@ class Stack:
     def stop(self) -> None:
         """End the children, the last started first; a second call does nothing."""
         while self._children:
-            _end(self._children.pop().process)
+            end(self._children.pop().process)
 
     def gone(self) -> str | None:
         """Which child ended unasked, and the last line of its log; None: none did."""
         for child in self._children:
             code = child.process.poll()
             if code is not None:
-                line = _last_line(child.log_path)
+                line = last_line(child.log_path)
                 return f"{child.name} ended with code {code}: {line}"
         return None
 
@@ -177,12 +177,12 @@ def _announcement(
         if not selector.select(START_SECONDS):
             raise StackError(
                 f"{name} did not listen within {START_SECONDS:g} s: "
-                f"{_last_line(log_path)}"
+                f"{last_line(log_path)}"
             )
     line = process.stdout.readline()
     if not line:
         process.wait(STOP_SECONDS)
-        raise StackError(f"{name} did not start: {_last_line(log_path)}")
+        raise StackError(f"{name} did not start: {last_line(log_path)}")
     try:
         announced = json.loads(line)
     except ValueError:
@@ -192,12 +192,13 @@ def _announcement(
     return announced
 
 
-def _last_line(log_path: Path) -> str:
+def last_line(log_path: Path) -> str:
+    """The last line of a child's log, to say why it ended."""
     lines = log_path.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Close its standard input, then ask, then insist."""
     if process.stdin is not None:
         process.stdin.close()

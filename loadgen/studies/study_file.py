@@ -28,6 +28,7 @@ from loadgen.studies.presets import (
     simulated_arguments,
     split_command,
 )
+from loadgen.traces.readers.open import files_of
 from proxy.process.files import os_reason
 
 MAX_BYTES = 1_000_000
@@ -553,11 +554,11 @@ def _check_workload(
     if workload.input is not None or workload.output is not None:
         raise document.error(where, "has its lengths from the trace: leave out input "
                              "and output, or trace")  # fmt: skip
-    if not trace_path(found, workload).is_file():
+    trace = trace_path(found, workload)
+    if not any(each.is_file() for each in files_of(trace)):
         raise document.error(
             (*where, "trace"),
-            f"no file {trace_path(found, workload)}; a path is relative to the "
-            "study's file",
+            f"no file {trace}; a path is relative to the study's file",
         )
 
 

@@ -37,7 +37,7 @@ from loadgen.run.record import SETTINGS, trace_sha256
 from loadgen.studies.cells import Cell, cell, plain
 from loadgen.studies.launch import Command, Study, replay_command
 from loadgen.traces.fixed import NAME as SYNTHETIC
-from loadgen.traces.readers.open import open_trace
+from loadgen.traces.readers.open import files_of, open_trace
 from proxy.errors import ConfigError
 from proxy.process.document import decode_settings
 from proxy.process.options import Setting, configured
@@ -141,7 +141,7 @@ def check_points(plan: SweepPlan) -> None:
             raise UsageError(f"at {name_of(axes) or 'every point'}: {error}") from None
     if str(trace) == SYNTHETIC:
         return
-    if not trace.is_file():
+    if not any(each.is_file() for each in files_of(trace)):
         raise UsageError(f"{trace}: no such trace")
     if is_plan(trace):
         raise UsageError(

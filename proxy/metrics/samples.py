@@ -14,6 +14,7 @@ from proxy.power.engine_load import GaugeStats
 from proxy.power.gate import REASONS
 from proxy.power.sampler import SamplerStats
 from proxy.process.tally import Tally, coarse_edges
+from proxy.recording.recorder import RecordingState
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
 from proxy.wire.facts import HardwareState
@@ -104,6 +105,8 @@ class Snapshot:
     loop_delay_seconds: Tally = field(default_factory=lambda: Tally(DELAY_EDGES))
     """Lateness of every beat."""
     store: StoreState | None = None
+    recording: RecordingState | None = None
+    """None: the traffic is not recorded."""
     loop_errors: Mapping[str, int] = field(default_factory=dict)
     """Errors by loop that went on."""
     dropped_log_lines: int = 0
@@ -378,6 +381,13 @@ def constants(snapshot: EngineSnapshot) -> Iterator[Sample]:
     if calibration is not None and calibration.fit is not None:
         for name, (joules, _, _) in calibration.fit.constants.items():
             yield (name,), joules
+
+
+def recorded(
+    snapshot: Snapshot, samples: Callable[[RecordingState], list[Sample]]
+) -> list[Sample]:
+    """Samples of the recording; nothing without one."""
+    return [] if snapshot.recording is None else samples(snapshot.recording)
 
 
 def stored(snapshot: Snapshot, figure: Callable[[StoreState], float]) -> list[Sample]:

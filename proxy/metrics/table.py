@@ -43,6 +43,7 @@ from proxy.metrics.samples import (
     overheads,
     policies,
     ratios,
+    recorded,
     refusals,
     rejections,
     sensor_age,
@@ -58,6 +59,7 @@ __all__ = ["METRICS", "EngineSnapshot", "MetricSpec", "Snapshot"]
 REFUSED = ("wrong_token", "no_token", "host", "site")
 CHANGES = ("drain", "resume")
 RELOADS = ("used", "refused")
+NOT_RECORDED = ("file", "behind", "defect")
 
 ENGINE_METRICS: dict[str, EngineMetric] = {
     "servewatt_measured_energy_joules_total": EngineMetric(
@@ -509,6 +511,30 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         "Records deleted because of their age or number.",
         (),
         lambda s: stored(s, lambda state: state.deleted_total),
+    ),
+    "servewatt_recording_up": MetricSpec(
+        "gauge",
+        "1 while the recording of the traffic (--record) can be written.",
+        (),
+        lambda s: recorded(s, lambda state: one(state.is_up)),
+    ),
+    "servewatt_recorded_requests_total": MetricSpec(
+        "counter",
+        "Requests written to the recording.",
+        (),
+        lambda s: recorded(s, lambda state: one(float(state.written_total))),
+    ),
+    "servewatt_recording_lost_total": MetricSpec(
+        "counter",
+        "Requests that are not in the recording, by why: the file could not be "
+        "written, they came faster than they could be read, or a defect.",
+        ("reason",),
+        lambda s: recorded(
+            s,
+            lambda state: [
+                ((why,), float(state.lost_total.get(why, 0))) for why in NOT_RECORDED
+            ],
+        ),
     ),
     "servewatt_loop_errors_total": MetricSpec(
         "counter",

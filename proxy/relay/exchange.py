@@ -291,6 +291,9 @@ class Exchange:
         opened = RequestOpened(key, at_seconds, request_id, facts, labels)
         upstream.guard.feed(opened)
         upstream.on_opened(opened)
+        texts = None
+        if upstream.record is not None:
+            texts = upstream.record(opened, request.headers, request.body)
         self._tap = tap = Tap(
             upstream.guard,
             reader_of(upstream.dialect, facts.route),
@@ -304,6 +307,7 @@ class Exchange:
             wants_stream=facts.is_stream,
             on_usage_known=upstream.learn_from_witness if is_witness else None,
             is_one_sequence=facts.sequences == 1,
+            texts=texts,
         )
         if wants_energy(request.headers, core.config.energy_in_response):
             self._completion = EnergyCompletion(
@@ -530,7 +534,7 @@ class Exchange:
         tap, self._tap = self._tap, None
         if tap is not None:
             tap.close(at_seconds, "ok", None)
-            self._candidate.upstream.on_closed(tap.key)
+            self._candidate.upstream.on_closed(tap.key, at_seconds)
 
     def _end(self) -> None:
         self._finish("ok", None)
@@ -696,7 +700,7 @@ class Exchange:
             if tap is not None:
                 yield from tap.closing(at_seconds, outcome, error)
                 if upstream is not None:
-                    upstream.on_closed(tap.key)
+                    upstream.on_closed(tap.key, at_seconds)
             elif upstream is not None and self._unmetered_key is not None:
                 closed = RequestClosed(self._unmetered_key, at_seconds, outcome)
                 upstream.guard.feed(closed)

@@ -111,6 +111,7 @@ class Tap:
         "_request_headers",
         "_settled_labels",
         "_status",
+        "_texts",
         "_token_at_seconds",
         "_wants_stream",
         "key",
@@ -131,10 +132,12 @@ class Tap:
         wants_stream: bool = False,
         on_usage_known: Callable[[bool | None], None] | None = None,
         is_one_sequence: bool = True,
+        texts: list[str] | None = None,
     ) -> None:
         """`settled_labels` gives the final labels by whether the request succeeded.
 
-        Only between tokens of one sequence the time is counted.
+        Only between tokens of one sequence the time is counted. `texts` gets the
+        reply's text, if anybody wants it.
         """
         self._guard = guard
         self._reader = reader
@@ -155,6 +158,7 @@ class Tap:
         self._wants_stream = wants_stream
         self._on_usage_known = on_usage_known
         self._is_one_sequence = is_one_sequence
+        self._texts = texts
         self._token_at_seconds: float | None = None
         """Of the newest read that bore a token."""
         self._has_usage = False
@@ -291,6 +295,8 @@ class Tap:
                 self._has_usage = True
             if update.carries_token:
                 tokens += update.tokens or 1
+        if self._texts is not None:
+            self._texts += [update.text for update in updates if update.text]
         if tokens and self._is_one_sequence:
             since = self._token_at_seconds
             if since is not None and at_seconds > since:
@@ -313,6 +319,8 @@ class Tap:
             error = why_no_reply(media_type(headers), body)
             update = msgspec.structs.replace(update, error=error)
         self._end.note(update)
+        if self._texts is not None and update.text:
+            self._texts.append(update.text)
         self._guard.feed(TokensReceived(self.key, self._at_seconds, (update,)))
 
     def _failure(self) -> str | None:

@@ -31,6 +31,7 @@ from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
 from proxy.process.tally import Tally
+from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.routing.labels import check_tenant_header
@@ -136,6 +137,9 @@ class _App:
             policy=config.metering.policy,
             journal_folder=state_folder(),
         )
+        self.recorder: Recorder | None = None
+        if config.recording.record is not None:
+            self.recorder = Recorder(config.recording, config.relay.session_header)
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
         self.loop_lag_seconds = 0.0
@@ -165,6 +169,8 @@ class _App:
         host, _ = self.config.listen
         own = f"{socket.gethostname()}/{host}:{relay.port}"
         self.records.start(self.config.instance or own)
+        if self.recorder is not None:
+            self.recorder.start()
         admin = await self._open_admin()
         self.fleet.begin(self.errors)
         beat = asyncio.create_task(self._beat_until_stopped())
@@ -197,6 +203,8 @@ class _App:
             with self.errors.caught("calibration"):
                 await upstream.save_calibration()
         await asyncio.to_thread(self.records.stop)
+        if self.recorder is not None:
+            await asyncio.to_thread(self.recorder.stop)
         await admin.close()
 
     async def _drain(self, relay: RelayServer) -> None:
@@ -226,7 +234,9 @@ class _App:
 
     async def _listen(self) -> RelayServer:
         upstreams = [
-            upstream.open_upstream(self.relay_config, time.monotonic, self.records)
+            upstream.open_upstream(
+                self.relay_config, time.monotonic, self.records, self.recorder
+            )
             for upstream in self.fleet.current
         ]
         counters = RelayCounters()
@@ -325,7 +335,12 @@ class _App:
             changes = changes_of(self.fleet.configs, new.upstreams)
             run = ProcessRun(uuid.uuid4().hex, time.monotonic())
             await self.fleet.change(
-                changes, self.relay_config, run, self.errors, self.records
+                changes,
+                self.relay_config,
+                run,
+                self.errors,
+                self.records,
+                self.recorder,
             )
         except ProxyError as error:
             self.reloads["refused"] += 1
@@ -416,6 +431,7 @@ class _App:
             loop_lag_seconds=self.loop_lag_seconds,
             loop_delay_seconds=self.loop_delay_seconds,
             store=self.records.state(),
+            recording=None if self.recorder is None else self.recorder.state(),
             loop_errors=self.errors.total,
             dropped_log_lines=dropped_lines(),
             admin_refused=self.access.counters.refused,

@@ -17,6 +17,7 @@ from proxy.power.sources import SOURCES, split_sources
 from proxy.process.files import private_folder, readable_name
 from proxy.process.logs import FORMATS, LEVELS
 from proxy.process.options import Option, split_names
+from proxy.recording.config import RecordOptions
 from proxy.relay.config import RelayLimits, RelayOptions
 from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, without_user
 from proxy.security.tls import ServerTls, UpstreamTls
@@ -302,6 +303,7 @@ class ServeConfig:
             parse=_instance,
         ),
     ] = None
+    recording: RecordOptions = field(default_factory=RecordOptions)
     limits: RelayLimits = field(default_factory=RelayLimits)
     admin_limits: AdminLimits = field(default_factory=AdminLimits)
     drain_timeout_seconds: Annotated[
@@ -334,7 +336,7 @@ class ServeConfig:
     def shown(self) -> dict[str, Any]:
         """The whole of it for the admin API, without a password."""
         shown = asdict(self)
-        for part in ("metering", "tls", "relay"):
+        for part in ("metering", "tls", "relay", "recording"):
             shown |= shown.pop(part)
         for upstream in shown["upstreams"]:
             upstream |= upstream.pop("tls")

@@ -17,6 +17,7 @@ from itertools import chain
 
 from proxy.admin.views import ProcessRun
 from proxy.process.supervise import LoopErrors
+from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.upstream import MeteredUpstream
@@ -124,6 +125,7 @@ class Fleet:
         run: ProcessRun,
         errors: LoopErrors,
         records: Archive,
+        recorder: Recorder | None = None,
     ) -> None:
         """Build what is new, in this run, and make the changes.
 
@@ -132,7 +134,7 @@ class Fleet:
         count = len(changes.names)
         built = await asyncio.to_thread(_build, changes.new, self._metering, run, count)
         for upstream in built:
-            upstream.open_upstream(relay_config, time.monotonic, records)
+            upstream.open_upstream(relay_config, time.monotonic, records, recorder)
         stay = {config.name: config for config in changes.kept}
         staying = [up for up in self.current if up.config.name in stay]
         learning = [up for up in staying if count > 1 and up.asks_models_from_now_on()]

@@ -25,6 +25,7 @@ from proxy.power.engine_load import GaugeStats, gauges_url, watch_gauges
 from proxy.power.hardware import HardwareLog
 from proxy.power.sensors import Sensors, plan_sensors, try_sensors
 from proxy.process.supervise import LoopErrors
+from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
 from proxy.relay.upstream.upstream import Upstream, open_upstream
@@ -89,10 +90,12 @@ class MeteredUpstream:
         config: RelayConfig,
         clock: Callable[[], float],
         records: Archive,
+        recorder: Recorder | None = None,
     ) -> Upstream:
         """The relay's way to it, whose limits are the relay's; once.
 
-        `records` learn of each request before the engine does, and when it ended.
+        `records` learn of each request before the engine does, and when it ended; so
+        does `recorder`, where the traffic is recorded.
         """
         self.upstream = open_upstream(
             self.config.name,
@@ -102,7 +105,8 @@ class MeteredUpstream:
             clock,
             provenance=self._provenance,
             on_opened=partial(records.arrive, self.config.name),
-            on_closed=partial(self._end, records),
+            on_closed=partial(self._end, records, recorder),
+            record=None if recorder is None else recorder.opened,
             keys=KEYS,
         )
         self.upstream.models = self.config.models or None
@@ -115,11 +119,17 @@ class MeteredUpstream:
         )
         return self.upstream
 
-    def _end(self, records: Archive, key: int) -> None:
+    def _end(
+        self, records: Archive, recorder: Recorder | None, key: int, at_seconds: float
+    ) -> None:
+        note = None
         try:
-            records.end(self.meter.note_of(key))
+            note = self.meter.note_of(key)
+            records.end(note)
         except Exception:  # the meter fails open
             self.upstream.counters.meter_errors += 1
+        if recorder is not None:
+            recorder.ended(key, at_seconds, note)
 
     async def watch(self, errors: LoopErrors) -> None:
         """Its gauges and its health, for as long as the proxy lives."""

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 ROOMS = {
     "proxy": [
         "errors", "process", "wire", "engines", "power", "security", "meter", "store",
-        "relay", "metrics", "admin", "measure", "serve", "commands", "cli",
+        "recording", "relay", "metrics", "admin", "measure", "serve", "commands", "cli",
     ],
     "loadgen": [
         "errors", "traces", "plan", "results", "client", "replay", "energy",
@@ -35,6 +35,8 @@ PURE = (
     "proxy/errors.py", "proxy/wire", "proxy/engines", "proxy/meter",
     "proxy/measure/figures.py", "proxy/measure/watch.py", "proxy/measure/report.py",
     "proxy/measure/config.py",
+    "proxy/recording/prompts.py", "proxy/recording/blocks.py",
+    "proxy/recording/conversations.py", "proxy/recording/traffic.py",
     "loadgen/errors.py", "loadgen/traces/trace.py", "loadgen/traces/readers",
     "loadgen/plan", "loadgen/results/results.py", "loadgen/results/measures.py",
     "loadgen/client/backends.py", "loadgen/client/abilities.py",

@@ -80,6 +80,7 @@ def test_a_page_has_an_example_and_fits_a_terminal(path: tuple[str, ...]) -> Non
                 "Ports",
                 "Requests",
                 "Records",
+                "Recording",
                 "Limits",
                 "Limits of the admin port",
                 "Process",

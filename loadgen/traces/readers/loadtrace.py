@@ -22,6 +22,7 @@ from loadgen.traces.readers.line import (
     warn_unknown,
 )
 from loadgen.traces.readers.mooncake import block_ids
+from loadgen.traces.readers.recording import MAX_TURNS, continued, gathered
 from loadgen.traces.trace import Session, TraceInfo, Turn
 from proxy.wire.facts import KINDS
 
@@ -33,9 +34,6 @@ FIELDS = frozenset({
     "prompt", "text_input", "input_length", "output_length", "hash_ids", "kind",
     "tenant", "slo", "history", "x",
 })  # fmt: skip
-
-MAX_TURNS = 100_000
-"""Turns of one session, which is held until it ends."""
 
 _OWN_FIELDS = {"session_id", "turn", "text_input", "input_length"}
 _BESIDE_MESSAGES = {"timestamp", "delay", "output_length", "history", "tenant", "slo"}
@@ -68,9 +66,17 @@ def read(pieces: Iterable[str], info: TraceInfo) -> Iterator[Session]:
         yield Session(first.session_id or str(first.line.number), turns)
 
 
-def take_header(header: Mapping[str, Any], info: TraceInfo, number: int | None) -> None:
-    """Check a header and copy it into `info`; raises `TraceError`."""
-    where = f"{info.path}.meta.json" if number is None else info.path
+def take_header(
+    header: Mapping[str, Any],
+    info: TraceInfo,
+    number: int | None,
+    path: str | None = None,
+) -> None:
+    """Check a header and copy it into `info`; raises `TraceError`.
+
+    `path` is the file's, where there are several.
+    """
+    where = f"{info.path}.meta.json" if number is None else path or info.path
     line = Line(where, number or 1, header)
     if header.get("loadtrace") != VERSION:
         line.fail("loadtrace", repr(VERSION))
@@ -86,6 +92,24 @@ def take_header(header: Mapping[str, Any], info: TraceInfo, number: int | None) 
     info.header = portable(dict(header))
     for reason, count in line.object("dropped").items():
         warn_once(info, f"{count} rows were dropped when the trace was made: {reason}")
+
+
+def recorded_sessions(lines: Iterable[Line], info: TraceInfo) -> Iterator[Session]:
+    """Sessions of a recording, whose lines stand in the order of their ends.
+
+    `lines` are those of one file or of several, each with its header.
+    """
+
+    def checked(line: Line) -> None:
+        take_header(line.values, info, line.number, line.path)
+
+    for session_id, group in gathered(lines, info, checked):
+        turns = tuple(
+            continued(_row(line, info).turn, line, index, before, at_seconds)
+            for index, (line, before, at_seconds) in enumerate(group)
+        )
+        info.kept += len(turns)
+        yield Session(session_id, turns)
 
 
 def _rows(pieces: Iterable[str], info: TraceInfo) -> Iterator[_Row]:

@@ -18,8 +18,12 @@ from proxy.relay.tap import MeterGuard, RequestMeter
 from proxy.relay.upstream.connection import UpstreamPool
 from proxy.wire.events import RequestOpened
 from proxy.wire.facts import RequestFacts
+from proxy.wire.headers import Headers
+from proxy.wire.outline import Buffer
 
 log = logging.getLogger(__name__)
+
+Record = Callable[[RequestOpened, Headers, Buffer], list[str] | None]
 
 
 class UsageAsking(Enum):
@@ -68,8 +72,11 @@ class Upstream:
     clock: Callable[[], float]
     on_opened: Callable[[RequestOpened], None] = lambda _: None
     """Told of each metered request before the engine gets it."""
-    on_closed: Callable[[int], None] = lambda _: None
-    """Told its key once it has ended."""
+    on_closed: Callable[[int, float], None] = lambda _, __: None
+    """Told its key once it has ended, and when."""
+    record: Record | None = None
+    """Told of each metered request with its headers and body; the list it gives, if
+    any, gets the text of the reply."""
     models: tuple[str, ...] | None = None
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
@@ -160,7 +167,8 @@ def open_upstream(
     *,
     provenance: Callable[[], Provenance] = Provenance,
     on_opened: Callable[[RequestOpened], None] = lambda _: None,
-    on_closed: Callable[[int], None] = lambda _: None,
+    on_closed: Callable[[int, float], None] = lambda _, __: None,
+    record: Record | None = None,
     keys: Iterator[int] | None = None,
 ) -> Upstream:
     """The upstream at `config.upstream_url`. Raises ConfigError for a bad URL.
@@ -181,6 +189,7 @@ def open_upstream(
         clock=clock,
         on_opened=on_opened,
         on_closed=on_closed,
+        record=record,
         first_asking=asking,
         usage_asking=asking,
         since_seconds=clock(),

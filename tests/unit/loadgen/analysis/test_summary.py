@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo, environment, summarise, write_summary
 from loadgen.analysis.tally import Extent, RunWindow, Tally, concurrency
 from loadgen.plan.plan import PlanHeader
+from loadgen.results.parts import Part
 from loadgen.results.results import Metering, Result
 from tests.support.canned_run import cost_of, failed, made_results
 
@@ -52,6 +54,7 @@ def summed(
     window: RunWindow | None = None,
     goodput: dict[str, float] | None = None,
     plan: PlanHeader | None = None,
+    parts: Sequence[Part] = (),
     **info: Any,
 ) -> Summary:
     extent = Extent()
@@ -65,6 +68,7 @@ def summed(
         plan_sha256="ab" * 32,
         metering=Metering(reason="not metered"),
         run_seconds=extent.last_finished_seconds,
+        parts=parts,
     )
 
 
@@ -238,3 +242,23 @@ def test_requests_of_warm_up_count_among_those_in_flight_in_the_window() -> None
     at = [9.0, 10.0, 12.5, 29.0]
     assert late.in_flight(at) == whole.in_flight(at)
     assert sum(late.in_flight(at)) > 0
+
+
+def test_each_process_is_judged_in_the_window_of_all() -> None:
+    results = made_results(60)
+    parts = [Part(number=1, cpu_seconds=0.5), Part(number=2, loop_lag_p99_seconds=0.01)]
+    for number, result in enumerate(results):
+        parts[number % 2].add(result)
+    window = RunWindow(3.0, 9.0)
+    rows = summed(results, window=window, parts=parts).schedule.processes
+    inside = [[r for r in results[n::2] if window.holds(r)] for n in (0, 1)]
+    assert [row.requests for row in rows] == [len(each) for each in inside]
+    for row, mine in zip(rows, inside, strict=True):
+        lags = [(r.sent_seconds or 0.0) - r.planned_seconds for r in mine]
+        assert row.lag_ms is not None
+        assert row.lag_ms.p99 == np.percentile(lags, 99) * 1000
+    assert (rows[0].cpu_seconds, rows[1].loop_lag_p99_ms) == (0.5, 10.0)
+
+
+def test_one_process_that_sends_it_all_has_no_row() -> None:
+    assert summed(made_results(5)).schedule.processes == []

@@ -12,6 +12,7 @@ from loadgen.analysis.verdict import (
     DEFAULT,
     EXIT_CODES,
     EnergyFacts,
+    ProcessFacts,
     RunFacts,
     judge,
     lag_limit_seconds,
@@ -228,3 +229,26 @@ def test_a_run_far_below_the_rate_asked_says_so(
         assert "3.1 requests/s achieved of 4 asked, 78%, limit 80%" in "".join(
             verdict.reasons
         )
+
+
+def test_the_latest_of_several_processes_decides_and_is_named() -> None:
+    processes = [
+        ProcessFacts(number=1, lag_p99_seconds=0.001),
+        ProcessFacts(number=2, lag_p99_seconds=0.150),
+    ]
+    verdict = judge(facts(lag_p99_seconds=0.004, processes=processes))
+    assert verdict.status == "invalid"
+    assert verdict.reasons == [
+        "requests left late: schedule lag p99 150.0 ms in process 2 of 2, "
+        "limit 100.0 ms"
+    ]
+    assert judge(facts(processes=processes[:1])).status == "valid"
+
+
+def test_a_process_that_died_makes_the_run_invalid_with_what_it_lost() -> None:
+    dead = ProcessFacts(number=1, death="was ended by SIGKILL", lost_requests=7)
+    verdict = judge(facts(processes=[dead, ProcessFacts(number=2)]))
+    assert verdict.status == "invalid"
+    assert verdict.reasons[0] == (
+        "process 1 of 2 was ended by SIGKILL: 7 of its requests are lost"
+    )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from loadgen.analysis.samples import MAX_POINTS, LogHistogram, Samples
-from loadgen.analysis.schema import EnergyBlock, HardwareBlock
+from loadgen.analysis.schema import EnergyBlock, HardwareBlock, Lag, ProcessRow
 from loadgen.analysis.summary import RunInfo
 from loadgen.analysis.tally import RunWindow
 from loadgen.cli.report import report
@@ -28,7 +28,12 @@ from loadgen.report import format as fmt
 from loadgen.report import terminal as table
 from loadgen.report.console import console
 from loadgen.report.html import render_html
-from loadgen.report.text import hardware_name, records_text
+from loadgen.report.text import (
+    hardware_name,
+    late_processes,
+    process_text,
+    records_text,
+)
 from loadgen.run.finish import finish_run
 from proxy.wire.api import BoardSummary, Phases
 from tests.support.canned_run import (
@@ -316,3 +321,23 @@ def test_long_times_are_said_as_people_say_them(
     seconds: float | None, expected: str
 ) -> None:
     assert fmt.duration(seconds) == expected
+
+
+def process(number: int, lag_ms: float, **more: Any) -> ProcessRow:
+    lag = Lag(mean=lag_ms, p50=lag_ms, p90=lag_ms, p99=lag_ms, max=lag_ms)
+    return ProcessRow(
+        process=number, requests=7, lag_ms=lag, loop_lag_p99_ms=1.0, cpu_seconds=2.0,
+        **more,
+    )  # fmt: skip
+
+
+def test_of_many_processes_the_dead_and_the_latest_are_shown() -> None:
+    few = [process(n, 1.0) for n in range(1, 9)]
+    assert late_processes(few) == few
+    dead = process(1, 0.0, death="was ended by SIGKILL", lost_requests=3)
+    many = [dead, *(process(n, float(n)) for n in range(2, 40))]
+    shown = late_processes(many)
+    assert [row.process for row in shown] == [1, *range(33, 40)]
+    assert process_text(dead) == (
+        "7 requests, schedule lag p99 0 s, 2.00 s of CPU, was ended by SIGKILL, 3 lost"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,6 +25,7 @@ from proxy.power.engine_load import GaugeStats
 from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
 from proxy.process.tally import Tally
+from proxy.recording.recorder import RecordingState
 from proxy.relay.counters import RelayCounters
 from proxy.wire.api import StoreState
 from proxy.wire.events import EngineObserved, HardwareObserved
@@ -68,7 +70,13 @@ def metrics() -> Metrics:
         bin_requests=found.bins.requests_of("vllm"),
         bin_joules=found.bins.joules_of("vllm"),
     )
-    found.show(Snapshot([engine], RelayCounters(), loop_lag_seconds=0.001, store=store))
+    recording = RecordingState(True, 7, Counter(file=2))
+    found.show(
+        Snapshot(
+            [engine], RelayCounters(), loop_lag_seconds=0.001, store=store,
+            recording=recording,
+        )
+    )  # fmt: skip
     found.observe([])
     return found
 
