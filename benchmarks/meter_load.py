@@ -27,6 +27,7 @@ from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.wire.events import (
     EngineObserved,
+    Event,
     PowerSampled,
     RequestClosed,
     RequestOpened,
@@ -60,7 +61,7 @@ class Cost:
     token_reads: int
     windows: int
     read_microseconds: float
-    """CPU by token read, the meter's side alone."""
+    """CPU by token read, the meter's side alone: without what makes the message."""
     window_milliseconds: float
     """CPU by settled window, all beats included."""
     longest_beat_milliseconds: float
@@ -153,13 +154,16 @@ class _Streams:
 
     def _step(self, at_seconds: float) -> None:
         load, meter = self.load, self.meter
-        began = time.process_time()
+        events: list[Event] = []
         for key, count in list(self._counts.items()):
-            meter.feed(TokensReceived(key, at_seconds, self._updates[count]))
+            events.append(TokensReceived(key, at_seconds, self._updates[count]))
             self._counts[key] = count + 1
             if count == load.output_tokens:
-                meter.feed(RequestClosed(key, at_seconds, "ok", status=200))
+                events.append(RequestClosed(key, at_seconds, "ok", status=200))
                 del self._counts[key]
+        began = time.process_time()
+        for event in events:
+            meter.feed(event)
         self.read_seconds += time.process_time() - began
         self.reads += len(self._counts)
         while len(self._counts) < load.concurrent:

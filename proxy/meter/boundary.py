@@ -38,7 +38,7 @@ from proxy.meter.attribution.fit import (
     moved_joules,
     variance_of,
 )
-from proxy.meter.attribution.forms import CONSTANTS
+from proxy.meter.attribution.forms import APPROXIMATE, CONSTANTS
 from proxy.meter.attribution.interval import (
     CENTRE,
     GRADE_REASONS,
@@ -315,6 +315,9 @@ class Boundary:
         self.curve.forget(self.settled_seconds)
         doubt = self.calibration.doubt
         self._distrust = None if doubt is None else doubt.kind
+        fit = self.calibration.fit
+        if doubt is None and fit is not None and fit.form in APPROXIMATE:
+            self._distrust = fit.form
 
     @property
     def straggler_seconds(self) -> float:

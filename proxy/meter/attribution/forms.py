@@ -156,3 +156,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     }
 )
 """In the order in which they are tried: a later one has to predict better still."""
+
+APPROXIMATE = frozenset(name for name in FORMS if name.startswith("experts"))
+"""Forms that stand for a curve that nobody knows: how many experts so many tokens ask
+for. What it does to single requests the sum of a window does not show."""

@@ -400,9 +400,9 @@ def total_bounds(
 
 GRADES = ("good", "fair", "poor", "unknown")
 
-GOOD_FRACTION = 0.03
-"""Of a thousand intervals so wide hardly one is off by a tenth."""
-GOOD_WITH_SENSOR = 0.07
+GOOD_FRACTION = 0.02
+"""Of ten thousand intervals so wide hardly one is off by a tenth."""
+GOOD_WITH_SENSOR = 0.06
 FAIR_FRACTION = 0.25
 
 
@@ -424,8 +424,8 @@ class Evidence:
     has_counter: bool
     """The sensor counts energy; averages of power smear it."""
     distrust: str | None
-    """Why the constants of the cost model are not trusted, as `/calibration` names it;
-    None where they are."""
+    """Why the constants of the cost model are not trusted, as `/calibration` names it,
+    or the name of a form that only comes near; None where they are."""
 
 
 NOTHING_KNOWN = Evidence(
@@ -472,8 +472,8 @@ def grade_reasons(
 
 
 GRADE_REASONS = {
-    "wide": "the interval is wider than 3 %",
-    "sensor": "with the sensor's own accuracy it is wider than 7 %",
+    "wide": "the interval is wider than 2 %",
+    "sensor": "with the sensor's own accuracy it is wider than 6 %",
     "timing": "it is not known who ran when",
     "guessed": "its reply came in one piece, or some of its work had to be guessed",
     "cache_inferred": "cached tokens were inferred, and not told",
@@ -481,7 +481,8 @@ GRADE_REASONS = {
     "unwatched": "the engine's gauges were not seen",
     "others": "work past the proxy, or unread, took part",
     "no_counter": "the sensor has no energy counter",
-    "constants": "the fitted constants are not trusted, see /calibration",
+    "constants": "the fitted constants are not trusted, or of a form for mixtures of "
+    "experts, which only comes near; see /calibration",
     "shared": "another process is on the board",
 }
 """Reasons why a record is not `good`."""

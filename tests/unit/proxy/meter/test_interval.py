@@ -306,7 +306,7 @@ def grade(half: float, evidence: Evidence = SURE, timing: str = "timed") -> str:
 
 
 def test_grades_follow_the_width() -> None:
-    found = [grade(half) for half in (0.01, 0.03, 0.04, 0.24, 0.26)]
+    found = [grade(half) for half in (0.01, 0.02, 0.03, 0.24, 0.26)]
     assert found == ["good", "good", "fair", "fair", "poor"]
 
 
@@ -324,6 +324,7 @@ def test_grades_follow_the_width() -> None:
         ({"is_alone": False}, "others", "fair"),
         ({"has_counter": False}, "no_counter", "fair"),
         ({"distrust": "rows"}, "constants", "fair"),
+        ({"distrust": "experts"}, "constants", "fair"),
         ({"distrust": "shared"}, "shared", "poor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
