@@ -91,6 +91,8 @@ def parts_of(reply: TotalsReply) -> list[Part]:
             rest = {n: engine.account_joules.get(n, 0.0) for n in ACCOUNTS}
         for each in engine.classes:
             joules = {n: getattr(each, f"{n}_joules") for n in ATTRIBUTED}
+            if engine.account_joules is None:
+                joules = dict.fromkeys(ACCOUNTS) | joules  # nor is it none
             for account, value in joules.items():
                 left = rest[account]
                 if left is not None and value is not None:

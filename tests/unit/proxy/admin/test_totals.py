@@ -76,6 +76,8 @@ def test_a_proxy_without_joules_makes_a_lower_bound_and_no_zero() -> None:
     assert rows["b"].measured_joules is None
     assert rows["b"].joules_per_request is None
     assert not rows["a"].is_measured_lower_bound
+    of_models = {r.name: r for r in totals_by("model", blind).rows}
+    assert of_models["m"].account_joules == dict.fromkeys(ACCOUNTS)
     (total,) = totals_by("engine", [*known, *blind]).totals
     assert total.measured_joules == pytest.approx(500.0)
     assert total.is_measured_lower_bound
