@@ -174,13 +174,7 @@ class AdminClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AdminError(url, _first_line(error)) from None
         if reply.status_code not in accepted:
-            detail = _detail(reply.content)
-            raise AdminError(
-                url,
-                f"answered {reply.status_code}{': ' if detail else ''}{detail}",
-                status=reply.status_code,
-                detail=detail,
-            )
+            raise _refused(url, reply.status_code, reply.content)
         return reply.content
 
 
@@ -199,13 +193,7 @@ async def totals_at(
         except GetError as error:
             raise AdminError(url, f"{error}"[:200].lower()) from None
     if reply.status != 200:
-        detail = _detail(reply.body)
-        raise AdminError(
-            url,
-            f"answered {reply.status}{': ' if detail else ''}{detail}",
-            status=reply.status,
-            detail=detail,
-        )
+        raise _refused(url, reply.status, reply.body)
     try:
         return msgspec.json.decode(reply.body, type=TotalsReply)
     except msgspec.MsgspecError as error:
@@ -215,6 +203,12 @@ async def totals_at(
 
 class _Refusal(msgspec.Struct):
     error: str
+
+
+def _refused(url: str, status: int, body: bytes) -> AdminError:
+    detail = _detail(body)
+    reason = f"answered {status}{': ' if detail else ''}{detail}"
+    return AdminError(url, reason, status=status, detail=detail)
 
 
 def _detail(body: bytes) -> str:

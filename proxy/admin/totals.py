@@ -16,6 +16,11 @@ from proxy.wire.api import ATTRIBUTED, TotalsReply
 
 GROUPS = ("engine", "model", "tenant", "host", "instance")
 ACCOUNTS = (*ATTRIBUTED, "idle", "unattributed")
+COUNTS = (
+    "requests", "requests_without_energy", "requests_without_tokens",
+    "prompt_tokens", "output_tokens",
+)  # fmt: skip
+"""What is counted of a class of requests, a part and a sum, by the same names."""
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -98,19 +103,13 @@ def parts_of(reply: TotalsReply) -> list[Part]:
                 if left is not None and value is not None:
                     # rounding must not leave a joule less than none
                     rest[account] = max(0.0, left - value)
+            counts = {name: getattr(each, name) for name in COUNTS}
             found.append(
                 Part(
-                    **whose,
-                    model=each.model,
-                    tenant=each.tenant,
-                    requests=each.requests,
-                    requests_without_energy=each.requests_without_energy,
-                    requests_without_tokens=each.requests_without_tokens,
-                    prompt_tokens=each.prompt_tokens,
-                    output_tokens=each.output_tokens,
-                    joules=joules,
+                    **whose, **counts,
+                    model=each.model, tenant=each.tenant, joules=joules,
                 )
-            )
+            )  # fmt: skip
         found.append(Part(**whose, model=None, tenant=None, joules=rest))
     return found
 
@@ -139,29 +138,24 @@ def _sum(name: str | None, boundary: str | None, parts: Sequence[Part]) -> Sum:
     accounts = {account: _joules(parts, [account]) for account in ACCOUNTS}
     attributed = _joules(parts, ATTRIBUTED)
     measured = _joules(parts, ACCOUNTS)
-    without_energy = sum(part.requests_without_energy for part in parts)
-    without_tokens = sum(part.requests_without_tokens for part in parts)
-    requests = sum(part.requests for part in parts)
-    output_tokens = sum(part.output_tokens for part in parts)
+    counts = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
     is_known = attributed is not None
     return Sum(
         name=name,
         boundary=boundary,
-        requests=requests,
-        requests_without_energy=without_energy,
-        requests_without_tokens=without_tokens,
-        prompt_tokens=sum(part.prompt_tokens for part in parts),
-        output_tokens=output_tokens,
+        **counts,
         account_joules=accounts,
         attributed_joules=attributed,
         is_attributed_lower_bound=is_known
-        and (without_energy > 0 or _lacks(parts, ATTRIBUTED)),
+        and (counts["requests_without_energy"] > 0 or _lacks(parts, ATTRIBUTED)),
         measured_joules=measured,
         is_measured_lower_bound=measured is not None
         and (_lacks(parts, ACCOUNTS) or any(part.has_gaps for part in parts)),
-        joules_per_request=_over(attributed, requests),
+        joules_per_request=_over(attributed, counts["requests"]),
         joules_per_output_token=(
-            None if without_tokens else _over(attributed, output_tokens)
+            None
+            if counts["requests_without_tokens"]
+            else _over(attributed, counts["output_tokens"])
         ),
     )
 

@@ -188,7 +188,7 @@ def _report(
 def _stored(
     store: str, by: str, since: float | None, until: float | None
 ) -> list[Part]:
-    from proxy.admin.totals import Part
+    from proxy.admin.totals import COUNTS, Part
     from proxy.store.address import store_url
     from proxy.store.totals import record_totals
     from proxy.wire.api import ATTRIBUTED
@@ -202,11 +202,7 @@ def _stored(
         }
         # no record has them: a store cannot say what was drawn for nobody
         joules |= {"idle": None, "unattributed": None}
-        counts: dict[str, Any] = {
-            name: int(row[name])
-            for name in ("requests", "requests_without_energy",
-                         "requests_without_tokens", "prompt_tokens", "output_tokens")
-        }  # fmt: skip
+        counts: dict[str, Any] = {name: int(row[name]) for name in COUNTS}
         parts.append(Part(**whose, boundary=row["boundary"], joules=joules, **counts))
     return parts
 

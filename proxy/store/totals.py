@@ -8,8 +8,7 @@ from sqlalchemy import URL, ColumnElement, and_, case, func, or_, select
 
 from proxy.store.database import RECORDS, reading
 from proxy.store.stored_record import NOTE
-
-DIMENSIONS = ("engine", "model", "tenant", "host", "instance", "boundary")
+from proxy.wire.api import ATTRIBUTED
 
 
 def record_totals(
@@ -21,23 +20,23 @@ def record_totals(
     count is told: they are in no sum. Raises ConfigError for what is no store of
     this version, StoreError where it does not answer.
     """
-    column, records = RECORDS.c, RECORDS.c
+    column = RECORDS.c
     is_uncounted = or_(
         and_(column.outcome == "ok", column.output_tokens.is_(None)),
         column.is_output_lower_bound.is_(True),
     )
-    groups = (records[by], records.boundary)
+    groups = (column[by], column.boundary)
     query = (
         select(
-            records[by].label("name"),
-            records.boundary,
+            column[by].label("name"),
+            column.boundary,
             func.count().label("requests"),
             _count(column.energy_joules.is_(None)).label("requests_without_energy"),
             _count(is_uncounted).label("requests_without_tokens"),
-            *(func.coalesce(func.sum(records[name]), 0).label(name)
+            *(func.coalesce(func.sum(column[name]), 0).label(name)
               for name in ("prompt_tokens", "output_tokens")),
-            *(func.sum(records[name]).label(name)
-              for name in ("prefill_joules", "decode_joules", "idle_share_joules")),
+            *(func.sum(column[f"{name}_joules"]).label(f"{name}_joules")
+              for name in ATTRIBUTED),
         )
         .where(*conditions(since, until))
         .group_by(*groups)
