@@ -104,9 +104,10 @@ def _load(summary: Summary) -> Table:
             f"max {fmt.seconds(lag.max / 1000)} (send minus intended start)",
         )
     processes = schedule.processes
-    for each in text.late_processes(processes):
+    shown = text.late_processes(processes)
+    for each in shown:
         _line(table, f"process {each.process}", text.process_text(each))
-    if len(processes) > len(text.late_processes(processes)):
+    if len(processes) > len(shown):
         _line(table, "", f"the latest of {len(processes)} processes")
     if schedule.mean_concurrency is not None:
         in_flight = f"mean {fmt.digits(schedule.mean_concurrency)}"

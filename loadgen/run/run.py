@@ -34,7 +34,7 @@ from loadgen.plan.plan import (
     plan_of,
     read_plan,
 )
-from loadgen.plan.shards import Shard, split
+from loadgen.plan.shards import Shard
 from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
 from loadgen.report import format as fmt
@@ -397,8 +397,7 @@ def _jobs(
     options: RequestOptions,
 ) -> list[Job]:
     """What each of several processes sends."""
-    slots = config.concurrency or config.max_concurrency
-    limits = [None] * len(weights) if slots is None else split(slots, len(weights))
+    is_limited = (config.concurrency or config.max_concurrency) is not None
     return [
         Job(
             plan=str(folder / PLAN),
@@ -406,12 +405,12 @@ def _jobs(
             records=str(folder / PART.format(number + 1)),
             target=environment.target,
             options=options,
-            max_concurrency=limit,
+            max_concurrency=weight if is_limited else None,  # its slots
             is_closed_loop=config.concurrency is not None,
             timeout_seconds=config.timeout,
             seed=config.seed,
         )
-        for number, limit in enumerate(limits)
+        for number, weight in enumerate(weights)
     ]
 
 
