@@ -54,6 +54,7 @@ class RecordingFiles:
         self._compress = compress
         self._file: int | None = None
         self._size = 0
+        self._has_lines = False
         name = self._path.name
         self._stem = name[: name.rindex(".jsonl")]
         self._suffix = name[len(self._stem) :]
@@ -98,8 +99,6 @@ class RecordingFiles:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    _has_lines = False
 
     def _append(self, file: int, content: bytes) -> None:
         rest = memoryview(content)
