@@ -44,6 +44,10 @@ class Part:
     lost: int = 0
     """Requests without a record for that."""
 
+    def title(self, total: int) -> str:
+        """Which of so many, in words."""
+        return f"process {self.number} of {total}"
+
     def add(self, result: Result) -> None:
         """Take one record into account."""
         lag = SCHEDULE_LAG.of(result)

@@ -1,11 +1,8 @@
 """One run sent by several processes of this host, where one core is not enough.
 
 The plan's sessions are dealt to them, they share one zero on the host's monotonic
-clock, and each appends its records to a part of its own. This process reads the parts
-as they grow: it shows the run, counts failures over all of them, appends every record
-to `requests.jsonl` as one process would, and decides when the run ends. A process that
-dies takes its own requests with it and nothing else: nobody sends them in its place,
-which would be another load.
+clock, and each appends its records to a part of its own, which `loadgen.run.together`
+puts together as they grow.
 """
 
 from __future__ import annotations
@@ -16,34 +13,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from loadgen.client.client import ConnectionCounts
-from loadgen.errors import LoadgenError, StackError, UsageError
-from loadgen.plan.plan import PlanHeader, requests_of_shards
+from loadgen.errors import StackError, UsageError
+from loadgen.plan.plan import PlanHeader
 from loadgen.plan.shards import split
-from loadgen.replay.clock import LoopLag
-from loadgen.replay.limits import ErrorLimit
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Part, Tail
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
-from loadgen.run.sender import Counts, Job, Message
+from loadgen.run.sender import Job, Message
 from loadgen.run.stack import end, last_line
+from loadgen.run.together import TICK_SECONDS, Member, SharedRun, signals_told
 from proxy.process.files import PRIVATE, os_reason
 
 START_SECONDS = 60.0
 """Each starts an interpreter; several on a busy host take their time."""
-STOP_SECONDS = 30.0
-"""From being told to stop to being killed: the records of all in flight are written."""
-TICK_SECONDS = 0.1
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def check_processes(config: ReplayConfig) -> None:
@@ -68,18 +59,13 @@ def weights_of(config: ReplayConfig, header: PlanHeader) -> tuple[int, ...]:
     return (1,) * count if slots is None else split(slots, count)
 
 
-@dataclass(slots=True)
-class Sender:
-    """One process, as far as it is known here."""
+@dataclass(slots=True, kw_only=True)
+class Sender(Member):
+    """One process that sends."""
 
     process: subprocess.Popen[bytes]
-    tail: Tail
-    part: Part
     log_path: Path
     is_ready: bool = False
-    counts: Counts = field(default_factory=Counts)
-    stats: RunStats | None = None
-    failure: str | None = None
     rest: bytes = b""
     """Of a line that it has not finished."""
 
@@ -91,11 +77,12 @@ class Sender:
         for line in lines:
             message = msgspec.json.decode(line, type=Message)
             self.is_ready |= message.is_ready
-            self.counts = message.counts or self.counts
-            self.stats = message.stats or self.stats
-            self.failure = message.failure or self.failure
-            self.part.cpu_seconds = message.cpu_seconds or self.part.cpu_seconds
+            self.note(message)
         return bool(data)
+
+    def begin(self, zero_seconds: float) -> None:
+        """Give it the run's zero, on this host's monotonic clock."""
+        self.tell(b"%r\n" % zero_seconds)
 
     def tell(self, line: bytes) -> None:
         """Write to its standard input; one that is gone is found out later."""
@@ -107,6 +94,10 @@ class Sender:
         """Have it end as at Ctrl-C."""
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def give_up(self) -> None:
+        """Kill it."""
+        self.process.kill()
 
     def how_it_ended(self) -> str:
         """In words, for one that did not say so itself."""
@@ -133,7 +124,7 @@ def replay_in_processes(
     StackError when one does not start, LoadgenError when records cannot be written.
     """
     with ExitStack() as ending:
-        senders = [_start(job, log_folder, ending) for job in jobs]
+        senders = [start_sender(job, log_folder, ending) for job in jobs]
         selector = ending.enter_context(selectors.DefaultSelector())
         for sender in senders:
             assert sender.process.stdout is not None
@@ -142,164 +133,31 @@ def replay_in_processes(
         now = time.monotonic()
         zero, zero_unix = now + LEAD_SECONDS, time.time() + LEAD_SECONDS
         progress.zero_seconds = zero
-        run = _Run(senders, recorder, progress, ErrorLimit(max_errors), warn)
-        with _told() as told:
+        run = SharedRun(senders, recorder, progress, max_errors, warn)
+        with signals_told() as told:
             for sender in senders:
-                sender.tell(b"%r\n" % zero)
-            run.watch(selector, told)
-        failures = [
-            f"process {sender.part.number} of {len(senders)}: {sender.failure}"
-            for sender in senders
-            if sender.failure is not None
-        ]
-        if failures:
-            raise LoadgenError(failures[0])
-        run.count_lost(jobs[0])
-        for sender in senders:
-            with suppress(OSError):  # its records are in requests.jsonl
-                sender.tail.path.unlink()
-        stats = run.stats(zero_unix, is_told=bool(told))
-        return stats, [sender.part for sender in senders]
+                sender.begin(zero)
+            _watch(run, selector, told)
+        plan, weights = Path(jobs[0].plan), jobs[0].shard.weights
+        return run.finish(plan, weights, zero_unix, is_told=bool(told))
 
 
-class _Run:
-    """The run while its processes send it."""
-
-    def __init__(
-        self,
-        senders: Sequence[Sender],
-        recorder: Recorder,
-        progress: Progress,
-        limit: ErrorLimit,
-        warn: Callable[[str], None],
-    ) -> None:
-        self._senders = senders
-        self._recorder = recorder
-        self._progress = progress
-        self._limit = limit
-        self._warn = warn
-        self._sent = 0
-        self._stopped_at_seconds: float | None = None
-
-    def watch(self, selector: selectors.BaseSelector, told: Sequence[int]) -> None:
-        """Until every process has ended and all their records are taken."""
-        taken_at_seconds = 0.0
-        while selector.get_map():
-            for key, _ in selector.select(TICK_SECONDS):
-                sender: Sender = key.data
-                if not sender.hear():
-                    selector.unregister(key.fileobj)
-                    self._note_end(sender)
-            if len(told) > 1:
-                for sender in self._senders:
-                    sender.process.kill()
-                raise KeyboardInterrupt
-            now = time.monotonic()
-            if now - taken_at_seconds >= TICK_SECONDS:
-                taken_at_seconds = now
-                self._take()
-            is_stopping = self._stopped_at_seconds is not None
-            if told or is_stopping or self._limit.reason is not None:
-                self._stop(now)
-        self._take()
-
-    def _stop(self, now_seconds: float) -> None:
-        """Tell all to stop; those that do not are killed later."""
-        if self._stopped_at_seconds is None:
-            self._stopped_at_seconds = now_seconds
-            for sender in self._senders:
-                sender.stop()
-        elif now_seconds - self._stopped_at_seconds > STOP_SECONDS:
-            for sender in self._senders:
-                sender.process.kill()
-
-    def _note_end(self, sender: Sender) -> None:
-        sender.process.wait()
-        counts = msgspec.structs.replace(sender.counts, in_flight=0)
-        sender.counts = counts
-        if sender.failure is not None:
-            self._stop(time.monotonic())
-            return
-        stats, is_stopped = sender.stats, self._stopped_at_seconds is not None
-        if stats is not None:
-            sender.part.loop_lag_p99_seconds = stats.loop_lag.p99_seconds
-        if stats is None:
-            sender.part.death = sender.how_it_ended()
-        elif stats.interrupted and not is_stopped:
-            sender.part.death = "was told to end"
-        if sender.part.death is not None:
-            self._warn(
-                f"process {sender.part.number} of {len(self._senders)} "
-                f"{sender.part.death}: its other requests are lost, and the run is "
-                "invalid"
-            )
-
-    def _take(self) -> None:
-        """Take the new records, in order of their ends, and the counts."""
-        while new := [
-            (result.finished_seconds, line, result, sender.part)
-            for sender in self._senders
-            for line, result in sender.tail.results()
-        ]:
-            new.sort(key=lambda each: each[:2])
-            for _, line, result, part in new:
-                self._recorder.append(line)
-                part.add(result)
-                self._sent += result.sent_seconds is not None
-                self._limit.note(result)
-                self._progress.note_end(result)
-        counts = [sender.counts for sender in self._senders]
-        progress = self._progress
-        # records are newer than counts: nothing is done that was not sent
-        progress.sent = max(sum(each.sent for each in counts), self._sent)
-        progress.in_flight = sum(each.in_flight for each in counts)
-        progress.tokens = sum(each.tokens for each in counts)
-        first = [each.first_sent_seconds for each in counts]
-        newest = [each.newest_sent_seconds for each in counts]
-        progress.first_sent_seconds = min(_known(first), default=None)
-        progress.newest_sent_seconds = max(_known(newest), default=None)
-
-    def count_lost(self, job: Job) -> None:
-        """How many requests of each dead process have no record."""
-        if all(sender.part.death is None for sender in self._senders):
-            return
-        sizes = requests_of_shards(Path(job.plan), job.shard.weights)
-        for sender, size in zip(self._senders, sizes, strict=True):
-            if sender.part.death is not None:
-                sender.part.lost = size - len(sender.part.planned_seconds)
-
-    def stats(self, zero_unix: float, *, is_told: bool) -> RunStats:
-        """Of the whole run; its loop lag is that of the worst process."""
-        zero = self._progress.zero_seconds or 0.0
-        known = [each.stats for each in self._senders if each.stats is not None]
-        is_cut = any(each.interrupted for each in known) or len(known) < len(
-            self._senders
-        )
-        lags = [each.loop_lag for each in known]
-        connections = ConnectionCounts()
-        for each in known:
-            connections.opened += each.connections.opened
-            connections.open += each.connections.open
-            connections.failed += each.connections.failed
-            connections.reused += each.connections.reused
-        return RunStats(
-            zero_unix_seconds=zero_unix,
-            zero_monotonic_seconds=zero,
-            end_seconds=time.monotonic() - zero,
-            sent=self._progress.sent,
-            dropped=self._progress.dropped,
-            loop_lag=max(
-                lags,
-                key=lambda lag: lag.p99_seconds or 0.0,
-                default=LoopLag(0, None, None, None),
-            ),
-            connections=connections,
-            interrupted=is_told and is_cut and self._limit.reason is None,
-            failure=self._limit.reason,
-        )
+def _watch(
+    run: SharedRun, selector: selectors.BaseSelector, told: Sequence[int]
+) -> None:
+    """Until every process has ended and all their records are taken."""
+    while selector.get_map():
+        for key, _ in selector.select(TICK_SECONDS):
+            sender: Sender = key.data
+            if not sender.hear():
+                selector.unregister(key.fileobj)
+                sender.process.wait()
+                run.note_end(sender, sender.how_it_ended)
+        run.tick(told)
+    run.take()
 
 
-def _start(job: Job, log_folder: Path, ending: ExitStack) -> Sender:
+def start_sender(job: Job, log_folder: Path, ending: ExitStack) -> Sender:
     """Start a process and give it its job; it ends with `ending`."""
     number = job.shard.number + 1
     log_path = log_folder / f"load-{number}.log"
@@ -322,7 +180,9 @@ def _start(job: Job, log_folder: Path, ending: ExitStack) -> Sender:
     ending.callback(end, process)
     tail = Tail(Path(job.records))
     ending.callback(tail.close)
-    sender = Sender(process, tail, Part(number=number), log_path)
+    sender = Sender(
+        process=process, tail=tail, part=Part(number=number), log_path=log_path
+    )
     sender.tell(msgspec.json.encode(job) + b"\n")
     return sender
 
@@ -346,24 +206,3 @@ def _await_ready(senders: Sequence[Sender], selector: selectors.BaseSelector) ->
                     f"load process {sender.part.number} did not start: "
                     f"{sender.failure or sender.how_it_ended()}"
                 )
-
-
-@contextmanager
-def _told() -> Iterator[list[int]]:
-    """The signals that came while the block ran, but for those that are ignored."""
-    told: list[int] = []
-    before = {}
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            before[number] = signal.signal(
-                number, lambda number, _: told.append(number)
-            )
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
