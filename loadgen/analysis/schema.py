@@ -221,10 +221,12 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several processes that sent a run: what it sent in the window."""
+    """One of several processes or workers that sent a run: its part in the window."""
 
     process: int
     """From 1."""
+    worker: str | None = None
+    """Its name, where it is a worker on the bus."""
     requests: int
     lag_ms: Lag | None
     loop_lag_p99_ms: float | None
@@ -235,6 +237,13 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     """How it ended before its time; null: it did not."""
     lost_requests: int = 0
     """Without a record, because it ended before its time."""
+    clock_offset_seconds: float | None = None
+    """Monotonic clock of the run less that of the worker's host, as it began."""
+    clock_error_ms: float | None = None
+    """The true offset was no further away."""
+    clock_drift_ms: float | None = None
+    """How far the clocks drifted apart in the run, beyond the errors of measuring it;
+    null: not measured at its end."""
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):

@@ -71,6 +71,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's board, as its tools print it."""
     gpus: int | None = None
     metadata: dict[str, str] = {}
+    allows_partial: bool = False
+    """The loss of a process or a worker only degrades the run."""
     run: RunRecord | None = None
 
 
@@ -231,6 +233,7 @@ def _facts(
         boards=hardware.boards,
         warm_up=hardware.warm_up,
         processes=[_process_facts(row) for row in processes],
+        allows_partial=info.allows_partial,
     )
 
 
@@ -246,16 +249,28 @@ def _process_row(part: Part, window: RunWindow) -> ProcessRow:
         process=part.number,
         requests=int(is_inside.sum()),
         lag_ms=_lag_ms(found.stats("s")),
-        loop_lag_p99_ms=None if loop_lag is None else loop_lag * 1000,
+        loop_lag_p99_ms=_in_ms(loop_lag),
         cpu_seconds=part.cpu_seconds,
+        worker=part.worker,
         death=part.death,
         lost_requests=part.lost,
+        clock_offset_seconds=part.clock_offset_seconds,
+        clock_error_ms=_in_ms(part.clock_error_seconds),
+        clock_drift_ms=_in_ms(part.clock_drift_seconds),
     )
+
+
+def _in_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def _process_facts(row: ProcessRow) -> ProcessFacts:
     return ProcessFacts(
         number=row.process,
+        worker=row.worker,
+        clock_error_seconds=None
+        if row.clock_error_ms is None
+        else (row.clock_error_ms + (row.clock_drift_ms or 0.0)) / 1000,
         lag_p99_seconds=row.lag_ms.p99 / 1000 if row.lag_ms else None,
         death=row.death,
         lost_requests=row.lost_requests,

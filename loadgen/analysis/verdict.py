@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from loadgen.analysis.warmup import WarmUp, degrades
+from loadgen.results.results import title
 from proxy.wire.api import BoardSummary
 
 VALID, DEGRADED, INVALID = "valid", "degraded", "invalid"
@@ -59,6 +60,8 @@ class Thresholds:
     power_capped_fraction: float = 0.05
     """At its power limit a board is slower than it could be; a full one touches it."""
     shared_fraction: float = 0.01
+    clock_error_degraded_seconds: float = 0.010
+    """As the schedule lag: so much early or late are the requests of a worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +88,12 @@ class EnergyFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFacts:
-    """Facts of one of several processes that sent a run."""
+    """Facts of one of several processes or workers that sent a run."""
 
     number: int
+    worker: str | None = None
+    clock_error_seconds: float | None = None
+    """Of the worker's clock against the run's, drift included."""
     lag_p99_seconds: float | None = None
     death: str | None = None
     """How it ended before its time."""
@@ -122,6 +128,8 @@ class RunFacts:
     warm_up: Sequence[WarmUp] = ()
     processes: Sequence[ProcessFacts] = ()
     """Each, where several sent the run: the latest of them decides."""
+    allows_partial: bool = False
+    """The loss of one of them was allowed for."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +148,7 @@ DEFAULT = Thresholds()
 def judge(facts: RunFacts, limits: Thresholds = DEFAULT) -> Verdict:
     """The worst of all findings, and all reasons, worst first."""
     findings = [
-        *_of_processes(facts),
+        *_of_processes(facts, limits),
         *_of_completion(facts, limits),
         *_of_schedule(facts, limits),
         *_of_client(facts, limits),
@@ -164,14 +172,31 @@ def lag_limit_seconds(gap_p50_seconds: float | None, limits: Thresholds) -> floa
     return min(by_gap, limits.lag_degraded_seconds)
 
 
-def _of_processes(facts: RunFacts) -> Iterator[Finding]:
+def _of_processes(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
     for each in facts.processes:
         if each.death is not None:
             yield (
-                INVALID,
-                f"process {each.number} of {len(facts.processes)} {each.death}: "
-                f"{each.lost_requests} of its requests are lost",
+                DEGRADED if facts.allows_partial else INVALID,
+                f"{_title(each, facts)} {each.death}: {each.lost_requests} of its "
+                "requests are lost",
             )
+    limit = limits.clock_error_degraded_seconds
+    unsure = [
+        (each.clock_error_seconds, each)
+        for each in facts.processes
+        if each.clock_error_seconds is not None and each.clock_error_seconds > limit
+    ]
+    if unsure:
+        error, worst = max(unsure, key=lambda pair: pair[0])
+        yield (
+            DEGRADED,
+            f"the clock of {_title(worst, facts)} is known to {_ms(error)} only, limit "
+            f"{_ms(limit)}: its requests may have left as much early or late",
+        )
+
+
+def _title(each: ProcessFacts, facts: RunFacts) -> str:
+    return title(each.number, len(facts.processes), each.worker)
 
 
 def _of_completion(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
@@ -214,7 +239,7 @@ def _of_schedule(facts: RunFacts, limits: Thresholds) -> Iterator[Finding]:
     for each in facts.processes:
         if each.lag_p99_seconds is not None and each.lag_p99_seconds > (lag or 0.0):
             lag = each.lag_p99_seconds
-            where = f" in process {each.number} of {len(facts.processes)}"
+            where = f" in {_title(each, facts)}"
     if lag is None or not facts.is_paced:
         return
     limit = lag_limit_seconds(facts.gap_p50_seconds, limits)

@@ -20,10 +20,11 @@ Examples:
   loadgen sweep traces/sharegpt.jsonl --rate 1,2,4,8,16,inf
   loadgen traces stats traces/azure-conv.jsonl
   loadgen simulate --gpu h100 --listen 127.0.0.1:8000
+  loadgen worker --bus nats://bus:4222
 """
 COMMANDS = (
     "bill", "bins", "capacity", "compare", "estimate", "naive", "offline", "predict",
-    "replay", "report", "simulate", "study", "sweep", "traces",
+    "replay", "report", "simulate", "study", "sweep", "traces", "worker",
 )  # fmt: skip
 """Each is `loadgen.cli.<name>.<name>`, imported when it is asked for: a child
 process that simulates needs nothing of the reports, and starts in half the time."""

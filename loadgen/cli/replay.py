@@ -34,6 +34,8 @@ Examples:
   loadgen replay traces/sharegpt.jsonl --stages 60s@2,120s@8
   loadgen replay traces/sharegpt.jsonl --rate 400 --processes 2 \\
       --url http://127.0.0.1:8000
+  loadgen replay traces/sharegpt.jsonl --rate 4000 --workers 4 \\
+      --bus nats://bus:4222 --url http://engine:8000
   loadgen replay --from runs/20260101T120000-sharegpt
 """
 
@@ -66,6 +68,10 @@ class SpreadCommand(Command):
               type=click.Path(path_type=Path),
               help="Do the run of this folder again: its plan and its options, but for "
               "those given here.")  # fmt: skip
+@click.option("--resume", metavar="RUN", cls=HeadedOption, heading="Repeat",
+              type=click.Path(path_type=Path),
+              help="Go on with the run of this folder, sent by --workers, whose "
+              "command was killed.")  # fmt: skip
 @click.option("--config", metavar="FILE.toml", cls=HeadedOption, heading="Repeat",
               help="Options, and the trace, from a file; the command line "
               "wins.")  # fmt: skip
@@ -75,7 +81,8 @@ class SpreadCommand(Command):
 @click.pass_context
 def replay(
     context: click.Context, /, trace: Path | None, as_json: bool,
-    earlier: Path | None, config: str | None, dry_run: bool, **values: Any,
+    earlier: Path | None, resume: Path | None, config: str | None, dry_run: bool,
+    **values: Any,
 ) -> int:  # fmt: skip
     """Replay TRACE on time and report latency and joules of each request.
 
@@ -87,8 +94,11 @@ def replay(
     from loadgen.report.console import console
     from loadgen.run import run as running
 
-    chosen = _config(context, trace, earlier, config, values)
     progress = console(stderr=True)
+    if resume is not None:
+        going_on = _resumed(context, resume, trace, earlier, config, dry_run, values)
+        return running.resume(going_on, progress, as_json=as_json)
+    chosen = _config(context, trace, earlier, config, values)
     if dry_run:
         _show_dry_run(running.dry_run(chosen, progress), as_json)
         return 0
@@ -129,6 +139,48 @@ def _config(
         api_key=_api_key(found.api_key_env),
         ledger_token=_ledger_token(found.ledger_token_file),
     )
+
+
+_OF_A_RESUMED_RUN = {
+    "bus", "bus_creds", "bus_ca", "ledger_token_file", "quiet", "allow_partial",
+    "api_key_env", "metrics_port", "metrics_targets",
+}  # fmt: skip
+"""Options that may be given with --resume: none of them changes what was sent."""
+
+
+def _resumed(
+    context: click.Context,
+    folder: Path,
+    trace: Path | None,
+    earlier: Path | None,
+    file: str | None,
+    is_dry: bool,
+    values: dict[str, Any],
+) -> ReplayConfig:
+    """The options of a run that goes on."""
+    from loadgen.run.finish import started
+    from loadgen.run.record import from_run
+    from loadgen.run.workers import read_state
+
+    typed = given(context)
+    others = {"trace": trace, "from": earlier, "config": file, "dry-run": is_dry}
+    wrong = [name for name, value in others.items() if value]
+    wrong += sorted(typed - _OF_A_RESUMED_RUN - {"as_json", "resume"})
+    if wrong:
+        option = wrong[0].replace("_", "-")
+        raise UsageError(
+            f"--resume goes on with a run as it was asked for: leave out "
+            f"{'TRACE' if option == 'trace' else '--' + option}"
+        )
+    read_state(folder)  # or there is nothing to go on with
+    record = started(folder).run
+    base = from_run(folder, record, typed | {"header"})
+    base = {name: value for name, value in base.items() if name not in typed}
+    values |= base | {"out": folder}
+    trace = values.pop("trace")
+    plan = values.pop("plan", None)
+    found = configured(ReplayConfig, values, trace=trace, plan=plan)
+    return replace(found, ledger_token=_ledger_token(found.ledger_token_file))
 
 
 def _record_of(load_run: Callable[[Path], Summary], folder: Path) -> RunRecord | None:

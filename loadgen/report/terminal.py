@@ -106,9 +106,10 @@ def _load(summary: Summary) -> Table:
     processes = schedule.processes
     shown = text.late_processes(processes)
     for each in shown:
-        _line(table, f"process {each.process}", text.process_text(each))
+        name = f"process {each.process}" if each.worker is None else each.worker
+        _line(table, name, text.process_text(each))
     if len(processes) > len(shown):
-        _line(table, "", f"the latest of {len(processes)} processes")
+        _line(table, "", f"the latest of {len(processes)}")
     if schedule.mean_concurrency is not None:
         in_flight = f"mean {fmt.digits(schedule.mean_concurrency)}"
         _line(table, "in flight", f"{in_flight}, peak {schedule.peak_concurrency}")

@@ -448,6 +448,8 @@ def process_text(row: ProcessRow) -> str:
         parts.append(f"schedule lag p99 {fmt.seconds(row.lag_ms.p99 / 1000)}")
     if row.cpu_seconds is not None:
         parts.append(f"{fmt.seconds(row.cpu_seconds)} of CPU")
+    if row.clock_error_ms is not None:
+        parts.append(f"clock within {fmt.seconds(row.clock_error_ms / 1000)}")
     if row.death is not None:
         parts.append(f"{row.death}, {row.lost_requests:,} lost")
     return ", ".join(parts)

@@ -89,3 +89,10 @@ class Metering(msgspec.Struct, frozen=True, kw_only=True):
     is_restarted: bool = False
     """The proxy was restarted: its books do not span the window."""
     reason: str | None = None
+
+
+def title(number: int, total: int, worker: str | None) -> str:
+    """Which process or worker of how many, in words."""
+    if worker is None:
+        return f"process {number} of {total}"
+    return f"worker {worker} ({number} of {total})"

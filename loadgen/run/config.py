@@ -84,6 +84,54 @@ def parse_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_bus(text: str) -> str:
+    """A URL of a NATS server, without user and password. Raises ValueError."""
+    try:
+        parts = urlsplit(text if "://" in text else f"nats://{text}")
+        port = parts.port
+    except ValueError:
+        port, parts = None, urlsplit("")
+    if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path:
+        shown = text.rpartition("@")[2]
+        raise ValueError(f"{shown!r} is not a URL, such as nats://host:4222")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"the URL of {parts.hostname} holds a user or a token, which would show in "
+            "logs; put it into a file and name that with --bus-creds"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port or 4222}"
+
+
+WORKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def parse_worker_name(text: str) -> str:
+    """Letters, digits, dots, dashes and underscores. Raises ValueError."""
+    if not WORKER_NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a name of up to 64 letters, digits, '.', '_' and '-'"
+        )
+    return text
+
+
+BusUrl = Annotated[
+    str | None,
+    Option("NATS server, with JetStream, that the workers are on.", "URL",
+           parse=parse_bus),
+]  # fmt: skip
+BusFile = Annotated[
+    Path | None,
+    Option("Its credentials: a .creds file, or a line TOKEN or USER:PASSWORD.",
+           "FILE"),
+]  # fmt: skip
+BusCa = Annotated[
+    Path | None,
+    Option("Certificates to trust for tls://.", "FILE",
+           default_is="the system's"),
+]  # fmt: skip
+
+
 def _pairs(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     found = []
     for text in texts:
@@ -292,6 +340,25 @@ class ReplayConfig:
         Option("Prompt tokens of every request of the trace `synthetic`.", "N"),
     ] = None
     seed: Annotated[int, Option("Seed of arrivals and of generated prompts.", "N")] = 0
+    workers: Annotated[
+        int | None,
+        Meta(ge=1, le=256),
+        Option(
+            "Send from N `loadgen worker`s on other hosts, over --bus.",
+            "N",
+            heading="Several hosts",
+        ),
+    ] = None
+    workers_timeout: Annotated[
+        float, Meta(gt=0), Option("Longest to wait for the workers.", "S")
+    ] = 300.0
+    bus: BusUrl = None
+    bus_creds: BusFile = None
+    bus_ca: BusCa = None
+    allow_partial: Annotated[
+        bool,
+        Option("A run that lost a process or a worker is degraded, not invalid."),
+    ] = False
     output_len: Annotated[
         int | None,
         Meta(ge=1),
@@ -381,3 +448,31 @@ class ReplayConfig:
         ),
     ] = None
     quiet: Annotated[bool, Option("No progress, only the result.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """One worker: where it waits, and under which name."""
+
+    bus: Annotated[
+        str,
+        Option("NATS server, with JetStream, to wait on.", "URL", parse=parse_bus,
+               default="nats://127.0.0.1:4222"),
+    ] = "nats://127.0.0.1:4222"  # fmt: skip
+    bus_creds: BusFile = None
+    bus_ca: BusCa = None
+    name: Annotated[
+        str | None,
+        Option("Name in the reports of runs.", "NAME", parse=parse_worker_name,
+               default_is="the host's"),
+    ] = None  # fmt: skip
+    runs: Annotated[
+        int | None,
+        Meta(ge=1),
+        Option("End after N runs.", "N", default_is="no end"),
+    ] = None
+    spool: Annotated[
+        Path | None,
+        Option("Folder for plan and records of a run, which are removed with it.",
+               "DIR", is_folder=True, default_is="the system's temporary one"),
+    ] = None  # fmt: skip

@@ -48,7 +48,36 @@ def check_settings(config: ReplayConfig) -> None:
     check_free(config.metrics_port)
     check_targets(config.metrics_targets, config.metrics_port)
     if config.url is not None:
-        engine_facts(_target(config, config.url))
+        engine_facts(target_of(config, config.url))
+
+
+def check_workers(config: ReplayConfig) -> None:
+    """Raises UsageError for what workers on other hosts cannot do, or do not have."""
+    if config.workers is None:
+        if config.bus is not None:
+            raise UsageError("--bus is where --workers N are: say how many")
+        return
+    if config.bus is None:
+        raise UsageError(
+            f"--workers {config.workers} needs --bus URL, the NATS server that they "
+            "wait on"
+        )
+    if config.processes > 1:
+        raise UsageError(
+            "--workers and --processes both given: start more workers on a host, each "
+            "sends from a process"
+        )
+    if config.url is None:
+        raise UsageError(
+            "--workers needs --url: a simulated stack would listen on this host alone; "
+            "start `loadgen simulate --listen HOST:PORT` where all reach it"
+        )
+    if config.power is not None:
+        raise UsageError(
+            "--workers does not go with --power, whose proxy listens on this host "
+            "alone: start `metering-proxy serve` where all reach it, give it as --url "
+            "and its admin API as --ledger"
+        )
 
 
 def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environment:
@@ -72,7 +101,7 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environmen
             )
         if lacking is not None:
             console.print(f"energy will be unknown: {lacking}", style="bold yellow")
-    target = _target(config, url)
+    target = target_of(config, url)
     if target.model is None:
         model = uvloop.run(discover_model(target, SystemClock().now))
         target = replace(target, model=model)
@@ -85,7 +114,8 @@ def bring_up(config: ReplayConfig, stack: Stack, console: Console) -> Environmen
     )
 
 
-def _target(config: ReplayConfig, url: str) -> Target:
+def target_of(config: ReplayConfig, url: str) -> Target:
+    """The server under load, at this URL."""
     return Target(
         url=url,
         backend=config.backend,

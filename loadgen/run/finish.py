@@ -177,13 +177,17 @@ def plan_header(path: Path) -> PlanHeader | None:
         return None
 
 
-def _as_started(folder: Path) -> RunInfo:
-    """The facts that `begin_run` noted of a run that never finished."""
+def started(folder: Path) -> RunInfo:
+    """The facts that `begin_run` noted of a run; none where they cannot be read."""
     try:
-        noted = msgspec.json.decode((folder / STARTED).read_bytes(), type=RunInfo)
+        return msgspec.json.decode((folder / STARTED).read_bytes(), type=RunInfo)
     except (OSError, *_NOT_OURS):
-        noted = RunInfo()
-    return msgspec.structs.replace(noted, interrupted=True)
+        return RunInfo()
+
+
+def _as_started(folder: Path) -> RunInfo:
+    """Of a run that never finished."""
+    return msgspec.structs.replace(started(folder), interrupted=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> LoadgenError:

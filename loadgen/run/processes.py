@@ -38,23 +38,26 @@ START_SECONDS = 60.0
 
 
 def check_processes(config: ReplayConfig) -> None:
-    """Raises UsageError for more processes than may have a request in flight."""
+    """Raises UsageError for more senders than may have a request in flight."""
+    sender, count = "--processes", config.processes
+    if config.workers is not None:
+        sender, count = "--workers", config.workers
     for name in ("concurrency", "max_concurrency"):
         slots = getattr(config, name)
-        if slots is not None and config.processes > slots:
+        if slots is not None and count > slots:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--processes {config.processes} is more than {option} {slots}: some "
-                f"could send nothing; give at most {slots}"
+                f"{sender} {count} is more than {option} {slots}: some could send "
+                f"nothing; give at most {slots}"
             )
 
 
 def weights_of(config: ReplayConfig, header: PlanHeader) -> tuple[int, ...]:
-    """The share of each process: its slots where they are limited, else all alike.
+    """The share of each sender: its slots where they are limited, else all alike.
 
     No more than there are sessions.
     """
-    count = max(min(config.processes, header.sessions), 1)
+    count = max(min(config.workers or config.processes, header.sessions), 1)
     slots = config.concurrency or config.max_concurrency
     return (1,) * count if slots is None else split(slots, count)
 
@@ -116,6 +119,7 @@ def replay_in_processes(
     progress: Progress,
     max_errors: int | None,
     warn: Callable[[str], None],
+    allows_partial: bool = False,
 ) -> tuple[RunStats, list[Part]]:
     """Send the shards of a plan, each from a process; the parts tell of each of them.
 
@@ -133,7 +137,7 @@ def replay_in_processes(
         now = time.monotonic()
         zero, zero_unix = now + LEAD_SECONDS, time.time() + LEAD_SECONDS
         progress.zero_seconds = zero
-        run = SharedRun(senders, recorder, progress, max_errors, warn)
+        run = SharedRun(senders, recorder, progress, max_errors, warn, allows_partial)
         with signals_told() as told:
             for sender in senders:
                 sender.begin(zero)

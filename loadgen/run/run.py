@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 
 from loadgen.analysis.dry_run import DryRun, dry_run_of
 from loadgen.analysis.schema import Summary
@@ -25,7 +26,7 @@ from loadgen.client.abilities import check_options, length_note, length_rule
 from loadgen.client.backends import RequestOptions
 from loadgen.client.identity import engine_facts
 from loadgen.energy.join import books_now
-from loadgen.errors import PlanError, UsageError
+from loadgen.errors import PlanError, RunError, UsageError
 from loadgen.plan.plan import (
     PlanHeader,
     PlannedSession,
@@ -44,13 +45,28 @@ from loadgen.results.measures import parse_goodput
 from loadgen.results.parts import Part, order_by_end
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
+from loadgen.run.bus import BusOptions
 from loadgen.run.config import ReplayConfig
 from loadgen.run.engine_metrics import BACKENDS as METRICS_BACKENDS
 from loadgen.run.engine_metrics import FILE as ENGINE_METRICS
 from loadgen.run.engine_metrics import scraping
-from loadgen.run.environment import Environment, bring_up, check_settings
+from loadgen.run.environment import (
+    Environment,
+    bring_up,
+    check_settings,
+    check_workers,
+    target_of,
+)
 from loadgen.run.exporter import check_free, exporting
-from loadgen.run.finish import PLAN, REPORT, REQUESTS, SUMMARY, begin_run, finish_run
+from loadgen.run.finish import (
+    PLAN,
+    REPORT,
+    REQUESTS,
+    SUMMARY,
+    begin_run,
+    finish_run,
+    started,
+)
 from loadgen.run.forecast import Forecast, forecast
 from loadgen.run.live import live_view
 from loadgen.run.load import (
@@ -64,6 +80,7 @@ from loadgen.run.record import run_record
 from loadgen.run.sender import Job
 from loadgen.run.stack import Stack
 from loadgen.run.targets import check_targets
+from loadgen.run.workers import Crew, only_coordinator, read_state
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.fixed import NAME as SYNTHETIC
@@ -71,6 +88,7 @@ from loadgen.traces.fixed import fixed_lengths
 from loadgen.traces.readers.open import sha256_of
 from proxy.process.files import PRIVATE, private_folder, whole_file
 from proxy.process.terminal import echo_json
+from proxy.wire.api import BooksReply
 
 LOG_FOLDER = "logs"
 PART = "requests-{}.jsonl"
@@ -95,6 +113,7 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
     goodput = parse_goodput(config.goodput)
     _length_rule(config)  # refuse before anything is written or started
     check_processes(config)
+    check_workers(config)
     check_settings(config)
     folder = _run_folder(config)
     progress = Progress()
@@ -105,9 +124,14 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
         stack = ending.enter_context(Stack(starting / LOG_FOLDER))
         environment = bring_up(config, stack, console)
         engine = engine_facts(replace(environment.target, url=environment.engine_url))
+        crew = _crew(config, console, ending)
+        if crew is not None:
+            crew.gather(len(weights_of(config, header)), config.workers_timeout)
         info = _run_info(config, environment, goodput, engine)
         _appear(starting, folder)
         stack.moved(folder / LOG_FOLDER)
+        if crew is not None:
+            ending.enter_context(only_coordinator(folder))
         begin_run(folder, info)
         begun = books_now(environment.admin_url, environment.admin_token)
         with exporting(
@@ -118,37 +142,123 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
         ):
             with scraping(_metrics_url(environment), folder / ENGINE_METRICS):
                 stats, parts = _replay(
-                    config, folder, header, environment, progress, console
+                    config, folder, header, environment, progress, console, crew
                 )
-            info = msgspec.structs.replace(
-                info,
-                zero_unix_seconds=stats.zero_unix_seconds,
-                loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
-                interrupted=stats.interrupted,
-                failure=stats.failure,
-            )
-            with console.status(
-                "waiting for the energy of the last requests"
-            ) as status:
-                summary = finish_run(
-                    folder,
-                    info,
-                    admin_url=environment.admin_url,
-                    admin_token=environment.admin_token,
-                    begun=begun,
-                    parts=parts,
-                    waiting=lambda settled, expected: status.update(
-                        f"waiting for energy: {settled} of {expected} requests settled"
-                    ),
-                )
+            summary = _finish(folder, info, stats, parts, environment, begun, console)
+            if crew is not None:
+                crew.remove(folder)
         gone = stack.gone()
+    _show(summary, folder, as_json)
+    if gone is not None:
+        console.print(f"loadgen: {gone}", style="bold red")
+    return _exit_code(stats, summary)
+
+
+def resume(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int:
+    """Go on with the run in `--out`, whose coordinator was killed; as `run` otherwise.
+
+    Its records are those in the folder and those that are on the bus. Raises RunError
+    where there is nothing to go on with.
+    """
+    folder = config.out
+    assert folder is not None
+    state = read_state(folder)
+    with ExitStack() as ending:
+        ending.enter_context(only_coordinator(folder))
+        header, _ = read_plan(folder / PLAN)
+        info = started(folder)
+        environment = Environment(
+            target_of(config, config.url or ""), config.url or "", config.ledger, False,
+            admin_token=config.ledger_token,
+        )  # fmt: skip
+        crew = _crew(config, console, ending)
+        assert crew is not None
+        if state.zero_seconds is None:
+            crew.forget(state, folder)
+            raise RunError(
+                f"the run in {folder} was killed before it began: start it anew, in "
+                "another folder"
+            )
+        (folder / REQUESTS).unlink(missing_ok=True)  # made anew from the parts
+        progress = Progress()
+        _expect(progress, config, header)
+        with (
+            exporting(
+                config.metrics_port, progress, run=folder.resolve().name,
+                targets=config.metrics_targets,
+            ),
+            Recorder(folder / REQUESTS) as recorder,
+            live_view(progress, environment, config.quiet, console),
+        ):  # fmt: skip
+            stats, parts = crew.go_on(
+                state,
+                parts=[
+                    folder / PART.format(number + 1)
+                    for number in range(len(state.workers))
+                ],
+                plan=folder / PLAN,
+                recorder=recorder,
+                progress=progress,
+                max_errors=config.max_errors,
+                warn=_warner(console),
+                allows_partial=config.allow_partial,
+            )
+        order_by_end(folder / REQUESTS)
+        summary = _finish(folder, info, stats, parts, environment, None, console)
+        crew.remove(folder)
+    _show(summary, folder, as_json)
+    return _exit_code(stats, summary)
+
+
+def _crew(config: ReplayConfig, console: Console, ending: ExitStack) -> Crew | None:
+    """The workers that are to send, where they are asked for."""
+    if config.workers is None or config.bus is None:
+        return None
+    bus = BusOptions(url=config.bus, credentials=config.bus_creds, ca=config.bus_ca)
+
+    def say(text: str) -> None:
+        if not config.quiet:
+            console.print(escape(text), highlight=False)
+
+    return ending.enter_context(Crew(bus, say))
+
+
+def _finish(
+    folder: Path,
+    info: RunInfo,
+    stats: RunStats,
+    parts: Sequence[Part],
+    environment: Environment,
+    begun: BooksReply | None,
+    console: Console,
+) -> Summary:
+    """Join, judge and write a run whose records are all there."""
+    info = msgspec.structs.replace(
+        info,
+        zero_unix_seconds=stats.zero_unix_seconds,
+        loop_lag_p99_seconds=stats.loop_lag.p99_seconds,
+        interrupted=stats.interrupted,
+        failure=stats.failure,
+    )
+    with console.status("waiting for the energy of the last requests") as status:
+        return finish_run(
+            folder,
+            info,
+            admin_url=environment.admin_url,
+            admin_token=environment.admin_token,
+            begun=begun,
+            parts=parts,
+            waiting=lambda settled, expected: status.update(
+                f"waiting for energy: {settled} of {expected} requests settled"
+            ),
+        )
+
+
+def _show(summary: Summary, folder: Path, as_json: bool) -> None:
     if as_json:
         echo_json(msgspec.json.format(msgspec.json.encode(summary), indent=2))
     else:
         output().print(render(summary, folder / REPORT))
-    if gone is not None:
-        console.print(f"loadgen: {gone}", style="bold red")
-    return _exit_code(stats, summary)
 
 
 def dry_run(config: ReplayConfig, console: Console) -> DryRun:
@@ -303,7 +413,7 @@ def _show_plan(
 ) -> None:
     if config.quiet:
         return
-    processes = len(weights_of(config, header))
+    senders, asked = len(weights_of(config, header)), config.workers or config.processes
     pace = "" if header.rate_per_second is None else f" at {header.rate_per_second:g}/s"
     console.print(
         f"plan: {header.requests} requests in {header.sessions} sessions, "
@@ -314,8 +424,9 @@ def _show_plan(
         console.print(f"  left out: {count} ({reason})")
     lengths = length_note(_length_rule(config), config.backend)
     several = None
-    if processes < config.processes:
-        several = f"{processes} of {config.processes} processes: no more sessions"
+    if senders < asked:
+        kind = "processes" if config.workers is None else "workers"
+        several = f"{senders} of {asked} {kind}: no more sessions"
     for note in filter(None, [*header.notes, lengths, several]):
         console.print(f"  note: {note}")
 
@@ -327,36 +438,46 @@ def _replay(
     environment: Environment,
     progress: Progress,
     console: Console,
+    crew: Crew | None,
 ) -> tuple[RunStats, list[Part]]:
     """Send the plan; the first Ctrl-C ends it and keeps what there is.
 
-    The parts are those of several processes, none where this one sends it all.
+    The parts are those of several processes or workers, none where this process sends
+    it all.
     """
     _, sessions = read_plan(folder / PLAN)
-    progress.planned = header.requests
-    progress.offered_per_second = header.rate_per_second
-    if header.arrival != "inf" and config.concurrency is None:
-        progress.span_seconds = header.span_seconds
-    if header.rate_per_second is None and header.span_seconds > 0:
-        progress.offered_per_second = header.requests / header.span_seconds
+    _expect(progress, config, header)
     options = replace(_options(config), hash_block_size=header.hash_block_size)
     check_options(environment.target, options)
 
     weights = weights_of(config, header)
-    if len(weights) > 1:
+    if len(weights) > 1 or crew is not None:
         jobs = _jobs(config, folder, weights, environment, options)
         with (
             Recorder(folder / REQUESTS) as recorder,
             live_view(progress, environment, config.quiet, console),
         ):
-            stats, parts = replay_in_processes(
-                jobs,
-                log_folder=folder / LOG_FOLDER,
-                recorder=recorder,
-                progress=progress,
-                max_errors=config.max_errors,
-                warn=lambda text: console.print(f"loadgen: {text}", style="bold red"),
-            )
+            if crew is None:
+                stats, parts = replay_in_processes(
+                    jobs,
+                    log_folder=folder / LOG_FOLDER,
+                    recorder=recorder,
+                    progress=progress,
+                    max_errors=config.max_errors,
+                    warn=_warner(console),
+                    allows_partial=config.allow_partial,
+                )
+            else:
+                stats, parts = crew.replay(
+                    jobs,
+                    folder=folder,
+                    plan=folder / PLAN,
+                    recorder=recorder,
+                    progress=progress,
+                    max_errors=config.max_errors,
+                    warn=_warner(console),
+                    allows_partial=config.allow_partial,
+                )
         order_by_end(folder / REQUESTS)
         return stats, parts
 
@@ -389,6 +510,20 @@ def _replay(
         return uvloop.run(whole()), []
 
 
+def _warner(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"loadgen: {text}", style="bold red")
+
+
+def _expect(progress: Progress, config: ReplayConfig, header: PlanHeader) -> None:
+    """What the plan says of the run to come."""
+    progress.planned = header.requests
+    progress.offered_per_second = header.rate_per_second
+    if header.arrival != "inf" and config.concurrency is None:
+        progress.span_seconds = header.span_seconds
+    if header.rate_per_second is None and header.span_seconds > 0:
+        progress.offered_per_second = header.requests / header.span_seconds
+
+
 def _jobs(
     config: ReplayConfig,
     folder: Path,
@@ -396,7 +531,7 @@ def _jobs(
     environment: Environment,
     options: RequestOptions,
 ) -> list[Job]:
-    """What each of several processes sends."""
+    """What each of several processes or workers sends."""
     is_limited = (config.concurrency or config.max_concurrency) is not None
     return [
         Job(
@@ -449,6 +584,7 @@ def _run_info(
         gpu=GPUS[config.sim_gpu].name if environment.is_simulated else None,
         gpus=config.sim_gpus if environment.is_simulated else None,
         metadata=dict(config.metadata),
+        allows_partial=config.allow_partial,
         run=run_record(
             config, environment.engine_url, environment.target.model, engine
         ),

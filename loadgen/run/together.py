@@ -74,7 +74,9 @@ class SharedRun:
         progress: Progress,
         max_errors: int | None,
         warn: Callable[[str], None],
+        allows_partial: bool = False,
     ) -> None:
+        self._allows_partial = allows_partial
         self._members = members
         self._recorder = recorder
         self._progress = progress
@@ -125,9 +127,10 @@ class SharedRun:
         elif stats.interrupted and not is_stopped:
             member.part.death = "was told to end"
         if member.part.death is not None:
+            verdict = "degraded" if self._allows_partial else "invalid"
             self._warn(
                 f"{member.part.title(len(self._members))} {member.part.death}: its "
-                "other requests are lost, and the run is invalid"
+                f"other requests are lost, and the run is {verdict}"
             )
 
     def take(self) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.children import get
 from tests.support.paths import ROOT
 
 PATIENCE_SECONDS = 120
@@ -51,3 +52,17 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def summary_of(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return loaded
+
+
+def planned(folder: Path) -> list[tuple[Any, ...]]:
+    """What a run's plan made of each request, whoever sent it and when."""
+    keys = ("request_id", "session_id", "planned_seconds", "requested_prompt_tokens",
+            "requested_output_tokens", "outcome")  # fmt: skip
+    return sorted(tuple(row[key] for key in keys) for row in records(folder))
+
+
+def running(engine: str) -> float:
+    """Requests in flight at the engine."""
+    lines = get(f"{engine}/metrics").text.splitlines()
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))

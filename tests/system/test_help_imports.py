@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 
 HEAVY = (
     "numpy", "httpx", "aiohttp", "sqlalchemy", "rich", "jinja2", "prometheus_client",
-    "pynvml", "uvloop",
+    "pynvml", "uvloop", "nats",
 )  # fmt: skip
 
 
@@ -19,7 +19,7 @@ HEAVY = (
     "words",
     [
         "loadgen", "loadgen replay", "loadgen report", "loadgen simulate",
-        "loadgen traces", "loadgen traces synth",
+        "loadgen traces", "loadgen traces synth", "loadgen worker",
         "proxy", "proxy serve", "proxy meter", "proxy sources", "proxy calibrate",
         "proxy upstreams",
     ],

@@ -9,25 +9,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.children import PATIENCE_SECONDS, get, simulating, wait_for
+from tests.support.children import PATIENCE_SECONDS, simulating, wait_for
 from tests.support.paths import ROOT
-from tests.support.runs import SMALL_TRACE, loadgen, records, summary_of, write_trace
+from tests.support.runs import (
+    SMALL_TRACE,
+    loadgen,
+    planned,
+    records,
+    running,
+    summary_of,
+    write_trace,
+)
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with simulating(tmp_path_factory.mktemp("engine")) as simulated:
         yield simulated["url"]
-
-
-def planned(folder: Path) -> list[tuple[Any, ...]]:
-    keys = ("request_id", "session_id", "planned_seconds", "requested_prompt_tokens",
-            "requested_output_tokens", "outcome")  # fmt: skip
-    return sorted(tuple(row[key] for key in keys) for row in records(folder))
 
 
 def test_the_same_plan_by_one_and_by_three_is_the_same_requests(
@@ -81,13 +82,6 @@ def replaying(
     finally:
         run.kill()
         run.communicate()
-
-
-def running(engine: str) -> float:
-    """Requests in flight at the engine."""
-    lines = get(f"{engine}/metrics").text.splitlines()
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
 
 def senders(parent: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from loadgen.cli import cli as loadgen
 from proxy.cli import cli as metering_proxy
@@ -79,3 +80,25 @@ def test_every_example_is_in_the_list_and_the_list_in_the_readme() -> None:
     linked = set(re.findall(r"\]\(([\w/.-]+)\)", page))
     assert linked == {str(path.relative_to(EXAMPLES)) for path in FILES}
     assert "(examples/README.md)" in (ROOT / "README.md").read_text()
+
+
+def test_the_job_of_workers_is_one_of_kubernetes_and_its_command_one_of_ours() -> None:
+    job = yaml.safe_load((EXAMPLES / "workers" / "worker-job.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"]
+    assert spec["backoffLimit"] == 0
+    pod = spec["template"]["spec"]
+    [container] = pod["containers"]
+    words = [
+        word.replace("$(JOB_COMPLETION_INDEX)", "3") for word in container["command"]
+    ]
+    params = parsed(Line(EXAMPLES, tuple(words))).params
+    assert params["name"] == "worker-3"
+    assert params["runs"] == 1
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {volume["name"] for volume in pod["volumes"]} == mounts.keys()
+    for path in (params["bus_ca"], params["bus_creds"]):
+        assert str(path.parent) == mounts["bus"]
+    assert str(params["spool"]) == mounts["spool"]

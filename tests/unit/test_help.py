@@ -64,6 +64,7 @@ def test_a_page_has_an_example_and_fits_a_terminal(path: tuple[str, ...]) -> Non
                 "Target",
                 "Meter",
                 "Load",
+                "Several hosts",
                 "Request",
                 "Measure",
                 "Output",

@@ -26,6 +26,7 @@ RUNTIME = [
 DEV = [
     *RUNTIME,
     *EXTRAS["test"],
+    *EXTRAS["bus"],
     *EXTRAS["postgres"],
     *EXTRAS["studies"],
     *(one for one in EXTRAS["dev"] if not one.startswith("servewatt")),

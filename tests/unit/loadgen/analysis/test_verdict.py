@@ -245,6 +245,31 @@ def test_the_latest_of_several_processes_decides_and_is_named() -> None:
     assert judge(facts(processes=processes[:1])).status == "valid"
 
 
+def test_a_loss_that_was_allowed_for_only_degrades_a_run() -> None:
+    dead = ProcessFacts(
+        number=1, worker="rack7", death="was not heard of for 15 s", lost_requests=7
+    )
+    verdict = judge(facts(processes=[dead], allows_partial=True))
+    assert verdict.status == "degraded"
+    assert verdict.reasons == [
+        "worker rack7 (1 of 1) was not heard of for 15 s: 7 of its requests are lost"
+    ]
+
+
+def test_the_worst_clock_of_workers_is_told_beyond_its_limit() -> None:
+    processes = [
+        ProcessFacts(number=n, worker=f"w{n}", clock_error_seconds=seconds)
+        for n, seconds in enumerate([0.010, 0.050, 0.020], 1)
+    ]
+    verdict = judge(facts(processes=processes))
+    assert verdict.status == "degraded"
+    assert verdict.reasons == [
+        "the clock of worker w2 (2 of 3) is known to 50.0 ms only, limit 10.0 ms: its "
+        "requests may have left as much early or late"
+    ]
+    assert judge(facts(processes=processes[:1])).status == "valid"
+
+
 def test_a_process_that_died_makes_the_run_invalid_with_what_it_lost() -> None:
     dead = ProcessFacts(number=1, death="was ended by SIGKILL", lost_requests=7)
     verdict = judge(facts(processes=[dead, ProcessFacts(number=2)]))

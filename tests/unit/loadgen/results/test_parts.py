@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loadgen.analysis.tally import RunWindow, Tally
 from loadgen.errors import LoadgenError
 from loadgen.results.measures import MEASURES
-from loadgen.results.parts import Part, Tail, order_by_end
+from loadgen.results.parts import Copy, Part, Piece, PieceGap, Tail, order_by_end
 from loadgen.results.recorder import Recorder, read_results
 from loadgen.results.results import Result
 
@@ -152,3 +152,63 @@ def test_a_part_knows_how_late_each_of_its_requests_was() -> None:
     assert list(part.planned_seconds) == [1.0, 2.0]
     assert part.lag_seconds[0] == 0.25
     assert part.lag_seconds[1] != part.lag_seconds[1]  # NaN: it was never sent
+
+
+# -- pieces of a part that come from another host --------------------------------
+
+CONTENT = st.binary(max_size=60)
+
+
+@given(content=CONTENT, seed=st.integers(0, 2**16), size=st.integers(1, 9))
+def test_pieces_that_come_again_count_once(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, seed: int, size: int
+) -> None:
+    """A sender that repeats and goes back, and a reader that is killed at any time."""
+    moments = random.Random(seed)
+    path = tmp_path_factory.mktemp("copy") / "part.jsonl"
+    copy, offset = Copy(path), 0
+    while copy.size < len(content):
+        data = content[offset : offset + moments.randint(1, size)]
+        for _ in range(moments.choice([1, 1, 2])):
+            copy.add(Piece(offset=offset, data=data))
+        offset += len(data)
+        if moments.random() < 0.2:
+            offset = moments.randint(0, offset)
+        if moments.random() < 0.2:
+            copy.close()
+            copy = Copy(path)
+    copy.close()
+    assert path.read_bytes() == content
+
+
+@given(
+    content=CONTENT, cut=st.integers(0, 60), begin=st.integers(0, 60),
+    length=st.integers(0, 60),
+)  # fmt: skip
+def test_any_piece_is_refused_or_leaves_a_beginning_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    content: bytes,
+    cut: int,
+    begin: int,
+    length: int,
+) -> None:
+    path = tmp_path_factory.mktemp("copy") / "part.jsonl"
+    path.write_bytes(content[:cut])
+    copy, known = Copy(path), len(content[:cut])
+    begin = min(begin, len(content))
+    piece = Piece(offset=begin, data=content[begin : begin + length])
+    if begin > known:
+        with pytest.raises(PieceGap, match=f"{begin - known} bytes are missing before"):
+            copy.add(piece)
+    else:
+        copy.add(piece)
+        known = max(known, begin + len(piece.data))
+    copy.close()
+    assert path.read_bytes() == content[:known]
+    assert copy.size == known
+
+
+def test_a_part_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "part.jsonl"
+    with pytest.raises(LoadgenError, match=f"cannot write {path}: no such file"):
+        Copy(path)
