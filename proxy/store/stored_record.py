@@ -188,13 +188,17 @@ def shown(record: RequestRecord, name: str) -> Any:
 
 
 def row_of(stored: StoredRecord) -> dict[str, Any]:
-    """The columns of the table of records, but for whose they are."""
+    """The columns of the table of records, but for whose they are.
+
+    Always all of them: rows are written many at a time, by the columns of the first.
+    """
     row: dict[str, Any] = msgspec.to_builtins(reply_of(stored))
-    row |= row.pop("energy")
+    row = dict.fromkeys(ENERGY_FIELDS) | row | row.pop("energy")
     if stored.is_note:
         row["quality"] = NOTE
     for name in JSON_COLUMNS:
-        row[name] = msgspec.json.encode(row[name]).decode() if name in row else None
+        value = row[name]
+        row[name] = None if value is None else msgspec.json.encode(value).decode()
     return row
 
 
