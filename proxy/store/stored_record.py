@@ -52,7 +52,7 @@ class StoredRecord:
     """Its energy is not known yet: only a killed process leaves it so."""
 
 
-FILTERED = ("model", "tenant", "outcome", "engine", "kind")
+FILTERED = ("model", "tenant", "outcome", "engine", "kind", "leg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class RecordFilter:
     outcome: str | None = None
     engine: str | None = None
     kind: str | None = None
+    leg: str | None = None
     until: int | None = None
     """The last cursor."""
 
@@ -175,6 +176,7 @@ def _left_record(
         is_output_lower_bound=end.is_output_lower_bound,
         energy=energy,
         engine=arrival.engine,
+        leg=arrival.leg,
         key=arrival.key,
     )
 
