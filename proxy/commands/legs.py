@@ -28,7 +28,7 @@ from proxy.security.secrets import (
 
 if TYPE_CHECKING:
     from proxy.admin.client import AdminClient
-    from proxy.admin.legs import JoinedRequest, Leg, LegSum, LegTotals
+    from proxy.wire.legs import JoinedRequest, Leg, LegSum, LegTotals
 
 PARTNER_SECONDS = 3600.0
 """A leg that ended so long outside the time asked for may be a partner inside it."""
@@ -118,7 +118,7 @@ def legs(
             raise click.UsageError(
                 f"{without_user(url)!r} is no URL such as http://host:9464"
             )
-    from proxy.admin.legs import joined, leg_totals
+    from proxy.wire.legs import joined, leg_totals
 
     missing: list[Missing] = []
     repeated: list[Missing] = []
@@ -185,8 +185,8 @@ def _settled(admin: AdminClient, seconds: float) -> bool:
 def _answer(
     admin: AdminClient, url: str, since: float | None, seconds: float
 ) -> _Answer:
-    from proxy.admin.legs import leg_of
     from proxy.wire.api import ATTRIBUTED
+    from proxy.wire.legs import leg_of
 
     is_settled = _settled(admin, seconds)
     totals = admin.totals()
@@ -259,11 +259,11 @@ def _counted(
 
 
 def _stored(store: str, since: float | None, until: float | None) -> Iterator[Leg]:
-    from proxy.admin.legs import leg_of
     from proxy.store.address import store_url
     from proxy.store.export import COLUMNS, pages
     from proxy.store.stored_record import reply_from
     from proxy.store.totals import conditions, is_leg
+    from proxy.wire.legs import leg_of
 
     wanted = conditions(
         None if since is None else since - PARTNER_SECONDS,

@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.children import child, get, metering, post, simulating
 from tests.support.paths import ROOT
+from tests.support.runs import loadgen, records, summary_of, write_trace
 
 REQUESTS = 8
 PATIENCE = "60"
@@ -187,3 +188,34 @@ def test_requests_of_one_role_are_asked_for_by_their_leg(pair: Pair) -> None:
         rows = get(f"{admin}/requests?leg={role}").text.splitlines()
         assert {json.loads(row)["leg"] for row in rows} == {role}
         assert get(f"{admin}/requests?leg={other}").text == ""
+
+
+def test_a_replay_through_the_router_has_the_joules_of_both_legs(
+    pair: Pair, tmp_path: Path
+) -> None:
+    trace = write_trace(tmp_path)
+    done = loadgen(
+        "replay", trace, "--rate", "10", "--url", pair.url,
+        "--ledger", "+".join(pair.admins), "--out", tmp_path / "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    _, _, found = pair.legs(*pair.admins)
+    for row in records(tmp_path / "run"):
+        assert row["outcome"] == "ok"
+        both = found[row["request_id"]]
+        energy = row["energy"]
+        assert energy["energy_joules"] == pytest.approx(both["energy_joules"])
+        for phase in ("prefill", "decode", "idle_share"):
+            legs = sum(both[leg][f"{phase}_joules"] for leg in ("prefill", "decode"))
+            assert energy[f"{phase}_joules"] == pytest.approx(legs)
+        assert row["output_tokens"] == both["output_tokens"]
+    energy = summary_of(tmp_path / "run")["energy"]
+    accounts = (
+        sum(energy["attributed_joules"].values())
+        + energy["idle_share_joules"]
+        + energy["idle_joules"]
+        + sum(energy["unattributed_joules"].values())
+    )
+    assert energy["measured_joules"] == pytest.approx(accounts, abs=1e-3)
+    assert energy["boundary"] == "gpu"
+    assert energy["simulated"] is True

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from proxy.admin.legs import (
+from proxy.meter.ledger import RequestEnergy
+from proxy.store.stored_record import StoredRecord, reply_of
+from proxy.wire.legs import (
     HANDOVER_SECONDS,
     SKEW_SECONDS,
     JoinedRequest,
@@ -20,8 +22,6 @@ from proxy.admin.legs import (
     leg_of,
     leg_totals,
 )
-from proxy.meter.ledger import RequestEnergy
-from proxy.store.stored_record import StoredRecord, reply_of
 from tests.support.profiles import examples
 from tests.support.stored_records import record
 
