@@ -13,6 +13,10 @@ Examples:
   loadgen simulate
   loadgen simulate --gpu h100 --n-gpus 4 --model llama-3.1-70b \\
       --dialect tgi --listen 127.0.0.1:8000
+  loadgen simulate --role prefill --listen 127.0.0.1:8100
+  loadgen simulate --role decode --listen 127.0.0.1:8200
+  loadgen simulate --role router --prefill http://127.0.0.1:8100 \\
+      --decode http://127.0.0.1:8200 --listen 127.0.0.1:8000
 """
 
 

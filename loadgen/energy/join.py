@@ -15,10 +15,11 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.energy.ledgers import Ledger, ledger_at
 from loadgen.errors import LoadgenError
 from loadgen.results.recorder import read_results
 from loadgen.results.results import EnergyPart, Metering
-from proxy.admin.client import AdminClient, AdminError
+from proxy.admin.client import AdminError
 from proxy.process.files import PRIVATE, os_reason, whole_file
 from proxy.wire.api import (
     BooksReply,
@@ -62,7 +63,7 @@ class Energies:
     reason: str | None = None
     """Why some may be missing."""
 
-    def take(self, admin: AdminClient, wanted: set[str]) -> None:
+    def take(self, admin: Ledger, wanted: set[str]) -> None:
         """Add the newly settled requests of this run. Raises AdminError."""
         for settled in admin.requests(self.cursor, self.from_unix_seconds):
             self.cursor = settled.cursor
@@ -93,7 +94,7 @@ def awaited(path: Path) -> Awaited:
 
 
 def wait_for_energies(
-    admin: AdminClient,
+    admin: Ledger,
     wanted: Awaited,
     end_unix_seconds: float | None,
     *,
@@ -158,7 +159,7 @@ def join(path: Path, energies: Energies) -> None:
         raise LoadgenError(f"cannot write joules into {path}: {reason}") from None
 
 
-def margin_seconds(admin: AdminClient) -> float:
+def margin_seconds(admin: Ledger) -> float:
     """Seconds around a run within which its energy may lie. Raises AdminError.
 
     The proxy divides energy in intervals between counter updates: an edge that
@@ -175,13 +176,13 @@ def books_now(
     """The books as they stand, for what its counters say; None where there are none."""
     if admin_url is None:
         return None
-    with AdminClient(admin_url, token=admin_token) as admin, suppress(AdminError):
+    with ledger_at(admin_url, token=admin_token) as admin, suppress(AdminError):
         return admin.books()
     return None
 
 
 def read_metering(
-    admin: AdminClient,
+    admin: Ledger,
     zero_unix_seconds: float,
     *,
     start_seconds: float,
@@ -226,7 +227,7 @@ def read_metering(
     )
 
 
-def constants_now(admin: AdminClient) -> tuple[SavedCalibration, ...]:
+def constants_now(admin: Ledger) -> tuple[SavedCalibration, ...]:
     """The fitted constants and any doubt of them; none where the proxy tells none."""
     with suppress(AdminError, msgspec.DecodeError):
         document = msgspec.json.decode(admin.calibration(), type=CalibrationReply)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from loadgen.client.backends import BACKENDS
+from loadgen.energy.addresses import SEPARATOR, urls_of
 from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.readers import READERS
 from proxy.process.options import Option
@@ -132,6 +133,14 @@ BusCa = Annotated[
 ]  # fmt: skip
 
 
+def parse_ledger(text: str) -> str:
+    """Admin URLs, each a base URL, as `ledger_at` takes them."""
+    urls = [parse_url(url) for url in urls_of(text)]
+    if len(set(urls)) < len(urls):
+        raise ValueError(f"{text!r} names one proxy twice")
+    return SEPARATOR.join(urls)
+
+
 def _pairs(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     found = []
     for text in texts:
@@ -237,9 +246,10 @@ class ReplayConfig:
     ledger: Annotated[
         str | None,
         Option(
-            "Admin URL of a metering proxy that already stands before --url.",
-            "URL",
-            parse=parse_url,
+            "Admin URL of a metering proxy that already stands before --url; of the "
+            "two behind a router of prefill and decode engines: URL+URL.",
+            "URL[+URL]",
+            parse=parse_ledger,
         ),
     ] = None
     ledger_token_file: Annotated[

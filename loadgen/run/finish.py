@@ -34,6 +34,7 @@ from loadgen.energy.join import (
     read_metering,
     wait_for_energies,
 )
+from loadgen.energy.ledgers import Ledger, ledger_at
 from loadgen.errors import LoadgenError
 from loadgen.plan.plan import MAX_LINE_BYTES, PlanHeader
 from loadgen.report.html import write_html
@@ -41,7 +42,7 @@ from loadgen.results.parts import Part
 from loadgen.results.recorder import read_results
 from loadgen.results.results import Metering
 from loadgen.traces.readers.open import sha256_of
-from proxy.admin.client import AdminClient, AdminError
+from proxy.admin.client import AdminError
 from proxy.process.files import os_reason
 from proxy.wire.api import BooksReply
 
@@ -83,7 +84,7 @@ def finish_run(
     metering = Metering(reason="no metering proxy in front of the engine")
     ended = None if begun is None else books_now(admin_url, admin_token)
     if admin_url is not None:
-        with AdminClient(admin_url, token=admin_token) as admin:
+        with ledger_at(admin_url, token=admin_token) as admin:
             metering = _meter(requests, info, window, extent, admin, waiting, patience)
         metering = msgspec.structs.replace(metering, begun=begun, ended=ended)
     summary = summary_of(folder, info, window, metering, extent, parts)
@@ -200,7 +201,7 @@ def _meter(
     info: RunInfo,
     window: RunWindow,
     extent: Extent,
-    admin: AdminClient,
+    admin: Ledger,
     waiting: Waiting | None,
     patience: Patience,
 ) -> Metering:

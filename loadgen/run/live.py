@@ -20,10 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.energy.join import CLOCK_SKEW_SECONDS
+from loadgen.energy.ledgers import ledger_at
 from loadgen.report import format as fmt
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
-from proxy.admin.client import AdminClient, AdminError
+from proxy.admin.client import AdminError
 from proxy.wire.api import BooksReply, RequestReply
 
 REDRAW_SECONDS = 0.5
@@ -144,7 +145,7 @@ def polling_energy(
     begun_unix_seconds = time.time() - CLOCK_SKEW_SECONDS
     progress.watchers.append(meter.finish)
     try:
-        with AdminClient(admin_url, timeout_seconds=2.0, token=token) as admin:
+        with ledger_at(admin_url, timeout_seconds=2.0, token=token) as admin:
 
             def poll() -> None:
                 try:

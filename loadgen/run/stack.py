@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from loadgen.energy.ledgers import ledger_at
 from loadgen.errors import StackError
-from proxy.admin.client import AdminClient, AdminError
+from proxy.admin.client import AdminError
 from proxy.process.files import private_folder
 from proxy.wire.api import ReadinessReply
 
@@ -128,7 +129,7 @@ def wait_until_ready(
     patience = min(SENSOR_SECONDS, seconds)
     found: ReadinessReply | None = None
     reasons = ["no answer"]
-    with AdminClient(admin_url, token=token) as admin:
+    with ledger_at(admin_url, token=token) as admin:
         while (now := time.monotonic()) < deadline:
             is_patient = now < deadline - seconds + patience
             if found is not None and found.upstream and not is_patient:

@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import msgspec
 import uvloop
-from aiohttp import web
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
 from loadgen.errors import LoadgenError
 from loadgen.simulator.config import ServerConfig
 from loadgen.simulator.exposition import Page
 from loadgen.simulator.realtime.runner import Runner
+from loadgen.simulator.router import make_router
 from loadgen.simulator.tgi.metrics import TgiMetrics
 from loadgen.simulator.tgi.routes import TgiApi
 from loadgen.simulator.vllm.metrics import VllmMetrics
@@ -28,22 +31,55 @@ from proxy.process.host import stop_with_parent
 BODY_BYTES = 32 * 1024 * 1024
 """As vLLM's Rust frontend; aiohttp's own 1 MiB refuses long prompts."""
 STOP_SECONDS = 0.5
+NO_TIMEOUT = ClientTimeout(total=None)
+"""Of a router: a reply takes as long as it takes."""
 
 
 def run_server(config: ServerConfig) -> None:
     """Serve until told to stop. Raises LoadgenError when it cannot listen."""
+    serve = _serve_router if config.role == "router" else _serve
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config))
+        runner.run(serve(config))
 
 
 async def _serve(config: ServerConfig) -> None:
+    simulator = make_runner(config)
+    async with _listening(make_app(config, simulator), config) as (url, stopped):
+        steps = asyncio.create_task(simulator.run())
+        _say(config, url)
+        await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if steps.done():
+            steps.result()
+        steps.cancel()
+
+
+async def _serve_router(config: ServerConfig) -> None:
+    async with (
+        ClientSession(connector=TCPConnector(limit=0), timeout=NO_TIMEOUT) as session,
+        _listening(make_router(config, session), config) as (url, stopped),
+    ):
+        print(
+            f"router of {len(config.prefill)} prefill and {len(config.decode)} decode "
+            f"engines at {url}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if config.announce:
+            print(json.dumps({"ready": True, "url": url}), flush=True)
+        await stopped
+
+
+@asynccontextmanager
+async def _listening(
+    app: web.Application, config: ServerConfig
+) -> AsyncIterator[tuple[str, asyncio.Task[bool]]]:
+    """The URL of an app on its port, and a task that ends when it is to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    simulator = make_runner(config)
     server = web.AppRunner(
-        make_app(config, simulator),
+        app,
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=STOP_SECONDS,
@@ -51,15 +87,9 @@ async def _serve(config: ServerConfig) -> None:
     await server.setup()
     try:
         port = await _listen(server, config)
-        steps = asyncio.create_task(simulator.run())
-        _say(config, f"http://{config.listen[0]}:{port}")
         if config.announce:
             stop_with_parent(loop, stop.set)
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if steps.done():
-            steps.result()
-        steps.cancel()
+        yield f"http://{config.listen[0]}:{port}", asyncio.create_task(stop.wait())
     finally:
         await server.cleanup()
 
@@ -76,7 +106,10 @@ def make_runner(config: ServerConfig) -> Runner:
 def make_app(config: ServerConfig, runner: Runner) -> web.Application:
     """All routes, over one engine."""
     limits = Limits(
-        served_model(config), config.engine.max_model_tokens, config.engine.seed
+        served_model(config),
+        config.engine.max_model_tokens,
+        config.engine.seed,
+        config.role,
     )
     middlewares = [fastapi_errors] if config.dialect == "vllm" else []
     app = web.Application(client_max_size=BODY_BYTES, middlewares=middlewares)
@@ -177,6 +210,7 @@ class Readings:
             "n_gpus": engine.n_gpus,
             "model": served_model(self._config),
             "dialect": self._config.dialect,
+            "role": self._config.role,
             "idle_watts": engine.idle_watts,
             "total_joules": total_joules,
             "busy_joules": runner.busy_joules,

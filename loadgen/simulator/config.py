@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -18,6 +19,18 @@ def _address(text: str) -> tuple[str, int]:
     if not separator or not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--listen is {text!r}, expected HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _urls(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        parts = urlsplit(text)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(
+                f"{text!r} is not a base URL, such as http://127.0.0.1:8100"
+            )
+        if "@" in parts.netloc:
+            raise UsageError(f"the URL of {parts.hostname} holds a user or password")
+    return tuple(text.rstrip("/").removesuffix("/v1") for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +81,41 @@ class ServerConfig:
         bool,
         Option("Print one JSON line when listening; leave when standard input closes."),
     ] = False
+    role: Annotated[
+        str | None,
+        Option(
+            "Half of requests that two engines serve, as with vLLM's NixlConnector; "
+            "or the router that sends them to both.",
+            choices=("prefill", "decode", "router"),
+        ),
+    ] = None
+    """None: it serves whole requests."""
+    prefill: Annotated[
+        tuple[str, ...],
+        Option(
+            "Of a router: where prompts are computed; may be repeated.",
+            "URL",
+            parse=_urls,
+            multiple=True,
+        ),
+    ] = ()
+    decode: Annotated[
+        tuple[str, ...],
+        Option(
+            "Of a router: where replies are written; may be repeated.",
+            "URL",
+            parse=_urls,
+            multiple=True,
+        ),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if self.role is not None and self.dialect != "vllm":
+            raise UsageError(f"--role is of vLLM; {self.dialect} serves whole requests")
+        if self.role == "router" and not (self.prefill and self.decode):
+            raise UsageError(
+                "a router needs --prefill URL and --decode URL, such as "
+                "http://127.0.0.1:8100"
+            )
+        if self.role != "router" and (self.prefill or self.decode):
+            raise UsageError("--prefill and --decode are of --role router")

@@ -30,6 +30,9 @@ class Limits:
     """The served id; it contains the word simulated."""
     max_model_tokens: int
     seed: int
+    role: str | None = None
+    """`prefill` or `decode`: its half of requests that two engines serve; None: it
+    serves whole requests, whatever they ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Generation:
     parts: Sequence[int] = ()
     """Tokens that are computed at a time, each part queued and prefilled anew with all
     that is before it; empty: all at once."""
+    remote_tokens: int = 0
+    """Prompt tokens whose KV blocks another engine has and sends."""
 
     @property
     def prompt_tokens(self) -> int:

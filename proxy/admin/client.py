@@ -101,6 +101,10 @@ class AdminClient:
                 return
             cursor = found[-1].cursor
 
+    def totals(self) -> TotalsReply:
+        """What it counted since it began."""
+        return self._get("/totals", TotalsReply)
+
     def readiness(self) -> ReadinessReply:
         """Whether requests are served and their joules known; 503 is an answer.
 

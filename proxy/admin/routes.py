@@ -37,7 +37,6 @@ from proxy.admin.views import (
     engine_books,
     engine_info,
     engine_totals,
-    fleet_books,
     fleet_readiness,
     readiness,
     upstream_reply,
@@ -59,6 +58,7 @@ from proxy.wire.api import (
     UpstreamReply,
     UpstreamsReply,
 )
+from proxy.wire.sums import fleet_books
 
 log = logging.getLogger("servewatt.admin")
 
@@ -277,7 +277,9 @@ class _Views:
             return _refuse(f"engine is one of {', '.join(replies)}")
         if name is None and len(replies) > 1:
             books: BooksReply = fleet_books(
-                replies, unix_offset_seconds=offset, run=self._from.run
+                replies,
+                run=self._from.run.name,
+                run_unix_seconds=self._from.run.began_seconds + offset,
             )
         else:
             books = replies[name or self._from.engines[0].name]

@@ -243,13 +243,13 @@ def _row(name: str, row: Sum) -> list[str]:
     bound = ">=" if row.is_attributed_lower_bound else ""
     beyond = ">=" if row.is_measured_lower_bound else ""
     figures = (
-        _short(row.requests),
-        (">=" if row.requests_without_tokens else "") + _short(row.output_tokens),
-        _short(row.attributed_joules, bound),
-        _short(accounts["idle"], beyond),
-        _short(accounts["unattributed"], beyond),
-        _short(row.joules_per_request, bound),
-        _short(row.joules_per_output_token, bound),
+        short(row.requests),
+        (">=" if row.requests_without_tokens else "") + short(row.output_tokens),
+        short(row.attributed_joules, bound),
+        short(accounts["idle"], beyond),
+        short(accounts["unattributed"], beyond),
+        short(row.joules_per_request, bound),
+        short(row.joules_per_output_token, bound),
     )
     boundary = escaped(row.boundary or "?")
     if len(name) <= NAME_COLUMNS:
@@ -265,7 +265,7 @@ def _line(name: str, boundary: str, figures: tuple[str, ...]) -> str:
     return f"{name:<{NAME_COLUMNS}} {boundary[:7]:<7}{cells}"
 
 
-def _short(value: float | None, bound: str = "") -> str:
+def short(value: float | None, bound: str = "") -> str:
     """Three digits and a unit; `?` is not known."""
     if value is None:
         return "?"

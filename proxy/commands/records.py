@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from proxy.commands.legs import legs
 from proxy.commands.when import INSTANT
 from proxy.errors import ProxyError
 from proxy.process.command import Command, CommandGroup
@@ -16,6 +17,7 @@ EXAMPLES = """\b
 Examples:
   metering-proxy records export --store sqlite:///records.sqlite \\
       --parquet records.parquet
+  metering-proxy records legs http://prefill:9464 http://decode:9464
 """
 EXPORT_EXAMPLES = """\b
 Examples:
@@ -28,7 +30,10 @@ Examples:
 
 @click.group(cls=CommandGroup, epilog=EXAMPLES)
 def records() -> None:
-    """Records of requests, as they are in a store."""
+    """Records of requests: out of a store, or joined over proxies."""
+
+
+records.add_command(legs)
 
 
 @records.command(cls=Command, epilog=EXPORT_EXAMPLES)

@@ -24,6 +24,7 @@ from proxy.engines.wire import (
     count_prompts,
     error_in,
     error_text,
+    leg_of,
     with_true,
 )
 from proxy.wire.facts import RequestFacts, Update, Usage
@@ -153,6 +154,7 @@ def read_openai_request(
         max_output_tokens=as_count(request.max_tokens) if limit is None else limit,
         wants_usage=wants_usage,
         has_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
+        leg=leg_of(request.kv_transfer_params),
     )
 
 

@@ -132,6 +132,7 @@ class RequestBody(msgspec.Struct, gc=False):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     prompt: msgspec.Raw = msgspec.Raw()
+    kv_transfer_params: msgspec.Raw = msgspec.Raw()
 
 
 def seconds(milliseconds: float | None) -> float | None:
@@ -156,6 +157,26 @@ def count_prompts(prompt: msgspec.Raw) -> int:
         return 1
     is_token_ids = bool(prompts) and bytes(prompts[0])[:1] not in (b'"', b"[")
     return 1 if is_token_ids else max(1, len(prompts))
+
+
+class TransferBody(msgspec.Struct, gc=False):
+    """`kv_transfer_params`, by which vLLM's connectors split a request in two."""
+
+    do_remote_decode: Any = None
+    do_remote_prefill: Any = None
+
+
+def leg_of(params: msgspec.Raw) -> str | None:
+    """The half of a request that an engine is asked for; None: all of it."""
+    if bytes(memoryview(params)[:1]) != b"{":
+        return None
+    try:
+        found = msgspec.json.decode(params, type=TransferBody)
+    except UNREADABLE:
+        return None
+    if found.do_remote_decode is True:
+        return "prefill"
+    return "decode" if found.do_remote_prefill is True else None
 
 
 def with_true(

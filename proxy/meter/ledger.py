@@ -94,6 +94,9 @@ class RequestRecord:
     is_output_lower_bound: bool = False
     """The reply broke off: `output_tokens` are those seen, the engine may have made
     more."""
+    leg: str | None = None
+    """`prefill` or `decode`: the half of a request that two engines serve; None: it
+    is a whole one."""
     key: int = 0
     """The request's key, by which a record follows the note of it; 0: it has none."""
 

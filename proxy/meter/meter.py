@@ -380,6 +380,7 @@ class Meter:
             is_output_lower_bound=timeline.is_output_lower_bound,
             energy=energy,
             engine=self.config.engine,
+            leg=opened.facts.leg,
             key=closed.key,
         )
 

@@ -23,6 +23,7 @@ from proxy.security.secrets import ADMIN_TOKEN_VARIABLE, without_user
 from proxy.security.tls import ServerTls, UpstreamTls
 from proxy.store.address import Retention, parse_retention, shown_url, sqlite_url
 from proxy.store.address import store_url as parse_store_url
+from proxy.wire.facts import LEGS
 
 POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
 """Keys of `POLICIES`, whose module a help page does not load."""
@@ -169,6 +170,14 @@ class UpstreamConfig:
             "PATH",
             parse=_path,
             default_is="/health; /v1/models for openai",
+        ),
+    ] = None
+    role: Annotated[
+        str | None,
+        Option(
+            "Leg that it serves of requests on two engines; else the "
+            "kv_transfer_params of each request tell it.",
+            choices=LEGS,
         ),
     ] = None
     engine_metrics: Annotated[

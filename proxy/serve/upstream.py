@@ -109,6 +109,7 @@ class MeteredUpstream:
             record=None if recorder is None else recorder.opened,
             keys=KEYS,
         )
+        self.upstream.role = self.config.role
         self.upstream.models = self.config.models or None
         self.health = HealthWatch(
             self.upstream,

@@ -116,6 +116,7 @@ RECORDS = Table(
     Column("inferred_cached_tokens", BigInteger),
     Column("host", Text),
     Column("boundary", Text),
+    Column("leg", Text),
 )
 """Instants in Unix seconds (UTC), energy in joules. `policy_joules` is a JSON object,
 and so is `boundaries`, null where only one boundary was metered. `engine` is the
@@ -125,9 +126,10 @@ the proxy, `is_output_lower_bound` is true where the reply broke off and
 `energy_joules`, `timing` and `grade` grade them, `grade_reasons` (a JSON array) says
 why not better, `inferred_cached_tokens` are those of the prompt taken as cached that
 the engine did not tell of, `host` is the machine of the proxy, `boundary` what
-`energy_joules` was measured inside; each of them is null in records older than it. A
-row of quality `pending` is no record yet: it notes a request whose energy is still
-measured.
+`energy_joules` was measured inside, `leg` is `prefill` or `decode` where two engines
+served a request under one id and null for a whole one; each of them is null in records
+older than it. A row of quality `pending` is no record yet: it notes a request whose
+energy is still measured.
 """
 ADDED: Mapping[int, tuple[Column[Any], ...]] = {
     2: (RECORDS.c.boundaries,),
@@ -145,6 +147,7 @@ ADDED: Mapping[int, tuple[Column[Any], ...]] = {
         RECORDS.c.inferred_cached_tokens,
         RECORDS.c.host,
         RECORDS.c.boundary,
+        RECORDS.c.leg,
     ),
 }
 """Columns by the version that brought them: nullable, for the records before them.

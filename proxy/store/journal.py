@@ -57,6 +57,7 @@ class OpenRequest(msgspec.Struct, frozen=True, gc=False, tag="open"):
     kind: str
     tenant: str
     arrived_unix_seconds: float
+    leg: str | None = None
 
 
 class EndedRequest(msgspec.Struct, frozen=True, gc=False, tag="end"):
@@ -167,6 +168,7 @@ class Journal:
                 well_formed(labels.stored_model or labels.model), labels.kind,
                 well_formed(labels.stored_tenant or labels.tenant),
                 event.at_seconds + (time.time() - time.monotonic()),
+                event.facts.leg,
             )
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ class StoredRecord:
     """Its energy is not known yet: only a killed process leaves it so."""
 
 
-FILTERED = ("model", "tenant", "outcome", "engine", "kind")
+FILTERED = ("model", "tenant", "outcome", "engine", "kind", "leg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class RecordFilter:
     outcome: str | None = None
     engine: str | None = None
     kind: str | None = None
+    leg: str | None = None
     until: int | None = None
     """The last cursor."""
 
@@ -175,6 +176,7 @@ def _left_record(
         is_output_lower_bound=end.is_output_lower_bound,
         energy=energy,
         engine=arrival.engine,
+        leg=arrival.leg,
         key=arrival.key,
     )
 
@@ -188,13 +190,17 @@ def shown(record: RequestRecord, name: str) -> Any:
 
 
 def row_of(stored: StoredRecord) -> dict[str, Any]:
-    """The columns of the table of records, but for whose they are."""
+    """The columns of the table of records, but for whose they are.
+
+    Always all of them: rows are written many at a time, by the columns of the first.
+    """
     row: dict[str, Any] = msgspec.to_builtins(reply_of(stored))
-    row |= row.pop("energy")
+    row = dict.fromkeys(ENERGY_FIELDS) | row | row.pop("energy")
     if stored.is_note:
         row["quality"] = NOTE
     for name in JSON_COLUMNS:
-        row[name] = msgspec.json.encode(row[name]).decode() if name in row else None
+        value = row[name]
+        row[name] = None if value is None else msgspec.json.encode(value).decode()
     return row
 
 

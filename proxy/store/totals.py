@@ -58,5 +58,10 @@ def conditions(
     return found
 
 
+def is_leg() -> ColumnElement[bool]:
+    """Records of requests that two engines served."""
+    return RECORDS.c.leg.is_not(None)
+
+
 def _count(claim: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((claim, 1), else_=0)), 0)

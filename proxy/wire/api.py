@@ -306,6 +306,9 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     is_output_lower_bound: bool | None = None
     """The reply broke off: `output_tokens` are those seen until then, the engine may
     have made more. Null in records older than it."""
+    leg: str | None = None
+    """`prefill` or `decode`, its half of a request that two engines serve under one
+    `request_id`; null for a whole one."""
     energy: EnergyReply
 
 

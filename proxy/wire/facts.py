@@ -52,6 +52,8 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """The client itself asked for the usage event."""
     has_running_usage: bool = False
     """The client asked for usage on every event: counts are exact as they come."""
+    leg: str | None = None
+    """`prefill` or `decode`: its half of a request that two engines serve."""
 
 
 class Update(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +88,8 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+LEGS = ("prefill", "decode")
+"""Halves of a request that two engines serve, in the order in which they come."""
 KINDS = (
     "conversation", "code", "reasoning", "summarization", "embedding", "other",
 )  # fmt: skip

@@ -51,6 +51,19 @@ def test_an_id_gives_its_newest_record(url: URL) -> None:
     database.close()
 
 
+def test_a_record_keeps_its_bounds_beside_one_that_has_none(url: URL) -> None:
+    energy = replace(record(2).energy, low_joules=50.0, high_joules=60.0, grade="fair",
+                     grade_reasons=("wide",))  # fmt: skip
+    bounded = StoredRecord(2, 1.7e9, replace(record(2), energy=energy))
+    for first, second in ((stored(1), bounded), (bounded, stored(1))):
+        database = opened(url, f"http://engine-{first.cursor}")
+        database.write([row_of(first), row_of(second)])
+        found = database.find("r2")
+        assert found is not None
+        assert reply_from(found) == reply_of(bounded)
+        database.close()
+
+
 def test_what_is_written_twice_is_there_once(url: URL) -> None:
     database = opened(url)
     database.write([row_of(stored(n)) for n in (1, 2)])

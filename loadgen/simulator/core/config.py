@@ -84,6 +84,8 @@ class EngineConfig:
     ] = 16
     layer_sync_seconds: float = 0.000012
     """Assumed: the two all-reduces of a layer, with more than one GPU."""
+    kv_transfer_bytes_per_second: float = 25e9
+    """Assumed: KV blocks of another engine come over one link of 200 Gbit/s."""
     track_truth: bool = True
     permutations: int = 16
     """Antithetic pairs count as two; used only where no closed form exists."""
@@ -137,6 +139,11 @@ class EngineConfig:
         usable = self.gpu.memory_bytes * self.memory_fraction - self.reserve_bytes
         free = usable * self.n_gpus - self.weight_bytes
         return int(free // (self.model.kv_bytes_per_token * BLOCK_TOKENS))
+
+    def transfer_seconds(self, tokens: int) -> float:
+        """Time that the KV blocks of so many tokens are under way to this engine."""
+        kv_bytes = self.model.kv_bytes_per_token * tokens
+        return kv_bytes / self.kv_transfer_bytes_per_second
 
     @property
     def max_model_tokens(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,15 @@ class EngineSimulator:
         return len(self._scheduler.waiting)
 
     @property
+    def ready_seconds(self) -> float | None:
+        """When the next step can start; None: there is nothing to do."""
+        if self._scheduler.running:
+            return self.clock_seconds
+        if not self._scheduler.waiting:
+            return None
+        return max(self.clock_seconds, self._scheduler.ready_seconds)
+
+    @property
     def kv_used_fraction(self) -> float:
         """KV cache held by requests, 0..1."""
         return self._scheduler.pool.used_fraction
@@ -107,16 +117,16 @@ class EngineSimulator:
 
     def step(self) -> Step | None:
         """Run the next forward pass; None when there is nothing to do."""
-        scheduler = self._scheduler
-        if not scheduler.running:
-            if not scheduler.waiting:
-                return None
-            arrived_seconds = scheduler.waiting[0].request.arrived_seconds
-            self.clock_seconds = max(self.clock_seconds, arrived_seconds)
-        return self._execute(scheduler.next_batch(self.clock_seconds))
+        ready_seconds = self.ready_seconds
+        if ready_seconds is None:
+            return None
+        self.clock_seconds = ready_seconds
+        return self._execute(self._scheduler.next_batch(ready_seconds))
 
     def _check(self, request: SimRequest) -> None:
         total = request.prompt_tokens + request.output_tokens
+        if request.remote_tokens < 0 or not 0 <= request.transfer_seconds < inf:
+            raise ValueError(f"{request.request_id}: less than nothing is sent")
         if request.prompt_tokens < 1 or request.output_tokens < 1:
             raise ValueError(f"{request.request_id}: needs a prompt and an output")
         if total > self.config.max_model_tokens:

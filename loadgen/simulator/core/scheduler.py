@@ -31,6 +31,15 @@ class SimRequest:
     output_tokens: int
     block_hashes: tuple[int, ...] = ()
     """Chain hashes of the full blocks of prompt and, if known, output tokens."""
+    remote_tokens: int = 0
+    """Prompt tokens whose KV blocks another engine has computed and sends."""
+    transfer_seconds: float = 0.0
+    """Time from arrival until those blocks are here; it is not scheduled before."""
+
+    @property
+    def ready_seconds(self) -> float:
+        """When it can be computed first."""
+        return self.arrived_seconds + self.transfer_seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +95,11 @@ class Scheduler:
         self.pool = BlockPool(config.capacity_blocks)
         self.running: list[SequenceState] = []
         self.waiting: deque[SequenceState] = deque()
+
+    @property
+    def ready_seconds(self) -> float:
+        """When the first of those that wait can be computed; there must be one."""
+        return min(sequence.request.ready_seconds for sequence in self.waiting)
 
     def next_batch(self, now_seconds: float) -> Batch:
         """The work of a step that starts now; it is in `running` afterwards."""
@@ -147,23 +161,46 @@ class Scheduler:
     def _admit(self, batch: Batch, now_seconds: float) -> None:
         """Move waiting requests into the batch, in order, until one does not fit."""
         while (
-            self.waiting
-            and batch.budget
+            batch.budget
             and len(self.running) < self._config.max_num_seqs
-            and self.waiting[0].request.arrived_seconds <= now_seconds
+            and (sequence := self._first_ready(now_seconds)) is not None
         ):
-            sequence = self.waiting[0]
             self._reuse_prefix(sequence)
+            external_tokens = self._take_remote(sequence)
             chunk = min(sequence.tokens - sequence.computed, batch.budget)
             if not self._grow(sequence, chunk):
                 self._free(sequence)
                 return
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
             if sequence.truth.scheduled_seconds is None:
                 sequence.truth.scheduled_seconds = now_seconds
                 sequence.truth.cached_tokens = sequence.computed
+                sequence.truth.external_tokens = external_tokens
                 batch.started.append(sequence.request.request_id)
             batch.add(sequence, chunk)
+
+    def _first_ready(self, now_seconds: float) -> SequenceState | None:
+        """The first in the queue whose blocks, if it waits for any, have come."""
+        for sequence in self.waiting:
+            if sequence.request.arrived_seconds > now_seconds:
+                return None
+            if sequence.request.ready_seconds <= now_seconds:
+                return sequence
+        return None
+
+    def _take_remote(self, sequence: SequenceState) -> int:
+        """Count the blocks that came from another engine as computed; their tokens.
+
+        The last prompt token is always computed. They are sent once: a request that is
+        preempted computes its prompt anew, as in vLLM.
+        """
+        if sequence.truth.scheduled_seconds is not None:
+            return 0
+        there = min(sequence.request.remote_tokens, sequence.tokens - 1)
+        external_tokens = max(0, there - sequence.computed)
+        sequence.computed += external_tokens
+        return external_tokens
 
     def _reuse_prefix(self, sequence: SequenceState) -> None:
         """Hold the cached part of the sequence; its last token is always computed."""

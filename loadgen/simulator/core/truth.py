@@ -45,7 +45,10 @@ class RequestTruth:
     decode_joules: float = nan
     idle_share_joules: float = nan
     cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache at first scheduling."""
+    """Prompt tokens not computed: found in the prefix cache at first scheduling, or
+    sent by another engine."""
+    external_tokens: int = 0
+    """Of those, the ones that another engine sent."""
     prefilled_tokens: int = 0
     """Computed in prefill, recomputation after a preemption included."""
     output_tokens: int = 0

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -163,7 +164,13 @@ class Runner:
             prompt = generation.words_of(index)
             tokens = max(1, len(prompt)), parts[0]
             hashes = self._hashes(generation, [*prompt, *words])
-            self.engine.submit(SimRequest(name, now_seconds, *tokens, hashes))
+            remote_tokens = min(generation.remote_tokens, tokens[0])
+            transfer_seconds = config.transfer_seconds(remote_tokens)
+            self.engine.submit(
+                SimRequest(
+                    name, now_seconds, *tokens, hashes, remote_tokens, transfer_seconds
+                )
+            )
         ticket = Ticket(
             generation,
             sink,
@@ -239,11 +246,13 @@ class Runner:
     async def run(self) -> None:
         """Step for ever; cancel to stop."""
         while True:
+            if not self.engine.running:
+                ready_seconds = self.engine.ready_seconds
+                if ready_seconds is None or ready_seconds > time.monotonic():
+                    await self._until(ready_seconds)
+                    continue
             step = self.engine.step()
-            if step is None:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
+            assert step is not None
             self._in_flight = step
             self.curve.extend(step.start_seconds, step.end_seconds, step.joules)
             self.busy_joules += step.joules
@@ -254,6 +263,16 @@ class Runner:
             self.lag_seconds = max(0.0, time.monotonic() - step.end_seconds)
             self._in_flight = None
             self._hand_out(step)
+
+    async def _until(self, ready_seconds: float | None) -> None:
+        """Wait for a request, or until the blocks of one that is here have come."""
+        self._wake.clear()
+        wait_seconds = None
+        if ready_seconds is not None:
+            wait_seconds = max(0.0, ready_seconds - time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                await self._wake.wait()
 
     def _failing_token(self, generation: Generation) -> int | None:
         if not self._fail_every or self._submitted % self._fail_every:

@@ -15,6 +15,7 @@ from typing import Any
 
 from loadgen.simulator.core.text import drawn_tokens, reply_words, words_of
 from loadgen.simulator.core.truth import RequestTruth
+from loadgen.simulator.vllm.transfer import remote_tokens_of, wants_remote_decode
 from loadgen.simulator.wire import (
     NUMBERS,
     WORD,
@@ -56,6 +57,8 @@ class VllmGeneration(Generation):
     """The stop sequence that ended the reply."""
     wants_running_usage: bool = False
     created: int = 0
+    hands_over: bool = False
+    """Another engine writes the reply: this one tells where its KV blocks are."""
 
     @property
     def is_plain(self) -> bool:
@@ -145,6 +148,7 @@ def read_fields(
     else:
         prompts = [_chat_words(fields)] if is_chat else read_prompts(fields, "prompt")
     words = max(prompts, key=len)
+    transfer = _transfer_params(fields)
     stream = fields.get("stream") is True
     options = fields.get("stream_options")
     if options is not None and not stream:
@@ -187,7 +191,17 @@ def read_fields(
         wants_usage=wants_usage,
         wants_running_usage=wants_usage and bool(options.get("continuous_usage_stats")),
         created=created,
+        hands_over=limits.role == "prefill" and wants_remote_decode(transfer),
+        remote_tokens=remote_tokens_of(transfer) if limits.role == "decode" else 0,
     )
+
+
+def _transfer_params(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`kv_transfer_params`, empty where there are none."""
+    given = fields.get("kv_transfer_params")
+    if given is not None and not isinstance(given, dict):
+        raise bad_parameter("Input should be a valid dictionary", "kv_transfer_params")
+    return given or {}
 
 
 SHAPES_TEXT = (
@@ -547,6 +561,7 @@ def unstreamed_reply(
     model: str,
     replies: Sequence[Sequence[str]],
     truths: Sequence[RequestTruth],
+    kv_transfer_params: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The reply to a request without `stream`; its cached tokens are of the last
     prompt."""
@@ -567,7 +582,7 @@ def unstreamed_reply(
             completion_tokens_details=None,
         ),
         **(dict.fromkeys(CHAT_ONLY) if generation.is_chat else {}),
-        "kv_transfer_params": None,
+        "kv_transfer_params": kv_transfer_params,
         "ec_transfer_params": None,
         "metrics": timing(generation, truths[0]),
     }

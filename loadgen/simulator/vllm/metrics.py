@@ -37,6 +37,8 @@ class VllmMetrics:
     def __init__(self, model: str) -> None:
         page = self._page = Page({"engine": "0", "model_name": model})
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._external_tokens = self._recomputed_tokens = 0
+        self._external_queries = 0
         self._preemptions = self._rejected = 0
         self._success = dict.fromkeys(FINISHED, 0)
         self._step_tokens = page.histogram("vllm:iteration_tokens_total", STEP_BOUNDS)
@@ -59,6 +61,14 @@ class VllmMetrics:
         """A sequence was computed for the first time."""
         self._prompt_tokens += truth.prompt_tokens
         self._cached_tokens += truth.cached_tokens
+        if truth.external_tokens:
+            # of a prompt that came whole vLLM counts the last token as sent, too,
+            # although it is computed once more
+            again = int(truth.cached_tokens + 1 == truth.prompt_tokens)
+            self._external_tokens += truth.external_tokens + again
+            self._recomputed_tokens += again
+            found = truth.cached_tokens - truth.external_tokens
+            self._external_queries += truth.prompt_tokens - found
 
     def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
@@ -95,6 +105,9 @@ class VllmMetrics:
     def page(self, gauges: Gauges) -> str:
         """The text of `GET /metrics`."""
         computed_tokens = self._prompt_tokens - self._cached_tokens
+        local_tokens = (
+            self._cached_tokens + self._recomputed_tokens - self._external_tokens
+        )
         family = self._page.family
         gauges_now = {
             "num_requests_running": gauges.running,
@@ -103,14 +116,16 @@ class VllmMetrics:
         }
         counters: dict[str, float | Samples] = {
             "prefix_cache_queries": self._prompt_tokens,
-            "prefix_cache_hits": self._cached_tokens,
+            "prefix_cache_hits": local_tokens,
+            "external_prefix_cache_queries": self._external_queries,
+            "external_prefix_cache_hits": self._external_tokens,
             "num_preemptions": self._preemptions,
             "prompt_tokens": self._prompt_tokens,
             "prompt_tokens_cached": self._cached_tokens,
             "prompt_tokens_by_source": [
                 ({"source": "local_compute"}, computed_tokens),
-                ({"source": "local_cache_hit"}, self._cached_tokens),
-                ({"source": "external_kv_transfer"}, 0),
+                ({"source": "local_cache_hit"}, local_tokens),
+                ({"source": "external_kv_transfer"}, self._external_tokens),
             ],
             "generation_tokens": self._generated_tokens,
             "request_success": [

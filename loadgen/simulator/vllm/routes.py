@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from aiohttp import web
 
@@ -41,6 +42,7 @@ from loadgen.simulator.vllm.dialect import (
     refused,
     unstreamed_reply,
 )
+from loadgen.simulator.vllm.transfer import KvSource
 from loadgen.simulator.wire import EngineRefusal, Limits
 
 POOLED = {
@@ -71,6 +73,7 @@ class VllmApi:
         self._limits = limits
         self._queue_limit = queue_limit
         self._created = int(time.time())
+        self._blocks = KvSource(str(uuid4()), runner.engine.config.n_gpus)
         self._overloaded_streams = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -244,7 +247,11 @@ class VllmApi:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
         model = self._limits.model
-        body = unstreamed_reply(generation, model, ticket.words, ticket.truths)
+        params = None
+        is_whole = generation.finish_reason == "length"
+        if generation.hands_over and is_whole and generation.sequences == 1:
+            params = self._blocks.params(generation.reply_id, generation.prompt_tokens)
+        body = unstreamed_reply(generation, model, ticket.words, ticket.truths, params)
         return json_reply(body, headers=headers)
 
     async def _tokenize(self, request: web.Request) -> web.Response:

@@ -44,6 +44,9 @@ BOUNDED_ROUTES = frozenset(
 )
 """Routes whose sequences are counted; others compute for several turns or pairs."""
 
+LEG_ROUTES = frozenset(["chat", "completions", "generate", "messages", "responses"])
+"""Routes that write: only their requests are ever served by two engines."""
+
 MAY_FORCE_USAGE = frozenset(["vllm", "openai"])
 """Dialects of which some servers send usage unasked: vLLM with
 `--enable-force-include-usage`, and whoever has no option for it."""
@@ -77,6 +80,8 @@ class Upstream:
     record: Record | None = None
     """Told of each metered request with its headers and body; the list it gives, if
     any, gets the text of the reply."""
+    role: str | None = None
+    """The leg that a request is of which does not say it; None: it is a whole one."""
     models: tuple[str, ...] | None = None
     """Those it serves; None while that is not known."""
     cards: Mapping[str, msgspec.Raw] = field(default_factory=dict)
@@ -99,7 +104,10 @@ class Upstream:
     """When it went up, down, or into draining."""
 
     def with_context(self, facts: RequestFacts) -> RequestFacts:
-        """The facts with the model's context, where a count cannot go beyond it."""
+        """The facts with the model's context, where a count cannot go beyond it, and
+        with the leg that this engine serves, where the body told none."""
+        if self.role is not None and facts.leg is None and facts.route in LEG_ROUTES:
+            facts = msgspec.structs.replace(facts, leg=self.role)
         if facts.route not in BOUNDED_ROUTES or not self.context_tokens:
             return facts
         context_tokens = self.context_tokens.get(facts.model or "")

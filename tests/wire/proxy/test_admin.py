@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import make_url
 
 from proxy.admin.auth import AdminAccess
-from proxy.admin.views import EngineSources, engine_books, fleet_books
+from proxy.admin.views import EngineSources, engine_books
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import Measured
@@ -27,6 +27,7 @@ from proxy.store.archive import Archive
 from proxy.wire.api import HardwareReply
 from proxy.wire.events import HardwareObserved
 from proxy.wire.facts import HardwareState
+from proxy.wire.sums import fleet_books
 from tests.support.admin_api import ask
 from tests.support.metered import metered
 

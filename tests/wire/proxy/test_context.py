@@ -57,3 +57,27 @@ def test_the_context_is_learnt_from_the_list_of_models(
             return upstream.with_context(RequestFacts(route, model))
 
     assert asyncio.run(test()).context_tokens == context_tokens
+
+
+@pytest.mark.parametrize(
+    ("told", "role", "route", "leg"),
+    [
+        (None, None, "chat", None),
+        (None, "decode", "chat", "decode"),
+        ("prefill", "decode", "completions", "prefill"),
+        (None, "decode", "embeddings", None),
+    ],
+    ids=["whole", "role", "told", "not-written"],
+)
+def test_a_request_that_tells_no_leg_is_of_its_engine_s_role(
+    told: str | None, role: str | None, route: str, leg: str | None
+) -> None:
+    async def test() -> RequestFacts:
+        upstream = open_upstream(
+            "a", RelayConfig("http://127.0.0.1:9"), RecordingMeter(),
+            DIALECTS["vllm"], time.monotonic,
+        )  # fmt: skip
+        upstream.role = role
+        return upstream.with_context(RequestFacts(route, leg=told))
+
+    assert asyncio.run(test()).leg == leg

@@ -164,3 +164,10 @@ def test_one_board_under_two_names_has_one_upstream(tmp_path: Path, other: str) 
 def test_boards_that_are_apart_may_have_any_names(tmp_path: Path) -> None:
     other = B.replace('["nvml"]', f'"{DCGM}"')
     assert read(tmp_path, A + other, boards=BOARDS)
+
+
+def test_engines_of_one_file_may_have_a_role_each(tmp_path: Path) -> None:
+    (a, b), _ = read(tmp_path, A + 'role = "prefill"\n' + B)
+    assert (a.role, b.role) == ("prefill", None)
+    with pytest.raises(ConfigError, match="role"):
+        read(tmp_path, A + 'role = "router"\n')
