@@ -7,6 +7,7 @@ monotonic seconds.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 WORTH_SECONDS = 0.002
@@ -56,3 +57,12 @@ class Lateness:
             if late >= UNTIMED_SECONDS and began <= at_seconds <= ended + WORTH_SECONDS:
                 return True
         return False
+
+    def stalled_until(self, at_seconds: float) -> float:
+        """End of the stall that an instant lies in; -inf where the loop ran."""
+        for ended, late in reversed(self._stalls):
+            if ended <= at_seconds:
+                break
+            if late >= UNTIMED_SECONDS and ended - late <= at_seconds:
+                return ended
+        return -math.inf

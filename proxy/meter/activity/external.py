@@ -16,16 +16,13 @@ from operator import attrgetter
 
 import numpy as np
 
+from proxy.meter.activity.late_reads import BEHIND_SECONDS, Late
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.steps import FloatArray
 from proxy.wire.facts import EngineGauges, RequestFacts
 
 FLIGHT_SECONDS = 0.1
 """An engine counts a token, and the proxy reads it, within this of each other."""
-
-STALL_SECONDS = 1.0
-"""A proxy may come to read so late: what it reads first after a scrape the engine may
-have counted before. Known only so long after the scrape."""
 
 UNSURE_PART = 0.02
 """Own tokens may be counted otherwise by so much: an end token, a template."""
@@ -87,11 +84,16 @@ class Excess:
         difference: float,
         slack: float,
         unsure: float,
+        *,
+        waiting: float = 0.0,
+        unread: float = 0.0,
     ) -> float:
         """External tokens between two scrapes, that far apart from the own ones.
 
         `slack` is what may be on the other side of the second scrape, `unsure` what
-        may have been counted more, or less, for good.
+        may have been counted more, or less, for good. Of these `waiting` and `unread`
+        are likely own ones: of no such token it is said that it was somebody else's,
+        before a later scrape shows it.
         """
         was_expected = self.is_expected(since_seconds)
         if math.isinf(unsure):  # own tokens were not told: all may be theirs
@@ -101,8 +103,9 @@ class Excess:
         if was_expected:
             if low > self._proof_high + unsure:
                 self.proven_seconds, self._proof_high = at_seconds, high
-            rise = max(self._sum - self._level, 0.0)
-            self._level = max(self._level, self._sum)
+            self._level += unread
+            rise = max(self._sum - waiting - self._level, 0.0)
+            self._level += rise
             if not self.is_expected(at_seconds):
                 self._low, self._high = low, max(high, self._level)
                 self._since_seconds = at_seconds
@@ -139,7 +142,7 @@ class Scrape:
     @property
     def known_seconds(self) -> float:
         """When all own tokens that the engine had counted by then have been read."""
-        return self.at_seconds + self.flight_seconds + STALL_SECONDS
+        return self.at_seconds + self.flight_seconds + BEHIND_SECONDS
 
     @property
     def has_tokens(self) -> bool:
@@ -159,35 +162,24 @@ class OwnTokens:
     """Shape (n, 3): from, to and how many, of tokens stamped by guess in between."""
     unsure: FloatArray
     """Shape (n, 2): when, and how many more or fewer they may be; inf: not told."""
+    unread: FloatArray
+    """Shape (n, 2): the same of those that may have been made and were never read."""
+    late: Late
 
     def between(self, start_seconds: float, end_seconds: float) -> float:
         """How many were stamped after one instant, up to another."""
         low, high = np.searchsorted(self.seconds, (start_seconds, end_seconds), "right")
         return float(self.tokens[low:high].sum())
 
-    def slack(
-        self, at_seconds: float, flight_seconds: float, stall_seconds: float
-    ) -> float:
-        """How many may be on the other side of an instant.
-
-        The next read may hold what came while the proxy was stalled, if it is no later
-        than `stall_seconds` after the instant.
-        """
-        next_seconds = self._next_after(at_seconds, stall_seconds)
-        after = self.between(at_seconds, next_seconds + flight_seconds)
+    def slack(self, at_seconds: float, flight_seconds: float) -> float:
+        """How many may be on the other side of an instant, that of `late`."""
         before = self.between(at_seconds - flight_seconds, at_seconds)
         is_around = (self.spans[:, 0] - flight_seconds <= at_seconds) & (
             at_seconds <= self.spans[:, 1] + flight_seconds
         )
-        return max(after, before) + float(self.spans[is_around, 2].sum())
-
-    def _next_after(self, at_seconds: float, stall_seconds: float) -> float:
-        """When the next ones were read; the instant itself where that is later."""
-        place = int(np.searchsorted(self.seconds, at_seconds, "right"))
-        if place == len(self.seconds):
-            return at_seconds
-        found = float(self.seconds[place])
-        return found if found <= at_seconds + stall_seconds else at_seconds
+        return max(self.late.most_tokens, before) + float(
+            self.spans[is_around, 2].sum()
+        )
 
     def unsure_between(self, start_seconds: float, end_seconds: float) -> float:
         """How many may be counted otherwise."""
@@ -195,6 +187,11 @@ class OwnTokens:
         return UNSURE_PART * self.between(start_seconds, end_seconds) + float(
             self.unsure[is_in, 1].sum()
         )
+
+    def unread_between(self, start_seconds: float, end_seconds: float) -> float:
+        """How many came that nobody will ever read."""
+        is_in = (self.unread[:, 0] > start_seconds) & (self.unread[:, 0] <= end_seconds)
+        return float(self.unread[is_in, 1].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,18 +289,13 @@ class WorkLog:
         place = bisect_left(self._scrapes, at_seconds, key=attrgetter("at_seconds"))
         return self._scrapes[place] if place < len(self._scrapes) else None
 
-    def compare(
-        self, prompts: OwnTokens, outputs: OwnTokens, stall_seconds: float = 0.0
-    ) -> Found | None:
-        """The next pair beside the own tokens; None where it tells nothing.
-
-        `stall_seconds` is for how long after the scrape the own tokens are known.
-        """
+    def compare(self, prompts: OwnTokens, outputs: OwnTokens) -> Found | None:
+        """The next pair beside the own tokens; None where it tells nothing."""
         scrape = self.next_scrape()
         assert scrape is not None
         at_seconds = scrape.at_seconds
         slacks = [
-            own.slack(at_seconds, scrape.flight_seconds, stall_seconds) + UNSURE_TOKENS
+            own.slack(at_seconds, scrape.flight_seconds) + UNSURE_TOKENS
             for own in (prompts, outputs)
         ]
         if not self._is_begun:
@@ -326,6 +318,8 @@ class WorkLog:
                 rise - own.between(since_seconds, at_seconds),
                 slack,
                 own.unsure_between(since_seconds, at_seconds),
+                waiting=own.late.waiting_tokens,
+                unread=own.unread_between(since_seconds, at_seconds),
             )
             for excess, own, rise, slack in zip(
                 (self._prompts, self._outputs),

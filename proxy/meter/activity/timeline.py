@@ -36,7 +36,6 @@ from proxy.meter.activity.engine_load import (
 )
 from proxy.meter.activity.external import (
     CONTEXT_TOKENS,
-    STALL_SECONDS,
     WORK_KEY,
     ExternalWork,
     Found,
@@ -46,6 +45,7 @@ from proxy.meter.activity.external import (
     work_rows,
 )
 from proxy.meter.activity.hidden_cache import HiddenCache
+from proxy.meter.activity.late_reads import Instant
 from proxy.meter.activity.own_count import OwnCount
 from proxy.meter.activity.placement import (
     MISSED_STEPS,
@@ -387,8 +387,8 @@ class EngineTimeline:
             while (scrape := self._work.next_scrape()) is not None:
                 # what a cache held has to be known before its prompts are settled
                 _, cached = self._work.prompt_rises() or (0.0, 0.0)
-                told_seconds = scrape.at_seconds + scrape.flight_seconds
-                if (told_seconds if cached else scrape.known_seconds) > end_seconds:
+                told = self._told_at(scrape, is_in_time=cached > 0)
+                if told.known_seconds > end_seconds:
                     break
                 self._compare(is_in_time=False)
         return self._book.steps, self._starts
@@ -406,7 +406,7 @@ class EngineTimeline:
         scrape = self._work.scrape_after(end_seconds)
         if scrape is None:
             return self.gauges.is_alive(now_seconds)
-        until_seconds = scrape.at_seconds + scrape.flight_seconds
+        until_seconds = self._told_at(scrape, is_in_time=True).known_seconds
         if self.until_seconds < until_seconds:
             return True
         return now_seconds < end_seconds + wait_seconds and any(
@@ -479,6 +479,8 @@ class EngineTimeline:
     def leave(self, timeline: RequestTimeline) -> None:
         """Every boundary has settled the request, or has given it up."""
         del self._requests[timeline.key]
+        if self._work.is_told:
+            self._counted.leave(timeline)
         if timeline.left_seconds is not None:
             self._busy_until_seconds = max(
                 self._busy_until_seconds, timeline.left_seconds
@@ -678,7 +680,25 @@ class EngineTimeline:
         return (
             scrape is not None
             and self._expects_news(end_seconds)
-            and scrape.at_seconds + scrape.flight_seconds <= self.until_seconds
+            and self._told_at(scrape, is_in_time=True).known_seconds
+            <= self.until_seconds
+        )
+
+    def _told_at(self, scrape: Scrape, *, is_in_time: bool) -> Instant:
+        """When a scrape was, and until when reads are looked at to compare with it.
+
+        News that cannot wait is taken as it is known by then, at every beat alike.
+        """
+        at_seconds, flight_seconds = scrape.at_seconds, scrape.flight_seconds
+        stalled_until_seconds = self.lateness.stalled_until(at_seconds)
+        known_seconds = at_seconds + flight_seconds
+        if not is_in_time:
+            known_seconds = scrape.known_seconds
+        return Instant(
+            at_seconds,
+            flight_seconds,
+            max(known_seconds, stalled_until_seconds + flight_seconds),
+            stalled_until_seconds,
         )
 
     def _is_counted(self, timeline: RequestTimeline, until_seconds: float) -> bool:
@@ -695,18 +715,19 @@ class EngineTimeline:
         assert scrape is not None
         self._absorb_until(self.until_seconds)
         before_seconds = self._work.compared_seconds
+        at = self._told_at(scrape, is_in_time=is_in_time)
         count = self._counted.with_live(
-            self._requests, self._book.steps, self.log, self.settled_seconds
+            self._requests, self._book.steps, self.log, self.settled_seconds, at
         )
         was_hidden = self._cache.is_hidden(before_seconds)
         rises = self._work.prompt_rises()
-        # news that cannot wait is taken as it is: no stall can be told yet
-        stall_seconds = 0.0 if is_in_time else STALL_SECONDS
-        found = self._work.compare(count.prompts, count.outputs, stall_seconds)
+        found = self._work.compare(count.prompts, count.outputs)
         if rises is not None:
             span = before_seconds, scrape.at_seconds
             self._look_for_cache(span, *rises, was_hidden)
-        self._counted.forget(scrape.at_seconds - 2 * scrape.flight_seconds)
+        self._counted.forget(
+            self._requests, scrape.at_seconds - 2 * scrape.flight_seconds
+        )
         if found is None:
             self._counted_from_seconds = scrape.at_seconds
             return
