@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from proxy.errors import LinkError
+from proxy.process.supervise import LoopErrors
 from proxy.process.tally import Tally
 from proxy.relay.counters import (
     CounterFigures,
@@ -60,6 +61,7 @@ class RelayLinks:
         upstreams: Callable[[], Iterable[Upstream]],
         delays: Tally,
         clock: Callable[[], float],
+        errors: LoopErrors,
     ) -> None:
         """`upstreams` are those of now; `delays` gets how late relays' beats are."""
         self.port = port
@@ -75,6 +77,7 @@ class RelayLinks:
         self.upstreams = upstreams
         self.delays = delays
         self.clock = clock
+        self.errors = errors
         self.connected: set[RelayConnection] = set()
         self._server: asyncio.Server | None = None
         self._told: dict[str, bool] = {}
@@ -191,11 +194,16 @@ class RelayConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """What it says, in order."""
         try:
-            for message in self._decoder.feed(data):
-                self._take(message)
+            messages = self._decoder.feed(data)
         except LinkError as error:
             log.error("relay %d says what nobody understands: %s", self.number, error)
             self.transport.abort()
+            return
+        for message in messages:
+            try:
+                self._take(message)
+            except Exception as error:  # the outermost loop: it must live on
+                self._links.errors.note("relay link", error)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone, and with it the requests that it had not finished."""

@@ -20,10 +20,12 @@ from proxy.meter.estimate import EnergySoFar
 from proxy.meter.ledger import Books, RequestRecord
 from proxy.meter.meter import Meter
 from proxy.metrics.samples import DELAY_EDGES
+from proxy.process.supervise import LoopErrors
 from proxy.process.tally import Tally
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import (
     PRESENT,
+    CounterFigures,
     RelayCounters,
     add_difference,
     figures_of,
@@ -167,8 +169,9 @@ class Ends:
         """Another process."""
         self.meter = meter
         self.delays = Tally(DELAY_EDGES)
+        self.errors = LoopErrors()
         self.links = RelayLinks(
-            0, 1, lambda: [self.upstream], self.delays, lambda: self.now
+            0, 1, lambda: [self.upstream], self.delays, lambda: self.now, self.errors
         )
         self.ended: list[int] = []
         self.upstream = open_upstream(
@@ -428,6 +431,21 @@ def test_no_text_of_a_reply_leaves_the_relay() -> None:
         )
         assert sent
         assert b"secret" not in b"".join(sent)
+
+    run(test)
+
+
+def test_a_message_that_cannot_be_used_leaves_the_others() -> None:
+    async def test() -> None:
+        ends = Ends()
+        ends.connect()
+        odd = Report(CounterFigures({"no such": 1}, {}, {}), {}, 0.0, ([], 0.0), {}, 0)
+        opened = Opened("vllm", 7, 1.0, "r", RequestFacts("chat"), Labels())
+        closed = Closed(7, 1.1, "ok", 200, None, None, False, False)
+        elsewhere = Opened("gone", 8, 1.0, "s", RequestFacts("chat"), Labels())
+        ends.up.write(frame_of([odd, elsewhere, opened, odd, closed]))
+        assert ends.errors.total == {"relay link": 2}
+        assert set(ends.settled()) == {"r"}
 
     run(test)
 
