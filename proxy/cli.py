@@ -49,6 +49,8 @@ Examples:
       --power dcgm=http://a:9400/metrics+http://b:9400/metrics
   metering-proxy serve --upstream http://127.0.0.1:3000 --engine tgi \\
       --power none
+  metering-proxy serve --upstream http://127.0.0.1:8000 --power nvml \\
+      --relays 4
   metering-proxy serve --config upstreams.toml
 """
 SOURCES_EXAMPLES = """\b

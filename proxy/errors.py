@@ -5,7 +5,8 @@ ProxyError              one line for the user, exit code 1
 ├── CommandError        a command to be metered cannot be started, exit code 126 or 127
 ├── SensorError         a power source cannot be read (now, or at all)
 ├── StoreError          records that only the store has, while it does not answer
-└── SseError            a stream that is not SSE, or an event beyond the bound
+├── SseError            a stream that is not SSE, or an event beyond the bound
+└── LinkError           bytes between a relay and its meter that are no messages
 
 The proxy fails open: after start, none of these stops a request.
 """
@@ -43,3 +44,7 @@ class StoreError(ProxyError):
 
 class SseError(ProxyError):
     """A stream that is not SSE, or an event larger than the buffer's bound."""
+
+
+class LinkError(ProxyError):
+    """Bytes from a relay's process, or from its meter's, that are no messages."""

@@ -102,6 +102,10 @@ class AdminSources:
     """Of the live page's beat, among those of the process."""
     is_stopping: Callable[[], bool] = lambda: False
     """Whether the proxy was asked to stop: it is not ready from then on."""
+    relays_away: Callable[[], Sequence[int]] = tuple
+    """Numbers of the relays, in processes of their own, that are not connected."""
+    relays: int = 1
+    """How many there should be."""
 
 
 def admin_app(
@@ -409,6 +413,12 @@ class _Views:
         engines = self._from.engines
         found = await asyncio.gather(*(readiness(engine) for engine in engines))
         body = found[0] if len(found) == 1 else fleet_readiness(engines, found)
+        away = self._from.relays_away()
+        if away:
+            which = ", ".join(map(str, away))
+            reasons = [*body.reasons, f"relays that are away: {which}"]
+            is_ready = body.ready and len(away) < self._from.relays
+            body = msgspec.structs.replace(body, ready=is_ready, reasons=reasons)
         if self._from.is_stopping():
             reasons = ["the proxy is stopping", *body.reasons]
             body = msgspec.structs.replace(body, ready=False, reasons=reasons)

@@ -170,7 +170,7 @@ class Boundary:
             leave_seconds=LEAVE_SECONDS,
         )
         self.ledger = Ledger(list(config.policies), config.policy)
-        self.idle = IdleWatts(config.idle_watts)
+        self.idle = IdleWatts(config.idle_watts, config.last_idle_watts.get(name))
         self.calibration = Calibration(
             config.fit_rules, config.calibrations, config.stale_models
         )

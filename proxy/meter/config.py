@@ -21,6 +21,9 @@ class MeterConfig:
     """What is metered, one sensor each; the first is the headline."""
     idle_watts: float | None = None
     """Loaded idle of the headline; None: measured whenever nothing runs."""
+    last_idle_watts: Mapping[str, float] = field(default_factory=dict)
+    """By boundary, as measured just before by a process that ended; used until it is
+    measured anew."""
     has_sensor: bool = True
     """False: no energy will ever be known, and records do not wait for it."""
     window_seconds: float = 0.5

@@ -197,7 +197,12 @@ class Meter:
         request = self._requests.get(key)
         if request is not None and self.headline in request.energies:
             return EnergySoFar(request.energies[self.headline], is_settled=True)
-        if request is None or not self.config.has_sensor:
+        is_cut = (
+            request is not None
+            and request.closed is not None
+            and request.closed.is_partly_unseen
+        )
+        if request is None or is_cut or not self.config.has_sensor:
             unknown = self._head.unknown_energy()
             return EnergySoFar(self._final.get(key, unknown), is_settled=True)
         energy = estimated_energy(
@@ -319,7 +324,10 @@ class Meter:
                 if name not in energies and boundary.is_done(
                     request.timeline, now_seconds
                 ):
-                    energies[name] = boundary.finish(request.timeline)
+                    energy = boundary.finish(request.timeline)
+                    if request.closed is not None and request.closed.is_partly_unseen:
+                        energy = boundary.unknown_energy()
+                    energies[name] = energy
                     if boundary is self._head:
                         request.settled_at_seconds = now_seconds
             if not energies:

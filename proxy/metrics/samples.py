@@ -95,6 +95,17 @@ class EngineSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStates:
+    """The processes of one proxy, where its relays are some of their own."""
+
+    up: Sequence[int]
+    """Numbers of the relays that are connected."""
+    relay_restarts: Mapping[int, int]
+    """Of each relay, by its number, from 1."""
+    meter_restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one scrape shows: each engine, and what they share."""
 
@@ -121,6 +132,8 @@ class Snapshot:
     """Upstreams drained and resumed."""
     reloads: Mapping[str, int] = field(default_factory=dict)
     """Files of `--config` read again on SIGHUP, by what became of them."""
+    processes: ProcessStates | None = None
+    """None: there is one."""
 
 
 EngineSamples = Callable[[EngineSnapshot], Iterable[Sample]]
@@ -345,6 +358,23 @@ def sensor_age(snapshot: EngineSnapshot) -> Iterator[Sample]:
             if math.isfinite(age_seconds):
                 labels = (measured.boundary, measured.source)
                 yield labels, max(age_seconds, 0.0)
+
+
+def relays_up(snapshot: Snapshot) -> Iterator[Sample]:
+    """Whether each relay is connected; nothing where there is one process."""
+    processes = snapshot.processes
+    if processes is not None:
+        for relay in sorted(processes.relay_restarts):
+            yield (str(relay),), float(relay in processes.up)
+
+
+def restarts(snapshot: Snapshot) -> Iterator[Sample]:
+    """How often each process was started again; nothing where there is one."""
+    processes = snapshot.processes
+    if processes is not None:
+        yield ("meter",), float(processes.meter_restarts)
+        for relay, count in sorted(processes.relay_restarts.items()):
+            yield (f"relay-{relay}",), float(count)
 
 
 def overheads(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], Tally]]:

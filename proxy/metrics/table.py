@@ -46,6 +46,8 @@ from proxy.metrics.samples import (
     recorded,
     refusals,
     rejections,
+    relays_up,
+    restarts,
     sensor_age,
     slowdowns,
     stored,
@@ -373,7 +375,21 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         "counter",
         "Finished requests whose energy is unknown.",
         (),
-        lambda s: one(s.records_without_energy),
+        lambda s: one(s.records_without_energy + s.relay.unseen_requests),
+    ),
+    "servewatt_unseen_requests_total": EngineMetric(
+        "counter",
+        "Those of them that ended while the meter's process was away, or was another "
+        "one than when they came (--relays).",
+        (),
+        lambda s: one(s.relay.unseen_requests),
+    ),
+    "servewatt_unseen_reads_total": EngineMetric(
+        "counter",
+        "Reads of replies left out because the meter's process was behind; the energy "
+        "of their requests is unknown (--relays).",
+        (),
+        lambda s: one(s.relay.unseen_reads),
     ),
     "servewatt_late_reads_total": EngineMetric(
         "counter",
@@ -565,6 +581,18 @@ PROXY_METRICS: dict[str, MetricSpec] = {
         "Files of --config read again on SIGHUP: used, or refused for a mistake.",
         ("outcome",),
         lambda s: [((what,), float(s.reloads.get(what, 0))) for what in RELOADS],
+    ),
+    "servewatt_relay_up": MetricSpec(
+        "gauge",
+        "1 while the process of this relay is connected to the meter's (--relays).",
+        ("relay",),
+        relays_up,
+    ),
+    "servewatt_process_restarts_total": MetricSpec(
+        "counter",
+        "Times a process of the proxy had ended and was started again (--relays).",
+        ("process",),
+        restarts,
     ),
     "servewatt_event_loop_lag_seconds": MetricSpec(
         "gauge",

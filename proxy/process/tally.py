@@ -59,3 +59,15 @@ class Tally:
         self.counts[bucket] += times
         self.total += value * times
         return bucket
+
+    def add_difference(
+        self,
+        before: tuple[list[int], float] | None,
+        counts: list[int],
+        total: float,
+    ) -> None:
+        """Add what another tally with these edges counted since `before`."""
+        earlier, earlier_total = before or ([0] * len(counts), 0.0)
+        for bucket, (old, new) in enumerate(zip(earlier, counts, strict=True)):
+            self.counts[bucket] += new - old
+        self.total += total - earlier_total

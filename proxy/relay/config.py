@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -215,6 +215,24 @@ class RelayConfig(RelayOptions, RelayLimits):
     """uvicorn closes idle connections at 5 s; be gone before."""
     beat_seconds: float = 0.05
     """How long a stamped read may wait to be parsed for the meter."""
+
+
+def share_of(config: RelayConfig, relays: int) -> RelayConfig:
+    """The limits of one of several relays that together have those of `config`.
+
+    Connections and memory are divided. A client's connections are not: the kernel
+    deals them out, and may give one relay all of a few. One address may always hold a
+    whole body.
+    """
+    buffered = -(-config.max_buffered_bytes // relays)
+    asked = config.max_buffered_bytes_per_client
+    share = -(-asked // relays) if asked else buffered // 2
+    return replace(
+        config,
+        max_connections=-(-config.max_connections // relays),
+        max_buffered_bytes=buffered,
+        max_buffered_bytes_per_client=max(share, min(config.max_body_bytes, buffered)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

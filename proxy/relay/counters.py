@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+import msgspec
 
 from proxy.process.tally import Tally, coarse_edges, fine_edges
 
@@ -54,3 +56,64 @@ class RelayCounters:
     """From a read of a reply until it was handed to the client's connection."""
     unreadable_replies: int = 0
     """Replies that could not be metered: not SSE, too large or compressed."""
+    unseen_requests: int = 0
+    """Metered requests that ended with nobody to meter them: the process of the meter
+    was away when they came, or was another one when they ended."""
+    unseen_reads: int = 0
+    """Reads of replies that had no room to wait for the meter's process."""
+
+
+PRESENT = frozenset(["in_flight", "clients_open", "upstream_open", "upstream_idle"])
+"""Figures of the present: those of a process that ended are gone with it."""
+
+Key = tuple[str | int, ...]
+
+
+class CounterFigures(msgspec.Struct, frozen=True, array_like=True):
+    """Counters as one process tells them to another, by the names of the fields."""
+
+    numbers: dict[str, int] = {}
+    counts: dict[str, list[tuple[Key, int]]] = {}
+    tallies: dict[str, tuple[list[int], float]] = {}
+    """Values in each bucket, and their sum."""
+
+
+def figures_of(counters: RelayCounters) -> CounterFigures:
+    """What they are now."""
+    figures = CounterFigures({}, {}, {})
+    for each in fields(counters):
+        value = getattr(counters, each.name)
+        if isinstance(value, int):
+            figures.numbers[each.name] = value
+        elif isinstance(value, Tally):
+            figures.tallies[each.name] = (list(value.counts), value.total)
+        else:
+            figures.counts[each.name] = [
+                (key if isinstance(key, tuple) else (key,), count)
+                for key, count in value.items()
+            ]
+    return figures
+
+
+def add_difference(
+    counters: RelayCounters, before: CounterFigures, now: CounterFigures
+) -> None:
+    """Add what another process counted from `before` to `now`."""
+    for name, number in now.numbers.items():
+        more = number - before.numbers.get(name, 0)
+        setattr(counters, name, getattr(counters, name) + more)
+    for name, counts in now.counts.items():
+        counted, known = getattr(counters, name), dict(before.counts.get(name, ()))
+        for key, count in counts:
+            more = count - known.get(key, 0)
+            if more:
+                counted[key if len(key) > 1 else key[0]] += more
+    for name, (buckets, total) in now.tallies.items():
+        tally: Tally = getattr(counters, name)
+        tally.add_difference(before.tallies.get(name), buckets, total)
+
+
+def without_present(figures: CounterFigures) -> CounterFigures:
+    """What stays of a process that has ended."""
+    numbers = dict.fromkeys(PRESENT & figures.numbers.keys(), 0)
+    return msgspec.structs.replace(figures, numbers=figures.numbers | numbers)

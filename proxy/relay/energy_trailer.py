@@ -158,6 +158,7 @@ class EnergyCompletion:
     """
 
     __slots__ = (
+        "_answer",
         "_clock",
         "_deadline_seconds",
         "_head",
@@ -201,6 +202,8 @@ class EnergyCompletion:
         self._is_whole = False
         self._deadline_seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Future[EnergySoFar | None] | None = None
+        """That of a meter in another process, awaited."""
 
     def begin(self, head: ReplyHead) -> None:
         """The reply's head: a stream, a document, or nothing to add to."""
@@ -224,6 +227,8 @@ class EnergyCompletion:
         """The exchange is over: wait no more."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._answer is not None:
+            self._answer.cancel()
 
     def _pass_on(self, data: bytes) -> None:
         self._outgoing.write(data, is_last=self._is_whole)
@@ -246,7 +251,8 @@ class EnergyCompletion:
             self._held += b"".join(search.found or ())
         else:
             self._held += data
-        if self._timer is None and (search.found is not None or self._is_whole):
+        is_asking = self._timer is not None or self._answer is not None
+        if not is_asking and (search.found is not None or self._is_whole):
             self._write_or_wait()
 
     def _write_or_wait(self) -> None:
@@ -254,7 +260,21 @@ class EnergyCompletion:
         now_seconds = self._clock()
         if self._deadline_seconds is None:
             self._deadline_seconds = now_seconds + self._wait_seconds
-        so_far = self._tap.energy(now_seconds)
+        answer = self._tap.energy(now_seconds)
+        if isinstance(answer, asyncio.Future):
+            self._answer = answer
+            answer.add_done_callback(self._take)
+        else:
+            self._write(answer, now_seconds)
+
+    def _take(self, answer: asyncio.Future[EnergySoFar | None]) -> None:
+        """What a meter in another process answered."""
+        if not answer.cancelled():
+            self._answer = None
+            self._write(answer.result(), self._clock())
+
+    def _write(self, so_far: EnergySoFar | None, now_seconds: float) -> None:
+        assert self._deadline_seconds is not None
         left_seconds = self._deadline_seconds - now_seconds
         if left_seconds > 0 and so_far is not None and not so_far.is_settled:
             self._timer = self._loop.call_later(

@@ -42,7 +42,11 @@ class RelayServer:
         upstreams: Sequence[Upstream],
         counters: RelayCounters,
         clock: Callable[[], float],
+        *,
+        shares_port: bool = False,
     ) -> None:
+        """`shares_port` with other processes: the kernel deals connections out."""
+        self._shares_port = shares_port
         self.counters = counters
         self._clients = Clients(config, counters)
         self._server: asyncio.Server | None = None
@@ -78,6 +82,7 @@ class RelayServer:
                 config.host,
                 config.port,
                 backlog=BACKLOG,
+                reuse_port=self._shares_port or None,
                 **_tls_arguments(config),
             )
         except OSError as error:

@@ -8,6 +8,7 @@ that is caught and counted.
 from __future__ import annotations
 
 import logging
+from asyncio import Future
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from typing import Protocol
@@ -42,13 +43,18 @@ STEP_BYTES = 16 * 1024
 log = logging.getLogger(__name__)
 
 
+EnergyAnswer = EnergySoFar | Future[EnergySoFar | None] | None
+"""Known at once, or promised within bounds by a meter in another process; None: the
+meter failed, or is away."""
+
+
 class RequestMeter(Protocol):
-    """A meter as the relay needs it."""
+    """A meter as the relay needs it: in this process, or at the other end of a link."""
 
     def feed(self, event: Event) -> None:
         """Something was seen."""
 
-    def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
+    def estimate(self, key: int, at_seconds: float) -> EnergyAnswer:
         """Energy of a request so far; never a wait."""
 
 
@@ -76,7 +82,7 @@ class MeterGuard:
         except Exception:  # the meter fails open
             self._failed()
 
-    def estimate(self, key: int, at_seconds: float) -> EnergySoFar | None:
+    def estimate(self, key: int, at_seconds: float) -> EnergyAnswer:
         """Energy of a request so far; None where the meter fails."""
         try:
             return self._meter.estimate(key, at_seconds)
@@ -253,7 +259,7 @@ class Tap:
         )
         self._counters.requests[outcome] += 1
 
-    def energy(self, at_seconds: float) -> EnergySoFar | None:
+    def energy(self, at_seconds: float) -> EnergyAnswer:
         """Energy of the request by what was read so far."""
         self.drain()
         return self._guard.estimate(self.key, at_seconds)

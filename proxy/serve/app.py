@@ -11,8 +11,9 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -25,8 +26,8 @@ from proxy.admin.views import ProcessRun
 from proxy.errors import ConfigError, ProxyError
 from proxy.metrics.collector import Metrics
 from proxy.metrics.recent import SHOWN_REQUESTS, render_recent
-from proxy.metrics.samples import DELAY_EDGES, Snapshot
-from proxy.process.host import raise_open_files, stop_with_parent
+from proxy.metrics.samples import DELAY_EDGES, ProcessStates, Snapshot
+from proxy.process.host import raise_open_files
 from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
@@ -34,6 +35,7 @@ from proxy.process.tally import Tally
 from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
+from proxy.relay.link.meter_end import RelayLinks
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
 from proxy.security.secrets import read_secret
@@ -45,6 +47,9 @@ from proxy.serve.config import (
     url_without_user,
 )
 from proxy.serve.fleet import Fleet, changes_of
+from proxy.serve.idle_memory import IdleMemory
+from proxy.serve.parts import MeterPart
+from proxy.serve.stopping import Stopping
 from proxy.store.address import store_url
 from proxy.store.archive import Archive
 
@@ -57,6 +62,8 @@ loop meanwhile is 0.9 ms later with half a millisecond, with this 0.2 ms, and th
 takes no longer."""
 BEAT_SECONDS = 0.05
 """How often windows are settled: ten beats per window."""
+GOODBYE_SECONDS = 5.0
+"""For relays in processes of their own, after their last request."""
 OTHER_FILES = 136
 """Open ones beside two for each connection and the admin port's: sensors, the store,
 logs, libraries."""
@@ -76,15 +83,39 @@ def run(
 
     Raises ConfigError for what can never work, ProxyError for a taken port.
     """
+    if config.relays > 1:
+        from proxy.serve.processes import run_processes  # the usual proxy is one
+
+        run_processes(config, announce, until_eof=until_eof)
+    else:
+        run_process(config, announce, until_eof=until_eof, read_again=read_again)
+
+
+def run_process(
+    config: ServeConfig,
+    announce: Callable[[dict[str, Any]], None],
+    *,
+    until_eof: bool,
+    read_again: Callable[[], ServeConfig] | None = None,
+    part: MeterPart | None = None,
+) -> None:
+    """The whole proxy in this process; as a `part`, all of it but the relays.
+
+    Raises ConfigError for what can never work, ProxyError for a taken port.
+    """
     access = admin_access(config.admin[0], config.admin_token_file)
     relay_config = relay_config_of(config)
     process = ProcessRun(uuid.uuid4().hex, time.monotonic())
-    fleet = Fleet(config.upstreams, config.metering, process)
+    memory = None if part is None else IdleMemory(Path(f"{part.path}-idle.json"))
+    last = None if memory is None else memory.last
+    fleet = Fleet(config.upstreams, config.metering, process, last)
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_connections(
-        relay_config.max_connections, config.admin_limits.admin_max_connections
+        relay_config.max_connections if part is None else 0,
+        config.admin_limits.admin_max_connections,
     )
-    app = _App(config, fleet, access, relay_config, process, read_again)
+    app = _App(config, fleet, access, relay_config, process, read_again, part)
+    app.memory = memory
     uvloop.run(app.serve(announce, until_eof))
 
 
@@ -108,6 +139,17 @@ def relay_config_of(config: ServeConfig) -> RelayConfig:
     )
 
 
+def hash_key_again(relay: RelayServer, path: str) -> tuple[str | None, str]:
+    """Hash tenants by the key as its file is now; the key, and a line about it."""
+    try:
+        key = read_secret("--tenant-hash-key-file", path)
+    except ConfigError as error:
+        log.error("%s; going on with the key in use", error)
+        return None, "the tenant hash key in use stays"
+    relay.use_hash_key(key)
+    return key, "tenant hash key read again"
+
+
 class _App:
     """Everything that lives as long as the process."""
 
@@ -119,8 +161,10 @@ class _App:
         relay_config: RelayConfig,
         process: ProcessRun,
         read_again: Callable[[], ServeConfig] | None = None,
+        part: MeterPart | None = None,
     ) -> None:
         self.config = config
+        self.part = part
         self.read_again = read_again
         self.access = access
         self.relay_config = relay_config
@@ -143,6 +187,9 @@ class _App:
             self.recorder = Recorder(config.recording, config.relay.session_header)
         self.metrics = Metrics()
         self.relay: RelayServer | None = None
+        self.memory: IdleMemory | None = None
+        self.links: RelayLinks | None = None
+        """In the place of a relay, where relays are processes of their own."""
         self.loop_lag_seconds = 0.0
         self.loop_delay_seconds = Tally(DELAY_EDGES)
         self.errors = LoopErrors()
@@ -154,22 +201,15 @@ class _App:
         self.reloads: Counter[str] = Counter()
         """Files of `--config` read again, by what became of them."""
         self.supervisor = supervisor()
-        self.stopping = asyncio.Event()
-        self.hurry = asyncio.Event()
-        """Asked twice to stop: nothing is waited for."""
-        self.has_no_clients = False
-        """Its only client has ended: nobody has to be told first."""
+        self.stopping = Stopping()
 
     async def serve(
         self, announce: Callable[[dict[str, Any]], None], until_eof: bool
     ) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
+        self.stopping.begin(until_eof=until_eof)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        if until_eof:
-            stop_with_parent(loop, self._parent_ended)
-        relay = self.relay = await self._listen()
+        relay = await self._listen()
         host, _ = self.config.listen
         self.instance = self.instance or f"{self.host}/{host}:{relay.port}"
         self.records.start(self.instance, self.host)
@@ -190,9 +230,14 @@ class _App:
             }
         )
         self.supervisor.notify(READY)
-        await self.stopping.wait()
+        await self.stopping.asked.wait()
         self.supervisor.notify(STOPPING)
-        await self._drain(relay)
+        timeout_seconds = self.config.drain_timeout_seconds
+        if self.part is not None:
+            timeout_seconds += self.config.drain_delay_seconds + GOODBYE_SECONDS
+        await self.stopping.drain(
+            relay, self.config.drain_delay_seconds, timeout_seconds
+        )
         await relay.close()  # those left over end now, and have records too
         await self._settle_the_last()
         if self.reloading is not None:
@@ -200,7 +245,7 @@ class _App:
         await self.fleet.stop_watching()
         beat.cancel()
         await asyncio.gather(beat, return_exceptions=True)
-        if not self.hurry.is_set():  # a thread that hangs would be waited for
+        if not self.stopping.hurry.is_set():  # a thread that hangs would be waited for
             for upstream in self.fleet:
                 await asyncio.to_thread(upstream.sensors.stop)
         for upstream in self.fleet:
@@ -211,40 +256,28 @@ class _App:
             await asyncio.to_thread(self.recorder.stop)
         await admin.close()
 
-    async def _drain(self, relay: RelayServer) -> None:
-        """Unready first, then closed to new connections, then out of time."""
-        if not self.has_no_clients:
-            await self._unless_hurried(asyncio.sleep(self.config.drain_delay_seconds))
-        in_flight = relay.counters.in_flight
-        if in_flight:
-            log.info(
-                "stopping: %d requests have %g s to finish",
-                in_flight, self.config.drain_timeout_seconds,
-            )  # fmt: skip
-        await self._unless_hurried(relay.drain(self.config.drain_timeout_seconds))
-        if relay.counters.in_flight:
-            log.warning("cutting %d requests", relay.counters.in_flight)
-
-    async def _unless_hurried(self, wait: Awaitable[object]) -> None:
-        """Await this, or the second signal."""
-        waits = [
-            asyncio.ensure_future(wait),
-            asyncio.ensure_future(self.hurry.wait()),
-        ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for future in waits:
-            future.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _listen(self) -> RelayServer:
+    async def _listen(self) -> RelayServer | RelayLinks:
         upstreams = [
             upstream.open_upstream(
                 self.relay_config, time.monotonic, self.records, self.recorder
             )
             for upstream in self.fleet.current
         ]
+        if self.part is not None:
+            links = self.links = RelayLinks(
+                self.part.port,
+                self.config.relays,
+                lambda: [each.upstream for each in self.fleet],
+                self.loop_delay_seconds,
+                time.monotonic,
+                self.errors,
+            )
+            await links.listen(self.part.path)
+            return links
         counters = RelayCounters()
-        relay = RelayServer(self.relay_config, upstreams, counters, time.monotonic)
+        relay = self.relay = RelayServer(
+            self.relay_config, upstreams, counters, time.monotonic
+        )
         await relay.listen()
         return relay
 
@@ -278,18 +311,10 @@ class _App:
             host=self.host,
             ended=self.metrics.ended,
             errors=self.errors,
-            is_stopping=self.stopping.is_set,
+            is_stopping=self.stopping.asked.is_set,
+            relays_away=lambda: () if self.links is None else self.links.away,
+            relays=self.config.relays,
         )
-
-    def _stop(self) -> None:
-        if self.stopping.is_set():
-            self.hurry.set()
-        self.stopping.set()
-
-    def _parent_ended(self) -> None:
-        """Whoever started this process is done with it: nobody new is coming."""
-        self.has_no_clients = True
-        self.stopping.set()
 
     def _reload(self) -> None:
         """SIGHUP: read again what may change while requests flow; one at a time."""
@@ -300,7 +325,7 @@ class _App:
             )
 
     async def _reload_while_wanted(self) -> None:
-        while self.wants_reload and not self.stopping.is_set():
+        while self.wants_reload and not self.stopping.asked.is_set():
             self.wants_reload = False
             with self.errors.caught("reload"):
                 done = [self.access.reload()]
@@ -325,14 +350,12 @@ class _App:
                     done.append(f"TLS files of upstream {name} in use stay")
         path = self.config.tenant_hash_key_file
         if path is not None and self.relay is not None:
-            try:
-                key = read_secret("--tenant-hash-key-file", path)
-                self.relay.use_hash_key(key)
-                self.relay_config = replace(self.relay_config, tenant_hash_key=key)
-                done.append("tenant hash key read again")
-            except ConfigError as error:
-                log.error("%s; going on with the key in use", error)
-                done.append("the tenant hash key in use stays")
+            key, text = hash_key_again(self.relay, path)
+            self.relay_config = replace(
+                self.relay_config,
+                tenant_hash_key=key or self.relay_config.tenant_hash_key,
+            )
+            done.append(text)
         return done
 
     async def _reload_config(self, read_again: Callable[[], ServeConfig]) -> str:
@@ -390,7 +413,7 @@ class _App:
         deadline = now + max(upstream.meter.stop(now) for upstream in self.fleet)
         # the beat settles and signals nobody
         while (left := sum(upstream.unsettled for upstream in self.fleet)) > 0:
-            if self.hurry.is_set() or time.monotonic() >= deadline:
+            if self.stopping.hurry.is_set() or time.monotonic() >= deadline:
                 log.warning("stopping before the energy of %d requests is known", left)
                 break
             await asyncio.sleep(BEAT_SECONDS)
@@ -404,9 +427,17 @@ class _App:
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
             self.loop_lag_seconds = max(0.0, now - due)
-            self.loop_delay_seconds.add(self.loop_lag_seconds)
+            if self.links is None:
+                self.loop_delay_seconds.add(self.loop_lag_seconds)
+            else:
+                self.links.tell_drains()
+                lag_seconds = self.links.loop_lag_seconds
+                self.loop_lag_seconds = max(self.loop_lag_seconds, lag_seconds)
             due = max(due, now - BEAT_SECONDS)
             self._settle(now)
+            if self.memory is not None:
+                with self.errors.caught("idle memory"):
+                    self.memory.keep(self.fleet.current, now)
             for upstream in list(self.fleet):
                 upstream.sensors.check(now)
                 with self.errors.caught("calibration"):
@@ -431,22 +462,32 @@ class _App:
                 self.metrics.observe(records)
 
     def _snapshot(self) -> Snapshot:
-        assert self.relay is not None
+        front, links, part = self.relay or self.links, self.links, self.part
+        assert front is not None
+        loop_errors, dropped = self.errors.total.copy(), dropped_lines()
+        processes = None
+        if links is not None and part is not None:
+            loop_errors.update(links.loop_errors)
+            dropped += links.dropped_log_lines
+            processes = ProcessStates(
+                up=links.up, relay_restarts=links.restarts, meter_restarts=part.restarts
+            )
         without = self.metrics.records_without_energy
         return Snapshot(
             engines=[
                 upstream.snapshot(without[upstream.config.name], self.metrics.bins)
                 for upstream in self.fleet.current
             ],
-            relay=self.relay.counters,
+            relay=front.counters,
             instance=self.instance,
             host=self.host,
             loop_lag_seconds=self.loop_lag_seconds,
             loop_delay_seconds=self.loop_delay_seconds,
             store=self.records.state(),
             recording=None if self.recorder is None else self.recorder.state(),
-            loop_errors=self.errors.total,
-            dropped_log_lines=dropped_lines(),
+            loop_errors=loop_errors,
+            dropped_log_lines=dropped,
+            processes=processes,
             admin_refused=self.access.counters.refused,
             admin_changes=self.access.counters.changes,
             reloads=self.reloads,

@@ -29,6 +29,8 @@ POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
 """Keys of `POLICIES`, whose module a help page does not load."""
 
 MAX_INSTANCE_CHARACTERS = 200
+MAX_RELAYS = 64
+"""One meter's process takes what some ten busy relays say."""
 
 
 def base_url(text: str) -> str:
@@ -315,13 +317,22 @@ class ServeConfig:
     recording: RecordOptions = field(default_factory=RecordOptions)
     limits: RelayLimits = field(default_factory=RelayLimits)
     admin_limits: AdminLimits = field(default_factory=AdminLimits)
+    relays: Annotated[
+        int,
+        Meta(ge=1, le=MAX_RELAYS),
+        Option(
+            "Processes that relay, where one core is too few; beyond 1 the meter is a "
+            "process of its own.",
+            "N",
+            heading="Process",
+        ),
+    ] = 1
     drain_timeout_seconds: Annotated[
         float,
         Meta(ge=0),
         Option(
             "After SIGTERM: for requests to finish; the rest is cut, and recorded.",
             "S",
-            heading="Process",
         ),
     ] = 30.0
     """As long as Kubernetes gives a pod by default."""

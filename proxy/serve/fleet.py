@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from types import MappingProxyType
 
 from proxy.admin.views import ProcessRun
 from proxy.process.supervise import LoopErrors
@@ -88,11 +89,16 @@ class Fleet:
         configs: Sequence[UpstreamConfig],
         metering: MeterOptions,
         run: ProcessRun,
+        last_idle_watts: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Reads each sensor once. Raises ConfigError for what can never work."""
+        """Reads each sensor once. Raises ConfigError for what can never work.
+
+        `last_idle_watts` are those that a process that ended had measured, by engine
+        and boundary.
+        """
         self._metering = metering
         self.current: list[MeteredUpstream] = _build(
-            configs, metering, run, len(configs)
+            configs, metering, run, len(configs), last_idle_watts or {}
         )
         """In the order of the configuration."""
         self.leaving: list[MeteredUpstream] = []
@@ -189,9 +195,16 @@ def _build(
     metering: MeterOptions,
     run: ProcessRun,
     count: int,
+    last_idle_watts: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> list[MeteredUpstream]:
     """Upstreams of a fleet of `count`; may wait for sensors."""
     return [
-        MeteredUpstream(config, metering, is_alone=count == 1, run=run)
+        MeteredUpstream(
+            config,
+            metering,
+            is_alone=count == 1,
+            run=run,
+            last_idle_watts=last_idle_watts.get(config.name),
+        )
         for config in configs
     ]

@@ -7,8 +7,9 @@ is shared with another one.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -28,16 +29,66 @@ from proxy.process.supervise import LoopErrors
 from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.relay.energy_trailer import Provenance
-from proxy.relay.upstream.upstream import Upstream, open_upstream
+from proxy.relay.tap import RequestMeter
+from proxy.relay.upstream.upstream import Record, Upstream, open_upstream
 from proxy.serve.config import MeterOptions, UpstreamConfig
 from proxy.serve.health import HealthWatch
 from proxy.store.archive import Archive
 from proxy.store.fits import CalibrationFile
-from proxy.wire.events import HardwareObserved, PowerSampled
+from proxy.wire.events import HardwareObserved, PowerSampled, RequestOpened
 
 KEYS = count(1)
 """Of the requests of all upstreams: one that is let go may have the name of its
 successor, and a record finds its note by both."""
+
+
+def tls_of(config: UpstreamConfig) -> ssl.SSLContext:
+    """How it proves who it is. Raises ConfigError for what can never work."""
+    context = config.tls.context()
+    if config.tls and not config.url.startswith("https:"):
+        raise ConfigError(
+            f"--upstream {config.url} is plain HTTP and has no use for "
+            "--upstream-ca or --upstream-cert; give an https URL"
+        )
+    return context
+
+
+def open_with_health(
+    config: UpstreamConfig,
+    relay_config: RelayConfig,
+    meter: RequestMeter,
+    clock: Callable[[], float],
+    *,
+    tls: ssl.SSLContext,
+    is_alone: bool,
+    provenance: Callable[[], Provenance],
+    on_opened: Callable[[RequestOpened], None] = lambda _: None,
+    on_closed: Callable[[int, float], None] = lambda _, __: None,
+    record: Record | None = None,
+) -> tuple[Upstream, HealthWatch]:
+    """A relay's way to an upstream, and who asks it how it is."""
+    upstream = open_upstream(
+        config.name,
+        replace(relay_config, upstream_url=config.url, upstream_tls=config.tls),
+        meter,
+        DIALECTS[config.engine],
+        clock,
+        provenance=provenance,
+        on_opened=on_opened,
+        on_closed=on_closed,
+        record=record,
+        keys=KEYS,
+    )
+    upstream.role = config.role
+    upstream.models = config.models or None
+    health = HealthWatch(
+        upstream,
+        tls=tls,
+        asks_models=not is_alone,
+        has_fixed_models=bool(config.models),
+        path=config.health_path,
+    )
+    return upstream, health
 
 
 class MeteredUpstream:
@@ -50,18 +101,15 @@ class MeteredUpstream:
         *,
         is_alone: bool = True,
         run: ProcessRun | None = None,
+        last_idle_watts: Mapping[str, float] | None = None,
     ) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work.
 
-        `run` is what its books belong to.
+        `run` is what its books belong to, `last_idle_watts` what a process that ended
+        had measured of its boundaries.
         Beside others it is blind for GPUs that are not its own: they may be theirs.
         """
-        self._tls = config.tls.context()
-        if config.tls and not config.url.startswith("https:"):
-            raise ConfigError(
-                f"--upstream {config.url} is plain HTTP and has no use for "
-                "--upstream-ca or --upstream-cert; give an https URL"
-            )
+        self._tls = tls_of(config)
         planned = plan_sensors(config.power, config.gpus, shows_outside=is_alone)
         try_sensors(planned)
         self.config = config
@@ -76,6 +124,7 @@ class MeteredUpstream:
             has_sensor=bool(planned),
             engine=config.name,
             idle_watts=config.idle_watts,
+            last_idle_watts=last_idle_watts or {},
             calibrations=self.calibration.by_model,
             stale_models=self.calibration.stale_models,
         )
@@ -97,26 +146,17 @@ class MeteredUpstream:
         `records` learn of each request before the engine does, and when it ended; so
         does `recorder`, where the traffic is recorded.
         """
-        self.upstream = open_upstream(
-            self.config.name,
-            replace(config, upstream_url=self.config.url, upstream_tls=self.config.tls),
+        self.upstream, self.health = open_with_health(
+            self.config,
+            config,
             self.meter,
-            DIALECTS[self.config.engine],
             clock,
+            tls=self._tls,
+            is_alone=self.is_alone,
             provenance=self._provenance,
             on_opened=partial(records.arrive, self.config.name),
             on_closed=partial(self._end, records, recorder),
             record=None if recorder is None else recorder.opened,
-            keys=KEYS,
-        )
-        self.upstream.role = self.config.role
-        self.upstream.models = self.config.models or None
-        self.health = HealthWatch(
-            self.upstream,
-            tls=self._tls,
-            asks_models=not self.is_alone,
-            has_fixed_models=bool(self.config.models),
-            path=self.config.health_path,
         )
         return self.upstream
 

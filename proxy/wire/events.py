@@ -57,6 +57,8 @@ class RequestClosed(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Those of the request, where they were provisional when it was opened."""
     was_computed: bool = False
     """It failed by its status, but after work; else such a request was refused."""
+    is_partly_unseen: bool = False
+    """Some of its reply never reached the meter: what it consumed is unknown."""
 
 
 class PowerSampled(msgspec.Struct, frozen=True, tag=True, gc=False):

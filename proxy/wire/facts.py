@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Token counts from the engine, cumulative over all choices of a request."""
 
     prompt_tokens: int | None = None
@@ -56,7 +56,7 @@ class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """`prefill` or `decode`: its half of a request that two engines serve."""
 
 
-class Update(msgspec.Struct, frozen=True, gc=False):
+class Update(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What one stream event, or one unstreamed reply, says.
 
     `tokens` is what this event alone carries where the event says so (one per

@@ -80,8 +80,12 @@ class IdleWatts:
     for the first: that is what the board would draw at those clocks anyway.
     """
 
-    def __init__(self, given_watts: float | None) -> None:
+    def __init__(
+        self, given_watts: float | None, last_watts: float | None = None
+    ) -> None:
+        """`last_watts` were measured just before, by a process that ended."""
         self._given_watts = given_watts
+        self._last_watts = last_watts
         self._working = _Level()
         self._rest = _Level()
 
@@ -90,8 +94,10 @@ class IdleWatts:
         """As given, else as measured; at rest until it was seen right after work."""
         if self._given_watts is not None:
             return self._given_watts
-        working = self._working.watts
-        return self._rest.watts if working is None else working
+        working, rest = self._working.watts, self._rest.watts
+        if working is None and rest is None:
+            return self._last_watts
+        return rest if working is None else working
 
     @property
     def rest_watts(self) -> float | None:

@@ -104,3 +104,11 @@ def test_nothing_is_learnt_while_a_board_cools(since: float) -> None:
     idle = IdleWatts(None)
     idle.learn(900.0, 10.0, since)
     assert idle.watts is idle.rest_watts is None
+
+
+def test_what_was_measured_just_before_holds_until_it_is_measured_anew() -> None:
+    idle = IdleWatts(None, 80.0)
+    assert (idle.watts, idle.source, idle.rest_watts) == (80.0, "measured", None)
+    idle.learn(900.0, 10.0, 0.0)
+    assert idle.watts == pytest.approx(90.0)
+    assert IdleWatts(70.0, 80.0).watts == 70.0

@@ -188,6 +188,8 @@ def test_every_line_of_the_table_is_shown(metrics: Metrics, around: Metrics) -> 
         "servewatt_client_timeouts_total",
         "servewatt_loop_errors_total",
         "servewatt_energy_power_ratio",
+        "servewatt_relay_up",
+        "servewatt_process_restarts_total",
     }
     assert set(METRICS) - shown == without_cause
 

@@ -14,7 +14,7 @@ from proxy.process.options import settings_of
 from proxy.relay import event_search
 from proxy.relay.client.request import is_host
 from proxy.relay.client.response import Refusal
-from proxy.relay.config import RelayConfig, parse_upstream
+from proxy.relay.config import RelayConfig, parse_upstream, share_of
 from proxy.relay.event_search import MAX_HELD_BYTES, UsageFilter
 from proxy.relay.routing.labels import MAX_LEARNED_MODELS, LabelReader
 from proxy.relay.routing.routing import Admission, admit, passes_unmetered
@@ -278,3 +278,28 @@ def test_a_host_is_a_name_or_an_address_and_a_port(value: bytes, is_one: bool) -
 def test_blank_lines_without_carriage_returns_are_found_as_any(data: bytes) -> None:
     ends = [match.end() for match in event_search._END_OF_EVENT.finditer(data)]
     assert list(event_search._ends_of_events(data)) == ends
+
+
+@given(
+    relays=st.integers(1, 64),
+    connections=st.integers(1, 10_000),
+    buffered=st.integers(1, 2**33),
+    per_client=st.integers(0, 2**33),
+    body=st.integers(1, 2**30),
+)
+def test_several_relays_have_the_limits_of_one_between_them(
+    relays: int, connections: int, buffered: int, per_client: int, body: int
+) -> None:
+    whole = RelayConfig(
+        upstream_url="http://127.0.0.1:1",
+        max_connections=connections,
+        max_buffered_bytes=buffered,
+        max_buffered_bytes_per_client=per_client,
+        max_body_bytes=body,
+        max_connections_per_client=7,
+    )
+    each = share_of(whole, relays)
+    assert connections <= relays * each.max_connections < connections + relays
+    assert buffered <= relays * each.max_buffered_bytes < buffered + relays
+    assert each.max_connections_per_client == 7
+    assert each.max_buffered_bytes_per_client >= min(body, each.max_buffered_bytes)

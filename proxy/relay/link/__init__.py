@@ -1,0 +1,1 @@
+"""Relays and their meter in processes of their own, and what one says to the other."""

@@ -1,0 +1,49 @@
+"""The processes of a proxy with several relays: what each is told when it starts.
+
+A process reads its job from standard input, which is its lease: when that closes it
+stops as at SIGTERM, so none outlives the process that watches over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxy.serve.config import ServeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class MeterPart:
+    """The process that meters, stores and answers the admin API."""
+
+    path: str
+    """Socket on which it awaits the relays."""
+    port: int
+    """On which the relays listen."""
+    restarts: int
+    """Times that it was started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPart:
+    """A process that relays, and tells the meter."""
+
+    path: str
+    """Socket of the meter's process."""
+    port: int
+    """On which it listens beside the others."""
+    number: int
+    """From 1."""
+    starts: int
+    """Processes that had this number, itself included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process has to do."""
+
+    config: ServeConfig
+    part: MeterPart | RelayPart
+
+
+LENGTH_BYTES = 8
+"""Before the pickled job, which only our own parent writes."""

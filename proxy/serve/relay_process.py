@@ -1,0 +1,224 @@
+"""One relay of several: sockets to clients and engines, and a link to the meter."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import uvloop
+
+from proxy.errors import ConfigError
+from proxy.metrics.samples import DELAY_EDGES
+from proxy.process.logs import dropped_lines
+from proxy.process.supervise import LoopErrors
+from proxy.process.tally import Tally
+from proxy.relay.config import RelayConfig, share_of
+from proxy.relay.counters import RelayCounters, figures_of
+from proxy.relay.link.messages import EngineFigures, Hello, Report
+from proxy.relay.link.relay_end import MeterLink, RemoteMeter
+from proxy.relay.server import RelayServer
+from proxy.serve.app import (
+    BEAT_SECONDS,
+    SWITCH_SECONDS,
+    allow_connections,
+    hash_key_again,
+    relay_config_of,
+)
+from proxy.serve.config import ServeConfig, UpstreamConfig
+from proxy.serve.parts import RelayPart
+from proxy.serve.stopping import Stopping
+from proxy.serve.upstream import open_with_health, tls_of
+
+log = logging.getLogger("servewatt.relay")
+
+BEATS_PER_REPORT = 4
+"""Counters go to the meter five times a second."""
+GOODBYE_SECONDS = 2.0
+"""For the meter's process to take the last that is said."""
+
+
+def run_relay(
+    config: ServeConfig, announce: Callable[[dict[str, Any]], None], part: RelayPart
+) -> None:
+    """Relay until SIGINT, SIGTERM or the end of standard input.
+
+    Raises ConfigError for what can never work, ProxyError for a taken port.
+    """
+    relay_config = share_of(
+        replace(relay_config_of(config), port=part.port), config.relays
+    )
+    contexts = [tls_of(upstream) for upstream in config.upstreams]
+    sys.setswitchinterval(SWITCH_SECONDS)
+    allow_connections(relay_config.max_connections, 0)
+
+    async def serve() -> None:
+        await _Relay(config, relay_config, part, contexts).serve(announce)
+
+    uvloop.run(serve())
+
+
+class _Relayed:
+    """One upstream as this relay knows it."""
+
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        relay_config: RelayConfig,
+        link: MeterLink,
+        tls: ssl.SSLContext,
+        is_alone: bool,
+    ) -> None:
+        self.config = config
+        self.meter = RemoteMeter(link, config.name)
+        self.upstream, self.health = open_with_health(
+            config,
+            relay_config,
+            self.meter,
+            time.monotonic,
+            tls=tls,
+            is_alone=is_alone,
+            provenance=self.meter.provenance,
+        )
+        self.meter.counters = self.upstream.counters
+
+    def reload_tls(self) -> None:
+        """Use its files as they are now. Raises ConfigError, and goes on as before."""
+        context = tls_of(self.config)
+        self.upstream.pool.use_tls(context)
+        self.health.use_tls(context)
+
+
+class _Relay:
+    """Everything that lives as long as this process."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        relay_config: RelayConfig,
+        part: RelayPart,
+        contexts: list[ssl.SSLContext],
+    ) -> None:
+        self.config = config
+        self.part = part
+        self.identity = relay_config.identity
+        self.errors = LoopErrors()
+        self.stopping = Stopping()
+        self.lag_seconds = 0.0
+        self.delays = Tally(DELAY_EDGES)
+        self.counters = RelayCounters()
+        self.link = MeterLink(
+            part.path, self._hello, self._report, self._drain, time.monotonic
+        )
+        is_alone = len(config.upstreams) == 1
+        self.relayed = [
+            _Relayed(upstream, relay_config, self.link, tls, is_alone)
+            for upstream, tls in zip(config.upstreams, contexts, strict=True)
+        ]
+        self.relay = RelayServer(
+            relay_config,
+            [each.upstream for each in self.relayed],
+            self.counters,
+            time.monotonic,
+            shares_port=True,
+        )
+
+    async def serve(self, announce: Callable[[dict[str, Any]], None]) -> None:
+        """From the first connection to the last request's end."""
+        loop = asyncio.get_running_loop()
+        self.stopping.begin(until_eof=True)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        keep = self.errors.keep
+        tasks = [
+            asyncio.create_task(keep("link", self.link.keep)),
+            asyncio.create_task(keep("beat", self._beat)),
+        ]
+        tasks += [
+            asyncio.create_task(keep("health watch", each.health.watch))
+            for each in self.relayed
+        ]
+        await self.relay.listen()
+        gc.collect()
+        gc.freeze()
+        announce({})
+        await self.stopping.asked.wait()
+        config = self.config
+        await self.stopping.drain(
+            self.relay, config.drain_delay_seconds, config.drain_timeout_seconds
+        )
+        await self.relay.close()  # those left over end now, and have records too
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self.link.say_goodbye()
+        except TimeoutError:
+            log.warning("the meter's process did not take the last of this relay")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        due, beats = time.monotonic(), 0
+        while True:
+            due += BEAT_SECONDS
+            await asyncio.sleep(due - time.monotonic())
+            now = time.monotonic()
+            self.lag_seconds = max(0.0, now - due)
+            self.delays.add(self.lag_seconds)
+            due = max(due, now - BEAT_SECONDS)
+            beats += 1
+            if beats % BEATS_PER_REPORT == 0:
+                self.link.report()
+
+    def _hello(self) -> Hello:
+        draining = tuple(
+            each.config.name for each in self.relayed if each.upstream.is_draining
+        )
+        return Hello(self.part.number, self.part.starts, os.getpid(), draining)
+
+    def _report(self) -> Report:
+        return Report(
+            figures_of(self.counters),
+            {
+                each.config.name: EngineFigures(
+                    figures_of(each.upstream.counters), each.upstream.in_flight
+                )
+                for each in self.relayed
+            },
+            self.lag_seconds,
+            (list(self.delays.counts), self.delays.total),
+            dict(self.errors.total),
+            dropped_lines(),
+        )
+
+    def _drain(self, engine: str, is_draining: bool) -> None:
+        for each in self.relayed:
+            if each.config.name == engine:
+                each.upstream.drain(is_draining)
+
+    def _reload(self) -> None:
+        """SIGHUP: certificates and secrets are read again, as in one process."""
+        with self.errors.caught("reload"):
+            identity = self.identity
+            done = [] if identity is None else [identity.reload()]
+            for each in self.relayed:
+                if each.config.tls:
+                    name = each.config.name
+                    try:
+                        each.reload_tls()
+                        done.append(f"TLS files of upstream {name} read again")
+                    except ConfigError as error:
+                        log.error("%s; going on with the files in use", error)
+                        done.append(f"TLS files of upstream {name} in use stay")
+            path = self.config.tenant_hash_key_file
+            if path is not None:
+                done.append(hash_key_again(self.relay, path)[1])
+            if done:
+                log.info("SIGHUP: %s", "; ".join(done))

@@ -1,0 +1,249 @@
+"""`serve --relays 2`: relays before one meter, and what a kill takes with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.children import (
+    PATIENCE_SECONDS,
+    get,
+    is_ready,
+    killable,
+    record_of,
+    simulating,
+    wait_for,
+)
+from tests.support.paths import ROOT
+
+MODEL = "simulated-llama-3.1-8b"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    with simulating(tmp_path) as announced:
+        yield announced
+
+
+class Proxy:
+    """A proxy of two relays before a simulated engine."""
+
+    def __init__(self, addresses: dict[str, Any], parent: subprocess.Popen[str]):
+        self.url, self.admin = addresses["url"], addresses["admin_url"]
+        self.parent = parent
+
+    def pid(self, name: str) -> int:
+        """The process of that name, which there may not be at this moment."""
+        children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children")
+        for pid in children.read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if name.encode() in words:
+                return int(pid)
+        return 0
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Series of one metric by their labels; empty while nobody answers."""
+        try:
+            text = get(f"{self.admin}/metrics").text
+        except httpx.HTTPError:
+            return {}
+        lines = (line.rpartition(" ") for line in text.splitlines())
+        return {
+            series.removeprefix(name): float(value)
+            for series, _, value in lines
+            if series.partition("{")[0] == name
+        }
+
+    def total(self, name: str) -> float:
+        return sum(self.figures(name).values())
+
+    def is_whole(self) -> bool:
+        """Both relays are connected, and all is ready."""
+        try:
+            return self.total("servewatt_relay_up") == 2 and is_ready(self.admin)
+        except httpx.HTTPError:
+            return False
+
+    def ask(self, request_id: str, tokens: int = 5) -> httpx.Response:
+        with httpx.Client(trust_env=False, timeout=PATIENCE_SECONDS) as client:
+            return client.post(
+                f"{self.url}/v1/chat/completions",
+                json={
+                    "model": MODEL, "stream": True, "max_tokens": tokens,
+                    "ignore_eos": True,
+                    "messages": [{"role": "user", "content": "hello"}],
+                },
+                headers={"x-request-id": request_id, "x-servewatt-energy": "1"},
+            )  # fmt: skip
+
+    def record(self, request_id: str) -> dict[str, Any]:
+        """Its record, once it is settled."""
+        return record_of(self.admin, request_id)
+
+
+class Streams:
+    """Requests under way, each on a connection and a thread of its own."""
+
+    def __init__(self, proxy: Proxy, names: list[str], tokens: int) -> None:
+        self.ended: dict[str, str] = {}
+        self.threads = [
+            threading.Thread(target=self._run, args=(proxy, name, tokens), daemon=True)
+            for name in names
+        ]
+        for thread in self.threads:
+            thread.start()
+        wait_for(lambda: proxy.total("servewatt_requests_in_flight") >= len(names))
+
+    def _run(self, proxy: Proxy, name: str, tokens: int) -> None:
+        try:
+            reply = proxy.ask(name, tokens)
+            self.ended[name] = "whole" if "[DONE]" in reply.text else reply.text
+        except httpx.HTTPError:
+            self.ended[name] = "cut"
+
+    def results(self) -> dict[str, str]:
+        for thread in self.threads:
+            thread.join(PATIENCE_SECONDS)
+        return self.ended
+
+
+@pytest.fixture
+def proxy(engine: dict[str, Any], tmp_path: Path) -> Iterator[Proxy]:
+    store = f"sqlite:///{tmp_path / 'records.sqlite'}"
+    options = (
+        "--relays", "2", "--upstream", engine["url"], "--store", store,
+        "--power", f"dcgm={engine['power_url']}", "--drain-delay", "0",
+    )  # fmt: skip
+    with killable(*options) as (addresses, process):
+        found = Proxy(addresses, process)
+        wait_for(found.is_whole)
+        yield found
+
+
+def test_what_a_kill_of_any_process_loses_is_its_own_and_said(proxy: Proxy) -> None:
+    for number in range(8):
+        assert "[DONE]" in proxy.ask(f"first-{number}").text
+    wait_for(lambda: proxy.total("servewatt_requests_total") == 8)
+
+    # a relay: its own streams, and they keep what they consumed
+    names = [f"relay-{number}" for number in range(16)]
+    streams = Streams(proxy, names, tokens=400)
+    proxy.kill("relay-1")
+    results = streams.results()
+    cut = {name for name, end in results.items() if end == "cut"}
+    assert set(results.values()) <= {"whole", "cut"}
+    assert cut < set(names)
+    wait_for(lambda: proxy.total("servewatt_process_restarts_total") == 1)
+    wait_for(proxy.is_whole)
+    for name in names:
+        record = proxy.record(name)
+        assert record["outcome"] == ("aborted" if name in cut else "ok")
+    assert proxy.total("servewatt_requests_total") == 24
+    assert proxy.figures("servewatt_process_restarts_total") == {
+        '{process="meter"}': 0, '{process="relay-1"}': 1, '{process="relay-2"}': 0,
+    }  # fmt: skip
+
+    # the meter: no stream, but for a while their energy
+    streams = Streams(proxy, [f"meter-{number}" for number in range(8)], tokens=400)
+    proxy.kill("meter")
+    while_away = proxy.ask("away")
+    assert "[DONE]" in while_away.text
+    assert set(streams.results().values()) == {"whole"}
+    wait_for(lambda: proxy.figures("servewatt_process_restarts_total"))
+    wait_for(proxy.is_whole)
+    wait_for(lambda: proxy.total("servewatt_requests_in_flight") == 0)
+    record = proxy.record("away")
+    assert (record["outcome"], record["energy"]["energy_joules"]) == ("ok", None)
+    unseen = proxy.total("servewatt_unseen_requests_total")
+    assert unseen == 8
+    without = proxy.total("servewatt_requests_without_energy_total")
+    assert without >= unseen + 1
+    assert "[DONE]" in proxy.ask("later").text
+    record = proxy.record("later")
+    assert record["energy"]["energy_joules"] > 0
+    books = get(f"{proxy.admin}/books").json()
+    accounts = (
+        sum(books["attributed_joules"].values()) + books["idle_share_joules"]
+        + books["idle_joules"] + sum(books["unattributed_joules"].values())
+    )  # fmt: skip
+    assert accounts == pytest.approx(books["measured_joules"], abs=1e-3)
+
+
+def test_a_stop_lets_requests_finish_and_records_each_once(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    names = [f"r{number}" for number in range(6)]
+    streams = Streams(proxy, names, tokens=100)
+    proxy.parent.send_signal(signal.SIGTERM)
+    assert set(streams.results().values()) == {"whole"}
+    assert proxy.parent.wait(PATIENCE_SECONDS) == 0
+    connection = sqlite3.connect(tmp_path / "records.sqlite")
+    rows = connection.execute(
+        "select request_id, outcome, energy_joules > 0 from servewatt_records"
+    ).fetchall()
+    connection.close()
+    assert sorted(rows) == [(name, "ok", 1) for name in names]
+
+
+def test_all_processes_end_with_the_one_that_started_them(proxy: Proxy) -> None:
+    pids = [proxy.pid(name) for name in ("meter", "relay-1", "relay-2")]
+    proxy.parent.kill()
+    wait_for(lambda: not any(map(is_alive, pids)))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return status != "Z"
+
+
+def refused(*options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "serve", "--upstream", "http://127.0.0.1:1",
+         "--power", "none", "--store", "none", "--admin", "127.0.0.1:0", *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_what_relays_cannot_do_is_one_line(tmp_path: Path) -> None:
+    record = refused("--relays", "2", "--record", str(tmp_path / "trace.jsonl"))
+    assert record == (
+        "metering-proxy: --relays 2 and --record cannot be combined: one process "
+        "writes a recording; give --relays 1\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        line = refused("--relays", "2", "--listen", taken)
+    assert line == (
+        f"metering-proxy: cannot listen on {taken}: Address already in use; give "
+        "another --listen address, or port 0 for any free one\n"
+    )
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        assert "Address already in use" in refused("--relays", "2", "--listen", taken)
+    missing = refused(
+        "--relays", "2", "--listen", "127.0.0.1:0",
+        "--tenant-hash-key-file", str(tmp_path / "missing"), "--tenant-header", "x-t",
+    )  # fmt: skip
+    assert missing.count("\n") == 1
+    assert "missing" in missing
