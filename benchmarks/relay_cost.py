@@ -7,6 +7,8 @@ An engine that only plays a script (own process), nginx from Debian's package wi
 `proxy_buffering off` (one worker) and the relay with the real meter (own process)
 take turns. `relay` meters every event but has no sensor; `relay+books` has one, made
 up, at 20 Hz, and settles on its beat: what `metering-proxy serve` does in one process.
+`bare pump` passes bytes on over the same event loop and looks at none of them: the
+floor of any relay on it.
 The client opens N streams, each a chat reply of M events of about 230 bytes, asks for
 no usage (so the relay asks, and filters), and counts events. CPU is what the kernel
 charged to the process, so the cores may be shared by all. `steady` has one event per
@@ -170,6 +172,49 @@ async def relay(upstream_port: int, has_sensor: bool) -> None:
             )
         meter.settle(now)
         await asyncio.sleep(0.05)
+
+
+class Pump(asyncio.Protocol):
+    """One side of a connection whose bytes go to the other side as they are."""
+
+    def __init__(self, upstream_port: int | None = None) -> None:
+        self.upstream_port = upstream_port
+        self.other: asyncio.Transport | None = None
+        self.waiting = b""
+        """What came before the other side was there."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Open the other side, if this is the client's."""
+        self.transport = cast(asyncio.Transport, transport)
+        if self.upstream_port is not None:
+            self.opening = asyncio.ensure_future(self.connect(self.upstream_port))
+
+    async def connect(self, port: int) -> None:
+        """The other side, and what was waiting for it."""
+        loop = asyncio.get_running_loop()
+        self.other, back = await loop.create_connection(Pump, "127.0.0.1", port)
+        back.other = self.transport
+        self.other.write(self.waiting)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on."""
+        if self.other is None:
+            self.waiting += data
+        else:
+            self.other.write(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the other side too."""
+        if self.other is not None:
+            self.other.abort()
+
+
+async def pump(upstream_port: int) -> None:
+    """What the event loop itself costs: a read, a write, and nothing looked at."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Pump(upstream_port), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 # --- the client ---------------------------------------------------------------
@@ -617,6 +662,8 @@ def main() -> None:
         role, *port = options.role
         if role == "engine":
             uvloop.run(engine())
+        elif role == "bare pump":
+            uvloop.run(pump(int(port[0])))
         elif role == "scraper":
             scraper(port[0])
         else:
@@ -633,7 +680,7 @@ def main() -> None:
             targets.append(Target("nginx", *stack.enter_context(nginx(engine_port))))
         else:
             print("nginx is not installed (apt install nginx-light): no comparison")
-        for name in ("relay", "relay+books"):
+        for name in ("bare pump", "relay", "relay+books"):
             pid_and_port = stack.enter_context(child(name, str(engine_port)))
             targets.append(Target(name, *pid_and_port))
         result = compare(targets, engine_port, options)

@@ -53,8 +53,6 @@ cannot able six size dark ball material special heavy fine pair circle include b
 WORDS = tuple(dict.fromkeys(_WORDS.split()))
 """The vocabulary, each word once."""
 
-_VOCABULARY = np.array(WORDS, dtype=object)
-
 
 def prompt_text(
     seed: int,
@@ -86,5 +84,5 @@ def _draw(key: str, size: int) -> list[str]:
     """Words drawn for a key; blake2 and not `hash()`, which changes by process."""
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-    places = generator.integers(0, len(_VOCABULARY), size)
-    return [str(word) for word in _VOCABULARY[places]]
+    places = generator.integers(0, len(WORDS), size)
+    return [WORDS[place] for place in places.tolist()]

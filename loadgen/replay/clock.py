@@ -33,6 +33,9 @@ class Clock(Protocol):
     async def sleep_until(self, at_seconds: float) -> None:
         """Return as soon after `at_seconds` as possible, never before."""
 
+    async def sleep_about(self, until_seconds: float) -> None:
+        """Return some milliseconds around `until_seconds`: for what may be early."""
+
     async def pause(self) -> None:
         """Let everyone else on the event loop have a turn."""
 
@@ -58,6 +61,11 @@ class SystemClock:
             await asyncio.sleep(left - _MARGIN_SECONDS)
         while time.monotonic() < at_seconds:  # noqa: ASYNC110  the event is time
             await asyncio.sleep(0)
+
+    async def sleep_about(self, until_seconds: float) -> None:
+        """One timer of the event loop and no walk; at once if that is past."""
+        if (left := until_seconds - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
     async def pause(self) -> None:
         """One turn of the event loop."""

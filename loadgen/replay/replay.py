@@ -178,7 +178,7 @@ async def _run_all(
                     if not session.turns:
                         continue
                     ahead = run.zero + session.start_seconds - AHEAD_SECONDS
-                    await run.clock.sleep_until(ahead)
+                    await run.clock.sleep_about(ahead)
                     await run.prepared.acquire()
                     group.create_task(run_session(run, session))
                     await run.clock.pause()

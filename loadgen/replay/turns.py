@@ -104,7 +104,7 @@ class _Turn:
     async def perform(self, history: Messages) -> tuple[Result, Messages]:
         """Its record, and the history for the next turn."""
         run = self._run
-        await run.clock.sleep_until(self._due - AHEAD_SECONDS)
+        await run.clock.sleep_about(self._due - AHEAD_SECONDS)
         messages, request = self._prepare(history)
         outcome, error = "ok", None
         try:

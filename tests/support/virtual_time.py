@@ -45,6 +45,9 @@ class VirtualClock:
     async def sleep_until(self, at_seconds: float) -> None:
         await asyncio.sleep(max(0.0, at_seconds - self.now()))
 
+    async def sleep_about(self, until_seconds: float) -> None:
+        await self.sleep_until(until_seconds)
+
     async def pause(self) -> None:
         await asyncio.sleep(0)
 
