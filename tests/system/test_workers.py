@@ -86,9 +86,13 @@ def test_the_same_plan_by_one_and_by_four_workers_is_the_same_requests(
         for name, count in (("one", "1"), ("four", "4")):
             done = loadgen(
                 "replay", trace, "--rate", "20", "--url", engine, "--out", name,
-                "--workers", count, "--bus", bus.url, cwd=tmp_path,
+                "--workers", count, "--bus", bus.url,
+                "--header", "authorization=Bearer s3cret-of-the-load", cwd=tmp_path,
             )  # fmt: skip
             assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy host
+            assert "s3cret" not in done.stdout + done.stderr
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        assert b"s3cret" not in path.read_bytes(), path
     one, four = tmp_path / "one", tmp_path / "four"
     assert planned(four) == planned(one)
     assert summary_of(four)["plan_sha256"] == summary_of(one)["plan_sha256"]
