@@ -125,6 +125,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     """Of its part, from 1."""
     is_ready: bool
+    has_begun: bool
     clock: ClockOffset | None
     counts: Counts
     failure: str | None = None
@@ -188,6 +189,8 @@ class Bus:
         self._client = client
         self._shown = shown
         self._stream: JetStreamContext = client.jetstream(timeout=ASK_SECONDS)
+        self.refusal = ""
+        """Why it did not store the latest that it did not."""
         self.back_at_seconds = time.monotonic()
         """When it was last known to have come back."""
 
@@ -320,7 +323,8 @@ class Bus:
             )
         except NoStreamResponseError:
             raise StreamLost from None
-        except (TimeoutError, nats.errors.Error):
+        except (TimeoutError, nats.errors.Error) as error:
+            self.refusal = _reason(error)
             return False
         return True
 
@@ -342,10 +346,25 @@ class Bus:
             return None
         except (TimeoutError, nats.errors.Error):
             return None
-        return msgspec.msgpack.decode(found.data or b"", type=Parcel)
+        try:
+            return msgspec.msgpack.decode(found.data or b"", type=Parcel)
+        except msgspec.MsgspecError:
+            return Parcel(number=_NOBODY)
+
+    async def first(self, run: str) -> int:
+        """Number of the oldest message that is kept, or would be."""
+        import nats.errors
+
+        try:
+            info = await self._stream.stream_info(stream_name(run))
+        except (TimeoutError, nats.errors.Error):
+            return 1
+        return max(info.state.first_seq, 1)
 
 
 _NO_STREAM = 10059
+_NOBODY = -1
+"""Part of what somebody else put into the stream."""
 
 
 async def connected(options: BusOptions, name: str, note: Callable[[str], None]) -> Bus:

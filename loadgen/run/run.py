@@ -266,6 +266,7 @@ def dry_run(config: ReplayConfig, console: Console) -> DryRun:
     parse_goodput(config.goodput)
     rule = _length_rule(config)
     check_processes(config)
+    check_workers(config)
     check_free(config.metrics_port)
     check_targets(config.metrics_targets, config.metrics_port)
     _run_folder(config)

@@ -16,8 +16,8 @@ import secrets
 import signal
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -70,6 +70,8 @@ TRIPS = 40
 FEWEST_TRIPS = 5
 GONE_SECONDS = 60.0
 """Without stream and coordinator for so long a run is over."""
+REFUSED_SECONDS = 5.0
+"""Before somebody is told that the bus, which is there, does not store."""
 FLUSH_SECONDS = 30.0
 """For a worker that is told to end: its last records wait so long for the bus."""
 
@@ -80,6 +82,8 @@ def run_worker(config: WorkerConfig, say: Callable[[str], None]) -> int:
     `say` is told in lines what happens. Returns the exit code. Raises LoadgenError
     when there is no bus.
     """
+    with _spool(config.spool):
+        pass  # refused now, and not when a run has come
     raise_open_files()
     return uvloop.run(_serve(config, say))
 
@@ -142,17 +146,8 @@ class Worker:
                 continue
             if self._task is None:
                 continue
-            try:
-                with tempfile.TemporaryDirectory(
-                    prefix="servewatt-worker-", dir=self._spool
-                ) as folder:
-                    has_sent = await self._task.do(Path(folder))
-            except OSError as error:
-                raise LoadgenError(
-                    f"cannot keep records in {self._spool or tempfile.gettempdir()}: "
-                    f"{os_reason(error)}; name another folder with --spool"
-                ) from None
-            done += has_sent
+            with _spool(self._spool) as folder:
+                done += await self._task.do(folder)
             self._task = None
             self._run = None
             self._assigned.clear()
@@ -232,6 +227,7 @@ class _Task:
         """The start, the stop or the end of the sender."""
         self._has_ended = False
         self._failure: str | None = None
+        self._spool: Path | None = None
         self._offset = 0
         """Where the next piece begins."""
 
@@ -263,6 +259,7 @@ class _Task:
 
     async def do(self, folder: Path) -> bool:
         """The whole of it; True when it has sent load."""
+        self._spool = folder
         telling = asyncio.ensure_future(self._tell())
         try:
             with ExitStack() as ending:
@@ -449,6 +446,7 @@ class _Task:
 
     async def _store(self, parcel: Parcel) -> bool:
         """Until the bus has it; False when a worker that is to end gives up."""
+        begun, is_told = time.monotonic(), False
         while True:
             is_lost = False
             try:
@@ -466,6 +464,13 @@ class _Task:
                 )
                 self.stop()
                 return False
+            waited = time.monotonic() - begun
+            if self._bus.is_there and not is_told and waited > REFUSED_SECONDS:
+                is_told = True
+                self._say(
+                    f"run {self._order.run}: the bus does not take the records "
+                    f"({self._bus.refusal or 'no stream'}); they wait in {self._spool}"
+                )
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _tell(self) -> None:
@@ -478,12 +483,28 @@ class _Task:
                 Beat(
                     number=self._number,
                     is_ready=self._is_ready,
+                    has_begun=self._zero_seconds is not None,
                     clock=self._clock,
                     counts=counts or Counts(),
                     failure=self._failure,
                 ),
             )
             await asyncio.sleep(BEAT_SECONDS)
+
+
+@contextmanager
+def _spool(parent: Path | None) -> Iterator[Path]:
+    """A folder for one run, which goes with it. Raises LoadgenError."""
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="servewatt-worker-", dir=parent
+        ) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise LoadgenError(
+            f"cannot keep records in {parent or tempfile.gettempdir()}: "
+            f"{os_reason(error)}; name another folder with --spool"
+        ) from None
 
 
 def _host_name() -> str:

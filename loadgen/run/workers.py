@@ -93,6 +93,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     zero_seconds: float | None = None
     """Of this host's monotonic clock; None: it did not begin."""
     zero_unix_seconds: float | None = None
+    boot: str = ""
+    """Of this host: its monotonic clock begins anew with each."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class RemoteWorker(Member):
     copy: Copy
     heard_at_seconds: float
     is_ready: bool = False
+    has_begun: bool = False
     has_ended: bool = False
     is_silent: bool = False
     is_given_up: bool = False
@@ -251,22 +254,27 @@ class Crew:
         spare, self.places = self.places[len(jobs) :], self.places[: len(jobs)]
         weights = jobs[0].shard.weights
         state = State(
-            run=self.run, bus=self._options.shown, workers=self.places, weights=weights
-        )
+            run=self.run, bus=self._options.shown, workers=self.places,
+            weights=weights, boot=boot_id(),
+        )  # fmt: skip
         write_state(folder, state)
-        with self._members(state, [Path(job.records) for job in jobs]) as members:
+        with (
+            self._members(state, [Path(job.records) for job in jobs]) as members,
+            self._unless_begun(folder),
+        ):
             coordination = _Coordination(self._connected, self.run, members, self._say)
             run = SharedRun(
                 members, recorder, progress, max_errors, warn, allows_partial
             )
             with signals_told() as told:
 
-                async def whole() -> tuple[float, float]:
+                async def whole() -> float:
                     for place in spare:
                         await self._tell(place, Stop(run=self.run))
                     async with coordination.listening():
                         await coordination.prepare(jobs, plan, told)
-                        begun = await coordination.begin(told)
+                        zero = time.monotonic() + START_LEAD_SECONDS
+                        zero_unix = time.time() + START_LEAD_SECONDS
                         clocks = [
                             msgspec.structs.replace(each.place, clock=each.clock)
                             for each in members
@@ -274,17 +282,28 @@ class Crew:
                         write_state(
                             folder,
                             msgspec.structs.replace(
-                                state, workers=clocks, zero_seconds=begun[0],
-                                zero_unix_seconds=begun[1],
+                                state, workers=clocks, zero_seconds=zero,
+                                zero_unix_seconds=zero_unix,
                             ),
                         )  # fmt: skip
+                        await coordination.begin(zero, told)
                         self._has_begun = True
-                        progress.zero_seconds = begun[0]
+                        progress.zero_seconds = zero
                         await coordination.follow(run, told)
-                    return begun
+                    return zero_unix
 
-                _, zero_unix = self._do(whole())
+                zero_unix = self._do(whole())
             return run.finish(plan, weights, zero_unix, is_told=bool(told))
+
+    @contextmanager
+    def _unless_begun(self, folder: Path) -> Iterator[None]:
+        """Leave no note of a run that cannot be gone on with."""
+        try:
+            yield
+        except BaseException:
+            if not self._has_begun:
+                (folder / STATE).unlink(missing_ok=True)
+            raise
 
     def go_on(
         self,
@@ -305,6 +324,8 @@ class Crew:
         progress.zero_seconds = state.zero_seconds
         with self._members(state, parts) as members:
             coordination = _Coordination(self._connected, self.run, members, self._say)
+            coordination.zero_seconds = state.zero_seconds
+            coordination.tells_time = state.boot == boot_id()
             run = SharedRun(
                 members, recorder, progress, max_errors, warn, allows_partial
             )
@@ -374,6 +395,9 @@ class _Coordination:
         self._run = run
         self._members = members
         self._say = say
+        self.zero_seconds: float | None = None
+        """Of the run, on our clock."""
+        self.tells_time = True
         self._sequence = 1
         """Of the next message of the stream."""
 
@@ -400,13 +424,14 @@ class _Coordination:
         if member.has_ended:
             return
         member.is_ready = beat.is_ready
+        member.has_begun = beat.has_begun
         member.counts = beat.counts
         member.failure = beat.failure or member.failure
         if beat.clock is not None:
             member.note_clock(beat.clock)
 
-    async def _tell_time(self, _: Clock) -> Clock:
-        return Clock(at_seconds=time.monotonic())
+    async def _tell_time(self, _: Clock) -> Clock | None:
+        return Clock(at_seconds=time.monotonic()) if self.tells_time else None
 
     async def _keep(self) -> None:
         """Each second a word to every worker that has not ended."""
@@ -415,7 +440,7 @@ class _Coordination:
                 if member.has_ended:
                     continue
                 orders: list[Order] = [Keep(run=self._run)]
-                if member.wants_stop:
+                if member.wants_stop or self._is_late(member):
                     orders.append(Stop(run=self._run))
                 if member.is_short:
                     member.is_short = False
@@ -423,6 +448,12 @@ class _Coordination:
                 for order in orders:
                     await self._bus.say(worker_subject(member.place.id), order)
             await asyncio.sleep(KEEP_SECONDS)
+
+    def _is_late(self, member: RemoteWorker) -> bool:
+        """It never heard of the start: the coordinator was killed as it told it."""
+        if self.zero_seconds is None or not member.is_ready or member.has_begun:
+            return False
+        return time.monotonic() > self.zero_seconds + SILENCE_SECONDS
 
     # -- before the start ------------------------------------------------------
 
@@ -504,20 +535,18 @@ class _Coordination:
                 raise StackError(f"{title} does not answer")
             await asyncio.sleep(TICK_SECONDS)
 
-    async def begin(self, told: Sequence[int]) -> tuple[float, float]:
-        """Tell all one instant; that, on our monotonic and on the wall clock."""
-        now = time.monotonic()
-        zero, zero_unix = now + START_LEAD_SECONDS, time.time() + START_LEAD_SECONDS
-        order = Start(run=self._run, zero_seconds=zero)
-        async with asyncio.TaskGroup() as group:
-            for member in self._members:
-                group.create_task(self._order(member, order, told, START_LEAD_SECONDS))
-        return zero, zero_unix
+    async def begin(self, zero_seconds: float, told: Sequence[int]) -> None:
+        """Tell all the one instant. Raises StackError when one does not begin."""
+        self.zero_seconds = zero_seconds
+        order = Start(run=self._run, zero_seconds=zero_seconds)
+        for member in self._members:
+            await self._order(member, order, told, START_LEAD_SECONDS)
 
     # -- the run ---------------------------------------------------------------
 
     async def follow(self, run: SharedRun, told: Sequence[int]) -> None:
         """Until every worker has ended, or is lost, and its records are taken."""
+        self._sequence = await self._bus.first(self._run)
         while True:
             read = await self._read_some(run)
             self._note_silence()
@@ -620,6 +649,8 @@ def write_state(folder: Path, state: State) -> None:
 def read_state(folder: Path) -> State:
     """Raises RunError for a run that is not on a bus."""
     path = folder / STATE
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a run folder")
     try:
         return msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError:
@@ -631,6 +662,14 @@ def read_state(folder: Path) -> State:
         raise RunError(f"cannot read {path}: {os_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def boot_id() -> str:
+    """Tells one boot of this host from another; empty where it does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 @contextmanager
