@@ -18,7 +18,7 @@ GROUPS = ("engine", "model", "tenant", "host", "instance")
 ACCOUNTS = (*ATTRIBUTED, "idle", "unattributed")
 COUNTS = (
     "requests", "requests_without_energy", "requests_without_tokens",
-    "prompt_tokens", "output_tokens",
+    "prompt_tokens", "output_tokens", "prefill_legs", "decode_legs",
 )  # fmt: skip
 """What is counted of a class of requests, a part and a sum, by the same names."""
 
@@ -38,6 +38,8 @@ class Part(Struct, frozen=True, kw_only=True):
     requests_without_tokens: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    prefill_legs: int = 0
+    decode_legs: int = 0
     joules: dict[str, float | None] = {}
     """By account; an account that is not named has none."""
     has_gaps: bool = False
@@ -55,6 +57,10 @@ class Sum(Struct, frozen=True, kw_only=True):
     requests_without_tokens: int
     prompt_tokens: int
     output_tokens: int
+    prefill_legs: int
+    """Of the requests, halves of such as two engines serve: their prompts are counted
+    by both. `records legs` counts each once."""
+    decode_legs: int
     account_joules: dict[str, float | None]
     attributed_joules: float | None
     """Prefill, decode and idle share; null unless some of it is known."""

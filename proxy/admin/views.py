@@ -202,6 +202,8 @@ def engine_totals(
                 prefill_joules=prefill,
                 decode_joules=decode,
                 idle_share_joules=idle_share,
+                prefill_legs=counted.legs["prefill"],
+                decode_legs=counted.legs["decode"],
             )
         )
     return EngineTotals(

@@ -22,6 +22,7 @@ from proxy.security.secrets import (
     read_admin_token,
     without_user,
 )
+from proxy.wire.facts import LEGS
 
 if TYPE_CHECKING:
     from proxy.admin.totals import Part, Sum, Totals
@@ -228,6 +229,13 @@ def table(report: FleetReport) -> str:
     if report.counted:
         began = [each.run_unix_seconds for each in report.counted]
         lines.append(f"counted since {_utc(min(began))} to {_utc(max(began))}")
+    prefills, decodes = (
+        sum(getattr(row, f"{leg}_legs") for row in totals.totals) for leg in LEGS
+    )
+    if prefills or decodes:
+        lines.append(f"{short(prefills)} prefill and {short(decodes)} decode legs are "
+                     "among the requests, each with its prompt;")  # fmt: skip
+        lines.append("`metering-proxy records legs` counts each request once")
     for each in report.repeated:
         lines.append(f"once: {escaped(each.url)}: {escaped(each.reason)}")
     for each in report.missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,9 +105,9 @@ def legs(
     """Join the legs of requests that two engines served, by request id.
 
     URLs are the admin addresses of the proxies of both roles: prefill joules are
-    measured by one, decode joules by the other, and each request is counted once.
-    Its energy is null unless both legs are recorded, with known joules inside one
-    boundary.
+    measured by one, decode joules by the other, and each request is counted once,
+    since the first of them began or --since. Its energy is null unless both legs are
+    recorded, with known joules inside one boundary.
 
     Exit status: 0 all proxies answered, 3 at least one did not, 1 the store does not
     answer, 2 usage.
@@ -158,17 +159,29 @@ class _Answer(msgspec.Struct, frozen=True):
 def _asked(
     urls: Sequence[str], token: str | None, seconds: float, since: float | None
 ) -> list[_Answer | str]:
-    """The answer at each URL, or why there is none."""
+    """The answer at each URL, or why there is none.
+
+    Records are asked for since the first of the proxies began, or since a time.
+    """
     from proxy.admin.client import AdminClient, AdminError
 
-    answers: list[_Answer | str] = []
-    for url in urls:
-        try:
-            with AdminClient(url, token=token, timeout_seconds=seconds) as admin:
-                answers.append(_answer(admin, without_user(url), since, seconds))
-        except AdminError as error:
-            reason = without_user(str(error)).removeprefix(f"{without_user(url)}: ")
-            answers.append(reason)
+    with ExitStack() as stack:
+        proxies: list[AdminClient] = []
+        for url in urls:
+            admin = AdminClient(url, token=token, timeout_seconds=seconds)
+            proxies.append(stack.enter_context(admin))
+        begin = since
+        for admin in proxies if since is None else ():
+            with suppress(AdminError):  # told below
+                began = admin.totals().run_unix_seconds
+                begin = began if begin is None else min(begin, began)
+        begin = max(0.0, (begin or 0.0) - (0.0 if since is None else PARTNER_SECONDS))
+        answers: list[_Answer | str] = []
+        for url, admin in zip(map(without_user, urls), proxies, strict=True):
+            try:
+                answers.append(_answer(admin, url, begin, seconds))
+            except AdminError as error:
+                answers.append(without_user(str(error)).removeprefix(f"{url}: "))
     return answers
 
 
@@ -182,16 +195,13 @@ def _settled(admin: AdminClient, seconds: float) -> bool:
     return True
 
 
-def _answer(
-    admin: AdminClient, url: str, since: float | None, seconds: float
-) -> _Answer:
+def _answer(admin: AdminClient, url: str, begin: float, seconds: float) -> _Answer:
     from proxy.wire.api import ATTRIBUTED
     from proxy.wire.legs import leg_of
 
     is_settled = _settled(admin, seconds)
     totals = admin.totals()
     began = totals.run_unix_seconds
-    begin = 0.0 if since is None else max(0.0, since - PARTNER_SECONDS)
     found: list[Leg] = []
     counts, joules, without_energy = {True: 0, False: 0}, {True: 0.0, False: 0.0}, 0
     for record in admin.requests(0, begin):

@@ -14,6 +14,7 @@ one thread (the event loop's); instants are monotonic seconds.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -114,6 +115,10 @@ class Meter:
         self._ratios: dict[str, Ratio] = {}
         self.unjoined_total = dict.fromkeys(others, 0)
         """Records handed out without the joules of this boundary."""
+        self.legs_total: Counter[str] = Counter()
+        """Records of halves of requests that two engines serve, by leg."""
+        self.leg_joules: dict[str, float] = {}
+        """The known energy of those."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -356,6 +361,12 @@ class Meter:
         self._final[closed.key] = energy
         if len(self._final) > FINAL_ENERGIES:
             del self._final[next(iter(self._final))]
+        leg = request.opened.facts.leg
+        if leg is not None:
+            self.legs_total[leg] += 1
+            self.leg_joules[leg] = self.leg_joules.get(leg, 0.0) + (
+                energy.energy_joules or 0.0
+            )
         if self._others:
             energy = replace(energy, boundaries=self._beside(request))
         return self._record_with(request, closed, energy)

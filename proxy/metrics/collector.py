@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client import exposition as text_page
@@ -51,6 +51,8 @@ class EndedRequests:
     without_energy: int = 0
     without_tokens: int = 0
     """Answered or cut off without the engine's count of its output."""
+    legs: Counter[str] = field(default_factory=Counter)
+    """Those that were a half of a request on two engines."""
 
     def add(self, record: RequestRecord) -> None:
         """Count one."""
@@ -58,6 +60,8 @@ class EndedRequests:
         self.requests += 1
         self.without_energy += record.energy.energy_joules is None
         self.without_tokens += is_uncounted or bool(record.is_output_lower_bound)
+        if record.leg is not None:
+            self.legs[record.leg] += 1
 
 
 class Metrics(Collector):

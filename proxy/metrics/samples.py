@@ -71,6 +71,10 @@ class EngineSnapshot:
     records_without_energy: int = 0
     ratios: Sequence[Ratio] = ()
     unjoined_records: Mapping[str, int] = field(default_factory=dict)
+    legs: Mapping[str, int] = field(default_factory=dict)
+    """Settled halves of requests that two engines serve, by leg."""
+    leg_joules: Mapping[str, float] = field(default_factory=dict)
+    """Their energy."""
     gauges: GaugeStats | None = None
     is_health_asked: bool = True
     """The watch of its health asks in time."""

@@ -391,6 +391,18 @@ ENGINE_METRICS: dict[str, EngineMetric] = {
         (),
         lambda s: one(s.relay.unseen_reads),
     ),
+    "servewatt_legs_total": EngineMetric(
+        "counter",
+        "Settled requests that were a half of one on two engines, prefill or decode.",
+        ("leg",),
+        lambda s: [((leg,), float(n)) for leg, n in sorted(s.legs.items())],
+    ),
+    "servewatt_leg_energy_joules_total": EngineMetric(
+        "counter",
+        "Energy of those halves.",
+        ("leg",),
+        lambda s: [((leg,), joules) for leg, joules in sorted(s.leg_joules.items())],
+    ),
     "servewatt_late_reads_total": EngineMetric(
         "counter",
         "Reads with tokens for time already settled; they count as later.",

@@ -282,6 +282,8 @@ class MeteredUpstream:
             records_without_energy=records_without_energy,
             ratios=self.meter.ratios(),
             unjoined_records=dict(self.meter.unjoined_total),
+            legs=dict(self.meter.legs_total),
+            leg_joules=dict(self.meter.leg_joules),
             gauges=self.gauges,
             is_health_asked=not self.health.is_overdue,
             boards=tuple(self.hardware.now()),

@@ -9,6 +9,7 @@ from sqlalchemy import URL, ColumnElement, and_, case, func, or_, select
 from proxy.store.database import RECORDS, reading
 from proxy.store.stored_record import NOTE
 from proxy.wire.api import ATTRIBUTED
+from proxy.wire.facts import LEGS
 
 
 def record_totals(
@@ -35,6 +36,8 @@ def record_totals(
             _count(is_uncounted).label("requests_without_tokens"),
             *(func.coalesce(func.sum(column[name]), 0).label(name)
               for name in ("prompt_tokens", "output_tokens")),
+            *(_count(func.coalesce(column.leg, "") == leg).label(f"{leg}_legs")
+              for leg in LEGS),
             *(func.sum(column[f"{name}_joules"]).label(f"{name}_joules")
               for name in ATTRIBUTED),
         )

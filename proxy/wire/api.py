@@ -214,6 +214,9 @@ class ClassTotals(Struct, frozen=True, kw_only=True):
     """Null where nothing was measured, as the next two."""
     decode_joules: float | None
     idle_share_joules: float | None
+    prefill_legs: Count = 0
+    """Of the requests, halves of such as two engines serve; 0 in older proxies."""
+    decode_legs: Count = 0
 
 
 class EngineTotals(Struct, frozen=True, kw_only=True):

@@ -10,10 +10,8 @@ are not the interval is wider than it had to be. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from proxy.wire.api import RequestReply
 from proxy.wire.facts import LEGS
@@ -235,18 +233,18 @@ class LegSum(Struct, frozen=True, kw_only=True):
 
     leg: str
     boundary: str | None
-    legs: int = 0
-    legs_without_energy: int = 0
-    legs_alone: int = 0
+    legs: int
+    legs_without_energy: int
+    legs_alone: int
     """Legs without a partner; they are in all of these figures, too."""
-    alone_joules: float = 0.0
-    prefill_joules: float = 0.0
-    decode_joules: float = 0.0
-    idle_share_joules: float = 0.0
-    energy_joules: float = 0.0
-    low_joules: float | None = 0.0
-    """Null where one of those with joules has no bounds."""
-    high_joules: float | None = 0.0
+    alone_joules: float
+    prefill_joules: float
+    decode_joules: float
+    idle_share_joules: float
+    energy_joules: float
+    low_joules: float | None
+    """Null unless all of those with joules have bounds."""
+    high_joules: float | None
 
 
 class LegTotals(Struct, frozen=True, kw_only=True):
@@ -270,18 +268,21 @@ class LegTotals(Struct, frozen=True, kw_only=True):
     by_leg: list[LegSum]
 
 
+_Placed = tuple[Leg, bool]
+"""A leg, and whether it has no partner."""
+
+
 def leg_totals(requests: Iterable[JoinedRequest]) -> LegTotals:
     """What these requests took, on each engine and together."""
     found = list(requests)
     pairs = [each for each in found if each.is_pair]
     known = [each for each in pairs if each.energy_joules is not None]
-    sums: dict[tuple[str, str | None], LegSum] = {}
+    placed: dict[tuple[str, str | None], list[_Placed]] = {}
     for each in found:
         for leg in (each.prefill, each.decode):
             if leg is not None:
-                key = (str(leg.leg), leg.boundary)
-                before = sums.get(key) or LegSum(leg=key[0], boundary=key[1])
-                sums[key] = _with(before, leg, is_alone=not each.is_pair)
+                some = placed.setdefault((str(leg.leg), leg.boundary), [])
+                some.append((leg, not each.is_pair))
     return LegTotals(
         requests=len(found),
         pairs=len(pairs),
@@ -299,7 +300,7 @@ def leg_totals(requests: Iterable[JoinedRequest]) -> LegTotals:
         decode_joules_per_pair=_mean(
             [each.decode.energy_joules for each in known if each.decode]
         ),
-        by_leg=[sums[key] for key in sorted(sums, key=_leg_order)],
+        by_leg=[_leg_sum(*key, placed[key]) for key in sorted(placed, key=_leg_order)],
     )
 
 
@@ -307,20 +308,23 @@ def _leg_order(key: tuple[str, str | None]) -> tuple[str, int]:
     return key[1] or "", LEGS.index(key[0])
 
 
-def _with(total: LegSum, leg: Leg, *, is_alone: bool) -> LegSum:
-    new: dict[str, Any] = {"legs": total.legs + 1}
-    if is_alone:
-        new["legs_alone"] = total.legs_alone + 1
-        new["alone_joules"] = total.alone_joules + (leg.energy_joules or 0.0)
-    if leg.energy_joules is None:
-        new["legs_without_energy"] = total.legs_without_energy + 1
-        return replace(total, **new)
-    for name in ("prefill", "decode", "idle_share", "energy"):
-        before, here = (getattr(one, f"{name}_joules") for one in (total, leg))
-        new[f"{name}_joules"] = before + (here or 0.0)
-    for name in ("low_joules", "high_joules"):
-        new[name] = _sum([getattr(total, name), getattr(leg, name)])
-    return replace(total, **new)
+def _leg_sum(leg: str, boundary: str | None, legs: Sequence[_Placed]) -> LegSum:
+    known = [each for each, _ in legs if each.energy_joules is not None]
+    alone = [each for each, is_alone in legs if is_alone]
+    return LegSum(
+        leg=leg,
+        boundary=boundary,
+        legs=len(legs),
+        legs_without_energy=len(legs) - len(known),
+        legs_alone=len(alone),
+        alone_joules=sum(each.energy_joules or 0.0 for each in alone),
+        prefill_joules=sum(each.prefill_joules or 0.0 for each in known),
+        decode_joules=sum(each.decode_joules or 0.0 for each in known),
+        idle_share_joules=sum(each.idle_share_joules or 0.0 for each in known),
+        energy_joules=sum(each.energy_joules or 0.0 for each in known),
+        low_joules=_sum(each.low_joules for each in known),
+        high_joules=_sum(each.high_joules for each in known),
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -149,6 +149,10 @@ def test_a_request_s_prefill_is_metered_here_its_decode_there_and_its_sum_once(
         )  # fmt: skip
         assert books["measured_joules"] == pytest.approx(sum(parts), abs=1e-3)
         assert abs(books["residual_joules"]) <= 1e-3
+        counted = get(f"{pair.proxies[role]['admin_url']}/totals").json()
+        (engine,) = counted["engines"].values()
+        told = sum(each[f"{role}_legs"] for each in engine["classes"])
+        assert told == check["legs"]
     decoded = sum(each["decode_joules"] for each in truths["prefill"].values())
     assert decoded == 0
     assert rows["prefill"]["decode_joules"] == pytest.approx(0, abs=1e-9)

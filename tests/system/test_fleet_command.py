@@ -159,7 +159,7 @@ def test_a_store_gives_the_same_figures_of_each_proxy_that_shares_it(url: URL) -
     unknown = replace(record(3).energy, prefill_joules=None, decode_joules=None,
                       idle_share_joules=None, energy_joules=None)  # fmt: skip
     for name, rows in {
-        "a": [record(1), record(2)],
+        "a": [replace(record(1), leg="prefill"), record(2)],
         "b": [record(4), replace(record(3), energy=unknown)],
     }.items():
         database = Database(url, "http://engine", name, None, {"vllm": "gpu"})
@@ -174,6 +174,7 @@ def test_a_store_gives_the_same_figures_of_each_proxy_that_shares_it(url: URL) -
     found = {row["name"]: row for row in json.loads(done.stdout)["totals"]["rows"]}
     assert found["a"]["requests"] == 2
     assert found["a"]["attributed_joules"] == pytest.approx(2 * 55.6)
+    assert (found["a"]["prefill_legs"], found["a"]["decode_legs"]) == (1, 0)
     assert not found["a"]["is_attributed_lower_bound"]
     assert found["a"]["account_joules"]["idle"] is None
     assert found["b"]["attributed_joules"] == pytest.approx(55.6)

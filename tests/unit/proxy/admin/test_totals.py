@@ -115,3 +115,16 @@ def test_the_table_is_narrow_and_names_from_outside_are_harmless() -> None:
     assert "\u202e" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "missing: http://b:1: answered" in text
+
+
+def test_legs_are_told_apart_from_the_requests_that_they_are_among() -> None:
+    first = proxy("a", classed("m", "t", 3.0, prefill_legs=2))
+    second = proxy("b", classed("m", "t", 3.0, decode_legs=2))
+    found = totals_by("model", [*parts_of(first), *parts_of(second)])
+    (total,) = found.totals
+    assert (total.prefill_legs, total.decode_legs) == (2, 2)
+    lines = table(FleetReport(found, [], [], [])).splitlines()
+    assert "2 prefill and 2 decode legs are among the requests" in " ".join(lines)
+    assert max(map(len, lines)) <= 80
+    whole = totals_by("model", parts_of(proxy("a", classed("m", "t", 3.0))))
+    assert "legs" not in table(FleetReport(whole, [], [], []))

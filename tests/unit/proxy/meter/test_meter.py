@@ -369,3 +369,21 @@ def test_gpus_that_are_heard_one_after_another_leave_no_residual() -> None:
     assert books.measured_joules > 1000
     assert books.residual_joules == pytest.approx(0.0, abs=1e-6)
     assert books.measured_joules == pytest.approx(books.idle_joules)
+
+
+def test_legs_are_counted_once_with_their_joules() -> None:
+    meter = Meter()
+    play(meter, counter(6.0))
+    for key, leg in enumerate(("prefill", "decode", "decode", None), 1):
+        facts = RequestFacts("chat", is_stream=True, leg=leg)
+        meter.feed(RequestOpened(key, 2.0, f"r{key}", facts, Labels()))
+        assert meter.note_of(key) is None
+        meter.feed(TokensReceived(key, 2.5, (Update(carries_token=True),)))
+        meter.feed(RequestClosed(key, 2.6, "ok", status=200))
+        meter.note_of(key)
+    records = meter.settle(20.0)
+    assert [record.leg for record in records] == ["prefill", "decode", "decode", None]
+    assert meter.legs_total == {"prefill": 1, "decode": 2}
+    decoded = sum(r.energy.energy_joules or 0.0 for r in records if r.leg == "decode")
+    assert meter.leg_joules["decode"] == pytest.approx(decoded)
+    assert decoded > 0

@@ -62,6 +62,8 @@ def metrics() -> Metrics:
         [Measured("gpu", "nvml", meter.state(), up)],
         RelayCounters(chunks=7),
         records_without_energy=found.records_without_energy["vllm"],
+        legs={"prefill": 2},
+        leg_joules={"prefill": 40.0},
         gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
         boards=tuple(boards.now()),
         slowdown_seconds=dict(boards.slowdown_seconds),
@@ -269,6 +271,7 @@ def test_engines_are_told_apart_and_none_is_the_others() -> None:
     two = EngineSnapshot(
         "two", [Measured("none", "none", idle.state(), None)],
         RelayCounters(rerouted=2), is_up=False, is_draining=True,
+        legs={"decode": 3}, leg_joules={"decode": 60.0},
     )  # fmt: skip
     found.show(Snapshot([one, two], RelayCounters()))
     shown = values(found)
@@ -280,6 +283,9 @@ def test_engines_are_told_apart_and_none_is_the_others() -> None:
     }.items():
         assert shown[f"{name}{{engine=one}}"] == figures[0]
         assert shown[f"{name}{{engine=two}}"] == figures[1]
+    assert shown["servewatt_legs_total{engine=two,leg=decode}"] == 3
+    assert shown["servewatt_leg_energy_joules_total{engine=two,leg=decode}"] == 60
+    assert not any(name.startswith("servewatt_legs_total{engine=one") for name in shown)
     histogram = "servewatt_request_energy_joules_count"
     assert {name for name in shown if name.startswith(histogram)} == {
         f"{histogram}{{engine=one,kind={kind},model=m,outcome=ok,tenant=none}}"
