@@ -33,6 +33,9 @@ UNSURE_TOKENS = 1.0
 MEMORY_SECONDS = 10.0
 """External work is expected for so long after it was proven last."""
 
+LONGEST_SECONDS = 30.0
+"""Scrapes so far apart are not compared: own tokens are not kept for ever."""
+
 MAX_TOKENS_PER_SECOND = 1e7
 """Prompts found in a cache go by at some 100,000 a second and rank; a hundred
 ranks."""
@@ -345,8 +348,11 @@ class WorkLog:
 
 
 def _rises(before: Scrape, scrape: Scrape) -> tuple[float, float] | None:
-    """How far both counters rose; None where that cannot be."""
-    most = MAX_TOKENS_PER_SECOND * (scrape.at_seconds - before.at_seconds)
+    """How far both counters rose; None where that cannot be, or nobody knows."""
+    seconds = scrape.at_seconds - before.at_seconds
+    if seconds > LONGEST_SECONDS:
+        return None
+    most = MAX_TOKENS_PER_SECOND * seconds
     prompts = _rise(before.gauges.prompt_tokens, scrape.gauges.prompt_tokens)
     outputs = _rise(before.gauges.output_tokens, scrape.gauges.output_tokens)
     if not (0 <= prompts <= most and 0 <= outputs <= most):

@@ -26,7 +26,7 @@ from proxy.meter.activity.steps import (
 BEHIND_SECONDS = 1.0
 """A proxy that is behind is so by no more, unless it reads nothing at all."""
 
-BURST_SECONDS = 0.05
+BURST_SECONDS = 0.1
 """Tokens that came at once, and took so long to make, had waited to be read."""
 
 PACE_FACTOR = 1.5

@@ -36,6 +36,7 @@ from proxy.meter.activity.engine_load import (
 )
 from proxy.meter.activity.external import (
     CONTEXT_TOKENS,
+    LONGEST_SECONDS,
     WORK_KEY,
     ExternalWork,
     Found,
@@ -505,6 +506,9 @@ class EngineTimeline:
         self._unseen.forget(settled_seconds, self._requests)
         self.gauges.forget(settled_seconds - GAUGES_SECONDS)
         self._work.forget(settled_seconds - GAUGES_SECONDS)
+        unasked_seconds = settled_seconds - 2 * LONGEST_SECONDS
+        if self._work.compared_seconds < unasked_seconds:  # no scrape comes any more
+            self._counted.forget(self._requests, unasked_seconds)
 
     def knows_cache_of(self, timeline: RequestTimeline) -> bool:
         """Whether it is known what of a prompt was cached: told, or all had none."""

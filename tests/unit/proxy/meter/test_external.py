@@ -323,3 +323,26 @@ def test_prompts_are_put_into_steps_that_nothing_else_explains() -> None:
     (prompt,), output = work_rows(found, ground)
     assert prompt == pytest.approx((ends[9], ends[10], 3000.0))
     assert [row[2] for row in output] == pytest.approx([2.0] * 21)
+
+
+# --- an engine that tells nothing any more ------------------------------------
+
+LONG = 130.0
+COARSE = replace(GIVEN, window_seconds=5.0)
+ALONE = [Asked(n + 0.1, ticks(n + 0.2, n + 0.6)) for n in range(1, 120)]
+SCRAPED = scrapes_of(ALONE, LONG)
+
+
+def test_own_tokens_are_not_kept_for_scrapes_that_never_come() -> None:
+    meter, _ = met(ALONE, SCRAPED[:5], until=LONG, beat=5.0, config=COARSE)
+    count = meter._timeline._counted
+    reads = sum(len(one.tokens) for one in ALONE)
+    assert len(count._reads.seconds) < 0.7 * reads  # of a minute
+    assert len(count._left) < 70
+
+
+def test_scrapes_that_come_again_after_a_minute_find_no_external_work() -> None:
+    meter, _ = met(
+        ALONE, [*SCRAPED[:5], *SCRAPED[80:]], until=LONG, beat=5.0, config=COARSE
+    )
+    assert external(meter) == 0.0
