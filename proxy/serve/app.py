@@ -437,7 +437,8 @@ class _App:
             self._settle(now)
             if self.memory is not None:
                 with self.errors.caught("idle memory"):
-                    self.memory.keep(self.fleet.current, now)
+                    meters = {up.config.name: up.meter for up in self.fleet.current}
+                    self.memory.keep(meters, now)
             for upstream in list(self.fleet):
                 upstream.sensors.check(now)
                 with self.errors.caught("calibration"):
