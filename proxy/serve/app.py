@@ -35,6 +35,7 @@ from proxy.process.tally import Tally
 from proxy.recording.recorder import Recorder
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
+from proxy.relay.link.messages import Unseen
 from proxy.relay.link.meter_end import RelayLinks
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
@@ -271,6 +272,7 @@ class _App:
                 self.loop_delay_seconds,
                 time.monotonic,
                 self.errors,
+                self._tell_end,
             )
             await links.listen(self.part.path)
             return links
@@ -437,7 +439,8 @@ class _App:
             self._settle(now)
             if self.memory is not None:
                 with self.errors.caught("idle memory"):
-                    self.memory.keep(self.fleet.current, now)
+                    meters = {up.config.name: up.meter for up in self.fleet.current}
+                    self.memory.keep(meters, now)
             for upstream in list(self.fleet):
                 upstream.sensors.check(now)
                 with self.errors.caught("calibration"):
@@ -460,6 +463,16 @@ class _App:
                 self.records.note(upstream.meter.notes(now_seconds))
             with self.errors.caught("histograms"):
                 self.metrics.observe(records)
+
+    def _tell_end(self, unseen: Unseen) -> None:
+        """A request that a killed meter had in its journal has ended since."""
+        self.records.tell_end(
+            unseen.request_id,
+            unseen.outcome,
+            unseen.status,
+            unseen.error,
+            unseen.at_seconds,
+        )
 
     def _snapshot(self) -> Snapshot:
         front, links, part = self.relay or self.links, self.links, self.part

@@ -30,7 +30,7 @@ POLICY_NAMES = ("calibrated", "equal", "phase", "tokens")
 
 MAX_INSTANCE_CHARACTERS = 200
 MAX_RELAYS = 64
-"""One meter's process takes what some ten busy relays say."""
+"""More than one meter's process can follow: by chunks it follows four or five."""
 
 
 def base_url(text: str) -> str:

@@ -7,14 +7,14 @@ long as the proxy runs; it is used until it is measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from proxy.meter.meter import Meter
 from proxy.process.files import write_whole
-from proxy.serve.upstream import MeteredUpstream
 
 KEEP_SECONDS = 1.0
 """Between two looks."""
@@ -37,17 +37,17 @@ class IdleMemory:
             self.last = _decode(path.read_bytes())
         self._kept: IdleWatts = self.last
 
-    def keep(self, fleet: Iterable[MeteredUpstream], now_seconds: float) -> None:
+    def keep(self, meters: Mapping[str, Meter], now_seconds: float) -> None:
         """Write what is measured by now, where it is news; once a second."""
         if now_seconds < self._due_seconds:
             return
         self._due_seconds = now_seconds + KEEP_SECONDS
         found: dict[str, dict[str, float]] = {}
-        for upstream in fleet:
-            for name in upstream.meter.names:
-                state = upstream.meter.state_of(name)
+        for engine, meter in meters.items():
+            for name in meter.names:
+                state = meter.state_of(name)
                 if state.idle_watts is not None and state.idle_source == "measured":
-                    found.setdefault(upstream.config.name, {})[name] = state.idle_watts
+                    found.setdefault(engine, {})[name] = state.idle_watts
         if found != self._kept:
             with suppress(OSError):  # a full disk costs a restart its idle power
                 write_whole(self._path, msgspec.json.encode(found))

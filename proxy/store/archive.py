@@ -41,6 +41,7 @@ from proxy.store.stored_record import (
 from proxy.store.writer import KEPT_RECORDS, RecordWriter, WriterBounds
 from proxy.wire.api import RequestReply, StoreState
 from proxy.wire.events import RequestOpened
+from proxy.wire.facts import well_formed
 
 log = logging.getLogger("servewatt.store")
 
@@ -200,6 +201,31 @@ class Archive:
         if self._journal is not None and record is not None:
             self._journal.end(record)
 
+    def tell_end(
+        self,
+        request_id: str,
+        outcome: str,
+        status: int | None,
+        error: str | None,
+        at_seconds: float,
+    ) -> None:
+        """How a request ended whose record is from a dead process's journal. No wait.
+
+        From the event loop only.
+        """
+        if self._database is not None:
+            unix_seconds = at_seconds + (time.time() - time.monotonic())
+            ending = asyncio.get_running_loop().run_in_executor(
+                None,
+                self._database.tell_end,
+                request_id,
+                outcome,
+                status,
+                None if error is None else well_formed(error),
+                unix_seconds,
+            )
+            ending.add_done_callback(_log_failure)
+
     def last(self, count: int) -> list[RequestRecord]:
         """The newest `count` of this run, newest first."""
         return [stored.record for stored in self._recent.last(count)]
@@ -320,6 +346,12 @@ class _Page:
         newest = filter(self.wanted.takes, self.newest)
         replies += map(reply_of, islice(newest, max(0, self.limit - len(replies))))
         return msgspec.json.Encoder().encode_lines(replies)
+
+
+def _log_failure(ending: asyncio.Future[None]) -> None:
+    if not ending.cancelled() and (error := ending.exception()) is not None:
+        reason = str(error).splitlines()[0]
+        log.warning("the end of a request could not be stored: %s", reason)
 
 
 def _find(database: Database, request_id: str) -> dict[str, Any] | None:

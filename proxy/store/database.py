@@ -47,6 +47,7 @@ from proxy.store.address import shown_url
 from proxy.store.journal import LeftBehind
 from proxy.store.stored_record import (
     EVERY_RECORD,
+    KILLED,
     NOTE,
     RecordFilter,
     left_records,
@@ -308,6 +309,30 @@ class Database:
             with self.engine.begin() as connection:
                 connection.execute(self._insert, rows)
         return len(rows)
+
+    def tell_end(
+        self,
+        request_id: str,
+        outcome: str,
+        status: int | None,
+        error: str | None,
+        finished_unix_seconds: float,
+    ) -> None:
+        """How a request ended that was recorded by its arrival alone."""
+        is_it = (
+            (RECORDS.c.request_id == request_id)
+            & (RECORDS.c.error == KILLED)
+            & (RECORDS.c.instance == self.instance)
+            & (RECORDS.c.arrived_unix_seconds <= finished_unix_seconds)
+        )
+        end = {
+            "outcome": outcome,
+            "status": status,
+            "error": error,
+            "finished_unix_seconds": finished_unix_seconds,
+        }
+        with self.engine.begin() as connection:
+            connection.execute(RECORDS.update().where(self._own, is_it).values(end))
 
     def _arrivals(self, run: str, ids: Sequence[str]) -> dict[str, list[float]]:
         """When requests of these ids arrived, of those that a run stored."""

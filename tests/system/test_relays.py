@@ -172,6 +172,8 @@ def test_what_a_kill_of_any_process_loses_is_its_own_and_said(proxy: Proxy) -> N
     assert unseen == 8
     without = proxy.total("servewatt_requests_without_energy_total")
     assert without >= unseen + 1
+    ends = {proxy.record(f"meter-{number}")["outcome"] for number in range(8)}
+    assert ends == {"ok"}
     assert "[DONE]" in proxy.ask("later").text
     record = proxy.record("later")
     assert record["energy"]["energy_joules"] > 0

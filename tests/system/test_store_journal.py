@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,35 @@ def test_what_a_killed_proxy_had_not_stored_is_a_record_once(
         assert (rows[2]["outcome"], rows[2]["error"]) == ("aborted", KILLED)
         assert rows[2]["arrived_unix_seconds"] <= rows[2]["finished_unix_seconds"]
         archive.stop()
+
+
+def test_the_end_of_a_request_that_outlived_its_process_is_told_later(
+    url: URL, tmp_path: Path
+) -> None:
+    base = journal_base(url, tmp_path)
+    assert base is not None
+    journal = Journal(base, f"killed-{next(RUNS)}", "phase")
+    journal.start("here", {"vllm": ENGINE})
+    journal.add("vllm", opened(1, "outlived"))
+    journal.add("vllm", opened(2, "cut"))
+    journal.stop(is_all_stored=False)
+    archive = archive_of(url, tmp_path)
+    archive.start("here")
+
+    async def tell() -> None:
+        archive.tell_end("outlived", "error", 200, "late \ud800", time.monotonic())
+        archive.tell_end("no such", "ok", 200, None, time.monotonic())
+        archive.tell_end("cut", "ok", 200, None, 0.0)  # another, before it came
+
+    asyncio.run(tell())
+    rows = {row["request_id"]: row for row in read(archive)}
+    shown = rows["outlived"]
+    assert (shown["outcome"], shown["status"], shown["error"]) == (
+        "error", 200, "late \ufffd",
+    )  # fmt: skip
+    assert shown["energy"]["energy_joules"] is None
+    assert (rows["cut"]["outcome"], rows["cut"]["error"]) == ("aborted", KILLED)
+    archive.stop()
 
 
 def test_a_store_that_is_away_leaves_the_file_for_the_next_start(

@@ -124,6 +124,17 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """The last message of a relay that stops: all its requests were closed."""
 
 
+class Unseen(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The end of a request that a meter before this one knew, or none."""
+
+    engine: str
+    request_id: str
+    at_seconds: float
+    outcome: str
+    status: int | None
+    error: str | None
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """The energy of a request so far; None: the meter failed, or does not know it."""
 
@@ -139,9 +150,15 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=1):
     is_draining: bool
 
 
-RelayMessage = Hello | Opened | Received | Closed | Ask | Report | Goodbye
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The ends of these requests were fed to their meters, by the relay's keys."""
+
+    keys: list[int]
+
+
+RelayMessage = Hello | Opened | Received | Closed | Ask | Report | Goodbye | Unseen
 """From a relay to its meter."""
-MeterMessage = Answer | Drain
+MeterMessage = Answer | Drain | Taken
 """From the meter to a relay."""
 
 M = TypeVar("M")

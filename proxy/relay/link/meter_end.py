@@ -38,6 +38,8 @@ from proxy.relay.link.messages import (
     Received,
     RelayMessage,
     Report,
+    Taken,
+    Unseen,
     frame_of,
 )
 from proxy.relay.upstream.upstream import Upstream
@@ -62,8 +64,12 @@ class RelayLinks:
         delays: Tally,
         clock: Callable[[], float],
         errors: LoopErrors,
+        on_unseen: Callable[[Unseen], None] = lambda _: None,
     ) -> None:
-        """`upstreams` are those of now; `delays` gets how late relays' beats are."""
+        """`upstreams` are those of now; `delays` gets how late relays' beats are.
+
+        `on_unseen` is told how requests ended that no meter saw to their end.
+        """
         self.port = port
         """On which all of them listen."""
         self.relays = relays
@@ -78,6 +84,7 @@ class RelayLinks:
         self.delays = delays
         self.clock = clock
         self.errors = errors
+        self.on_unseen = on_unseen
         self.connected: set[RelayConnection] = set()
         self._server: asyncio.Server | None = None
         self._told: dict[str, bool] = {}
@@ -181,8 +188,9 @@ class RelayConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def tell(self, message: MeterMessage) -> None:
-        """Send it a message."""
-        self.transport.write(frame_of([message]))
+        """Send it a message, if it is still there."""
+        if not self.transport.is_closing():
+            self.transport.write(frame_of([message]))
 
     # asyncio calls these
 
@@ -199,11 +207,14 @@ class RelayConnection(asyncio.Protocol):
             log.error("relay %d says what nobody understands: %s", self.number, error)
             self.transport.abort()
             return
+        closed = [each.key for each in messages if isinstance(each, Closed)]
         for message in messages:
             try:
                 self._take(message)
             except Exception as error:  # the outermost loop: it must live on
                 self._links.errors.note("relay link", error)
+        if closed:
+            self.tell(Taken(closed))
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone, and with it the requests that it had not finished."""
@@ -240,6 +251,8 @@ class RelayConnection(asyncio.Protocol):
             self._answer(message)
         elif isinstance(message, Report):
             self._add(message)
+        elif isinstance(message, Unseen):
+            self._links.on_unseen(message)
         elif isinstance(message, Hello):
             self.number = message.relay
             self._links.welcome(self, message)

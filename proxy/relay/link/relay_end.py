@@ -32,6 +32,8 @@ from proxy.relay.link.messages import (
     Received,
     RelayMessage,
     Report,
+    Taken,
+    Unseen,
     frame_of,
 )
 from proxy.wire.events import Event, RequestClosed, RequestOpened, TokensReceived
@@ -57,10 +59,22 @@ _UNREAD = RequestFacts(UNMETERED)
 class _Request:
     """One that is under way."""
 
-    __slots__ = ("counters", "engine", "is_cut", "is_metered", "is_sent", "is_unseen")
+    __slots__ = (
+        "counters",
+        "end",
+        "engine",
+        "is_cut",
+        "is_metered",
+        "is_sent",
+        "is_unseen",
+        "request_id",
+    )
 
-    def __init__(self, engine: str, counters: RelayCounters, is_metered: bool) -> None:
+    def __init__(
+        self, engine: str, request_id: str, counters: RelayCounters, is_metered: bool
+    ) -> None:
         self.engine = engine
+        self.request_id = request_id
         self.counters = counters
         self.is_metered = is_metered
         self.is_sent = False
@@ -69,6 +83,7 @@ class _Request:
         """Some of its reads were left out."""
         self.is_unseen = False
         """No process knows all of it: it has no record but what a journal says."""
+        self.end: RequestClosed | None = None
 
 
 class RemoteMeter:
@@ -131,7 +146,7 @@ class MeterLink(asyncio.Protocol):
         self._waiting: list[RelayMessage] = []
         self._requests: dict[int, _Request] = {}
         self._ended: dict[int, _Request] = {}
-        """Those whose end waits to be sent."""
+        """Those whose end is not known there, as far as is known here."""
         self._answers: dict[int, tuple[RemoteMeter, asyncio.Future[EnergySoFar | None]]]
         self._answers = {}
         self._is_due = False
@@ -177,7 +192,7 @@ class MeterLink(asyncio.Protocol):
     def open(self, engine: str, counters: RelayCounters, event: RequestOpened) -> None:
         """A request was forwarded."""
         is_metered = event.facts.route != UNMETERED
-        request = _Request(engine, counters, is_metered)
+        request = _Request(engine, event.request_id, counters, is_metered)
         self._requests[event.key] = request
         if len(self._waiting) >= self._max_waiting:
             request.is_unseen = True
@@ -212,8 +227,9 @@ class MeterLink(asyncio.Protocol):
         request = self._requests.pop(event.key, None)
         if request is None:
             return
-        if request.is_unseen and request.is_metered:
-            request.counters.unseen_requests += 1
+        request.end = event
+        if request.is_unseen:
+            self._tell_unseen(request)
         if not request.is_sent:
             return
         self._ended[event.key] = request
@@ -263,9 +279,6 @@ class MeterLink(asyncio.Protocol):
         self._is_due = False
         while self._waiting and self._transport is not None and not self._is_paused:
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            for message in batch:
-                if isinstance(message, Closed):
-                    self._ended.pop(message.key, None)
             self._transport.write(frame_of(batch))
 
     # asyncio calls these
@@ -299,6 +312,10 @@ class MeterLink(asyncio.Protocol):
             if isinstance(message, Drain):
                 self._on_drain(message.engine, message.is_draining)
                 continue
+            if isinstance(message, Taken):
+                for key in message.keys:
+                    self._ended.pop(key, None)
+                continue
             meter, answer = self._answers.pop(message.key, (None, None))
             if meter is not None and answer is not None and not answer.done():
                 meter.take(message.provenance)
@@ -320,24 +337,39 @@ class MeterLink(asyncio.Protocol):
         for key, request in self._requests.items():
             if key not in opened:
                 request.is_sent, request.is_unseen = False, True
-        kept: list[RelayMessage] = []
-        for message in self._waiting:
-            if isinstance(message, Opened | Received | Closed):
-                if message.key in opened:
-                    kept.append(message)
-                elif isinstance(message, Closed):
-                    self._count_unseen(message.key)
-        self._waiting = kept
+        self._waiting = [
+            each
+            for each in self._waiting
+            if isinstance(each, Unseen)
+            or (isinstance(each, Opened | Received | Closed) and each.key in opened)
+        ]
+        for key in self._ended.keys() - opened:
+            request = self._ended.pop(key)
+            if not request.is_unseen:
+                self._tell_unseen(request)
         answers, self._answers = self._answers, {}
         for _, answer in answers.values():
             if not answer.done():
                 answer.set_result(None)
         self._lost.set()
 
-    def _count_unseen(self, key: int) -> None:
-        request = self._ended.pop(key, None)
-        if request is not None and request.is_metered and not request.is_unseen:
-            request.counters.unseen_requests += 1
+    def _tell_unseen(self, request: _Request) -> None:
+        """Count one whose end no meter saw, and let a journal's record of it know."""
+        end = request.end
+        if not request.is_metered or end is None:
+            return
+        request.counters.unseen_requests += 1
+        if len(self._waiting) < self._max_waiting:
+            self._put(
+                Unseen(
+                    request.engine,
+                    request.request_id,
+                    end.at_seconds,
+                    end.outcome,
+                    end.status,
+                    end.error,
+                )
+            )
 
 
 def _mute(update: Update) -> Update:

@@ -43,6 +43,7 @@ from proxy.relay.link.messages import (
     Received,
     RelayMessage,
     Report,
+    Unseen,
     frame_of,
 )
 from proxy.relay.link.meter_end import RelayConnection, RelayLinks
@@ -82,6 +83,7 @@ said = st.one_of(
         st.booleans(),
     ),
     st.builds(Ask, keys, seconds),
+    st.builds(Unseen, st.text(), st.text(), seconds, st.text(), st.none(), st.none()),
     st.just(Goodbye()),
 )  # fmt: skip
 
@@ -140,6 +142,9 @@ class Pipe(asyncio.Transport):
             for at in range(0, len(data), self.piece):
                 self.end.data_received(bytes(data[at : at + self.piece]))
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
     def set_write_buffer_limits(
         self, high: int | None = None, low: int | None = None
     ) -> None:
@@ -170,9 +175,11 @@ class Ends:
         self.meter = meter
         self.delays = Tally(DELAY_EDGES)
         self.errors = LoopErrors()
+        self.unseen: list[Unseen] = []
         self.links = RelayLinks(
-            0, 1, lambda: [self.upstream], self.delays, lambda: self.now, self.errors
-        )
+            0, 1, lambda: [self.upstream], self.delays, lambda: self.now, self.errors,
+            self.unseen.append,
+        )  # fmt: skip
         self.ended: list[int] = []
         self.upstream = open_upstream(
             "vllm", RelayConfig("http://127.0.0.1:1"), meter, DIALECTS["vllm"],
@@ -327,6 +334,31 @@ def test_a_meter_that_is_killed_leaves_no_request_counted_twice() -> None:
         )
         assert set(ends.settled()) == {"between", "over", "after"}
         assert ends.relay.counters.unseen_requests == 1
+        assert ends.unseen == [Unseen("vllm", "before", 3.1, "ok", 200, None)]
+
+    run(test)
+
+
+def test_an_end_that_the_killed_meter_did_not_read_is_unseen() -> None:
+    async def test() -> None:
+        ends = Ends()
+        ends.connect()
+        for key, is_stuck in (1, False), (2, True):
+            ends.up.is_stuck = is_stuck
+            await ends.say(
+                RequestOpened(key, 1.0, f"r{key}", RequestFacts("chat")),
+                RequestClosed(key, 1.1, "ok", 200),
+                RequestOpened(key + 10, 1.0, "", RequestFacts(UNMETERED)),
+                RequestClosed(key + 10, 1.1, "ok"),
+            )
+        ends.cut()
+        assert ends.ended == [1]
+        assert ends.relay.counters.unseen_requests == 1
+        ends.replace_meter(Meter(MeterConfig(has_sensor=False)))
+        ends.connect()
+        await asyncio.sleep(0)
+        assert ends.settled() == {}
+        assert ends.unseen == [Unseen("vllm", "r2", 1.1, "ok", 200, None)]
 
     run(test)
 
