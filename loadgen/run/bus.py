@@ -278,6 +278,7 @@ class Bus:
         """Raises StackError for a bus that keeps nothing."""
         import nats.errors
         from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+        from nats.js.errors import ServiceUnavailableError
 
         try:
             await self._stream.add_stream(
@@ -289,11 +290,15 @@ class Bus:
                     max_age=KEPT_SECONDS,
                 )
             )
+        except ServiceUnavailableError:
+            raise StackError(
+                f"the bus {self._shown} has no JetStream to keep the records of a run: "
+                "start nats-server with -js -sd DIR"
+            ) from None
         except (TimeoutError, nats.errors.Error) as error:
             raise StackError(
                 f"the bus {self._shown} cannot keep the records of a run: "
-                f"{_reason(error)}; start nats-server with JetStream "
-                "(-js -sd DIR)"
+                f"{_reason(error)}"
             ) from None
 
     async def remove_stream(self, run: str) -> bool:
@@ -381,12 +386,12 @@ async def connected(options: BusOptions, name: str, note: Callable[[str], None])
     secrets = _credentials(options.credentials)
     tls = _tls(options)
     client = Client()
-    last: list[Exception] = []
+    failures: list[Exception] = []
     found: list[Bus] = []
 
     async def failed(error: Exception) -> None:
-        last.append(error)
-        del last[:-1]
+        if not found:
+            failures.append(error)
 
     async def gone() -> None:
         if found and not client.is_closed:
@@ -413,7 +418,9 @@ async def connected(options: BusOptions, name: str, note: Callable[[str], None])
             )
     except (TimeoutError, OSError, nats.errors.Error) as error:
         await client.close()
-        reason = _reason(last[-1] if last else error)
+        # its own words, such as a refusal, outweigh how it hung up
+        said = [each for each in failures if "violation" in str(each).lower()]
+        reason = _reason([error, *failures, *said][-1])
         raise StackError(
             f"the bus {options.shown} cannot be reached: {reason}"
         ) from None

@@ -68,7 +68,7 @@ CALL_SECONDS = 0.5
 KEEP_SECONDS = 1.0
 READY_SECONDS = 600.0
 """A large plan takes its time to every host."""
-START_LEAD_SECONDS = LEAD_SECONDS + 2.0
+START_LEAD_SECONDS = LEAD_SECONDS + 3.0
 """From telling the start to the zero: the word reaches every worker."""
 READS_AT_ONCE = 64
 
@@ -194,11 +194,12 @@ class Crew:
     def gather(self, count: int, seconds: float) -> None:
         """Wait until so many workers are reserved for this run.
 
-        Raises StackError when there are not enough in time.
+        Raises StackError when there are not enough in time, or the bus keeps nothing.
         """
         self._do(self._gather(count, seconds))
 
     async def _gather(self, count: int, seconds: float) -> None:
+        await self._connected.make_stream(self.run)
         deadline = time.monotonic() + seconds
         others: set[str] = set()
         while len(self.places) < count:
@@ -464,7 +465,6 @@ class _Coordination:
 
         Raises StackError when one is not, KeyboardInterrupt at a signal.
         """
-        await self._bus.make_stream(self._run)
         await self._put_plan(plan, told)
         size, sha256 = os.stat(plan).st_size, sha256_of(plan)
         for member, job in zip(self._members, jobs, strict=True):
