@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
+from uuid import uuid4
 
 from aiohttp import ClientError, ClientResponse, ClientSession, hdrs, web
 from multidict import CIMultiDict
@@ -19,6 +20,7 @@ from loadgen.simulator.config import ServerConfig
 from loadgen.simulator.realtime.streams import SERVER, json_reply, request_id_of
 from loadgen.simulator.vllm.dialect import read_object, refused
 from loadgen.simulator.wire import EngineRefusal
+from proxy.wire.headers import MAX_REQUEST_ID_BYTES
 
 BODY_BYTES = 32 * 1024 * 1024
 """As the engines behind it."""
@@ -133,7 +135,10 @@ def _headers(request: web.Request) -> CIMultiDict[str]:
         for name, value in request.headers.items()
         if name.lower().startswith(TENANT_PREFIX) or name in PASSED_ON
     )
-    sent["X-Request-Id"] = request_id_of(request)
+    request_id = request_id_of(request)
+    if len(request_id) > MAX_REQUEST_ID_BYTES:  # a proxy would make two of it
+        request_id = uuid4().hex
+    sent["X-Request-Id"] = request_id
     return sent
 
 

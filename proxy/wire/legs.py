@@ -49,6 +49,8 @@ class Leg(Struct, frozen=True, kw_only=True):
     low_joules: float | None
     high_joules: float | None
     grade: str | None
+    is_output_lower_bound: bool | None = None
+    """The reply broke off: the engine may have made more tokens."""
 
 
 class JoinedRequest(Struct, frozen=True, kw_only=True):
@@ -107,6 +109,7 @@ def leg_of(record: RequestReply, proxy: str | None, boundary: str | None) -> Leg
         low_joules=energy.low_joules,
         high_joules=energy.high_joules,
         grade=energy.grade,
+        is_output_lower_bound=record.is_output_lower_bound,
     )
 
 
@@ -258,7 +261,7 @@ class LegTotals(Struct, frozen=True, kw_only=True):
     """Each prompt once."""
     output_tokens: int
     requests_without_tokens: int
-    """Of those, what lacks one of the two counts."""
+    """Of those, what lacks one of the two counts, or of which the reply broke off."""
     pair_joules: float | None
     """Of pairs whose energy is known; null where there are none."""
     joules_per_pair: float | None
@@ -290,7 +293,10 @@ def leg_totals(requests: Iterable[JoinedRequest]) -> LegTotals:
         prompt_tokens=sum(each.prompt_tokens or 0 for each in found),
         output_tokens=sum(each.output_tokens or 0 for each in found),
         requests_without_tokens=sum(
-            each.prompt_tokens is None or each.output_tokens is None for each in found
+            each.prompt_tokens is None
+            or each.output_tokens is None
+            or bool(each.decode and each.decode.is_output_lower_bound)
+            for each in found
         ),
         pair_joules=_sum(each.energy_joules for each in known),
         joules_per_pair=_mean([each.energy_joules for each in known]),

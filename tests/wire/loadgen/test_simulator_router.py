@@ -105,6 +105,20 @@ def test_a_request_without_an_id_gets_one_for_both_legs() -> None:
     talk(scene)
 
 
+def test_an_id_that_a_proxy_would_replace_is_replaced_once_for_both_legs() -> None:
+    async def scene(pair: Pair) -> None:
+        headers = {"X-Request-Id": "x" * 201}
+        body = {"prompt": WORDS, "max_tokens": 2}
+        async with pair.session.post(
+            "/v1/completions", json=body, headers=headers
+        ) as reply:
+            assert reply.status == 200
+        (first,), (second,) = pair.truths()
+        assert first.request_id == second.request_id != "x" * 201
+
+    talk(scene)
+
+
 def test_a_refusal_of_the_first_engine_is_the_client_s_and_there_is_no_second_leg() -> (
     None
 ):

@@ -210,3 +210,10 @@ def test_a_record_becomes_a_leg() -> None:
     assert (found.leg, found.request_id, found.proxy) == ("decode", "r", "proxy-b")
     assert (found.energy_joules, found.low_joules) == (6.0, 5.0)
     assert found.finished_unix_seconds == 1.7e9 + 3.125
+
+
+def test_tokens_of_a_reply_that_broke_off_are_a_lower_bound() -> None:
+    whole = [leg("prefill"), leg("decode", 103)]
+    assert leg_totals(joined(whole)).requests_without_tokens == 0
+    cut = leg("decode", 103, outcome="aborted", is_output_lower_bound=True)
+    assert leg_totals(joined([leg("prefill"), cut])).requests_without_tokens == 1
