@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -104,16 +105,10 @@ def fleet(
     Exit status: 0 all were counted, 3 at least one was not, 1 the store does not
     answer, 2 usage.
     """
-    if bool(urls) == (store is not None):
-        raise click.UsageError("name the admin URLs of proxies, or --store; not both")
+    check_asked(urls, store)
     if store is None and (since is not None or until is not None):
         raise click.UsageError("--since and --until need --store: proxies count from "
                                "their start")  # fmt: skip
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise click.UsageError(
-                f"{without_user(url)!r} is no URL such as http://host:9464"
-            )
     from proxy.admin.totals import totals_by
 
     report: FleetReport
@@ -129,6 +124,17 @@ def fleet(
     else:
         echo(table(report))
     context.exit(EXIT_INCOMPLETE if report.missing else 0)
+
+
+def check_asked(urls: Sequence[str], store: str | None) -> None:
+    """Either proxies or their store are named, and as URLs. Raises UsageError."""
+    if bool(urls) == (store is not None):
+        raise click.UsageError("name the admin URLs of proxies, or --store; not both")
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise click.UsageError(
+                f"{without_user(url)!r} is no URL such as http://host:9464"
+            )
 
 
 async def _ask_all(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from proxy.commands.fleet import EXIT_INCOMPLETE, Missing, short
+from proxy.commands.fleet import EXIT_INCOMPLETE, Missing, check_asked, short
 from proxy.commands.when import INSTANT
 from proxy.errors import ProxyError
 from proxy.process.command import Command
@@ -112,13 +112,7 @@ def legs(
     Exit status: 0 all proxies answered, 3 at least one did not, 1 the store does not
     answer, 2 usage.
     """
-    if bool(urls) == (store is not None):
-        raise click.UsageError("name the admin URLs of proxies, or --store; not both")
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise click.UsageError(
-                f"{without_user(url)!r} is no URL such as http://host:9464"
-            )
+    check_asked(urls, store)
     from proxy.wire.legs import joined, leg_totals
 
     missing: list[Missing] = []
