@@ -151,6 +151,16 @@ def hash_key_again(relay: RelayServer, path: str) -> tuple[str | None, str]:
     return key, "tenant hash key read again"
 
 
+def tls_again(name: str, reload_tls: Callable[[], None]) -> str:
+    """Use an upstream's certificates as their files are now; a line about it."""
+    try:
+        reload_tls()
+    except ConfigError as error:
+        log.error("%s; going on with the files in use", error)
+        return f"TLS files of upstream {name} in use stay"
+    return f"TLS files of upstream {name} read again"
+
+
 class _App:
     """Everything that lives as long as the process."""
 
@@ -343,13 +353,7 @@ class _App:
         done: list[str] = []
         for upstream in self.fleet.current:
             if upstream.config.tls:
-                name = upstream.config.name
-                try:
-                    upstream.reload_tls()
-                    done.append(f"TLS files of upstream {name} read again")
-                except ConfigError as error:
-                    log.error("%s; going on with the files in use", error)
-                    done.append(f"TLS files of upstream {name} in use stay")
+                done.append(tls_again(upstream.config.name, upstream.reload_tls))
         path = self.config.tenant_hash_key_file
         if path is not None and self.relay is not None:
             key, text = hash_key_again(self.relay, path)

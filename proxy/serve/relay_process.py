@@ -16,7 +16,6 @@ from typing import Any
 
 import uvloop
 
-from proxy.errors import ConfigError
 from proxy.metrics.samples import DELAY_EDGES
 from proxy.process.logs import dropped_lines
 from proxy.process.supervise import LoopErrors
@@ -32,6 +31,7 @@ from proxy.serve.app import (
     allow_connections,
     hash_key_again,
     relay_config_of,
+    tls_again,
 )
 from proxy.serve.config import ServeConfig, UpstreamConfig
 from proxy.serve.parts import RelayPart
@@ -210,13 +210,7 @@ class _Relay:
             done = [] if identity is None else [identity.reload()]
             for each in self.relayed:
                 if each.config.tls:
-                    name = each.config.name
-                    try:
-                        each.reload_tls()
-                        done.append(f"TLS files of upstream {name} read again")
-                    except ConfigError as error:
-                        log.error("%s; going on with the files in use", error)
-                        done.append(f"TLS files of upstream {name} in use stay")
+                    done.append(tls_again(each.config.name, each.reload_tls))
             path = self.config.tenant_hash_key_file
             if path is not None:
                 done.append(hash_key_again(self.relay, path)[1])
