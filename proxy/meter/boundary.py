@@ -472,13 +472,13 @@ class Boundary:
             return None
         window, among = found
         start, end = window.start_seconds, window.end_seconds
-        if timeline.awaits(end, now_seconds, self._asked.wait_seconds):
+        if timeline.count.awaits(end, now_seconds, self._asked.wait_seconds):
             return None
-        unknown = timeline.unknown(among, start, end)
+        unknown = timeline.awaited.unknown(among, start, end)
         if unknown and now_seconds < end + self._asked.wait_seconds:
             self._blocked = unknown[0], window
             return None
-        if not timeline.is_cut_seen(end, among, now_seconds):
+        if not timeline.seen.is_cut_seen(end, among, now_seconds):
             return None
         for each in unknown:
             each.is_forced = True
@@ -494,7 +494,7 @@ class Boundary:
         timeline, window = self._blocked
         end_seconds = window.end_seconds
         is_in_time = now_seconds < end_seconds + self._asked.wait_seconds
-        if is_in_time and not self._timeline.is_known(
+        if is_in_time and not self._timeline.awaited.is_known(
             timeline, window.start_seconds, end_seconds
         ):
             return True
@@ -507,7 +507,7 @@ class Boundary:
         newest = self.curve.end_seconds
         if self._stopped_seconds == math.inf or newest is None:
             return width_seconds
-        ends = (timeline.end_seconds for timeline in self._timeline.requests())
+        ends = (timeline.end_seconds for timeline in self._timeline.requests.in_order())
         if newest < max(ends, default=-math.inf):
             return width_seconds
         return min(width_seconds, newest - self.settled_seconds)
@@ -521,9 +521,9 @@ class Boundary:
         """
         start_seconds = self.settled_seconds
         window = self.curve.next_window(start_seconds, width_seconds)
-        if window is None or window.end_seconds > self._timeline.until_seconds:
+        if window is None or window.end_seconds > self._timeline.seen.until_seconds:
             return None
-        among = self._timeline.among(start_seconds, window.end_seconds)
+        among = self._timeline.requests.among(start_seconds, window.end_seconds)
         began_seconds = too_late_to_cut(window.end_seconds, among)
         if began_seconds is None:
             return window, among
@@ -551,7 +551,7 @@ class Boundary:
                 gap_seconds=end - start,
             )
         else:
-            unseen = self._timeline.unseen(start, end)
+            unseen = self._timeline.count.unseen(start, end)
             policies = self.config.policies
             everybody = [*ran, *unseen.by_work, *unseen.by_time]
             population = population_of(
@@ -615,7 +615,9 @@ class Boundary:
         if self.idle.watts is None:
             self._without_idle.update(keys)
         elif is_whole:  # work and joules are both known
-            self._to_learn.append((window, division, self._timeline.has_doubt(ran)))
+            self._to_learn.append(
+                (window, division, self._timeline.count.has_doubt(ran))
+            )
         elif division.external_joules.any():
             calibration.miss(seconds, "work past the proxy was there")
         elif division.caused_joules > 0:
@@ -673,7 +675,7 @@ class Boundary:
         """
         while self._to_learn:
             window, division, has_doubt = self._to_learn[0]
-            verdict = self._timeline.cache_verdict(window.end_seconds)
+            verdict = self._timeline.count.cache_verdict(window.end_seconds)
             if has_doubt and verdict is None:
                 return
             self._to_learn.popleft()
@@ -860,7 +862,7 @@ class Boundary:
         """What is known about a request's surroundings."""
         is_watched = self._timeline.gauges.is_alive(timeline.end_seconds)
         return Evidence(
-            is_cache_told=self._timeline.knows_cache_of(timeline),
+            is_cache_told=self._timeline.count.knows_cache_of(timeline),
             is_cache_inferred=timeline.inferred_cached_tokens is not None,
             is_seen=_relative_doubts((timeline,))[0][0] <= 1.0,
             is_watched=is_watched,

@@ -60,7 +60,11 @@ def estimated_energy(
         or boundary.has_gap(own.key)
     ):
         return boundary.unknown_energy()
-    among = [each for each in timeline.requests() if each.end_seconds > measured[0][0]]
+    among = [
+        each
+        for each in timeline.requests.in_order()
+        if each.end_seconds > measured[0][0]
+    ]
     by_policy, idle_share = ledger.entry(own.key)
     parts = np.array([*by_policy[ledger.policies.index(ledger.headline)], idle_share])
     settled_joules = float(parts[:2].sum())
@@ -101,7 +105,9 @@ def unsettled_shares(
     """Prefill, decode and idle share joules of each, shape (requests, 3)."""
     token_seconds = timeline.prompt_token_seconds
     population = population_until(float(edges[-1]), among, token_seconds)
-    tokens = tokens_since(float(edges[0]), population, timeline.steps, timeline.log)
+    tokens = tokens_since(
+        float(edges[0]), population, timeline.seen.book, timeline.seen.log
+    )
     activity = rough_activity(edges, population, tokens, among, token_seconds)
     _, shared, caused = split_idle(
         edges, np.diff(joules), population, boundary.idle.watts
