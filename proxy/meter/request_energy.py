@@ -35,7 +35,7 @@ from proxy.meter.attribution.interval import (
 from proxy.meter.attribution.policies import CostModel, both
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import GroupCurve, Window
-from proxy.meter.learnt import FITTED, PHASE, Learnt
+from proxy.meter.learnt import FITTED, PHASE, LearntSoFar
 from proxy.meter.ledger import Ledger, RequestEnergy
 
 PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
@@ -59,7 +59,7 @@ class RequestEnergies:
         curve: GroupCurve,
         timeline: EngineTimeline,
         ledger: Ledger,
-        learnt: Learnt,
+        learnt: LearntSoFar,
     ) -> None:
         self._config, self._name = config, name
         self._curve, self._timeline = curve, timeline
