@@ -42,6 +42,9 @@ PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
 BEST = "calibrated"
 """The policy that knows this engine best; `phase` until its constants are trusted."""
 
+SEEN_DOUBT = 1.0
+"""Of a stream whose facts have all come: others are held against it."""
+
 
 def unknown_energy(policy: str) -> RequestEnergy:
     """Nothing was measured, or not all of the request's time."""
@@ -233,7 +236,7 @@ class RequestEnergies:
         return Evidence(
             is_cache_told=self._timeline.count.knows_cache_of(timeline),
             is_cache_inferred=timeline.inferred_cached_tokens is not None,
-            is_seen=_relative_doubts((timeline,))[0][0] <= 1.0,
+            is_seen=_relative_doubt(timeline) <= SEEN_DOUBT,
             is_watched=is_watched,
             is_alone=is_watched and timeline.key not in self.beside_others,
             has_counter=self._curve.has_counter,
@@ -253,16 +256,19 @@ def _relative_doubts(
     relative: list[float] = []
     is_inferred: list[bool] = []
     for timeline in requests:  # in one loop, as there are many of them
-        doubt = 1.0
-        if not timeline.is_streamed:
-            doubt = WHOLE_REPLY_DOUBT
-        elif (
-            timeline.is_forced
-            or timeline.has_preemption
-            or timeline.prompt_tokens is None
-            or timeline.output_tokens is None
-        ):
-            doubt = GUESSED_DOUBT
-        relative.append(doubt)
+        relative.append(_relative_doubt(timeline))
         is_inferred.append(timeline.inferred_cached_tokens is not None)
     return np.array(relative, np.float64), np.array(is_inferred, np.bool_)
+
+
+def _relative_doubt(timeline: RequestTimeline) -> float:
+    if not timeline.is_streamed:
+        return WHOLE_REPLY_DOUBT
+    if (
+        timeline.is_forced
+        or timeline.has_preemption
+        or timeline.prompt_tokens is None
+        or timeline.output_tokens is None
+    ):
+        return GUESSED_DOUBT
+    return SEEN_DOUBT

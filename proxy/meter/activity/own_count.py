@@ -163,6 +163,8 @@ class OwnCount:
         }
         reads = self._reads
         is_kept = reads.seconds > before_seconds
+        if is_kept.all():
+            return
         old = np.flatnonzero(~is_kept)
         old = old[order_of_keys(reads.keys[old])]
         newest = old[np.diff(reads.keys[old], append=-1) != 0]
