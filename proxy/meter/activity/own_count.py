@@ -137,7 +137,7 @@ class OwnCount:
                 more = MAX_OUTPUT_TOKENS * request.sequences
                 outputs.spans.append((arrived, np.inf, more))
         reads = self._reads + live
-        reads = reads.in_order(np.argsort(reads.seconds, kind="stable"))
+        reads = reads.by_time()
         output = late_output(reads, _unread(requests.values(), at), at)
         items = np.array(prompts.items, np.float64).reshape(-1, 2)
         items = items[np.argsort(items[:, 0], kind="stable")]
