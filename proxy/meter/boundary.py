@@ -137,6 +137,7 @@ class Boundary:
         learnt.learn_idle(now_seconds)
         self.curve.forget(self.settled_seconds)
         learnt.beat()
+        self.energies.beat()
 
     def is_done(self, timeline: RequestTimeline, now_seconds: float) -> bool:
         """Settled, or it can not be: nobody waits for energy that never comes."""
