@@ -12,6 +12,7 @@ import pickle
 from typing import Any, NoReturn
 
 from proxy.errors import ProxyError
+from proxy.process.arithmetic import import_numpy_on_one_thread
 from proxy.process.logs import log_to_stderr
 from proxy.process.terminal import run_command
 from proxy.serve.parts import LENGTH_BYTES, Job, MeterPart
@@ -28,6 +29,7 @@ def _work() -> None:
     job: Job = pickle.loads(_read(int.from_bytes(_read(LENGTH_BYTES), "big")))
     config, part = job.config, job.part
     log_to_stderr(config.log_level, config.log_format)
+    import_numpy_on_one_thread()
 
     def announce(addresses: dict[str, Any]) -> None:
         os.write(answers, json.dumps(addresses).encode() + b"\n")
