@@ -100,6 +100,11 @@ class PromptPlacement:
         self._settled_steps = np.empty((0, 2))
         """Start and end of steps that are settled since a prompt was done last."""
 
+    def restart(self) -> None:
+        """What is learnt of the engine came from wrong counts."""
+        self.speed.restart()
+        self.budget.restart()
+
     def place(
         self,
         requests: Sequence[RequestTimeline],
