@@ -19,6 +19,7 @@ from loadgen.run.bus import BusOptions, Clock, connected
 from tests.support.certificates import authority
 from tests.support.children import PATIENCE_SECONDS, simulating, wait_for
 from tests.support.nats import NatsServer, nats_server
+from tests.support.nats_accounts import Accounts, Identity
 from tests.support.paths import ROOT
 from tests.support.runs import (
     SMALL_TRACE,
@@ -354,6 +355,28 @@ def test_a_guarded_bus_is_entered_with_files_alone_and_no_secret_shows(
     assert "authorization violation" in said[wrong, ours.cert]
     assert "certificate verify failed" in said[right, theirs.cert]
     assert not [text for text in said.values() if "pa55" in text or "f4lse" in text]
+
+
+def test_a_creds_file_of_nats_lets_in_whom_the_account_knows(
+    engine: str, tmp_path: Path
+) -> None:
+    accounts = Accounts(tmp_path)
+    known = accounts.creds("known.creds")
+    unknown = accounts.creds("unknown.creds", account=Identity("account"))
+    with nats_server(tmp_path, "-c", str(accounts.config)) as bus:
+        refused = asyncio.run(reached(BusOptions(url=bus.url, credentials=unknown)))
+        assert "authorization violation" in refused
+        with command(
+            *worker_words(1, bus, tmp_path), "--bus-creds", str(known),
+            folder=tmp_path, log="w1.log",
+        ):  # fmt: skip
+            done = loadgen(
+                "replay", write_trace(tmp_path), "--rate", "20", "--url", engine,
+                "--out", "run", "--workers", "1", "--bus", bus.url,
+                "--bus-creds", str(known), cwd=tmp_path,
+            )  # fmt: skip
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy host
+    assert summary_of(tmp_path / "run")["completed"] == 18
 
 
 def test_a_bus_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
