@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -141,3 +142,24 @@ def test_nobody_sends_on_for_a_run_that_was_killed(engine: str, tmp_path: Path) 
         assert len(pids) == 3
         wait_for(lambda: all(map(is_gone, pids)))
         wait_for(lambda: running(engine) == 0)
+
+
+def test_of_a_run_that_was_killed_the_report_reads_what_each_had_written(
+    engine: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with replaying(engine, tmp_path) as run:
+        pids = senders(run.pid)
+        run.kill()
+        wait_for(lambda: all(map(is_gone, pids)))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    assert len(before["requests.jsonl"].splitlines()) == 3
+    shown = loadgen("report", "run", "--json", "--csv", "run.csv", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    summary = json.loads(shown.stdout)
+    assert summary["outcomes"] == {"aborted": 15, "ok": 3}
+    assert summary["verdict"]["status"] == "invalid"
+    assert "process 1 of 3 was cut off with the run" in summary["verdict"]["reasons"][0]
+    assert [row["requests"] for row in summary["schedule"]["processes"]] == [6, 6, 6]
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 19
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl")} == before
