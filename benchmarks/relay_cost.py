@@ -1,19 +1,22 @@
-"""CPU per streamed chunk: the relay beside nginx, same run, same engine, same client.
+"""What the relay costs beside nginx and HAProxy: same run, same engine, same client.
 
-    python benchmarks/relay_cost.py [--rounds 5] [--json]
-    python benchmarks/relay_cost.py --scrape [--rounds 30] [--kinds 2]
+    python -m benchmarks.relay_cost [--rounds 5] [--json]
+    python -m benchmarks.relay_cost --scrape [--rounds 30] [--kinds 2]
 
-An engine that only plays a script (own process), nginx from Debian's package with
-`proxy_buffering off` (one worker) and the relay with the real meter (own process)
-take turns. `relay` meters every event but has no sensor; `relay+books` has one, made
-up, at 20 Hz, and settles on its beat: what `metering-proxy serve` does in one process.
-`bare pump` passes bytes on over the same event loop and looks at none of them: the
-floor of any relay on it.
+An engine that only plays a script, nginx, HAProxy (`benchmarks/reverse_proxies.py`)
+and the relay with the real meter, each in a process of its own, take turns. `relay`
+meters every event but has no sensor; `relay+books` has one, made up, at 20 Hz, and
+settles on its beat: what `metering-proxy serve` does in one process. `bare pump` passes
+bytes on over the same event loop and looks at none of them: the floor of any relay on
+it. `+tls` is the same with TLS 1.3 towards the client.
 The client opens N streams, each a chat reply of M events of about 230 bytes, asks for
 no usage (so the relay asks, and filters), and counts events. CPU is what the kernel
-charged to the process, so the cores may be shared by all. `steady` has one event per
-read; `saturated` offers more than one core can pass, so several events share a read.
-Time to first byte is taken apart, one request at a time on a warm connection.
+charged to the process, so cores may be shared: while streams ran, and, apart,
+while connections were opened. `steady` has one event per read; `saturated` offers more
+than one core can pass, so several events share a read.
+Each event carries the instant at which the engine wrote it, so its delay is known; what
+`direct` has of it is the client's and the kernel's own. Time to first byte is taken
+apart, one request at a time on a warm connection.
 
 `--scrape` asks something else: how much later chunks arrive while Prometheus reads
 `/metrics`. A whole `metering-proxy serve` (sensor at 50 Hz, so many kinds of requests,
@@ -33,9 +36,9 @@ import json
 import os
 import platform
 import random
-import shutil
+import re
 import signal
-import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -43,7 +46,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -52,6 +55,7 @@ from typing import IO, Any, TypeVar, cast
 
 import uvloop
 
+from benchmarks.reverse_proxies import INSTALLED, certificate
 from proxy.engines import DIALECTS
 from proxy.meter.config import MeterConfig
 from proxy.meter.meter import Meter
@@ -61,18 +65,19 @@ from proxy.power.sampler import SamplerStats
 from proxy.relay.config import RelayConfig
 from proxy.relay.counters import RelayCounters
 from proxy.relay.server import start_relay
+from proxy.security.tls import ServerTls
 from proxy.serve.app import SWITCH_SECONDS
 from proxy.wire.events import PowerSampled
 from proxy.wire.facts import Reading
 
-TARGET_RATIO = 2.5
+TARGET_RATIO = 1.5
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"server: uvicorn\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 DATA = (
     b'data: {"id":"chatcmpl-00000000-0000-4000-8000-000000000000","object":'
-    b'"chat.completion.chunk","created":1795211693,"model":"tiny","choices":[{"index":'
+    b'"chat.completion.chunk","created":%d,"model":"tiny","choices":[{"index":'
     b'0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,'
     b'"token_ids":null}]}\n\n'
 )
@@ -86,7 +91,14 @@ def framed(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-EVENT = framed(DATA)
+EVENT_BYTES = len(DATA % 10**9)
+EVENT = b"%x\r\n%s\r\n" % (EVENT_BYTES, DATA)
+WRITTEN = re.compile(rb'"created":(\d{10})')
+
+
+def microseconds() -> int:
+    """Of a clock that all processes share, from 1e9 to 2e9: always ten digits."""
+    return 10**9 + time.perf_counter_ns() // 1000 % 10**9
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ class EngineConnection(asyncio.Protocol):
     def speak(self, events: int, gap_seconds: float, due: float) -> None:
         """Write the event that is due, or the end."""
         if events:
-            self.transport.write(EVENT)
+            self.transport.write(EVENT % microseconds())
             due += gap_seconds
             self.loop.call_at(due, self.speak, events - 1, gap_seconds, due)
         else:
@@ -156,11 +168,10 @@ async def engine() -> None:
 # --- the relay, with the real meter -------------------------------------------
 
 
-async def relay(upstream_port: int, has_sensor: bool) -> None:
+async def relay(upstream_port: int, has_sensor: bool, tls: ServerTls) -> None:
     meter = Meter(MeterConfig(has_sensor=has_sensor))
-    server = await start_relay(
-        RelayConfig(f"http://127.0.0.1:{upstream_port}"), meter, DIALECTS["vllm"]
-    )
+    config = RelayConfig(f"http://127.0.0.1:{upstream_port}", identity=tls.identity())
+    server = await start_relay(config, meter, DIALECTS["vllm"])
     print(server.port, flush=True)
     while True:
         now = time.monotonic()
@@ -266,6 +277,21 @@ class ClientConnection(asyncio.Protocol):
 C = TypeVar("C", bound="ClientConnection")
 
 
+class DelayedConnection(ClientConnection):
+    """One that remembers how long each event took since the engine wrote it."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self.delays_ms: list[float] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp first."""
+        now = microseconds()
+        for written in WRITTEN.findall(data):
+            self.delays_ms.append((now - int(written)) % 10**9 / 1000)
+        super().data_received(data)
+
+
 class StampedConnection(ClientConnection):
     """One that remembers when each read came."""
 
@@ -279,12 +305,17 @@ class StampedConnection(ClientConnection):
         super().data_received(data)
 
 
-async def connections(port: int, count: int, body: bytes, kind: type[C]) -> list[C]:
+async def connections(
+    port: int, count: int, body: bytes, kind: type[C], tls: ssl.SSLContext | None = None
+) -> list[C]:
     loop = asyncio.get_running_loop()
-    return [
-        (await loop.create_connection(lambda: kind(body), "127.0.0.1", port))[1]
-        for _ in range(count)
-    ]
+    opened = []
+    for _ in range(count):
+        _, client = await loop.create_connection(
+            lambda: kind(body), "127.0.0.1", port, ssl=tls
+        )
+        opened.append(client)
+    return opened
 
 
 def body_of(events: int, gap_seconds: float) -> bytes:
@@ -299,10 +330,20 @@ def body_of(events: int, gap_seconds: float) -> bytes:
     ).encode()
 
 
-async def drive(port: int, load: Load, kind: type[C]) -> list[C]:
-    """Bring `load` through `port`, starts spread over one gap; the clients after it."""
+async def drive(
+    port: int,
+    load: Load,
+    kind: type[C],
+    tls: ssl.SSLContext | None = None,
+    on_open: Callable[[], None] = lambda: None,
+) -> list[C]:
+    """Bring `load` through `port`, starts spread over one gap; the clients after it.
+
+    `on_open` is called once all connections are open, before the first request.
+    """
     body = body_of(load.events, load.gap_seconds)
-    clients = await connections(port, load.streams, body, kind)
+    clients = await connections(port, load.streams, body, kind, tls)
+    on_open()
     for client in clients:
         client.ask()
         await asyncio.sleep(load.gap_seconds / load.streams)
@@ -312,9 +353,11 @@ async def drive(port: int, load: Load, kind: type[C]) -> list[C]:
     return clients
 
 
-async def first_bytes(port: int, requests: int) -> list[float]:
+async def first_bytes(
+    port: int, requests: int, tls: ssl.SSLContext | None = None
+) -> list[float]:
     """Milliseconds to the first byte, one request at a time on a warm connection."""
-    (client,) = await connections(port, 1, body_of(1, 0.0), ClientConnection)
+    (client,) = await connections(port, 1, body_of(1, 0.0), ClientConnection, tls)
     milliseconds = []
     for _ in range(requests):
         await asyncio.sleep(0.004)  # a busy engine's rate, not a race
@@ -339,7 +382,7 @@ def cpu_seconds(pid: int) -> float:
 def child(*arguments: str, stderr: IO[str] | None = None) -> Iterator[tuple[int, int]]:
     """This program in another role: its pid and port."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--role", *arguments],
+        [sys.executable, "-m", "benchmarks.relay_cost", "--role", *arguments],
         stdout=subprocess.PIPE, stderr=stderr,
     )  # fmt: skip
     assert process.stdout is not None
@@ -349,53 +392,6 @@ def child(*arguments: str, stderr: IO[str] | None = None) -> Iterator[tuple[int,
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-
-
-NGINX_CONFIG = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log stderr error;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream engine {{ server 127.0.0.1:{upstream}; keepalive 512; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=4096;
-    location / {{
-      proxy_pass http://engine; proxy_http_version 1.1;
-      proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 1h;
-    }}
-  }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def nginx(upstream_port: int) -> Iterator[tuple[int, int]]:
-    """nginx in front of the engine: its worker's pid and its port."""
-    with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        config = Path(folder, "nginx.conf")
-        config.write_text(
-            NGINX_CONFIG.format(folder=folder, upstream=upstream_port, port=port)
-        )
-        process = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)])
-        try:
-            yield _nginx_worker(process), port
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _nginx_worker(master: subprocess.Popen[bytes]) -> int:
-    children = Path(f"/proc/{master.pid}/task/{master.pid}/children")
-    for _ in range(500):
-        if pids := children.read_text().split():
-            return int(pids[0])
-        time.sleep(0.01)
-    raise SystemExit("nginx did not start a worker")
 
 
 # --- the comparison -----------------------------------------------------------
@@ -408,22 +404,72 @@ class Target:
     name: str
     pid: int
     port: int
+    tls: ssl.SSLContext | None = None
     cpu_us: dict[str, list[float]] = field(default_factory=dict)
     events_per_second: dict[str, list[float]] = field(default_factory=dict)
+    handshake_us: list[float] = field(default_factory=list)
+    delays_ms: list[float] = field(default_factory=list)
     first_ms: list[float] = field(default_factory=list)
 
     def measure(self, load: Load) -> None:
         """One round of `load` through this target."""
-        began, spent = time.perf_counter(), cpu_seconds(self.pid)
-        clients = uvloop.run(drive(self.port, load, ClientConnection))
+        marks = [(time.perf_counter(), cpu_seconds(self.pid))]
+
+        def mark() -> None:
+            marks.append((time.perf_counter(), cpu_seconds(self.pid)))
+
+        clients = uvloop.run(drive(self.port, load, ClientConnection, self.tls, mark))
+        ended = time.perf_counter()
         events = sum(client.events for client in clients)
         time.sleep(0.2)  # what is parsed on the beat belongs to these events
-        cost = (cpu_seconds(self.pid) - spent) / events * 1e6
-        elapsed = time.perf_counter() - began - 0.2
+        mark()
         if events != load.streams * load.events:
             raise SystemExit(f"{self.name} passed {events} events of {load}")
-        self.cpu_us.setdefault(load.name, []).append(cost)
-        self.events_per_second.setdefault(load.name, []).append(events / elapsed)
+        (_, before), (began, opened), (_, after) = marks
+        self.cpu_us.setdefault(load.name, []).append((after - opened) / events * 1e6)
+        self.events_per_second.setdefault(load.name, []).append(
+            events / (ended - began)
+        )
+        self.handshake_us.append((opened - before) / load.streams * 1e6)
+
+    def measure_latency(self, requests: int) -> None:
+        """One round of delays of events, and of first bytes one by one."""
+        load = replace(LOADS[0], events=50)
+        for client in uvloop.run(drive(self.port, load, DelayedConnection, self.tls)):
+            self.delays_ms += client.delays_ms
+        self.first_ms += uvloop.run(first_bytes(self.port, requests, self.tls))
+
+    def forget(self) -> None:
+        """Drop what the warm-up measured."""
+        for figures in (self.cpu_us, self.events_per_second):
+            figures.clear()
+        for values in (self.handshake_us, self.delays_ms, self.first_ms):
+            values.clear()
+
+    def figures(self) -> dict[str, Any]:
+        """Medians over the rounds; percentiles over all events and requests."""
+
+        def medians(figures: dict[str, list[float]], digits: int) -> dict[str, float]:
+            return {
+                name: round(statistics.median(values), digits)
+                for name, values in figures.items()
+            }
+
+        def percentiles(values: list[float]) -> dict[str, float]:
+            return {
+                "p50": round(percentile(values, 0.5), 3),
+                "p99": round(percentile(values, 0.99), 3),
+            }
+
+        return {
+            "cpu_us_per_event": medians(self.cpu_us, 2),
+            "events_per_second": medians(self.events_per_second, 0),
+            "cpu_us_per_connection": round(statistics.median(self.handshake_us), 1)
+            if self.handshake_us
+            else None,
+            "event_delay_ms": percentiles(self.delays_ms),
+            "first_byte_ms": percentiles(self.first_ms),
+        }
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -431,43 +477,25 @@ def percentile(values: list[float], part: float) -> float:
 
 
 def compare(targets: list[Target], direct_port: int, options: Any) -> dict[str, Any]:
-    direct = Target("direct", os.getpid(), direct_port)
+    everything = [Target("direct", os.getpid(), direct_port), *targets]
     for number in range(options.rounds + 1):
-        for load in LOADS:
-            for target in targets:
+        for target in targets:
+            for load in LOADS[:1] if target.tls else LOADS:
                 target.measure(load)
-        for target in [direct, *targets]:
-            target.first_ms += uvloop.run(first_bytes(target.port, options.requests))
-        if number == 0:  # warm-up: caches, connection pools, the page cache
-            for target in [direct, *targets]:
-                target.cpu_us.clear()
-                target.events_per_second.clear()
-                target.first_ms.clear()
-    result: dict[str, Any] = {
+        for target in everything:
+            target.measure_latency(options.requests)
+        if number == 0:  # caches, connection pools, the page cache
+            for target in everything:
+                target.forget()
+    return {
         "machine": f"{os.cpu_count()} vCPU {_processor()}, Python "
         f"{platform.python_version()}, uvloop {version('uvloop')}",
         "date": time.strftime("%Y-%m-%d"),
         "rounds": options.rounds,
-        "event_bytes": len(DATA),
+        "event_bytes": EVENT_BYTES,
         "loads": {load.name: load.__dict__ for load in LOADS},
-        "targets": {},
+        "targets": {target.name: target.figures() for target in everything},
     }
-    for target in [direct, *targets]:
-        result["targets"][target.name] = {
-            "cpu_us_per_event": {
-                name: round(statistics.median(values), 2)
-                for name, values in target.cpu_us.items()
-            },
-            "events_per_second": {
-                name: round(statistics.median(values))
-                for name, values in target.events_per_second.items()
-            },
-            "first_byte_ms": {
-                "p50": round(percentile(target.first_ms, 0.5), 3),
-                "p99": round(percentile(target.first_ms, 0.99), 3),
-            },
-        }
-    return result
 
 
 def _processor() -> str:
@@ -490,13 +518,23 @@ def report(result: dict[str, Any]) -> None:
                 continue
             ratio = f"{cost / base:5.2f} x nginx" if base else ""
             rate = figures["events_per_second"][name]
-            print(f"  {target:12} {cost:7.2f} us CPU/event {rate:8} events/s  {ratio}")
-    print("\ntime to first byte, one request at a time")
-    direct = result["targets"]["direct"]["first_byte_ms"]
+            print(f"  {target:15} {cost:7.2f} us CPU/event {rate:8.0f} /s  {ratio}")
+    for key, what in (
+        ("event_delay_ms", "from the engine's write of an event to its read, steady"),
+        ("first_byte_ms", "time to first byte, one request at a time"),
+    ):
+        print(f"\n{what}")
+        direct = result["targets"]["direct"][key]
+        for target, figures in result["targets"].items():
+            p50, p99 = (figures[key][name] for name in ("p50", "p99"))
+            print(
+                f"  {target:15} p50 {p50:.3f} ms  p99 {p99:.3f} ms"
+                f"  added p50 {p50 - direct['p50']:+.3f} p99 {p99 - direct['p99']:+.3f}"
+            )
+    print("\na new connection, the handshake included")
     for target, figures in result["targets"].items():
-        p50, p99 = (figures["first_byte_ms"][name] for name in ("p50", "p99"))
-        added = f"  added p50 {p50 - direct['p50']:+.3f} p99 {p99 - direct['p99']:+.3f}"
-        print(f"  {target:12} p50 {p50:.3f} ms  p99 {p99:.3f} ms{added}")
+        if (cost := figures["cpu_us_per_connection"]) is not None:
+            print(f"  {target:15} {cost:7.1f} us CPU")
     print(f"\ntarget: relay at most {TARGET_RATIO} x nginx, steady")
 
 
@@ -659,15 +697,16 @@ def main() -> None:
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        role, *port = options.role
+        role, *values = options.role
         if role == "engine":
             uvloop.run(engine())
         elif role == "bare pump":
-            uvloop.run(pump(int(port[0])))
+            uvloop.run(pump(int(values[0])))
         elif role == "scraper":
-            scraper(port[0])
+            scraper(values[0])
         else:
-            uvloop.run(relay(int(port[0]), has_sensor=role == "relay+books"))
+            has_sensor = role == "relay+books"
+            uvloop.run(relay(int(values[0]), has_sensor, ServerTls(*values[1:])))
         return
     with contextlib.ExitStack() as stack:
         _, engine_port = stack.enter_context(child("engine"))
@@ -675,14 +714,24 @@ def main() -> None:
             beside_a_renderer()
             scrape(engine_port, options.rounds, options.kinds)
             return
+        made = certificate(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        trusts = ssl.create_default_context(cafile=str(made.cert))
         targets = []
-        if shutil.which("nginx"):
-            targets.append(Target("nginx", *stack.enter_context(nginx(engine_port))))
-        else:
-            print("nginx is not installed (apt install nginx-light): no comparison")
+        if not INSTALLED:
+            print("neither nginx nor HAProxy is installed: no comparison")
+        for name, start in INSTALLED.items():
+            plain, encrypted = start(engine_port), start(engine_port, made)
+            targets.append(Target(name, *stack.enter_context(plain)))
+            targets.append(
+                Target(f"{name}+tls", *stack.enter_context(encrypted), trusts)
+            )
+        port = str(engine_port)
         for name in ("bare pump", "relay", "relay+books"):
-            pid_and_port = stack.enter_context(child(name, str(engine_port)))
-            targets.append(Target(name, *pid_and_port))
+            targets.append(Target(name, *stack.enter_context(child(name, port))))
+        encrypted = child("relay+books", port, str(made.cert), str(made.key))
+        targets.append(
+            Target("relay+books+tls", *stack.enter_context(encrypted), trusts)
+        )
         result = compare(targets, engine_port, options)
     print(json.dumps(result)) if options.json else report(result)
 

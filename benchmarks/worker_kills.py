@@ -1,6 +1,6 @@
 """Runs by workers over NATS whose parts are killed at random instants.
 
-    python benchmarks/worker_kills.py [--kills 10] [--seed 0] [--json]
+    python -m benchmarks.worker_kills [--kills 10] [--seed 0] [--json]
 
 Everything is on this host: a simulated engine, nats-server (on PATH, or in /usr/sbin),
 four workers. First one and four workers send the same plan: the requests must be the
@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.nats_server import start_nats
 from loadgen.results.parts import Copy, Piece
 from loadgen.run.bus import PIECE_BYTES, BusOptions, Parcel, connected
 
@@ -64,10 +64,6 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        binary = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
-        if binary is None:
-            sys.exit("nats-server is missing: install Debian's package of that name")
-        self._binary = binary
         self._port = -1
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         engine = subprocess.Popen(
@@ -88,21 +84,7 @@ class Bench:
 
     def start_bus(self) -> None:
         """Start it, the second time with what it had stored."""
-        ports = self.folder / "ports"
-        shutil.rmtree(ports, ignore_errors=True)
-        ports.mkdir()
-        with (self.folder / "nats.log").open("ab") as log:
-            self._children["bus"] = subprocess.Popen(
-                [self._binary, "-js", "-sd", str(self.folder / "store"), "-a",
-                 "127.0.0.1", "-p", str(self._port), "--ports_file_dir", str(ports)],
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        while (
-            not (found := [p.read_text() for p in ports.glob("*.ports")])
-            or not (found[0])
-        ):
-            time.sleep(0.02)
-        self._port = int(found[0].partition("nats://127.0.0.1:")[2].partition('"')[0])
+        self._children["bus"], self._port = start_nats(self.folder, self._port)
 
     def start_worker(self, number: int) -> None:
         """Start one of the workers."""

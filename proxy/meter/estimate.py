@@ -30,6 +30,7 @@ from proxy.meter.attribution.policies import attribute
 from proxy.meter.boundary import Boundary
 from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
 from proxy.meter.ledger import RequestEnergy
+from proxy.meter.request_energy import unknown_energy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,14 @@ def estimated_energy(
     if (
         measured is None
         or own.arrived_seconds < boundary.measured_from_seconds
-        or boundary.has_gap(own.key)
+        or own.key in boundary.energies.with_gap
     ):
-        return boundary.unknown_energy()
-    among = [each for each in timeline.requests() if each.end_seconds > measured[0][0]]
+        return unknown_energy(ledger.headline)
+    among = [
+        each
+        for each in timeline.requests.in_order()
+        if each.end_seconds > measured[0][0]
+    ]
     by_policy, idle_share = ledger.entry(own.key)
     parts = np.array([*by_policy[ledger.policies.index(ledger.headline)], idle_share])
     settled_joules = float(parts[:2].sum())
@@ -69,7 +74,7 @@ def estimated_energy(
         parts += shares[among.index(own)]
     prefill, decode, idle_share = parts.tolist()
     energy, active = prefill + decode + idle_share, prefill + decode
-    bounds = boundary.bounds(
+    bounds = boundary.energies.bounds(
         own.key,
         energy,
         active,
@@ -101,13 +106,15 @@ def unsettled_shares(
     """Prefill, decode and idle share joules of each, shape (requests, 3)."""
     token_seconds = timeline.prompt_token_seconds
     population = population_until(float(edges[-1]), among, token_seconds)
-    tokens = tokens_since(float(edges[0]), population, timeline.steps, timeline.log)
+    tokens = tokens_since(
+        float(edges[0]), population, timeline.seen.book, timeline.seen.log
+    )
     activity = rough_activity(edges, population, tokens, among, token_seconds)
     _, shared, caused = split_idle(
-        edges, np.diff(joules), population, boundary.idle.watts
+        edges, np.diff(joules), population, boundary.learnt.idle.watts
     )
-    policy = boundary.bound(boundary.config.policies[boundary.config.policy])
-    idle_shares = attribute(shared, activity, boundary.idle_policy).sum(axis=1)
+    policy = boundary.learnt.bound(boundary.config.policies[boundary.config.policy])
+    idle_shares = attribute(shared, activity, boundary.learnt.idle_policy).sum(axis=1)
     return np.column_stack((attribute(caused, activity, policy), idle_shares))
 
 

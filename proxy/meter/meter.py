@@ -21,11 +21,13 @@ from dataclasses import dataclass, field, replace
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.speculation import Speculation
 from proxy.meter.activity.timeline import EngineTimeline
-from proxy.meter.boundary import Boundary, MeterState
+from proxy.meter.boundary import Boundary
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import Deadlines
 from proxy.meter.estimate import EnergySoFar, estimated_energy
 from proxy.meter.ledger import Books, RequestEnergy, RequestRecord
+from proxy.meter.request_energy import unknown_energy
+from proxy.meter.state import MeterState
 from proxy.wire.events import (
     Event,
     HardwareObserved,
@@ -158,12 +160,13 @@ class Meter:
         timeline, boundaries = self._timeline, self._boundaries.values()
         timeline.lateness.beat(now_seconds, late_seconds)
         for each in (timeline, self._nobody):
-            each.advance(now_seconds, self._head.straggler_seconds)
+            each.advance(now_seconds, self._head.waits.asked.straggler_seconds)
         for boundary in (*boundaries, *self._outside.values()):
             boundary.settle(now_seconds)
         timeline.forget(
             min(boundary.settled_seconds for boundary in boundaries),
-            now_seconds - max(boundary.forget_seconds for boundary in boundaries),
+            now_seconds
+            - max(boundary.waits.current.forget_seconds for boundary in boundaries),
         )
         self._compare()
         return self._records(now_seconds)
@@ -190,12 +193,14 @@ class Meter:
         request = self._ended.get(key)
         if request is None or request.closed is None or request.is_handed_out:
             return None
-        unknown = self._head.unknown_energy()
+        unknown = unknown_energy(self.config.policy)
         return self._record_with(request, request.closed, unknown)
 
     def stop(self, now_seconds: float) -> float:
         """No request will come any more; how long the last record takes at most."""
-        return max(boundary.stop(now_seconds) for boundary in self._boundaries.values())
+        return max(
+            boundary.waits.stop(now_seconds) for boundary in self._boundaries.values()
+        )
 
     def estimate(self, key: int, at_seconds: float) -> EnergySoFar:
         """What a request has consumed so far; no side effects, and never a wait."""
@@ -208,7 +213,7 @@ class Meter:
             and request.closed.is_partly_unseen
         )
         if request is None or is_cut or not self.config.has_sensor:
-            unknown = self._head.unknown_energy()
+            unknown = unknown_energy(self.config.policy)
             return EnergySoFar(self._final.get(key, unknown), is_settled=True)
         energy = estimated_energy(
             request.timeline, self._timeline, self._head, at_seconds=at_seconds
@@ -245,7 +250,7 @@ class Meter:
 
     def oldest_of(self, boundary: str) -> float | None:
         """The earliest instant whose accounts are known. Raises KeyError."""
-        return self._boundaries[boundary].oldest_seconds
+        return self._boundaries[boundary].ledger.oldest_seconds
 
     def state_of(self, boundary: str) -> MeterState:
         """The picture of one boundary. Raises KeyError for another name."""
@@ -253,7 +258,7 @@ class Meter:
 
     def deadlines_of(self, boundary: str) -> Deadlines:
         """The waits of one boundary. Raises KeyError for another name."""
-        return self._boundaries[boundary].deadlines()
+        return self._boundaries[boundary].waits.deadlines()
 
     def outside_books(
         self, boundary: str, at_seconds: float | None = None
@@ -320,7 +325,7 @@ class Meter:
         """Records that need not wait any more, in order of settlement."""
         if not self._ended:
             return []
-        waits = {n: b.join_seconds(now_seconds) for n, b in self._others.items()}
+        waits = {n: b.waits.join_seconds(now_seconds) for n, b in self._others.items()}
         records: list[tuple[float, float, RequestRecord]] = []
         boundaries = tuple(self._boundaries.items())
         for key, request in list(self._ended.items()):
@@ -331,7 +336,7 @@ class Meter:
                 ):
                     energy = boundary.finish(request.timeline)
                     if request.closed is not None and request.closed.is_partly_unseen:
-                        energy = boundary.unknown_energy()
+                        energy = unknown_energy(self.config.policy)
                     energies[name] = energy
                     if boundary is self._head:
                         request.settled_at_seconds = now_seconds
@@ -407,7 +412,9 @@ class Meter:
         """What the other boundaries measured; unknown where it has not come."""
         beside: dict[str, RequestEnergy] = {}
         for name in self._others:
-            beside[name] = request.energies.get(name) or self._head.unknown_energy()
+            beside[name] = request.energies.get(name) or unknown_energy(
+                self.config.policy
+            )
             if beside[name].energy_joules is None:
                 self.unjoined_total[name] += 1
         return beside

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.meter.attribution.evidence import DOUBTS
-from proxy.meter.boundary import MeterState
 from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Ratio
+from proxy.meter.state import MeterState
 from proxy.power.engine_load import GaugeStats
 from proxy.power.gate import REASONS
 from proxy.power.sampler import SamplerStats

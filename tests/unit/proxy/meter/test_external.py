@@ -335,7 +335,7 @@ SCRAPED = scrapes_of(ALONE, LONG)
 
 def test_own_tokens_are_not_kept_for_scrapes_that_never_come() -> None:
     meter, _ = met(ALONE, SCRAPED[:5], until=LONG, beat=5.0, config=COARSE)
-    count = meter._timeline._counted
+    count = meter._timeline.count._own
     reads = sum(len(one.tokens) for one in ALONE)
     assert len(count._reads.seconds) < 0.7 * reads  # of a minute
     assert len(count._left) < 70

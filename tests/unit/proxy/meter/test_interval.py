@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.meter.activity.timeline import EngineTimeline
 from proxy.meter.attribution.interval import (
     CORRELATION,
     DOUBTS,
@@ -29,8 +28,6 @@ from proxy.meter.attribution.interval import (
     grade_reasons,
     total_bounds,
 )
-from proxy.wire.events import RequestOpened, TokensReceived
-from tests.support.meter_scenes import Asked, events_of
 
 SURE = Evidence(
     is_cache_told=True,
@@ -343,16 +340,3 @@ def test_without_one_piece_of_evidence_nothing_is_good(
 def test_no_window_leaves_no_doubt_and_no_width() -> None:
     bounds = bounds_of(0.0, 0.0, np.zeros(DOUBTS), EXACT, edge_seconds=0.01)
     assert (bounds.low_joules, bounds.high_joules) == (0.0, 0.0)
-
-
-def test_what_a_cache_held_is_known_only_if_someone_told() -> None:
-    timeline = EngineTimeline()
-    asked = [Asked(1.0, [2.0], cached=cached) for cached in (0, None)]
-    for event in events_of(asked):
-        if isinstance(event, RequestOpened):
-            timeline.open(event)
-        elif isinstance(event, TokensReceived):
-            timeline.receive(event)
-    told, untold = timeline.requests()
-    assert timeline.knows_cache_of(told)
-    assert not timeline.knows_cache_of(untold)

@@ -332,7 +332,7 @@ def test_memory_is_given_back() -> None:
             records += len(meter.settle(at))
     assert records > 590
     assert len(meter._requests) < 10
-    assert len(meter._timeline.steps.steps.seconds) < 20
+    assert len(meter._timeline.seen.steps.seconds) < 20
     assert len(meter._head.curve.devices["gpu0"].seconds) < 30
 
 
@@ -350,7 +350,7 @@ def test_memory_is_bounded_while_the_sensor_is_silent() -> None:
         meter.feed(RequestClosed(number, at + 0.06, "ok", status=200))
         meter.settle(at)
     assert len(meter._requests) < 200
-    assert len(meter._timeline.steps.steps.seconds) < 600
+    assert len(meter._timeline.seen.steps.seconds) < 600
 
 
 def test_gpus_that_are_heard_one_after_another_leave_no_residual() -> None:

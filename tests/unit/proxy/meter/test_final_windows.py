@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.request import RequestTimeline
-from proxy.meter.boundary import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.config import MeterConfig
+from proxy.meter.final_windows import EDGE_SECONDS, too_late_to_cut
 from proxy.meter.ledger import RequestRecord
 from proxy.meter.meter import Meter
 from proxy.wire.events import PowerSampled, RequestClosed, RequestOpened, TokensReceived

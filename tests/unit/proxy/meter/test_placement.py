@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Prompts put into steps, and the work that is found there."""
 
-import itertools
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -9,20 +9,16 @@ from hypothesis import strategies as st
 
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
 from proxy.meter.activity.request import (
-    LATE_FACTS_SECONDS,
-    LATE_HITS_SECONDS,
     RequestTimeline,
     TokenLog,
 )
-from proxy.meter.activity.steps import LONGEST_SECONDS, StepBook
-from proxy.meter.activity.timeline import EngineTimeline
+from proxy.meter.activity.steps import StepBook
 from proxy.meter.activity.work import (
     Activity,
     activity_between,
     busy_seconds_until,
     population_of,
 )
-from proxy.wire.events import RequestClosed, RequestOpened, TokensReceived
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
 
 
@@ -41,150 +37,6 @@ def streamed(
 def token(count: int | None = None, prompt: int = 10) -> Update:
     usage = None if count is None else Usage(prompt, count)
     return Update(carries_token=True, usage=usage)
-
-
-# --- counting -----------------------------------------------------------------
-
-
-def test_running_usage_counts_exactly_whatever_the_events_carry() -> None:
-    request, log = streamed(), TokenLog()
-    request.receive(1.0, [Update(usage=Usage(10, 0))], log)  # role only
-    request.receive(1.1, [token(1)], log)
-    request.receive(1.2, [token(4)], log)  # one event, three tokens
-    request.receive(1.3, [token(5), token(7)], log)  # one read, two events
-    assert list(log.tokens) == [1.0, 3.0, 3.0]
-    assert list(log.before) == [0.0, 1.0, 4.0]
-    assert request.first_token_seconds == 1.1
-    assert request.last_token_seconds == 1.3
-    assert request.token_scale == 1.0
-
-
-def test_without_usage_an_event_is_a_token_until_the_usage_corrects_it() -> None:
-    request, log = streamed(running_usage=False), TokenLog()
-    for number in range(4):
-        request.receive(1.0 + number, [token()], log)
-    final = Update(is_usage_only=True, usage=Usage(10, 6))
-    request.receive(5.0, [final], log)
-    assert request.token_scale == 1.0
-    request.close(5.0)
-    assert list(log.tokens) == [1.0] * 4
-    assert request.token_scale == 1.5
-
-
-def test_an_event_that_counts_its_own_tokens_is_believed() -> None:
-    request, log = streamed(running_usage=False), TokenLog()
-    request.receive(1.0, [Update(carries_token=True, tokens=3)], log)
-    assert list(log.tokens) == [3.0]
-
-
-def test_usage_on_events_of_parallel_sequences_is_not_their_sum() -> None:
-    request, log = streamed(sequences=2), TokenLog()
-    request.receive(1.0, [token(1), token(1)], log)
-    request.receive(1.1, [token(2), token(2)], log)
-    request.receive(1.2, [Update(is_usage_only=True, usage=Usage(10, 4))], log)
-    request.close(1.2)
-    assert list(log.tokens) == [2.0, 2.0]
-    assert request.output_tokens == 4
-    assert request.token_scale == 1.0
-
-
-def test_usage_forced_by_the_server_is_noticed() -> None:
-    request, log = streamed(running_usage=False), TokenLog()
-    request.receive(1.0, [token(1)], log)
-    request.receive(1.1, [token(3)], log)
-    assert list(log.tokens) == [1.0, 2.0]
-    assert request.is_exact_so_far
-
-
-def test_phase_times_and_cached_tokens_are_kept() -> None:
-    request, log = streamed(), TokenLog()
-    request.receive(1.0, [token(1)], log)
-    last = Update(
-        is_usage_only=True,
-        usage=Usage(100, 1, 64),
-        phases=PhaseSeconds(prefill_seconds=0.25),
-    )
-    request.receive(1.1, [last], log)
-    assert (request.prefill_seconds, request.cached_tokens) == (0.25, 64)
-    assert request.has_late_facts
-
-
-# --- steps ----------------------------------------------------------------------
-
-
-def log_of(rows: list[tuple[float, int]]) -> TokenLog:
-    log = TokenLog()
-    for at, key in rows:
-        log.add(at, key, 1.0, 1.0)
-    return log
-
-
-def test_stamps_close_together_are_one_step() -> None:
-    book = StepBook()
-    book.absorb(log_of([(1.0, 1), (1.0004, 2), (1.02, 1), (1.0203, 2)]), 9.0)
-    assert book.steps.end_seconds.tolist() == pytest.approx([1.0004, 1.0203])
-    assert book.steps.floor_seconds.tolist()[1] == pytest.approx(1.0004)
-
-
-@given(
-    stamps=st.lists(st.floats(0.0, 2.0), min_size=1, max_size=60),
-    cuts=st.lists(st.integers(0, 60), max_size=4),
-)
-def test_steps_do_not_depend_on_how_the_reads_came_in(
-    stamps: list[float], cuts: list[int]
-) -> None:
-    rows = [(at, key) for key, at in enumerate(stamps)]
-    whole, parts = StepBook(), StepBook()
-    whole.absorb(log_of(rows), 9.0)
-    bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    for first, stop in itertools.pairwise(bounds):
-        parts.absorb(log_of(rows[first:stop]), 9.0)
-    assert parts.steps.end_seconds.tolist() == whole.steps.end_seconds.tolist()
-    assert parts.steps.first_row.tolist() == whole.steps.first_row.tolist()
-    assert parts.steps.seconds.tolist() == sorted(stamps)
-
-
-def test_reads_too_young_stay_in_the_log() -> None:
-    book, log = StepBook(), log_of([(1.0, 1), (2.0, 1)])
-    book.absorb(log, 1.5)
-    assert book.steps.end_seconds.tolist() == [1.0]
-    assert list(log.seconds) == [2.0]
-
-
-@given(
-    gaps=st.lists(st.floats(0.0001, 0.0019), min_size=100, max_size=400),
-    parts=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-)
-def test_streams_without_a_common_step_are_cut_however_the_reads_came_in(
-    gaps: list[float], parts: list[int]
-) -> None:
-    stamps = np.cumsum(gaps)
-    rows = [(float(at), number) for number, at in enumerate(stamps)]
-    whole, pieces = StepBook(), StepBook()
-    whole.absorb(log_of(rows), 100.0)
-    left = list(rows)
-    for size in itertools.cycle(parts):
-        pieces.absorb(log_of(left[:size]), 100.0)
-        left = left[size:]
-        if not left:
-            break
-    assert whole.steps.end_seconds.tolist() == pieces.steps.end_seconds.tolist()
-    assert whole.steps.first_row.tolist() == pieces.steps.first_row.tolist()
-    first = whole.steps.seconds[whole.steps.first_row[:-1]]
-    assert (whole.steps.end_seconds - first).max() <= LONGEST_SECONDS
-
-
-def test_forgotten_steps_still_bound_the_next_one() -> None:
-    book = StepBook()
-    book.absorb(log_of([(1.0, 1), (1.1, 1), (1.2, 1)]), 9.0)
-    book.forget(1.1)
-    assert book.steps.end_seconds.tolist() == [1.2]
-    book.forget(1.2)
-    book.absorb(log_of([(1.3, 1)]), 9.0)
-    assert book.steps.floor_seconds.tolist() == [1.2]
-
-
-# --- who ran when -----------------------------------------------------------------
 
 
 def scene(
@@ -449,55 +301,3 @@ def test_steps_that_ran_together_count_as_often_as_they_were_read() -> None:
     did = work(timelines, book, 0.01 + 1e-9, 1.0)
     assert did.decode_steps.sum() == pytest.approx(10.0)
     assert did.decode_steps[0] > did.decode_steps[1]
-
-
-def stalled(stopped: float, decode_seconds: float | None) -> RequestTimeline:
-    """Ten tokens a tenth apart from 2.0 s; the proxy stood still until `stopped`."""
-    facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
-    timeline, log = RequestTimeline(1, 1.5, facts), TokenLog()
-    for number in range(10):
-        at = max(2.0 + number / 10, stopped)
-        usage = Usage(100, number + 1, 0)
-        timeline.receive(at, (Update(carries_token=True, usage=usage),), log)
-    phases = PhaseSeconds(prefill_seconds=0.4, decode_seconds=decode_seconds)
-    timeline.receive(2.9, (Update(phases=phases, is_usage_only=True),), log)
-    timeline.close(2.9)
-    return timeline
-
-
-def test_a_first_read_that_came_late_is_put_where_the_engine_says() -> None:
-    assert stalled(2.25, 0.9).first_token_seconds == pytest.approx(2.0)
-    assert stalled(2.25, None).first_token_seconds == 2.25
-    assert stalled(0.0, 0.9).first_token_seconds == 2.0
-
-
-def test_no_record_of_late_reads_is_called_exact() -> None:
-    placed = stalled(2.25, 0.9)
-    placed.is_placed_as_told = True
-    assert not placed.is_scheduled_exact
-    in_time = stalled(0.0, 0.9)
-    in_time.is_placed_as_told = True
-    assert in_time.is_scheduled_exact
-
-
-@pytest.mark.parametrize("is_told_first", [True, False])
-def test_a_hit_counts_for_those_who_came_after_it_whenever_it_is_told(
-    is_told_first: bool,
-) -> None:
-    timeline = EngineTimeline()
-    facts = RequestFacts("chat", is_stream=True, has_running_usage=True)
-    hit = (Update(True, usage=Usage(100, 1, 64)),)
-    timeline.open(RequestOpened(1, 1.0, "r1", facts))
-
-    def tell() -> None:
-        timeline.receive(TokensReceived(1, 3.0, hit))
-        timeline.close(RequestClosed(1, 3.0, "ok", status=200))
-
-    if is_told_first:
-        tell()
-    early = timeline.open(RequestOpened(2, 2.0, "r2", facts))
-    late = timeline.open(RequestOpened(3, 5.0, "r3", facts))
-    if not is_told_first:
-        tell()
-    assert early.patience_seconds == LATE_FACTS_SECONDS
-    assert late.patience_seconds == LATE_HITS_SECONDS
