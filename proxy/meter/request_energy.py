@@ -38,7 +38,7 @@ from proxy.meter.attribution.policies import CostModel, both
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import GroupCurve, Window
 from proxy.meter.learnt import FITTED, PHASE, LearntSoFar
-from proxy.meter.ledger import Ledger, RequestEnergy
+from proxy.meter.ledger import Ledger, RequestEnergy, unknown_energy
 
 PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
 BEST = "calibrated"
@@ -46,11 +46,6 @@ BEST = "calibrated"
 
 SEEN_DOUBT = 1.0
 """Of a stream whose facts have all come: others are held against it."""
-
-
-def unknown_energy(policy: str) -> RequestEnergy:
-    """Nothing was measured, or not all of the request's time."""
-    return RequestEnergy(None, None, None, None, policy, "unknown")
 
 
 @dataclass(frozen=True, slots=True)
