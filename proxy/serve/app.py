@@ -87,7 +87,7 @@ def run(
     if config.relays > 1:
         from proxy.serve.processes import run_processes  # the usual proxy is one
 
-        run_processes(config, announce, until_eof=until_eof)
+        run_processes(config, announce, until_eof=until_eof, read_again=read_again)
     else:
         run_process(config, announce, until_eof=until_eof, read_again=read_again)
 

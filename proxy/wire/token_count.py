@@ -62,7 +62,7 @@ class TokenCount:
         """Usage comes with every event, and is cumulative over the request."""
         self.has_final_usage = False
         """The engine has told the counts of the whole reply."""
-        self.counted_tokens: float = 0
+        self.counted_tokens = 0.0
         """Tokens of all events so far; 0 of a reply that is not a stream."""
         self.are_counts_exact = True
         """No event had to be taken for one token."""
