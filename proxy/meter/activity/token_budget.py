@@ -47,8 +47,12 @@ class TokenBudget:
         """Steps up to here are counted."""
         self._full_from_seconds = -math.inf
         """Start of the step in which the last prompt was done."""
-        self._forget_stretch()
         self._is_open = False
+        self._tokens = self._decodes = 0.0
+        self._steps = 0
+        self._shortest_seconds = math.inf
+        self._ends: list[tuple[int, float, float]] = []
+        self._low, self._high = 0.0, math.inf
 
     def restart(self) -> None:
         """Nothing is known, or it was learnt from wrong counts."""
@@ -125,7 +129,7 @@ class TokenBudget:
         self._tokens = self._decodes = 0.0
         self._steps = 0
         self._shortest_seconds = math.inf
-        self._ends: list[tuple[int, float, float]] = []
+        self._ends = []
         self._low, self._high = 0.0, math.inf
 
     def _agreed(self) -> float | None:
