@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from proxy.meter.activity.engine_load import ALIVE_SECONDS, GaugeLog
 from proxy.meter.activity.external import (
     CONTEXT_TOKENS,
+    LAGS_SECONDS,
     LONGEST_SECONDS,
     WORK_KEY,
     ExternalWork,
@@ -258,7 +259,8 @@ class EngineCount:
             span = before_seconds, scrape.at_seconds
             self._look_for_cache(span, *rises, was_hidden)
         self._own.forget(
-            self._requests.by_key, scrape.at_seconds - 2 * scrape.flight_seconds
+            self._requests.by_key,
+            scrape.at_seconds - 2 * scrape.flight_seconds - float(LAGS_SECONDS[-1]),
         )
         if found is None:
             self._counted_from_seconds = scrape.at_seconds

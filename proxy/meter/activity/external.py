@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import numpy as np
@@ -90,22 +90,26 @@ class Excess:
         *,
         waiting: float = 0.0,
         unread: float = 0.0,
+        ahead: float | None = None,
     ) -> float:
         """External tokens between two scrapes, that far apart from the own ones.
 
         `slack` is what may be on the other side of the second scrape, `unsure` what
         may have been counted more, or less, for good. Of these `waiting` and `unread`
         are likely own ones: of no such token it is said that it was somebody else's,
-        before a later scrape shows it.
+        before a later scrape shows it. `ahead` is the part of the slack that was read
+        before the engine may have counted it, None: all. What waits makes the sum too
+        high, and more no harder to prove.
         """
         was_expected = self.is_expected(since_seconds)
         if math.isinf(unsure):  # own tokens were not told: all may be theirs
             difference, unsure = min(difference, 0.0), 0.0
         self._sum += difference
         low, high = self._sum - slack, self._sum + slack
+        proof_high = self._sum - waiting + (slack if ahead is None else ahead)
         if was_expected:
             if low > self._proof_high + unsure:
-                self.proven_seconds, self._proof_high = at_seconds, high
+                self.proven_seconds, self._proof_high = at_seconds, proof_high
             self._level += unread
             rise = max(self._sum - waiting - self._level, 0.0)
             self._level += rise
@@ -115,7 +119,7 @@ class Excess:
             return rise
         self._high += unsure
         if low > self._high:
-            self.proven_seconds, self._proof_high = at_seconds, high
+            self.proven_seconds, self._proof_high = at_seconds, proof_high
             rise = self._sum - (max(self._low, self._high - 2 * slack) + self._high) / 2
             part = (at_seconds - since_seconds) / (at_seconds - self._since_seconds)
             self._level = self._sum
@@ -153,6 +157,10 @@ class Scrape:
         gauges = self.gauges
         return gauges.prompt_tokens is not None and gauges.output_tokens is not None
 
+    def after(self, lag_seconds: float) -> Scrape:
+        """As the proxy's reads, which are late by so much, would show it."""
+        return replace(self, at_seconds=self.at_seconds + lag_seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class OwnTokens:
@@ -177,12 +185,20 @@ class OwnTokens:
     def slack(self, at_seconds: float, flight_seconds: float) -> float:
         """How many may be on the other side of an instant, that of `late`."""
         before = self.between(at_seconds - flight_seconds, at_seconds)
+        around = self._around(at_seconds, flight_seconds)
+        return max(self.late.most_tokens, before) + around
+
+    def ahead(self, at_seconds: float, flight_seconds: float) -> float:
+        """How many the engine may have counted after an instant, though read before."""
+        before = self.between(at_seconds - flight_seconds, at_seconds)
+        return before + self._around(at_seconds, flight_seconds)
+
+    def _around(self, at_seconds: float, flight_seconds: float) -> float:
+        """How many were stamped by guess, and may be on either side of an instant."""
         is_around = (self.spans[:, 0] - flight_seconds <= at_seconds) & (
             at_seconds <= self.spans[:, 1] + flight_seconds
         )
-        return max(self.late.most_tokens, before) + float(
-            self.spans[is_around, 2].sum()
-        )
+        return float(self.spans[is_around, 2].sum())
 
     def unsure_between(self, start_seconds: float, end_seconds: float) -> float:
         """How many may be counted otherwise."""
@@ -235,6 +251,11 @@ class WorkLog:
         """Number of the scrape up to which they are."""
         self._prompts, self._outputs = Excess(), Excess()
         self._is_begun = False
+        self._newest_seconds = -math.inf
+        """When the newest scrape was, as it was stamped."""
+        self._lag = ReadLag()
+        self._next_lag_seconds = 0.0
+        """By so much reads are late, for the next pair."""
 
     def add(self, scrape: Scrape) -> None:
         """One more scrape, newer than the last one."""
@@ -243,8 +264,9 @@ class WorkLog:
             self._compared, self._is_begun = 0, False
             self._prompts.restart()
             self._outputs.restart()
-        elif not self._scrapes or scrape.at_seconds > self._scrapes[-1].at_seconds:
+        elif scrape.at_seconds > self._newest_seconds or not self._scrapes:
             self._scrapes.append(scrape)
+            self._newest_seconds = scrape.at_seconds
 
     @property
     def is_told(self) -> bool:
@@ -272,8 +294,16 @@ class WorkLog:
 
     def next_scrape(self) -> Scrape | None:
         """The second one of the next pair; None: it has not come."""
-        place = self._compared + self._is_begun
-        return self._scrapes[place] if place < len(self._scrapes) else None
+        return self._told(self._compared + self._is_begun)
+
+    def _told(self, place: int) -> Scrape | None:
+        """One of those to compare, as reads show it: each after the one before."""
+        if place >= len(self._scrapes):
+            return None
+        scrape = self._scrapes[place]
+        ahead_seconds = self.compared_seconds - scrape.at_seconds
+        lag_seconds = max(self._next_lag_seconds, ahead_seconds + MIN_APART_SECONDS)
+        return scrape.after(lag_seconds)
 
     def prompt_rises(self) -> tuple[float, float] | None:
         """How far prompt and cached tokens rise in the next pair; None: not known."""
@@ -289,8 +319,13 @@ class WorkLog:
 
     def scrape_after(self, at_seconds: float) -> Scrape | None:
         """The first scrape at or after an instant; None: it has not come."""
-        place = bisect_left(self._scrapes, at_seconds, key=attrgetter("at_seconds"))
-        return self._scrapes[place] if place < len(self._scrapes) else None
+        stamped = attrgetter("at_seconds")
+        first = self._compared + self._is_begun
+        if at_seconds <= self.compared_seconds:
+            place = bisect_left(self._scrapes, at_seconds, hi=first, key=stamped)
+            return self._scrapes[place]
+        at_seconds -= self._next_lag_seconds
+        return self._told(bisect_left(self._scrapes, at_seconds, lo=first, key=stamped))
 
     def compare(self, prompts: OwnTokens, outputs: OwnTokens) -> Found | None:
         """The next pair beside the own tokens; None where it tells nothing."""
@@ -301,14 +336,20 @@ class WorkLog:
             own.slack(at_seconds, scrape.flight_seconds) + UNSURE_TOKENS
             for own in (prompts, outputs)
         ]
+        place = self._compared + self._is_begun
+        raw_seconds = self._scrapes[place].at_seconds
+        self._scrapes[place] = scrape
         if not self._is_begun:
             self._is_begun = True
+            self._lag.begin(raw_seconds, at_seconds)
             self._prompts.begin(at_seconds, slacks[0])
             self._outputs.begin(at_seconds, slacks[1])
             return None
         before = self._scrapes[self._compared]
         self._compared += 1
         rises = _rises(before, scrape)
+        self._lag.learn(raw_seconds, at_seconds, rises, (prompts, outputs))
+        self._next_lag_seconds = self._lag.seconds
         if rises is None:
             self._prompts.begin(at_seconds, slacks[0])
             self._outputs.begin(at_seconds, slacks[1])
@@ -323,6 +364,7 @@ class WorkLog:
                 own.unsure_between(since_seconds, at_seconds),
                 waiting=own.late.waiting_tokens,
                 unread=own.unread_between(since_seconds, at_seconds),
+                ahead=own.ahead(at_seconds, scrape.flight_seconds) + UNSURE_TOKENS,
             )
             for excess, own, rise, slack in zip(
                 (self._prompts, self._outputs),
@@ -370,6 +412,84 @@ def _computed_part(before: Scrape, scrape: Scrape, prompts: float) -> float:
     if not prompts > 0 or not cached >= 0:
         return 1.0
     return max(1.0 - cached / prompts, 0.0)
+
+
+LAGS_SECONDS = np.arange(0.0, 0.801, 0.05)
+"""Reads may be late by so much, all of them alike; scrapes are a second apart."""
+
+MIN_APART_SECONDS = 1e-3
+"""Scrapes are compared in order, also where less of a lag is believed than before."""
+
+LAG_KEEP = 0.97
+"""Weight of a pair by the next one's: half a minute."""
+
+LAG_EVIDENCE = 8.0
+"""A lag is believed where the counts are exp(this) times as likely with it as with
+none, and a third of that keeps it: over a whole load that is seen none ever is."""
+
+
+class ReadLag:
+    """By how much all reads are late: where the engine's count and the own one agree.
+
+    A counter that is ahead of reads by a constant time is ahead by more tokens when
+    more come. What others do is there at any lag.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """0 while none is found."""
+        self._pairs = 0.0
+        self._squares = np.zeros((2, len(LAGS_SECONDS)))
+        """Of what prompts and outputs differ by, tokens^2, fading."""
+        self._raw_seconds = self._at_seconds = -math.inf
+        self._floors = np.zeros((2, 1))
+        self._open: FloatArray | None = None
+        """Shape (2, lags): the newest pair's differences, but for what came after."""
+
+    def begin(self, raw_seconds: float, at_seconds: float) -> None:
+        """The first scrape, as it was stamped and as it is compared."""
+        self._raw_seconds, self._at_seconds = raw_seconds, at_seconds
+        self._open = None
+
+    def learn(
+        self,
+        raw_seconds: float,
+        at_seconds: float,
+        rises: tuple[float, float] | None,
+        own: tuple[OwnTokens, OwnTokens],
+    ) -> None:
+        """The next scrape: prompts and outputs rose by so much since the last one."""
+        is_apart = raw_seconds >= self._raw_seconds + float(LAGS_SECONDS[-1])
+        if rises is None or not is_apart:
+            self.begin(raw_seconds, at_seconds)
+            return
+        # what came from the last scrape on, by the time that it may have been late
+        since = np.stack([self._came(each) for each in own])
+        came = np.array([each.between(self._at_seconds, at_seconds) for each in own])
+        if self._open is not None:
+            self._add(self._open - since)
+        floors = UNSURE_TOKENS + UNSURE_PART * came
+        self._floors = floors[:, np.newaxis] ** 2
+        self._open = (np.array(rises) - came)[:, np.newaxis] + since
+        self._raw_seconds, self._at_seconds = raw_seconds, at_seconds
+
+    def _came(self, own: OwnTokens) -> FloatArray:
+        """Own tokens from the last scrape as compared to each lag after its stamp."""
+        total = np.concatenate(([0.0], np.cumsum(own.tokens)))
+        ends = np.append(self._raw_seconds + LAGS_SECONDS, self._at_seconds)
+        reached = total[np.searchsorted(own.seconds, ends, side="right")]
+        return np.asarray(reached[:-1] - reached[-1], dtype=np.float64)
+
+    def _add(self, differences: FloatArray) -> None:
+        """One pair more, all of it known."""
+        squares = differences**2 + self._floors
+        self._pairs = LAG_KEEP * self._pairs + 1
+        self._squares = LAG_KEEP * self._squares + squares
+        worse = 0.5 * self._pairs * np.log(self._squares).sum(axis=0)
+        best = int(worse.argmin())
+        needed = LAG_EVIDENCE / (3 if self.seconds else 1)
+        is_found = worse[0] - worse[best] > needed
+        self.seconds = float(LAGS_SECONDS[best]) if is_found else 0.0
 
 
 EXTERNAL = RequestFacts("external")

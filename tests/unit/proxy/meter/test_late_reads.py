@@ -105,6 +105,73 @@ def test_others_are_charged_beside_late_reads(
     assert late > 0.25 * in_time > 0.0
 
 
+def load_of(seed: int, until: float) -> list[Asked]:
+    """Streams that come and go in waves: the engine's pace changes all the time."""
+    rng = np.random.default_rng(seed)
+    made: list[Asked] = []
+    at = 1.0
+    while at < until - 4.0:
+        at += rng.exponential(0.3 if at % 8 < 4 else 1.5)
+        first = at + rng.uniform(0.05, 0.4)
+        count = int(rng.integers(5, 60))
+        stamps = [first + 0.02 * number for number in range(count)]
+        made.append(Asked(at, stamps, prompt=int(rng.integers(10, 3000))))
+    return made
+
+
+def external_where_all_is_late(
+    late_seconds: float, others: list[Asked], *, until: float = 36.0
+) -> float:
+    """Joules of others where every read is late by the same time."""
+    made = load_of(3, until)
+    read = [
+        replace(one, tokens=[at + late_seconds for at in one.tokens]) for one in made
+    ]
+    meter = Meter(MeterConfig(idle_watts=50.0))
+    scrapes = scrapes_of([*made, *others], until)
+    events = in_order(events_of(read), scrapes, counter(until))
+    settled_on_beat(meter, events, beat=0.5, until=until + 100.0)
+    books = meter.books_at()
+    assert abs(books.residual_joules) < 1e-6
+    return books.unattributed_joules.get("external", 0.0)
+
+
+@pytest.mark.parametrize("late_seconds", [0.15, 0.3, 0.6])
+def test_reads_all_late_by_the_same_time_are_nobody_elses(late_seconds: float) -> None:
+    assert external_where_all_is_late(late_seconds, []) == 0.0
+
+
+@pytest.mark.parametrize("late_seconds", [0.4])
+def test_others_are_still_seen_where_all_reads_are_late(late_seconds: float) -> None:
+    others = [Asked(13.9 + n / 100, ticks(14.0 + n / 100, 33.0)) for n in range(4)]
+    in_time = external_where_all_is_late(0.0, others)
+    assert in_time > 0.0
+    late = external_where_all_is_late(late_seconds, others)
+    assert late == pytest.approx(in_time, rel=0.15)
+
+
+def test_a_trickle_beside_reads_that_wait_is_proven_again_and_again() -> None:
+    """What waits makes the sum too high, and more no harder to prove."""
+    rate, waiting = 30.0, 1000.0
+    excess = Excess()
+    excess.begin(0.0, 10.0)
+    found = [excess.found(n - 1.0, float(n), rate, 10.0, 0.0) for n in range(1, 5)]
+    assert any(found)
+    seconds = int(6 * MEMORY_SECONDS)
+    for n in range(5, seconds):
+        is_late = n % 7 == 0  # reads that waited at this scrape came until the next
+        more = waiting if is_late else -waiting if n % 7 == 1 and n > 7 else 0.0
+        slack = 10.0 + (waiting if is_late else 0.0)
+        held = waiting if is_late else 0.0
+        found.append(
+            excess.found(
+                n - 1.0, float(n), rate + more, slack, 0.0, waiting=held, ahead=10.0
+            )
+        )
+    assert excess.is_expected(float(seconds))
+    assert sum(found) == pytest.approx(rate * (seconds - 1), rel=0.05)
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "not told"])
 def test_a_stall_of_seconds_is_told_by_the_loop(is_told: bool) -> None:
     """First tokens came meanwhile, of which no stream's silence tells."""
