@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import os
 import secrets
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +56,7 @@ from loadgen.run.bus import (
 from loadgen.run.config import WorkerConfig
 from loadgen.run.processes import START_SECONDS, Sender, start_sender
 from loadgen.run.sender import Counts, Message
+from loadgen.run.stopping import stop_at_signals
 from proxy.process.files import os_reason
 from proxy.process.host import raise_open_files
 
@@ -95,9 +95,7 @@ async def _serve(config: WorkerConfig, say: Callable[[str], None]) -> int:
     try:
         worker = Worker(bus, name, config.spool, say)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                loop.add_signal_handler(number, worker.end)
+        stop_at_signals(loop, worker.end)
         await bus.listen(CALL, Call, worker.hello)
         await bus.listen(worker_subject(worker.id), Order, worker.obey)
         say(f"worker {name} waits for runs on {options.shown}")

@@ -28,8 +28,6 @@ from loadgen.errors import StackError, UsageError
 from loadgen.replay.clock_offset import ClockOffset, disagreement_seconds
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Copy, Part, Piece, PieceGap, Tail
-from loadgen.results.progress import Progress
-from loadgen.results.recorder import Recorder
 from loadgen.run.bus import (
     CALL,
     PIECE_BYTES,
@@ -57,7 +55,8 @@ from loadgen.run.bus import (
 )
 from loadgen.run.sender import Job
 from loadgen.run.state import STATE, Place, State, boot_id, write_state
-from loadgen.run.together import TICK_SECONDS, Member, SharedRun, signals_told
+from loadgen.run.stopping import signals_told
+from loadgen.run.together import TICK_SECONDS, Member, SharedRun, Tracking
 from loadgen.traces.readers.open import sha256_of
 
 CALL_SECONDS = 0.5
@@ -218,12 +217,7 @@ class Crew:
         jobs: Sequence[Job],
         *,
         folder: Path,
-        plan: Path,
-        recorder: Recorder,
-        progress: Progress,
-        max_errors: int | None,
-        warn: Callable[[str], None],
-        allows_partial: bool,
+        tracking: Tracking,
     ) -> tuple[RunStats, list[Part]]:
         """Have a run sent, one job for each of the workers, as in processes."""
         spare, self.places = self.places[len(jobs) :], self.places[: len(jobs)]
@@ -238,16 +232,14 @@ class Crew:
             self._unless_begun(folder),
         ):
             coordination = _Coordination(self._connected, self.run, members, self._say)
-            run = SharedRun(
-                members, recorder, progress, max_errors, warn, allows_partial
-            )
+            run = SharedRun(members, tracking)
             with signals_told() as told:
 
                 async def whole() -> float:
                     for place in spare:
                         await self._tell(place, Stop(run=self.run))
                     async with coordination.listening():
-                        await coordination.prepare(jobs, plan, told)
+                        await coordination.prepare(jobs, tracking.plan, told)
                         zero = time.monotonic() + START_LEAD_SECONDS
                         zero_unix = time.time() + START_LEAD_SECONDS
                         clocks = [
@@ -263,12 +255,12 @@ class Crew:
                         )  # fmt: skip
                         await coordination.begin(zero, told)
                         self._has_begun = True
-                        progress.zero_seconds = zero
+                        tracking.progress.zero_seconds = zero
                         await coordination.follow(run, told)
                     return zero_unix
 
                 zero_unix = self._do(whole())
-            return run.finish(plan, weights, zero_unix, is_told=bool(told))
+            return run.finish(weights, zero_unix, is_told=bool(told))
 
     @contextmanager
     def _unless_begun(self, folder: Path) -> Iterator[None]:
@@ -285,25 +277,18 @@ class Crew:
         state: State,
         *,
         parts: Sequence[Path],
-        plan: Path,
-        recorder: Recorder,
-        progress: Progress,
-        max_errors: int | None,
-        warn: Callable[[str], None],
-        allows_partial: bool,
+        tracking: Tracking,
     ) -> tuple[RunStats, list[Part]]:
         """`replay` of a run that another coordinator began."""
         self.run, self.places = state.run, state.workers
         self._has_begun = True
         assert state.zero_unix_seconds is not None
-        progress.zero_seconds = state.zero_seconds
+        tracking.progress.zero_seconds = state.zero_seconds
         with self._members(state, parts) as members:
             coordination = _Coordination(self._connected, self.run, members, self._say)
             coordination.zero_seconds = state.zero_seconds
             coordination.tells_time = state.boot == boot_id()
-            run = SharedRun(
-                members, recorder, progress, max_errors, warn, allows_partial
-            )
+            run = SharedRun(members, tracking)
             with signals_told() as told:
 
                 async def whole() -> None:
@@ -312,7 +297,7 @@ class Crew:
 
                 self._do(whole())
             return run.finish(
-                plan, state.weights, state.zero_unix_seconds, is_told=bool(told)
+                state.weights, state.zero_unix_seconds, is_told=bool(told)
             )
 
     @contextmanager
