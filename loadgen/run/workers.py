@@ -38,6 +38,7 @@ from loadgen.run.bus import (
     BusOptions,
     Call,
     Clock,
+    Done,
     Hello,
     Keep,
     Order,
@@ -556,7 +557,11 @@ class _Coordination:
                 return count
             self._sequence += 1
             if 1 <= parcel.number <= len(self._members):
-                self._take(self._members[parcel.number - 1], parcel, run)
+                member = self._members[parcel.number - 1]
+                self._take(member, parcel, run)
+                if parcel.end is not None and member.has_ended:
+                    subject = worker_subject(member.place.id)
+                    await self._bus.say(subject, Done(run=self._run))
         return READS_AT_ONCE
 
     def _take(self, member: RemoteWorker, parcel: Parcel, run: SharedRun) -> None:
@@ -568,18 +573,14 @@ class _Coordination:
                 member.is_short = True
         if parcel.end is None or member.has_ended:
             return
-        end, member.has_ended = parcel.end, True
-        run.take()
+        end = parcel.end
         missing = end.size - member.copy.size
-        if missing > 0:
-            member.death = (
-                f"ended well, but the bus lost {missing} bytes of its records"
-            )
-            end = msgspec.structs.replace(
-                end, message=msgspec.structs.replace(end.message, stats=None)
-            )
-        else:
-            member.death = end.death
+        if missing > 0:  # it still has them, unless it is not heard of again
+            member.is_short = True
+            member.death = f"is gone, and the bus lost {missing} bytes of its records"
+            return
+        member.has_ended, member.death = True, end.death
+        run.take()
         member.note(end.message)
         if end.clock is not None and member.clock is not None:
             drift = disagreement_seconds(member.clock, end.clock)
