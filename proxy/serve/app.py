@@ -489,10 +489,12 @@ class _App:
             processes = ProcessStates(
                 up=links.up, relay_restarts=links.restarts, meter_restarts=part.restarts
             )
-        without = self.metrics.records_without_energy
         return Snapshot(
             engines=[
-                upstream.snapshot(without[upstream.config.name], self.metrics.bins)
+                upstream.snapshot(
+                    self.metrics.records_without_energy(upstream.config.name),
+                    self.metrics.bins,
+                )
                 for upstream in self.fleet.current
             ],
             relay=front.counters,

@@ -14,6 +14,7 @@ import pickle
 from typing import Any, NoReturn
 
 from proxy.errors import ProxyError
+from proxy.process.arithmetic import import_numpy_on_one_thread
 from proxy.process.logs import log_to_stderr
 from proxy.process.terminal import run_command
 from proxy.serve.heartbeat import beat, end_after_lease
@@ -31,6 +32,7 @@ def _work() -> None:
     job: Job = pickle.loads(_read(int.from_bytes(_read(LENGTH_BYTES), "big")))
     config, part = job.config, job.part
     log_to_stderr(config.log_level, config.log_format)
+    import_numpy_on_one_thread()
 
     end_after_lease(
         config.drain_delay_seconds + config.drain_timeout_seconds + HUNG_SECONDS

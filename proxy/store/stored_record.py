@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger import RequestEnergy, RequestRecord
+from proxy.meter.ledger import RequestEnergy, RequestRecord, unknown_energy
 from proxy.store.journal import EndedRequest, LeftBehind, OpenRequest
 from proxy.wire.api import EnergyReply, RequestReply
 
@@ -137,7 +137,7 @@ def reply_of(stored: StoredRecord, instance: str | None = None) -> RequestReply:
 
 def left_records(left: LeftBehind, above: int) -> list[StoredRecord]:
     """Records of requests that a killed proxy left, numbered above this cursor."""
-    unknown = RequestEnergy(None, None, None, None, left.policy, "unknown")
+    unknown = unknown_energy(left.policy)
     return [
         StoredRecord(above + number, 0.0, _left_record(left, arrival, end, unknown))
         for number, (arrival, end) in enumerate(left.requests, 1)

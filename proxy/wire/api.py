@@ -407,6 +407,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     """`/info`: what runs, and how it was configured."""
 
     version: str
+    build: str | None = None
+    """`compiled` where the hot modules run as C, else `pure`; null: an older proxy."""
     run: str | None = None
     """The process that answers; another one after a restart."""
     instance: str | None = None

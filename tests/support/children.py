@@ -130,6 +130,15 @@ def is_ready(admin: str) -> bool:
     return get(f"{admin}/readyz").status_code == 200
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process, that need not be our own child, has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 def wait_for(claim: Callable[[], object]) -> Any:
     """Poll until a claim about other processes holds; bounded, never a measure."""
     deadline = time.monotonic() + PATIENCE_SECONDS

@@ -20,6 +20,7 @@ import pytest
 from tests.support.children import (
     PATIENCE_SECONDS,
     get,
+    is_alive,
     is_ready,
     killable,
     killable_module,
@@ -55,7 +56,10 @@ class Proxy:
         return 0
 
     def kill(self, name: str) -> None:
-        os.kill(self.pid(name), signal.SIGKILL)
+        """End it; what is done after this meets it dead."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not is_alive(pid))
 
     def figures(self, name: str) -> dict[str, float]:
         """Series of one metric by their labels; empty while nobody answers."""
@@ -255,14 +259,6 @@ def test_upstreams_of_a_file_stay_and_that_is_said(
         config.write_text("[")
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: "going on with the configuration in use" in log.read_text())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return status != "Z"
 
 
 def refused(*options: str) -> str:
