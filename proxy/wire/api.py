@@ -312,6 +312,8 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     leg: str | None = None
     """`prefill` or `decode`, its half of a request that two engines serve under one
     `request_id`; null for a whole one."""
+    instance: str | None = None
+    """Name of the proxy that recorded it; null in records older than it."""
     energy: EnergyReply
 
 

@@ -288,7 +288,7 @@ class EngineCount:
         ]
         hits = self._cache.observe(until_seconds, requests, cached)
         if not was_hidden and hits:
-            self._placement.speed.restart()  # learnt from prompts as if all computed
+            self._placement.restart()  # learnt from prompts as if all computed
         if not was_hidden or self._seen.settled_seconds > since_seconds:
             return
         steps = self._seen.steps

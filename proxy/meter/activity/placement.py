@@ -4,15 +4,16 @@ A prompt ends in the step of its first token. A step's duration tells how many
 prompt tokens it had room for, and prompts that arrived earlier took that room
 first; so a prompt is placed backwards from its last step into the room left,
 and never before it arrived, nor into a step already under way on arrival. How fast
-the engine computes prompts is learnt from those it has computed.
+the engine computes prompts, and how many tokens it lets into a step, is learnt from
+those it has computed.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import itemgetter
 
@@ -21,6 +22,7 @@ import numpy as np
 from proxy.meter.activity.prompt_speed import PromptSpeed
 from proxy.meter.activity.request import RequestTimeline
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
+from proxy.meter.activity.token_budget import TokenBudget
 
 MISSED_STEPS = 3
 """So many steps of others without a token: the engine has set the request aside."""
@@ -35,7 +37,7 @@ Pause = tuple[float, float, float]
 """Last token, next token, tokens before that one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
     """Steps not settled yet, and since when; the ground that prompts are put on."""
 
@@ -48,11 +50,22 @@ class Seen:
     """Pauses that end later are not looked at yet."""
     was_calm: Callable[[float, float], bool] = lambda start, end: False
     """Whether the engine itself says that it set nobody aside in between."""
+    ends: list[float] = field(init=False)
+    """When the steps end: a look-up in a list takes a fifth of one in an array."""
+
+    def __post_init__(self) -> None:
+        self.ends = self.steps.end_seconds.tolist()
 
     def step_at(self, at_seconds: float) -> int:
         """Index of the step that an instant lies in; len(steps) after the last."""
-        ends = self.steps.end_seconds
-        return int(ends.searchsorted(at_seconds, side="left"))
+        return bisect_left(self.ends, at_seconds)
+
+    def decodes(self, first: int, stop: int) -> FloatArray:
+        """Later tokens than a first one that came in each of some steps."""
+        rows = self.steps.first_row
+        is_later = self.steps.before[rows[first] : rows[stop]] > 0
+        later = np.concatenate(([0.0], np.cumsum(is_later)))
+        return np.diff(later[rows[first : stop + 1] - rows[first]])
 
     def decoding_steps(self, first: int, stop: int) -> int:
         """How many steps of a range gave anybody a later token than the first."""
@@ -82,11 +95,19 @@ class PromptPlacement:
 
     def __init__(self) -> None:
         self.speed = PromptSpeed()
+        self.budget = TokenBudget()
         self._used: dict[float, float] = {}
         """What of a step's time prompts have taken already, by its end."""
+        self._used_tokens: dict[float, float] = {}
+        """The same in tokens."""
         self._released_seconds = -np.inf
         self._settled_steps = np.empty((0, 2))
         """Start and end of steps that are settled since a prompt was done last."""
+
+    def restart(self) -> None:
+        """What is learnt of the engine came from wrong counts."""
+        self.speed.restart()
+        self.budget.restart()
 
     def place(
         self,
@@ -106,10 +127,9 @@ class PromptPlacement:
                 at = request.first_token_seconds or request.left_seconds or arrived
                 jobs.append(_Prefill(at, arrived, request, None))
         jobs += _set_aside([*requests, *paused], seen)
-        ends = seen.steps.end_seconds
 
         def when(job: _Prefill) -> tuple[int, float]:
-            return int(ends.searchsorted(job.at_seconds)), job.arrived_seconds
+            return seen.step_at(job.at_seconds), job.arrived_seconds
 
         for _, tied in groupby(sorted(jobs, key=when), key=when):
             self._place_tied(list(tied), seen)
@@ -123,6 +143,10 @@ class PromptPlacement:
         self._used = {
             end: used for end, used in self._used.items() if end > before_seconds
         }
+        self._used_tokens = {
+            end: used for end, used in self._used_tokens.items() if end > before_seconds
+        }
+        self._pass_steps(before_seconds, seen)
         ends = seen.steps.end_seconds
         is_new = (ends > seen.settled_seconds) & (ends <= before_seconds)
         self._settled_steps = self._since_release(
@@ -160,6 +184,7 @@ class PromptPlacement:
 
     def _place_tied(self, tied: list[_Prefill], seen: Seen) -> None:
         """Jobs of one instant fill the same room, in proportion to their tokens."""
+        self._learn_budget(tied, seen)
         spans: dict[tuple[int, int], list[tuple[_Prefill, float]]] = {}
         for job in tied:
             if job.pause is None and job.request.first_token_seconds is None:
@@ -281,6 +306,39 @@ class PromptPlacement:
                 seconds=float(took.sum()) / len(prompts),
             )
 
+    def _pass_steps(self, until_seconds: float, seen: Seen) -> None:
+        """Count steps for the engine's token budget, those up to an instant."""
+        ends = seen.steps.end_seconds
+        span = self.budget.passed_seconds, until_seconds
+        low, high = ends.searchsorted(span, side="right").tolist()
+        if low < high:
+            starts, ends = seen.starts[low:high], ends[low:high]
+            self.budget.pass_steps(starts, ends, seen.decodes(low, high))
+
+    def _learn_budget(self, tied: list[_Prefill], seen: Seen) -> None:
+        """Full steps lie between the ends of prompts that follow each other."""
+        if not len(seen.starts):
+            return
+        last = min(seen.step_at(tied[0].at_seconds), len(seen.starts) - 1)
+        step = float(seen.starts[last]), float(seen.steps.end_seconds[last])
+        self._pass_steps(step[1], seen)
+        decodes = float(seen.decodes(last, last + 1)[0])
+        for job in tied:
+            request = job.request
+            told = request.prompt_tokens
+            if (
+                job.pause is not None
+                or told is None
+                or request.first_token_seconds is None
+                or request.inferred_cached_tokens is not None
+            ):
+                self.budget.interrupt()
+                continue
+            tokens = float(told - request.uncomputed_tokens)
+            ready = request.waited_until_seconds
+            plain = self.speed.longest_plain_seconds
+            self.budget.complete(tokens, ready, step, decodes, plain)
+
     def _fill(
         self,
         tokens: float,
@@ -302,7 +360,13 @@ class PromptPlacement:
         keys = ends.tolist()
         used = np.array([self._used.get(end, 0.0) for end in keys])
         lasted = ends - starts
-        room = np.maximum(self.speed.prompt_seconds(lasted) - used, 0.0)
+        took = self.speed.prompt_seconds(lasted)
+        if not is_again and self.speed.is_learnt and self.budget.tokens is not None:
+            most = self.budget.tokens - seen.decodes(lowest, last + 1)
+            filled = self._filled(tokens, context_tokens, most, took, keys)
+            if filled is not None:
+                return self._taken(filled, context_tokens, starts, keys)
+        room = np.maximum(took - used, 0.0)
         needed = self.speed.seconds_for(tokens, context_tokens)
         before = float(room[:-1].sum())
         if is_again or needed > HIDDEN_TIMES * float(room.sum()):
@@ -325,8 +389,58 @@ class PromptPlacement:
             context += counts[step]
         counts[-1] = max(counts[-1], 1.0)
         counts = _brought_to(counts, tokens)
+        for end, count in zip(keys, counts.tolist(), strict=True):
+            self._used_tokens[end] = self._used_tokens.get(end, 0.0) + count
         table = zip(starts.tolist(), keys, counts.tolist(), strict=True)
         return [row for row in table if row[2] > 0][::-1]
+
+    def _filled(
+        self,
+        tokens: float,
+        context_tokens: float,
+        most: FloatArray,
+        took: FloatArray,
+        ends: list[float],
+    ) -> FloatArray | None:
+        """Tokens in each step where the engine fills steps up to a known budget.
+
+        `most` is what it lets into each beside the decodes, `took` the time that
+        prompts took of it. None where the time, or the tokens, say that it was not so.
+        """
+        used = np.array([self._used_tokens.get(end, 0.0) for end in ends])
+        room = np.maximum(most - used, 0.0)
+        before = float(room[:-1].sum())
+        if before - most[0] > tokens or tokens > float(room.sum()) + most[0]:
+            return None
+        for seconds, full in zip(took[:-1].tolist(), most[:-1].tolist(), strict=True):
+            if self.speed.tokens_in(seconds, context_tokens) < full / 2:
+                return None  # no prompt was computed then
+        last = max(tokens - before, 1.0)
+        early = room[:-1]
+        if before > tokens - last:  # those before it had taken more than thought
+            early = _from_last(early, tokens - last)
+        return _brought_to(np.append(early, last), tokens)
+
+    def _taken(
+        self,
+        counts: FloatArray,
+        context_tokens: float,
+        starts: FloatArray,
+        ends: list[float],
+    ) -> list[tuple[float, float, float]]:
+        """Rows of a prompt as `_fill` has them, and what is left for later ones."""
+        context = context_tokens
+        rows: list[tuple[float, float, float]] = []
+        for start, end, count in zip(
+            starts.tolist(), ends, counts.tolist(), strict=True
+        ):
+            if count > 0:
+                seconds = self.speed.seconds_for(count, context)
+                self._used[end] = self._used.get(end, 0.0) + seconds
+                self._used_tokens[end] = self._used_tokens.get(end, 0.0) + count
+                context += count
+                rows.append((start, end, count))
+        return rows[::-1]
 
     def _place_unanswered(self, request: RequestTimeline, seen: Seen) -> None:
         """It got no token: at most the prefill that its turn left time for."""
@@ -443,17 +557,17 @@ def _settle_rows(
 def _lowest_step(request: RequestTimeline, seen: Seen, last: int) -> int:
     """First step that may have computed the request."""
     begin = request.waited_until_seconds
-    ends = seen.steps.end_seconds
+    ends = seen.ends
     prefill_seconds = request.timely_prefill_seconds
     if prefill_seconds is not None:
         assert request.first_token_seconds is not None
         begin = request.first_token_seconds - prefill_seconds
         # The engine's time ends a little before ours: take the nearer boundary.
-        lowest = int(ends.searchsorted(begin, side="right"))
+        lowest = bisect_right(ends, begin)
         if lowest < last and ends[lowest] - begin < begin - seen.starts[lowest]:
             lowest += 1
         return min(lowest, last)
-    lowest = int(ends.searchsorted(begin, side="right"))
+    lowest = bisect_right(ends, begin)
     if lowest < last and seen.starts[lowest] < begin:
         lowest += 1  # that step was under way: nobody joins a running step
     return min(lowest, last)

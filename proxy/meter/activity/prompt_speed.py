@@ -94,10 +94,15 @@ class PromptSpeed:
             self._plain.append(float(np.median(step_seconds)))
             self.plain_seconds = median(self._plain)
 
+    @property
+    def longest_plain_seconds(self) -> float:
+        """A step that lasts no longer computed no prompt; 0: not known."""
+        return LONG * self.plain_seconds
+
     def prompt_seconds(self, step_seconds: FloatArray) -> FloatArray:
         """What the prompts in steps took that last so long, elementwise."""
         plain = self.plain_seconds
-        is_long = step_seconds > LONG * plain
+        is_long = step_seconds > self.longest_plain_seconds
         squares = np.where(is_long, step_seconds**2 - plain**2, 0.0)
         return np.asarray(np.sqrt(np.maximum(squares, 0.0)), dtype=np.float64)
 

@@ -123,6 +123,41 @@ def test_chunks_of_a_long_prompt_are_alike_though_later_ones_take_longer() -> No
     assert 0 < rest < 200
 
 
+def test_a_queue_fills_steps_alike_though_their_stamps_are_late() -> None:
+    rng = np.random.default_rng(5)
+    lengths = [50.0 * number for number in range(1, 25)]
+    lengths += rng.integers(100, 5000, 200).tolist()
+    arrived = [1.0 * number for number in range(1, 25)] + [40.0] * 200
+    asked, clock, stamps = [], 0.0, [0.01]
+    left, number = lengths[0], 0
+    while number < len(lengths):
+        clock = max(clock, arrived[number])
+        while stamps[-1] + 0.01 < clock:
+            stamps.append(stamps[-1] + 0.01)
+        room, ended = 2000.0, []
+        while number < len(lengths) and arrived[number] <= clock and room > 0:
+            chunk = min(left, room)
+            room, left = room - chunk, left - chunk
+            if left <= 0:
+                ended.append(number)
+                number += 1
+                left = lengths[number] if number < len(lengths) else 0.0
+        clock += float(np.hypot(3e-5 * (2000.0 - room), 0.01))
+        late = clock + rng.uniform(0.0, 0.008)  # of 60 ms
+        stamps.append(late)
+        for each in ended:
+            asked.append((arrived[each], int(lengths[each]), [late]))
+    timelines, book = scene([(-1.0, 1, stamps), *asked])
+    ends = book.steps.end_seconds
+    taken = np.zeros(len(ends))
+    for timeline in timelines[1:]:
+        for _, end, tokens in timeline.prefill_rows:
+            taken[np.searchsorted(ends, end)] += tokens
+    full = taken[ends > 43.0][:-1]
+    assert len(full) > 150
+    assert full[:150] == pytest.approx(np.full(150, 2000.0), rel=0.01)
+
+
 def test_who_ends_in_the_last_step_of_a_longer_prompt_is_computed_there() -> None:
     shorter = [(1.0 * number, 150.0 * number) for number in range(1, 25)]
     asked = chunked([*shorter, (30.0, 4500.0)])

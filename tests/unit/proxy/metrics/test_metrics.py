@@ -62,7 +62,7 @@ def metrics() -> Metrics:
         "vllm",
         [Measured("gpu", "nvml", meter.state(), up)],
         RelayCounters(chunks=7),
-        records_without_energy=found.records_without_energy["vllm"],
+        records_without_energy=found.records_without_energy("vllm"),
         legs={"prefill": 2},
         leg_joules={"prefill": 40.0},
         gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
