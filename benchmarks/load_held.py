@@ -426,10 +426,13 @@ def get(url: str) -> bytes:
 def wait_until_ready(admin_url: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.HTTPError):
+        try:
             get(f"{admin_url}/readyz")
+        except urllib.error.HTTPError as error:
+            error.close()
+            time.sleep(0.05)
+        else:
             return
-        time.sleep(0.05)
     raise SystemExit("the proxy did not become ready")
 
 

@@ -21,6 +21,11 @@ import time
 import tracemalloc
 from dataclasses import asdict, dataclass
 
+from proxy.process.arithmetic import import_numpy_on_one_thread
+
+import_numpy_on_one_thread()  # as the proxy does
+# ruff: noqa: E402 (the imports below import numpy, and only the first one counts)
+
 import numpy as np
 
 from proxy.meter.config import MeterConfig

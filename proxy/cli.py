@@ -19,6 +19,8 @@ from proxy.commands.records import records
 from proxy.commands.upstreams import upstreams
 from proxy.errors import ProxyError
 from proxy.measure.cli import meter
+from proxy.process.arithmetic import import_numpy_on_one_thread
+from proxy.process.build import build_form
 from proxy.process.command import (
     CommandGroup,
     HeadedOption,
@@ -62,7 +64,7 @@ Examples:
 
 
 @click.group(cls=CommandGroup, epilog=EXAMPLES)
-@click.version_option(__version__, prog_name="metering-proxy")
+@click.version_option(f"{__version__} ({build_form()})", prog_name="metering-proxy")
 def cli() -> None:
     """Stand in front of an LLM server and measure the joules of each request."""
 
@@ -93,6 +95,7 @@ def serve(
     Bytes pass untouched and first; if a sensor fails, requests still flow and
     their energy is unknown, counted, never invented.
     """
+    import_numpy_on_one_thread()
     from proxy.process.logs import log_to_stderr
     from proxy.serve.app import run
     from proxy.serve.config_file import read_config

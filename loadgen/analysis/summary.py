@@ -37,6 +37,7 @@ from loadgen.plan.plan import PlanHeader
 from loadgen.results.measures import MEASURES, POOLED_MEASURES
 from loadgen.results.parts import Part
 from loadgen.results.results import Metering
+from proxy.process.build import build_form
 from proxy.process.files import write_whole
 
 SHOWN_ERRORS = 5
@@ -178,6 +179,7 @@ def environment() -> dict[str, str | int | None]:
     """Recorded with every run, because it can change what was measured."""
     found: dict[str, str | int | None] = {
         "servewatt": __version__,
+        "build": build_form(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),

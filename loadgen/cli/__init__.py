@@ -9,6 +9,7 @@ import click
 
 from loadgen import __version__
 from loadgen.errors import LoadgenError
+from proxy.process.build import build_form
 from proxy.process.command import CommandGroup
 from proxy.process.terminal import run_command
 
@@ -48,7 +49,7 @@ class CommandPerFile(CommandGroup):
 
 
 @click.group(cls=CommandPerFile, epilog=EXAMPLES)
-@click.version_option(__version__, prog_name="loadgen")
+@click.version_option(f"{__version__} ({build_form()})", prog_name="loadgen")
 def cli() -> None:
     """Replay traces against LLM servers on time and report each request's cost."""
 

@@ -116,8 +116,8 @@ def bill_of_run(run: Path, terms: BillTerms, summary: Summary | None = None) -> 
     """The bill of a run folder. Raises RunError and UsageError."""
     from loadgen.analysis.bill import bill_of, carbon_series, outcomes_of
     from loadgen.analysis.tally import RunWindow
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS, load_run
+    from loadgen.run.finish import load_run
+    from loadgen.run.records import records_of
 
     series = None
     if terms.carbon_series is not None:
@@ -130,7 +130,7 @@ def bill_of_run(run: Path, terms: BillTerms, summary: Summary | None = None) -> 
     try:
         summary = summary or load_run(run)
         window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
-        outcomes = outcomes_of(read_results(run / REQUESTS), window)
+        outcomes = outcomes_of(records_of(run), window)
     except LoadgenError as error:
         raise RunError(str(error)) from None
     return bill_of(run.resolve().name or str(run), summary, outcomes, terms, series)

@@ -97,14 +97,14 @@ def read_lengths(path: Path, format: str | None) -> tuple[Lengths, bool]:
     True beside them where a run's joules are simulated. Raises RunError or TraceError.
     """
     from loadgen.analysis.bins import lengths_of_run, lengths_of_trace
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS, load_run
+    from loadgen.run.finish import load_run
+    from loadgen.run.records import REQUESTS, has_records, records_of
     from loadgen.traces.readers.open import open_trace
 
     if not path.is_dir():
         _, sessions = open_trace(path, format)
         return lengths_of_trace(sessions), False
-    if not (path / REQUESTS).is_file():
+    if not has_records(path):
         raise RunError(f"{path} is not a run folder: it has no {REQUESTS}")
-    lengths = lengths_of_run(read_results(path / REQUESTS))
+    lengths = lengths_of_run(records_of(path))
     return lengths, load_run(path).simulated

@@ -100,17 +100,17 @@ def _compare_jobs(
 def _read(folder: Path) -> ComparedRun:
     """A run with its records. Raises RunError where it has none left."""
     from loadgen.analysis.compare import compared_run
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS, load_run
+    from loadgen.run.finish import load_run
+    from loadgen.run.records import REQUESTS, has_records, records_of
 
     try:
         summary = load_run(folder)
     except LoadgenError as error:
         raise RunError(str(error)) from None
-    if not (folder / REQUESTS).is_file():
+    if not has_records(folder):
         raise RunError(f"{folder}: {REQUESTS} is gone, its figures have no interval")
     name = folder.resolve().name or str(folder)
-    return compared_run(name, summary, read_results(folder / REQUESTS))
+    return compared_run(name, summary, records_of(folder))
 
 
 def _show(found: Sequence[Comparison], form: str, out: Path | None) -> None:

@@ -67,7 +67,7 @@ def predict(
     """
     from loadgen.plan.load import Load
     from loadgen.report.sheet import to_csv
-    from loadgen.run.finish import PLAN
+    from loadgen.run.records import PLAN
     from loadgen.studies import prediction_sheet as shown
     from loadgen.studies.predict import (
         PredictionReport,
@@ -113,11 +113,11 @@ def run_name(folder: Path) -> str:
 
 def read_run(folder: Path) -> tuple[Summary, list[Result]]:
     """A run with its records. Raises RunError where it has none left."""
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS, load_run
+    from loadgen.run.finish import load_run
+    from loadgen.run.records import records_of
 
     try:
-        return load_run(folder), list(read_results(folder / REQUESTS))
+        return load_run(folder), list(records_of(folder))
     except LoadgenError as error:
         raise RunError(str(error)) from None
 

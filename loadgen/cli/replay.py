@@ -160,7 +160,7 @@ def _resumed(
     """The options of a run that goes on."""
     from loadgen.run.finish import started
     from loadgen.run.record import from_run
-    from loadgen.run.workers import read_state
+    from loadgen.run.state import read_state
 
     typed = given(context)
     others = {"trace": trace, "from": earlier, "config": file, "dry-run": is_dry}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ def report(
     from loadgen.report.console import console
     from loadgen.report.sheet import render
     from loadgen.run.finish import load_run
+    from loadgen.run.records import can_go_on
     from loadgen.traces.readers.line import portable
 
     runs, jobs = _without_jobs(runs)
@@ -72,6 +74,10 @@ def report(
             if len(runs) == 1 and not jobs:
                 raise RunError(str(error)) from None
             echo(f"loadgen: left out: {error}", err=True)
+        else:
+            if can_go_on(run):
+                again = f"loadgen replay --resume {shlex.quote(str(run))}"
+                echo(f"loadgen: {run} was cut off; go on with: {again}", err=True)
     if not summaries:
         raise RunError(f"none of the {len(runs)} folders holds a run")
     if csv_path is not None:
@@ -130,14 +136,13 @@ def _export(runs: tuple[Path, ...], csv_path: Path) -> None:
     """Write the requests of one run as csv."""
     from loadgen.cli.output import write_pieces
     from loadgen.report.requests import to_csv
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS
+    from loadgen.run.records import REQUESTS, has_records, records_of
 
     if len(runs) > 1:
         raise UsageError(f"--csv is of one run, {len(runs)} were named")
-    if not (runs[0] / REQUESTS).is_file():
+    if not has_records(runs[0]):
         raise RunError(f"{runs[0]}: {REQUESTS} is gone")
-    write_pieces(csv_path, to_csv(read_results(runs[0] / REQUESTS)))
+    write_pieces(csv_path, to_csv(records_of(runs[0])))
 
 
 def draw(run: Path, summary: Summary, more: Sequence[Sheet] = ()) -> Path | None:
@@ -146,13 +151,13 @@ def draw(run: Path, summary: Summary, more: Sequence[Sheet] = ()) -> Path | None
     `more` are tables that were asked for beside the run's own.
     """
     from loadgen.report.html import write_html
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REPORT, REQUESTS
+    from loadgen.run.finish import REPORT
+    from loadgen.run.records import has_records, records_of
 
-    if not (run / REQUESTS).is_file():
+    if not has_records(run):
         return None
     try:
-        write_html(run / REPORT, summary, read_results(run / REQUESTS), more)
+        write_html(run / REPORT, summary, records_of(run), more)
     except OSError as error:
         reason = os_reason(error)
         echo(f"loadgen: {run / REPORT} not written: {reason}", err=True)

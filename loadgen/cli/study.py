@@ -159,10 +159,10 @@ def _table(
 
 def _compared(name: str, folder: Path) -> ComparedRun:
     from loadgen.analysis.compare import compared_run
-    from loadgen.results.recorder import read_results
-    from loadgen.run.finish import REQUESTS, load_run
+    from loadgen.run.finish import load_run
+    from loadgen.run.records import records_of
 
-    return compared_run(name, load_run(folder), read_results(folder / REQUESTS))
+    return compared_run(name, load_run(folder), records_of(folder))
 
 
 def _write(table: StudyTable, folder: Path, form: str) -> None:

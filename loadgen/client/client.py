@@ -24,6 +24,7 @@ from loadgen.client.connection import Connection, Response
 from loadgen.errors import StackError, UsageError
 from loadgen.results.progress import Progress
 from proxy.process.files import os_reason
+from proxy.process.protocol import factory_of
 
 # uvicorn, in front of vLLM, closes a connection that was idle for 5 s. A request
 # sent into that closing would be lost, so ours are not used after 4 s.
@@ -147,9 +148,10 @@ class HttpClient:
         """A new connection. Raises OSError."""
         # Names are resolved once: a lookup per connection would be our delay.
         host, port = self._address or (self._host, self._port)
+        connection = Connection(self._now, self._progress, self._forget)
         try:
-            transport, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(self._now, self._progress, self._forget),
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                factory_of(connection),
                 host,
                 port,
                 ssl=self._tls,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from loadgen.results.progress import Progress
+from proxy.process.protocol import NativeProtocol
 from proxy.wire.headers import by_name
 from proxy.wire.http1 import ReplyParser
 
@@ -54,7 +55,7 @@ class Response:
     """Reason, as text, why the reply is not complete; None if it is."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(NativeProtocol):
     """A connection that serves one request at a time."""
 
     def __init__(
@@ -96,7 +97,7 @@ class Connection(asyncio.Protocol):
         self.is_open = False
         self._transport.abort()
 
-    # asyncio.Protocol
+    # the event loop calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""

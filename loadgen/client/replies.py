@@ -8,6 +8,7 @@ engine's usage; stamps come from reads that bore a token.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,20 @@ class Reply:
     text: str = ""
     error: str | None = None
     """Why this is not a whole, useful reply."""
+    request_id: str | None = None
+    """As the engine was told it, where the reply says so."""
+
+
+_NAMED = re.compile(
+    rb'\A\s*(?:data:\s*)?\{\s*"id"\s*:\s*"(?:chatcmpl|cmpl)-([!#-\[\]-~]{1,200})"'
+)
+"""vLLM's replies begin with their id, made of the `X-Request-Id` that came."""
+
+
+def request_id_in(body: bytes) -> str | None:
+    """The id by which an engine knows a request, from the beginning of its reply."""
+    match = _NAMED.match(body)
+    return None if match is None else match[1].decode("ascii")
 
 
 class StreamReader:
@@ -60,6 +75,8 @@ class StreamReader:
         self._first_visible_stamp: float | None = None
         self._finish_stamp: float | None = None
         self._end = ReplyEnd(requires_end=dialect.requires_end)
+        self.request_id: str | None = None
+        """For the reply."""
 
     def feed(self, stamp: float, data: bytes) -> None:
         """Take in one read."""
@@ -89,6 +106,7 @@ class StreamReader:
             output_tokens=total,
             text="".join(self._text),
             error=self._end.failure() or (None if bearing else NO_TOKENS),
+            request_id=self.request_id,
         )
 
     def _take(self, stamp: float, update: Update) -> None:
@@ -128,6 +146,7 @@ def read_in_steps(
     if error is not None:
         return Reply(error=error)
     reader = StreamReader(dialect, sequences)
+    reader.request_id = request_id_in(body)
     if not is_stream(kind, body):
         reader.take_whole(stamps[-1], dialect.read_reply(status, headers, body))
         return reader.finish()

@@ -8,7 +8,7 @@ without bound and never invents a joule.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,33 +63,46 @@ class Energies:
     reason: str | None = None
     """Why some may be missing."""
 
-    def take(self, admin: Ledger, wanted: set[str]) -> None:
+    def take(self, admin: Ledger, wanted: Mapping[str, str]) -> None:
         """Add the newly settled requests of this run. Raises AdminError."""
         for settled in admin.requests(self.cursor, self.from_unix_seconds):
             self.cursor = settled.cursor
-            if settled.request_id in wanted:
+            own = wanted.get(settled.request_id)
+            if own is not None:
                 energy = EnergyPart(**msgspec.structs.asdict(settled.energy))
-                self.by_id[settled.request_id] = energy
+                self.by_id[own] = energy
 
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
     """Which requests of a run the proxy should know."""
 
-    sent: set[str]
+    sent: dict[str, str]
+    """Our ids, by those that a ledger may have: our own, or what a reply said."""
     reached: set[str]
     """Requests that had an answer: waiting for the others would never end."""
 
 
 def awaited(path: Path) -> Awaited:
-    """Read from the records which requests to ask for."""
-    sent: set[str] = set()
+    """Read from the records which requests to ask for.
+
+    The id that a reply gave counts where it is that of one reply alone, and none of
+    our own.
+    """
+    sent: dict[str, str] = {}
     reached: set[str] = set()
+    named: dict[str, str | None] = {}
     for result in read_results(path):
+        own, other = result.request_id, result.reply_id
         if result.sent_seconds is not None:
-            sent.add(result.request_id)
+            sent[own] = own
             if result.outcome == "ok" or result.status is not None:
-                reached.add(result.request_id)
+                reached.add(own)
+            if other is not None:
+                named[other] = None if other in named else own
+    for other, name in named.items():
+        if name is not None:
+            sent.setdefault(other, name)
     return Awaited(sent, reached)
 
 

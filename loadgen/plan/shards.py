@@ -47,3 +47,12 @@ def split(total: int, parts: int) -> tuple[int, ...]:
     """A number in so many parts, as equal as whole ones can be, the larger first."""
     least, more = divmod(total, parts)
     return tuple(least + (number < more) for number in range(parts))
+
+
+def weights_of(count: int, slots: int | None, sessions: int) -> tuple[int, ...]:
+    """The share of each of so many: its slots where they are limited, else all alike.
+
+    No more than there are sessions.
+    """
+    count = max(min(count, sessions), 1)
+    return (1,) * count if slots is None else split(slots, count)

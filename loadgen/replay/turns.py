@@ -232,6 +232,7 @@ class _Turn:
             else round(response.connect_seconds, 6),
             send_seconds=_between(response.sent_at, response.written_at),
             wait_seconds=_between(response.sent_at, response.first_byte_at),
+            reply_id=None if reply.request_id == turn.request_id else reply.request_id,
         )
         if result.status == 200:
             # reads so far were taken for a token each

@@ -11,8 +11,8 @@ from rich.text import Text
 from loadgen.analysis.bins import Bin, BinTable
 from loadgen.report import charts
 from loadgen.report import format as fmt
-from loadgen.report.csv_rows import csv_text
 from loadgen.report.page import Figure, templates
+from proxy.process.csv_rows import csv_text
 
 ABOUT = {
     "paper": "edges as printed in Fernandez et al. 2025, 4.1",

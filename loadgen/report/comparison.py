@@ -12,8 +12,8 @@ from rich.text import Text
 
 from loadgen.analysis.compare import FIGURES, Change, Comparison
 from loadgen.report import format as fmt
-from loadgen.report.csv_rows import csv_text
 from loadgen.report.sheet import markdown, markdown_row
+from proxy.process.csv_rows import csv_text
 
 LEVEL = "95 %"
 HEADS = ("", "baseline", "run", "change", f"{LEVEL} interval", "")

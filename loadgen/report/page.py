@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jinja2
 from markupsafe import Markup
 
-from loadgen.report.csv_rows import csv_line
+from proxy.process.csv_rows import csv_line
 from proxy.process.terminal import escaped_lines
 
 SCRIPT, STYLE = "page.js", "style.css"

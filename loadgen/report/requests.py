@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from loadgen.report.csv_rows import csv_line
 from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.results import EnergyPart, Result
+from proxy.process.csv_rows import csv_line
 
 LISTS = ("chunk_seconds", "chunk_tokens", "energy")
 _UNITS = {"s": "seconds", "J": "joules", "J s": "joule_seconds", "tokens/J": ""}

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report.csv_rows import csv_text
+from proxy.process.csv_rows import csv_text
 
 
 @dataclass(frozen=True, slots=True)

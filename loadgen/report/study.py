@@ -14,8 +14,8 @@ from loadgen.analysis.study import StudyRow, StudyTable
 from loadgen.report import format as fmt
 from loadgen.report import naive
 from loadgen.report.comparison import signed
-from loadgen.report.csv_rows import csv_text
 from loadgen.report.sheet import markdown, markdown_row
+from proxy.process.csv_rows import csv_text
 
 HEADLINE = "joules_per_request"
 HEADS = (

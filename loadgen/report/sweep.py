@@ -13,9 +13,9 @@ from rich.text import Text
 from loadgen.analysis.sweep import FIGURES, Interval, Point, SweepResult
 from loadgen.report import charts, naive
 from loadgen.report import format as fmt
-from loadgen.report.csv_rows import csv_text
 from loadgen.report.page import Figure, templates
 from loadgen.report.page import table as table_of
+from proxy.process.csv_rows import csv_text
 
 CHARTS = (
     ("joules_per_request", "Energy of a request, mean", "J"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -163,36 +165,99 @@ class _End(msgspec.Struct):
     finished_seconds: float
 
 
+class _Id(msgspec.Struct):
+    """As much of a record as it takes to know it again."""
+
+    request_id: str
+
+
 def order_by_end(path: Path) -> None:
-    """Put the lines of `requests.jsonl` in order of their ends; 16 bytes for each.
+    """Put the lines of `requests.jsonl` in order of their ends; 18 bytes for each.
 
     Records that ended in the same microsecond are in order of their text, so the same
     records give the same bytes. The file is written anew, whole or not at all. Raises
     LoadgenError.
     """
-    ends, begins = array("d"), array("q")
-    decoder = msgspec.json.Decoder(_End)
     try:
         with path.open("rb") as file:
-            begin = 0
-            for line in file:
-                ends.append(decoder.decode(line).finished_seconds)
-                begins.append(begin)
-                begin += len(line)
-            keys = np.asarray(ends, dtype=np.float64)
-            if (np.diff(keys) > 0).all():
-                return
-            order = np.argsort(keys, kind="stable")
-            with whole_file(path, mode=PRIVATE) as out:
-                for _, same in groupby(order.tolist(), key=ends.__getitem__):
-                    out.writelines(sorted(_line(file, begins[at]) for at in same))
+            places = _Places([file])
+            if not places.are_in_order:
+                with whole_file(path, mode=PRIVATE) as out:
+                    out.writelines(places.lines())
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
-def _line(file: BinaryIO, begin: int) -> bytes:
-    file.seek(begin)
-    return file.readline()
+def lines_by_end(paths: Sequence[Path]) -> Iterator[bytes]:
+    """The lines of several files as `order_by_end` puts them, the files left alone.
+
+    Records of the first file, which may be in a later one too, are given once, as they
+    are in the first. An unfinished last line is left out: its writer was killed within
+    it. Raises LoadgenError.
+    """
+    with ExitStack() as files:
+        opened = []
+        for path in paths:
+            try:
+                opened.append(files.enter_context(path.open("rb")))
+            except OSError as error:
+                raise _unreadable(path, error) from None
+        yield from _Places(opened).lines()
+
+
+class _Places:
+    """Where each line of some files begins, and its order."""
+
+    def __init__(self, files: Sequence[BinaryIO]) -> None:
+        self._files = files
+        self._ends, self._begins = array("d"), array("q")
+        self._owners = array("H")
+        decoder = msgspec.json.Decoder(_End)
+        for owner, file in enumerate(files):
+            begin = 0
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._ends.append(decoder.decode(line).finished_seconds)
+                except (ValueError, RecursionError) as error:
+                    raise LoadgenError(
+                        f"{file.name}, line {number}: not a request record: {error}"
+                    ) from None
+                self._begins.append(begin)
+                self._owners.append(owner)
+                begin += len(line)
+
+    @property
+    def are_in_order(self) -> bool:
+        """No line has to move."""
+        return bool((np.diff(np.asarray(self._ends)) > 0).all())
+
+    def lines(self) -> Iterator[bytes]:
+        """Each once, in order."""
+        order = np.argsort(np.asarray(self._ends), kind="stable").tolist()
+        for _, same in groupby(order, key=self._ends.__getitem__):
+            yield from sorted(self._once(list(same)))
+
+    def _once(self, places: Sequence[int]) -> list[bytes]:
+        """Lines that end at one instant, but for those that the first file has too."""
+        lines = [self._line(place) for place in places]
+        if len(lines) == 1 or len(self._files) == 1:
+            return lines
+        decoder = msgspec.json.Decoder(_Id)
+        owners = [self._owners[place] for place in places]
+        ids = [decoder.decode(line).request_id for line in lines]
+        first = {id for id, owner in zip(ids, owners, strict=True) if not owner}
+        return [
+            line
+            for line, id, owner in zip(lines, ids, owners, strict=True)
+            if not owner or id not in first
+        ]
+
+    def _line(self, place: int) -> bytes:
+        file = self._files[self._owners[place]]
+        file.seek(self._begins[place])
+        return file.readline()
 
 
 def _unreadable(path: Path, error: OSError) -> LoadgenError:

@@ -64,6 +64,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Time to hand the request to the kernel."""
     wait_seconds: float | None = None
     """From the send to the first byte of the reply's head."""
+    reply_id: str | None = None
+    """Id of the request by the reply, where that is another: a router on the way made
+    its own, which is the one that proxies and engines behind it know."""
     energy: EnergyPart | None = None
 
 

@@ -31,6 +31,7 @@ from loadgen.results.measures import MEASURES, SCHEDULE_LAG
 from loadgen.results.progress import Progress
 from loadgen.results.results import Result
 from loadgen.run.targets import listed
+from proxy.process.build import build_form
 from proxy.process.files import os_reason, readable_name
 from proxy.process.tally import coarse_edges, fine_edges
 from proxy.wire.facts import KINDS
@@ -171,9 +172,11 @@ class RunCollector(Collector):
         """The figures of this moment."""
         self._scrapes.note()
         info = GaugeMetricFamily(
-            f"{PREFIX}build_info", "Version of the load generator.", labels=["version"]
+            f"{PREFIX}build_info",
+            "Version and build (pure or compiled) of the load generator.",
+            labels=["version", "build"],
         )
-        info.add_metric([__version__], 1)
+        info.add_metric([__version__, build_form()], 1)
         yield info
         run = GaugeMetricFamily(
             f"{PREFIX}run_info", "Folder of the run in progress; 1.", labels=["run"]

@@ -8,7 +8,7 @@ read line by line: a million requests take no more memory than their counters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,14 +40,22 @@ from loadgen.plan.plan import MAX_LINE_BYTES, PlanHeader
 from loadgen.report.html import write_html
 from loadgen.results.parts import Part
 from loadgen.results.recorder import read_results
-from loadgen.results.results import Metering
+from loadgen.results.results import Metering, Result
+from loadgen.run.records import (
+    PLAN,
+    REQUESTS,
+    SUMMARY,
+    cut_parts,
+    has_records,
+    records_of,
+    remove_parts,
+)
 from loadgen.traces.readers.open import sha256_of
 from proxy.admin.client import AdminError
 from proxy.process.files import os_reason
 from proxy.wire.api import BooksReply
 
-PLAN, REQUESTS = "plan.jsonl", "requests.jsonl"
-SUMMARY, REPORT = "summary.json", "report.html"
+REPORT = "report.html"
 STARTED = "run.json"
 
 
@@ -79,7 +87,7 @@ def finish_run(
     read or written.
     """
     requests = folder / REQUESTS
-    extent = extent_of(requests)
+    extent = extent_of(read_results(requests))
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
     metering = Metering(reason="no metering proxy in front of the engine")
     ended = None if begun is None else books_now(admin_url, admin_token)
@@ -87,13 +95,15 @@ def finish_run(
         with ledger_at(admin_url, token=admin_token) as admin:
             metering = _meter(requests, info, window, extent, admin, waiting, patience)
         metering = msgspec.structs.replace(metering, begun=begun, ended=ended)
-    summary = summary_of(folder, info, window, metering, extent, parts)
+    records = read_results(requests)
+    summary = summary_of(folder, records, info, window, metering, extent, parts)
     try:
         write_summary(folder / SUMMARY, summary)
         write_html(folder / REPORT, summary, read_results(requests))
         (folder / STARTED).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
+    remove_parts(folder, len(parts))
     return summary
 
 
@@ -115,32 +125,34 @@ def _loaded(folder: Path) -> Summary:
             return read_summary(folder / SUMMARY)
         except _NOT_OURS as error:
             raise LoadgenError(f"cannot read {folder / SUMMARY}: {error}") from None
-    requests = folder / REQUESTS
-    if not requests.is_file():
+    if not has_records(folder):
         raise LoadgenError(
             f"{folder} is not a run folder: it has neither {SUMMARY} nor {REQUESTS}"
         )
-    extent = extent_of(requests)
+    extent = extent_of(records_of(folder))
     metering = Metering(reason="the run ended before its books were read")
     info = _as_started(folder)
     window = extent.window(info.warmup_seconds, info.cooldown_seconds)
-    return summary_of(folder, info, window, metering, extent)
+    parts = cut_parts(folder, info, plan_header(folder / PLAN))
+    records = records_of(folder)
+    return summary_of(folder, records, info, window, metering, extent, parts)
 
 
 _NOT_OURS = (ValueError, RecursionError)
 """Errors of decoding a file that was cut, spoilt or written by something else."""
 
 
-def extent_of(requests: Path) -> Extent:
+def extent_of(records: Iterable[Result]) -> Extent:
     """The number of records and the ends of the run."""
     extent = Extent()
-    for result in read_results(requests):
+    for result in records:
         extent.add(result)
     return extent
 
 
 def summary_of(
     folder: Path,
+    records: Iterable[Result],
     info: RunInfo,
     window: RunWindow,
     metering: Metering,
@@ -148,7 +160,7 @@ def summary_of(
     parts: Sequence[Part] = (),
 ) -> Summary:
     """One pass over the records, and the plan's header and hash."""
-    tally = Tally(window, info.goodput).add_all(read_results(folder / REQUESTS))
+    tally = Tally(window, info.goodput).add_all(records)
     return summarise(
         tally,
         info=info,
@@ -166,7 +178,7 @@ def work_of_run(folder: Path, summary: Summary) -> Work:
     Raises LoadgenError where the records are gone.
     """
     window = RunWindow(summary.window.start_seconds, summary.window.end_seconds)
-    return work_of(Tally(window, {}).add_all(read_results(folder / REQUESTS)))
+    return work_of(Tally(window, {}).add_all(records_of(folder)))
 
 
 def plan_header(path: Path) -> PlanHeader | None:

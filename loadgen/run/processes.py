@@ -22,7 +22,7 @@ import msgspec
 
 from loadgen.errors import StackError, UsageError
 from loadgen.plan.plan import PlanHeader
-from loadgen.plan.shards import split
+from loadgen.plan.shards import weights_of
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Part, Tail
 from loadgen.results.progress import Progress
@@ -52,14 +52,10 @@ def check_processes(config: ReplayConfig) -> None:
             )
 
 
-def weights_of(config: ReplayConfig, header: PlanHeader) -> tuple[int, ...]:
-    """The share of each sender: its slots where they are limited, else all alike.
-
-    No more than there are sessions.
-    """
-    count = max(min(config.workers or config.processes, header.sessions), 1)
+def shares_of(config: ReplayConfig, header: PlanHeader) -> tuple[int, ...]:
+    """The share of each who sends a plan."""
     slots = config.concurrency or config.max_concurrency
-    return (1,) * count if slots is None else split(slots, count)
+    return weights_of(config.workers or config.processes, slots, header.sessions)
 
 
 @dataclass(slots=True, kw_only=True)

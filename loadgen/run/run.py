@@ -59,10 +59,7 @@ from loadgen.run.environment import (
 )
 from loadgen.run.exporter import check_free, exporting
 from loadgen.run.finish import (
-    PLAN,
     REPORT,
-    REQUESTS,
-    SUMMARY,
     begin_run,
     finish_run,
     started,
@@ -75,12 +72,14 @@ from loadgen.run.load import (
     synthetic_lengths,
     synthetic_requests,
 )
-from loadgen.run.processes import check_processes, replay_in_processes, weights_of
+from loadgen.run.processes import check_processes, replay_in_processes, shares_of
 from loadgen.run.record import run_record
+from loadgen.run.records import PART, PLAN, REQUESTS, SUMMARY
 from loadgen.run.sender import Job
 from loadgen.run.stack import Stack
+from loadgen.run.state import read_state
 from loadgen.run.targets import check_targets
-from loadgen.run.workers import Crew, only_coordinator, read_state
+from loadgen.run.workers import Crew, only_coordinator
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS, MODELS
 from loadgen.traces.fixed import NAME as SYNTHETIC
@@ -91,8 +90,6 @@ from proxy.process.terminal import echo_json
 from proxy.wire.api import BooksReply
 
 LOG_FOLDER = "logs"
-PART = "requests-{}.jsonl"
-"""Records of one of several processes, until all are in `requests.jsonl`."""
 EXIT_INTERRUPTED = 130
 NOT_OF_A_PLAN = (
     "rate", "session_rate", "concurrency", "stages", "speed", "num_prompts",
@@ -126,7 +123,7 @@ def run(config: ReplayConfig, console: Console, *, as_json: bool = False) -> int
         engine = engine_facts(replace(environment.target, url=environment.engine_url))
         crew = _crew(config, console, ending)
         if crew is not None:
-            crew.gather(len(weights_of(config, header)), config.workers_timeout)
+            crew.gather(len(shares_of(config, header)), config.workers_timeout)
         info = _run_info(config, environment, goodput, engine)
         _appear(starting, folder)
         stack.moved(folder / LOG_FOLDER)
@@ -414,7 +411,7 @@ def _show_plan(
 ) -> None:
     if config.quiet:
         return
-    senders, asked = len(weights_of(config, header)), config.workers or config.processes
+    senders, asked = len(shares_of(config, header)), config.workers or config.processes
     pace = "" if header.rate_per_second is None else f" at {header.rate_per_second:g}/s"
     console.print(
         f"plan: {header.requests} requests in {header.sessions} sessions, "
@@ -451,7 +448,7 @@ def _replay(
     options = replace(_options(config), hash_block_size=header.hash_block_size)
     check_options(environment.target, options)
 
-    weights = weights_of(config, header)
+    weights = shares_of(config, header)
     if len(weights) > 1 or crew is not None:
         jobs = _jobs(config, folder, weights, environment, options)
         with (

@@ -13,7 +13,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,8 +172,6 @@ class SharedRun:
         self._count_lost(plan, weights)
         for member in self._members:
             member.tail.close()
-            with suppress(OSError):  # its records are in requests.jsonl
-                member.tail.path.unlink()
         stats = self._stats(zero_unix, is_told=is_told)
         return stats, [member.part for member in self._members]
 

@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from loadgen import __version__
-from loadgen.errors import RunError, StackError, UsageError
+from loadgen.errors import StackError, UsageError
 from loadgen.replay.clock_offset import ClockOffset, disagreement_seconds
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Copy, Part, Piece, PieceGap, Tail
@@ -42,7 +42,6 @@ from loadgen.run.bus import (
     Clock,
     Hello,
     Keep,
-    Name,
     Order,
     Parcel,
     Reply,
@@ -51,19 +50,16 @@ from loadgen.run.bus import (
     Start,
     Stop,
     StreamLost,
-    Token,
     beat_subject,
     clock_subject,
     connected,
     worker_subject,
 )
 from loadgen.run.sender import Job
+from loadgen.run.state import STATE, Place, State, boot_id, write_state
 from loadgen.run.together import TICK_SECONDS, Member, SharedRun, signals_told
 from loadgen.traces.readers.open import sha256_of
-from proxy.process.files import PRIVATE, os_reason, whole_file
 
-STATE = "bus.json"
-"""In the run folder, while the run is on the bus."""
 CALL_SECONDS = 0.5
 KEEP_SECONDS = 1.0
 READY_SECONDS = 600.0
@@ -73,28 +69,6 @@ START_LEAD_SECONDS = LEAD_SECONDS + 3.0
 READS_AT_ONCE = 64
 
 T = TypeVar("T")
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker of a run."""
-
-    id: Token
-    name: Name
-    clock: ClockOffset | None = None
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What a coordinator has to know to go on with a run."""
-
-    run: Token
-    bus: str
-    workers: list[Place]
-    weights: tuple[int, ...]
-    zero_seconds: float | None = None
-    """Of this host's monotonic clock; None: it did not begin."""
-    zero_unix_seconds: float | None = None
-    boot: str = ""
-    """Of this host: its monotonic clock begins anew with each."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -632,44 +606,6 @@ def _check(told: Sequence[int]) -> None:
     """Before the run has begun, the first signal ends it."""
     if told:
         raise KeyboardInterrupt
-
-
-# -- the note in the run folder ------------------------------------------------
-
-
-def write_state(folder: Path, state: State) -> None:
-    """Note how to go on with a run. Raises StackError."""
-    try:
-        with whole_file(folder / STATE, mode=PRIVATE, is_durable=True) as file:
-            file.write(msgspec.json.encode(state))
-    except OSError as error:
-        raise StackError(f"cannot write {folder / STATE}: {os_reason(error)}") from None
-
-
-def read_state(folder: Path) -> State:
-    """Raises RunError for a run that is not on a bus."""
-    path = folder / STATE
-    if not folder.is_dir():
-        raise RunError(f"{folder} is not a run folder")
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=State)
-    except FileNotFoundError:
-        raise RunError(
-            f"{folder} has no {STATE}: it is not a run with --workers that was killed; "
-            f"show what it has with `loadgen report {folder}`"
-        ) from None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {os_reason(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-
-
-def boot_id() -> str:
-    """Tells one boot of this host from another; empty where it does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 @contextmanager

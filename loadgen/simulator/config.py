@@ -77,6 +77,10 @@ class ServerConfig:
             name="enable-request-id-headers",
         ),
     ] = False
+    own_request_ids: Annotated[
+        bool,
+        Option("A router gives requests ids of its own, as vLLM's example proxy does."),
+    ] = False
     announce: Annotated[
         bool,
         Option("Print one JSON line when listening; leave when standard input closes."),
@@ -119,3 +123,5 @@ class ServerConfig:
             )
         if self.role != "router" and (self.prefill or self.decode):
             raise UsageError("--prefill and --decode are of --role router")
+        if self.role != "router" and self.own_request_ids:
+            raise UsageError("--own-request-ids is of --role router")

@@ -77,12 +77,13 @@ class Router:
 
     def __init__(self, config: ServerConfig, session: ClientSession) -> None:
         self._session = session
+        self._makes_ids = config.own_request_ids
         self._urls = (*config.prefill, *config.decode)
         self._prefill, self._decode = cycle(config.prefill), cycle(config.decode)
 
     async def two_legs(self, request: web.Request) -> web.StreamResponse:
         """A generation: its prompt here, its reply there."""
-        headers = _headers(request)
+        headers = _headers(request, self._makes_ids)
         try:
             fields = read_object(await request.read())
         except EngineRefusal as refusal:
@@ -107,7 +108,7 @@ class Router:
     async def one_leg(self, request: web.Request) -> web.StreamResponse:
         """Anything else, by a decode engine."""
         url = f"{next(self._decode)}{request.rel_url}"
-        data, headers = await request.read(), _headers(request)
+        data, headers = await request.read(), _headers(request, self._makes_ids)
         try:
             async with self._session.request(
                 request.method, url, data=data, headers=headers
@@ -128,7 +129,7 @@ class Router:
         return web.Response()
 
 
-def _headers(request: web.Request) -> CIMultiDict[str]:
+def _headers(request: web.Request, makes_ids: bool) -> CIMultiDict[str]:
     """Headers of both legs; the id by which they belong together among them."""
     sent: CIMultiDict[str] = CIMultiDict(
         (name, value)
@@ -136,7 +137,8 @@ def _headers(request: web.Request) -> CIMultiDict[str]:
         if name.lower().startswith(TENANT_PREFIX) or name in PASSED_ON
     )
     request_id = request_id_of(request)
-    if len(request_id) > MAX_REQUEST_ID_BYTES:  # a proxy would make two of it
+    # of a longer one a proxy would make two
+    if makes_ids or len(request_id) > MAX_REQUEST_ID_BYTES:
         request_id = uuid4().hex
     sent["X-Request-Id"] = request_id
     return sent

@@ -28,12 +28,12 @@ from loadgen.analysis.sweep import (
 )
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.plan.plan import is_plan
-from loadgen.results.recorder import read_results
 from loadgen.run.config import ReplayConfig
 from loadgen.run.environment import check_settings
-from loadgen.run.finish import REQUESTS, load_run
+from loadgen.run.finish import load_run
 from loadgen.run.load import load_of
 from loadgen.run.record import SETTINGS, trace_sha256
+from loadgen.run.records import records_of
 from loadgen.studies.cells import Cell, cell, plain
 from loadgen.studies.launch import Command, Study, replay_command
 from loadgen.traces.fixed import NAME as SYNTHETIC
@@ -245,7 +245,7 @@ class Sweeping:
                 continue
             try:
                 summary = load_run(outcome.folder)
-                runs.append(windowed(summary, read_results(outcome.folder / REQUESTS)))
+                runs.append(windowed(summary, records_of(outcome.folder)))
             except LoadgenError as error:
                 self.study.say(f"{each.name}: left out: {error}")
         name = name_of(axes) or "run"

@@ -48,7 +48,8 @@ class AdminError(ProxyError):
 class AdminClient:
     """The admin API of one proxy; every call may raise AdminError.
 
-    An https URL is checked against the system's authorities, or `SSL_CERT_FILE`.
+    An https URL is checked by `tls`, else against the system's authorities, or
+    `SSL_CERT_FILE`.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class AdminClient:
         *,
         token: str | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         is_tls = url.startswith("https:")
         self._client = httpx.Client(
             trust_env=False,
             timeout=timeout_seconds,
-            verify=ssl.create_default_context() if is_tls else True,
+            verify=(tls or ssl.create_default_context()) if is_tls else True,
             headers={} if token is None else {"authorization": f"Bearer {token}"},
         )
 
@@ -183,14 +185,19 @@ class AdminClient:
 
 
 async def totals_at(
-    url: str, *, token: str | None, total_seconds: float
+    url: str,
+    *,
+    token: str | None,
+    total_seconds: float,
+    tls: ssl.SSLContext | None = None,
 ) -> TotalsReply:
     """What a proxy counted; its whole reply within this time. Raises AdminError."""
     asked = f"{url.rstrip('/')}/totals"
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    tls = ssl.create_default_context() if url.startswith("https:") else True
+    if tls is None and url.startswith("https:"):
+        tls = ssl.create_default_context()
     async with AsyncGetter(
-        headers=headers, tls=tls, total_seconds=total_seconds
+        headers=headers, tls=tls or True, total_seconds=total_seconds
     ) as getter:
         try:
             reply = await getter.get(asked)

@@ -43,6 +43,7 @@ from proxy.admin.views import (
 )
 from proxy.errors import StoreError
 from proxy.metrics.collector import OPENMETRICS_TYPE, TEXT_TYPE, EndedRequests
+from proxy.process.build import build_form
 from proxy.process.supervise import LoopErrors
 from proxy.relay.upstream.upstream import Upstream
 from proxy.store.archive import Archive
@@ -347,6 +348,7 @@ class _Views:
         return _json(
             InfoReply(
                 version=self._from.version,
+                build=build_form(),
                 run=self._from.run.name,
                 instance=self._from.instance,
                 host=self._from.host,

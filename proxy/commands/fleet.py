@@ -9,28 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from proxy.commands.when import INSTANT
+from proxy.commands.asked import EXIT_INCOMPLETE, Asked, Missing, asks_proxies
 from proxy.process.command import Command
 from proxy.process.terminal import echo, echo_json, escaped
-from proxy.security.secrets import (
-    ADMIN_TOKEN_VARIABLE,
-    read_admin_token,
-    without_user,
-)
+from proxy.security.secrets import without_user
 from proxy.wire.facts import LEGS
 
 if TYPE_CHECKING:
     from proxy.admin.totals import Part, Sum, Totals
     from proxy.wire.api import TotalsReply
 
-EXIT_INCOMPLETE = 3
-"""Something is shown, but not of every proxy that was named."""
 ASKED_AT_ONCE = 32
 NAME_COLUMNS = 15
 COLUMNS = 80
@@ -42,13 +35,6 @@ Examples:
   metering-proxy fleet --store postgresql://user@db/servewatt --by model \\
       --since 2026-11-01 --until 2026-12-01
 """
-
-
-class Missing(msgspec.Struct, frozen=True):
-    """A proxy that is in no sum, and why."""
-
-    url: str
-    reason: str
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -74,28 +60,14 @@ class FleetReport(msgspec.Struct, frozen=True):
 
 
 @click.command(cls=Command, epilog=EXAMPLES)
-@click.argument("urls", nargs=-1, metavar="URL...")
-@click.option("--store", metavar="URL",
-              help="Records that proxies share; no proxy is asked.")  # fmt: skip
+@asks_proxies(
+    chosen="With --store: requests", timeout="For the whole answer of a proxy."
+)
 @click.option("--by", type=click.Choice(GROUPS), default="engine", show_default=True,
               help="What a row is of.")  # fmt: skip
-@click.option("--since", type=INSTANT, metavar="TIME",
-              help="With --store: requests that ended since (UTC).")  # fmt: skip
-@click.option("--until", type=INSTANT, metavar="TIME",
-              help="With --store: requests that ended before it.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(0.1, 600.0), default=5.0, metavar="S",
-              show_default=True, help="For the whole answer of a proxy.")  # fmt: skip
-@click.option(
-    "--admin-token-file", default=None, metavar="PATH",
-    help=f"Token that is sent to every proxy named; else {ADMIN_TOKEN_VARIABLE}.",
-)  # fmt: skip
 @click.option("--json", "is_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
-def fleet(
-    context: click.Context, /, urls: tuple[str, ...], store: str | None, by: str,
-    since: float | None, until: float | None, timeout: float,
-    admin_token_file: str | None, is_json: bool,
-) -> None:  # fmt: skip
+def fleet(context: click.Context, /, asked: Asked, by: str, is_json: bool) -> None:
     """Add up requests, tokens and joules of many proxies, each counted once.
 
     URLs are admin addresses; what they answer is counted since each of them began.
@@ -105,20 +77,18 @@ def fleet(
     Exit status: 0 all were counted, 3 at least one was not, 1 the store does not
     answer, 2 usage.
     """
-    check_asked(urls, store)
-    if store is None and (since is not None or until is not None):
+    is_timed = asked.since is not None or asked.until is not None
+    if asked.store is None and is_timed:
         raise click.UsageError("--since and --until need --store: proxies count from "
                                "their start")  # fmt: skip
     from proxy.admin.totals import totals_by
 
     report: FleetReport
-    if store is not None:
-        parts = _stored(store, by, since, until)
+    if asked.store is not None:
+        parts = _stored(asked.store, by, asked.since, asked.until)
         report = FleetReport(totals_by(by, parts), [], [], [])
     else:
-        token = read_admin_token(admin_token_file)
-        answers = asyncio.run(_ask_all(urls, token, timeout))
-        report = _report(by, urls, answers)
+        report = _report(by, asked.urls, asyncio.run(_ask_all(asked)))
     if is_json:
         echo_json(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
@@ -126,33 +96,21 @@ def fleet(
     context.exit(EXIT_INCOMPLETE if report.missing else 0)
 
 
-def check_asked(urls: Sequence[str], store: str | None) -> None:
-    """Either proxies or their store are named, and as URLs. Raises UsageError."""
-    if bool(urls) == (store is not None):
-        raise click.UsageError("name the admin URLs of proxies, or --store; not both")
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise click.UsageError(
-                f"{without_user(url)!r} is no URL such as http://host:9464"
-            )
-
-
-async def _ask_all(
-    urls: tuple[str, ...], token: str | None, seconds: float
-) -> list[TotalsReply | str]:
+async def _ask_all(asked: Asked) -> list[TotalsReply | str]:
     """The answer at each URL, or why there is none."""
     from proxy.admin.client import AdminError, totals_at
 
+    token, tls, seconds = asked.token(), asked.tls(), asked.timeout
     free = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(url: str) -> TotalsReply | str:
         async with free:
             try:
-                return await totals_at(url, token=token, total_seconds=seconds)
+                return await totals_at(url, token=token, total_seconds=seconds, tls=tls)
             except AdminError as error:
                 return str(error).removeprefix(f"{url}: ")
 
-    return await asyncio.gather(*map(ask, urls))
+    return await asyncio.gather(*map(ask, asked.urls))
 
 
 def _report(

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from proxy.commands.fleet import EXIT_INCOMPLETE, Missing, check_asked, short
-from proxy.commands.when import INSTANT
+from proxy.commands.asked import EXIT_INCOMPLETE, Asked, Missing, asks_proxies
+from proxy.commands.fleet import short
 from proxy.errors import ProxyError
 from proxy.process.command import Command
 from proxy.process.files import PRIVATE, os_reason, whole_file
 from proxy.process.terminal import echo, echo_json, escaped
-from proxy.security.secrets import (
-    ADMIN_TOKEN_VARIABLE,
-    read_admin_token,
-    without_user,
-)
+from proxy.security.secrets import without_user
 
 if TYPE_CHECKING:
     from proxy.admin.client import AdminClient
@@ -79,29 +75,16 @@ class LegsReport(msgspec.Struct, frozen=True):
 
 
 @click.command(cls=Command, epilog=EXAMPLES)
-@click.argument("urls", nargs=-1, metavar="URL...")
-@click.option("--store", metavar="URL",
-              help="Records that proxies share; no proxy is asked.")  # fmt: skip
-@click.option("--since", type=INSTANT, metavar="TIME",
-              help="Requests that ended since (UTC).")  # fmt: skip
-@click.option("--until", type=INSTANT, metavar="TIME",
-              help="Requests that ended before it.")  # fmt: skip
+@asks_proxies(
+    chosen="Requests", timeout="For each answer of a proxy, and for its last joules."
+)
 @click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False),
               help="File to write, a request a line with both legs.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(0.1, 600.0), default=5.0, metavar="S",
-              show_default=True,
-              help="For each answer of a proxy, and for its last joules.")  # fmt: skip
-@click.option(
-    "--admin-token-file", default=None, metavar="PATH",
-    help=f"Token that is sent to every proxy named; else {ADMIN_TOKEN_VARIABLE}.",
-)  # fmt: skip
 @click.option("--json", "is_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def legs(
-    context: click.Context, /, urls: tuple[str, ...], store: str | None,
-    since: float | None, until: float | None, jsonl: Path | None, timeout: float,
-    admin_token_file: str | None, is_json: bool,
-) -> None:  # fmt: skip
+    context: click.Context, /, asked: Asked, jsonl: Path | None, is_json: bool
+) -> None:
     """Join the legs of requests that two engines served, by request id.
 
     URLs are the admin addresses of the proxies of both roles: prefill joules are
@@ -112,18 +95,17 @@ def legs(
     Exit status: 0 all proxies answered, 3 at least one did not, 1 the store does not
     answer, 2 usage.
     """
-    check_asked(urls, store)
     from proxy.wire.legs import joined, leg_totals
 
     missing: list[Missing] = []
     repeated: list[Missing] = []
     checks: list[ProxyCheck] = []
-    if store is not None:
-        found = list(_stored(store, since, until))
+    since, until = asked.since, asked.until
+    if asked.store is not None:
+        found = list(_stored(asked.store, since, until))
     else:
-        token = read_admin_token(admin_token_file)
-        answers = _asked(urls, token, timeout, since)
-        found, checks = _counted(urls, answers, missing, repeated)
+        answers = _answers(asked)
+        found, checks = _counted(asked.urls, answers, missing, repeated)
         if since is not None:
             checks = []  # not all of its records are here
     requests = [
@@ -150,19 +132,18 @@ class _Answer(msgspec.Struct, frozen=True):
     check: ProxyCheck
 
 
-def _asked(
-    urls: Sequence[str], token: str | None, seconds: float, since: float | None
-) -> list[_Answer | str]:
+def _answers(asked: Asked) -> list[_Answer | str]:
     """The answer at each URL, or why there is none.
 
     Records are asked for since the first of the proxies began, or since a time.
     """
     from proxy.admin.client import AdminClient, AdminError
 
+    token, tls, since, seconds = asked.token(), asked.tls(), asked.since, asked.timeout
     with ExitStack() as stack:
         proxies: list[AdminClient] = []
-        for url in urls:
-            admin = AdminClient(url, token=token, timeout_seconds=seconds)
+        for url in asked.urls:
+            admin = AdminClient(url, token=token, timeout_seconds=seconds, tls=tls)
             proxies.append(stack.enter_context(admin))
         begin = since
         for admin in proxies if since is None else ():
@@ -171,7 +152,7 @@ def _asked(
                 begin = began if begin is None else min(begin, began)
         begin = max(0.0, (begin or 0.0) - (0.0 if since is None else PARTNER_SECONDS))
         answers: list[_Answer | str] = []
-        for url, admin in zip(map(without_user, urls), proxies, strict=True):
+        for url, admin in zip(map(without_user, asked.urls), proxies, strict=True):
             try:
                 answers.append(_answer(admin, url, begin, seconds))
             except AdminError as error:

@@ -25,6 +25,8 @@ Examples:
       --parquet records.parquet
   metering-proxy records export --store postgresql://user@db/servewatt \\
       --since 2026-11-01 --until 2026-12-01 --jsonl november.jsonl
+  metering-proxy records export --store sqlite:///records.sqlite \\
+      --tenant team-a --csv team-a.csv
 """
 
 
@@ -43,6 +45,8 @@ records.add_command(legs)
               help="File to write; needs servewatt[parquet].")  # fmt: skip
 @click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False),
               help="File to write, an object a line.")  # fmt: skip
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False),
+              help="File to write, a row a record.")  # fmt: skip
 @click.option("--since", type=INSTANT, metavar="TIME",
               help="Requests that ended since (UTC).")  # fmt: skip
 @click.option("--until", type=INSTANT, metavar="TIME",
@@ -51,20 +55,24 @@ records.add_command(legs)
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--instance", help="Of this proxy only.")
 def export(
-    store: str, parquet: Path | None, jsonl: Path | None, since: float | None,
-    until: float | None, model: str | None, tenant: str | None, instance: str | None,
+    store: str, parquet: Path | None, jsonl: Path | None, csv_path: Path | None,
+    since: float | None, until: float | None, model: str | None, tenant: str | None,
+    instance: str | None,
 ) -> None:  # fmt: skip
     """Write records of all proxies that share a store to one file.
 
     Every column of the table, instants in Unix seconds, energy in joules, null for
-    what is not known. The file appears when it is whole, for its owner alone.
+    what is not known (in csv: empty). The file appears when it is whole, for its owner
+    alone.
     """
-    if (parquet is None) == (jsonl is None):
-        raise click.UsageError("name one file: --parquet or --jsonl")
+    named = [path for path in (parquet, jsonl, csv_path) if path is not None]
+    if len(named) != 1:
+        raise click.UsageError("name one file: --parquet, --jsonl or --csv")
     from proxy.store.address import store_url
     from proxy.store.export import (
         check_pyarrow,
         pages,
+        write_csv,
         write_json_lines,
         write_parquet,
     )
@@ -74,9 +82,9 @@ def export(
         check_pyarrow()
     wanted = conditions(since, until, model=model, tenant=tenant, instance=instance)
     found = pages(store_url(store), wanted)
-    path = parquet or jsonl
-    assert path is not None
-    write = write_json_lines if parquet is None else write_parquet
+    (path,) = named
+    writers = ((parquet, write_parquet), (jsonl, write_json_lines))
+    write = next((each for name, each in writers if name is not None), write_csv)
     try:
         with whole_file(path, mode=PRIVATE) as file:
             count = write(file, found)

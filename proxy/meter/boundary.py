@@ -32,7 +32,7 @@ from proxy.meter.curve import (
     Window,
 )
 from proxy.meter.final_windows import EDGE_SECONDS, FinalWindows
-from proxy.meter.learnt import AFTERGLOW_SECONDS, Learnt
+from proxy.meter.learnt import AFTERGLOW_SECONDS, LearntSoFar
 from proxy.meter.ledger import QUALITY_OF, Books, Closing, Ledger, RequestEnergy
 from proxy.meter.request_energy import RequestEnergies
 from proxy.meter.state import MeterState, RecordCounts
@@ -60,7 +60,7 @@ class Boundary:
             leave_seconds=LEAVE_SECONDS,
         )
         self.ledger = Ledger(list(config.policies), config.policy)
-        self.learnt = Learnt(config, name, self.curve, timeline)
+        self.learnt = LearntSoFar(config, name, self.curve, timeline)
         self.waits = Waits(config, self.curve, self.learnt.lag)
         self.energies = RequestEnergies(
             config,
@@ -137,6 +137,7 @@ class Boundary:
         learnt.learn_idle(now_seconds)
         self.curve.forget(self.settled_seconds)
         learnt.beat()
+        self.energies.beat()
 
     def is_done(self, timeline: RequestTimeline, now_seconds: float) -> bool:
         """Settled, or it can not be: nobody waits for energy that never comes."""

@@ -29,8 +29,7 @@ from proxy.meter.attribution.interval import NOTHING_KNOWN, grade_of, grade_reas
 from proxy.meter.attribution.policies import attribute
 from proxy.meter.boundary import Boundary
 from proxy.meter.curve import STALE_PERIODS, STALE_SECONDS
-from proxy.meter.ledger import RequestEnergy
-from proxy.meter.request_energy import unknown_energy
+from proxy.meter.ledger import RequestEnergy, unknown_energy
 
 
 @dataclass(frozen=True, slots=True)

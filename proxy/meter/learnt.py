@@ -32,8 +32,8 @@ AFTERGLOW_SECONDS = 1.0
 """Clocks and averages take so long to settle after load; not loaded idle yet."""
 
 
-class Learnt:
-    """Idle watts, constants and errors, as learnt so far."""
+class LearntSoFar:
+    """Idle watts, constants, errors, and how late the sensor is."""
 
     def __init__(
         self,

@@ -57,6 +57,11 @@ QUALITY_OF = {"timed": "exact"}
 """Deprecated values by those of `timing`; the others are the same."""
 
 
+def unknown_energy(policy: str) -> RequestEnergy:
+    """Nothing was measured, or not all of the request's time."""
+    return RequestEnergy(None, None, None, None, policy, "unknown")
+
+
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
     """One finished request: what it was, when it ran, what it cost.

@@ -25,8 +25,7 @@ from proxy.meter.boundary import Boundary
 from proxy.meter.config import MeterConfig
 from proxy.meter.deadlines import Deadlines
 from proxy.meter.estimate import EnergySoFar, estimated_energy
-from proxy.meter.ledger import Books, RequestEnergy, RequestRecord
-from proxy.meter.request_energy import unknown_energy
+from proxy.meter.ledger import Books, RequestEnergy, RequestRecord, unknown_energy
 from proxy.meter.state import MeterState
 from proxy.wire.events import (
     Event,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from proxy.meter.attribution.interval import (
     WHOLE_REPLY_DOUBT,
     BoolArray,
     Bounds,
+    ErrorScale,
     Evidence,
     FloatArray,
     bounds_of,
@@ -35,17 +37,44 @@ from proxy.meter.attribution.interval import (
 from proxy.meter.attribution.policies import CostModel, both
 from proxy.meter.config import MeterConfig
 from proxy.meter.curve import GroupCurve, Window
-from proxy.meter.learnt import FITTED, PHASE, Learnt
-from proxy.meter.ledger import Ledger, RequestEnergy
+from proxy.meter.learnt import FITTED, PHASE, LearntSoFar
+from proxy.meter.ledger import Ledger, RequestEnergy, unknown_energy
 
 PHASE_JOULES = np.array([getattr(CostModel(), name) for name in CONSTANTS])
 BEST = "calibrated"
 """The policy that knows this engine best; `phase` until its constants are trusted."""
 
+SEEN_DOUBT = 1.0
+"""Of a stream whose facts have all come: others are held against it."""
 
-def unknown_energy(policy: str) -> RequestEnergy:
-    """Nothing was measured, or not all of the request's time."""
-    return RequestEnergy(None, None, None, None, policy, "unknown")
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What all intervals of a moment have in common."""
+
+    scale: ErrorScale
+    edge_seconds: float
+    sensor_fraction: float
+    has_counter: bool
+
+    def bounds(
+        self,
+        energy_joules: float,
+        active_joules: float,
+        doubts: Sequence[float],
+        *,
+        is_watched: bool,
+    ) -> Bounds:
+        """The interval around what one request was charged."""
+        return bounds_of(
+            energy_joules,
+            active_joules,
+            doubts,
+            self.scale,
+            edge_seconds=self.edge_seconds,
+            sensor_fraction=self.sensor_fraction,
+            is_watched=is_watched,
+        )
 
 
 class RequestEnergies:
@@ -59,7 +88,7 @@ class RequestEnergies:
         curve: GroupCurve,
         timeline: EngineTimeline,
         ledger: Ledger,
-        learnt: Learnt,
+        learnt: LearntSoFar,
     ) -> None:
         self._config, self._name = config, name
         self._curve, self._timeline = curve, timeline
@@ -77,6 +106,12 @@ class RequestEnergies:
         self._best = names.index(BEST if BEST in names else config.policy)
         """The policy that intervals lie around."""
         self._unfitted = names.index(PHASE) if PHASE in names else self._best
+        self._beat = self._now()
+        """As of the last beat; asked for with every record."""
+
+    def beat(self) -> None:
+        """What the records of this beat have in common."""
+        self._beat = self._now()
 
     def energy(
         self,
@@ -116,14 +151,16 @@ class RequestEnergies:
         doubts = self._ledger.doubts(key)
         doubts[SPREAD] += GUESSED_DOUBT * guessed_joules
         doubts[CENTRE] += guessed_joules
-        return bounds_of(
-            energy_joules,
-            active_joules,
-            doubts,
+        return self._now().bounds(
+            energy_joules, active_joules, doubts, is_watched=is_watched
+        )
+
+    def _now(self) -> _Moment:
+        return _Moment(
             self._learnt.errors.scale(self._learnt.cost_in_use),
-            edge_seconds=self._curve.edge_seconds,
-            sensor_fraction=self._config.sensor_fraction(self._name),
-            is_watched=is_watched,
+            self._curve.edge_seconds,
+            self._config.sensor_fraction(self._name),
+            self._curve.has_counter,
         )
 
     def doubts(
@@ -199,8 +236,11 @@ class RequestEnergies:
         timing = "timed" if is_exact else "estimated"
         energy = prefill + decode + idle_share
         evidence = self._evidence(timeline)
-        bounds = self.bounds(
-            key, energy, prefill + decode, is_watched=evidence.is_watched
+        bounds = self._beat.bounds(
+            energy,
+            prefill + decode,
+            ledger.doubts(key),
+            is_watched=evidence.is_watched,
         )
         reasons = grade_reasons(energy, bounds, timing, evidence)
         return RequestEnergy(
@@ -220,12 +260,11 @@ class RequestEnergies:
 
     def _has_late_stamps(self, timeline: RequestTimeline) -> bool:
         """Whether its first or last token came while the loop stood still."""
-        return any(
-            at_seconds is not None and self._timeline.lateness.may_be_late(at_seconds)
-            for at_seconds in (
-                timeline.first_token_seconds, timeline.last_token_seconds,
-            )
-        )  # fmt: skip
+        may_be_late = self._timeline.lateness.may_be_late
+        first, last = timeline.first_token_seconds, timeline.last_token_seconds
+        return (first is not None and may_be_late(first)) or (
+            last is not None and may_be_late(last)
+        )
 
     def _evidence(self, timeline: RequestTimeline) -> Evidence:
         """What is known about a request's surroundings."""
@@ -233,10 +272,10 @@ class RequestEnergies:
         return Evidence(
             is_cache_told=self._timeline.count.knows_cache_of(timeline),
             is_cache_inferred=timeline.inferred_cached_tokens is not None,
-            is_seen=_relative_doubts((timeline,))[0][0] <= 1.0,
+            is_seen=_relative_doubt(timeline) <= SEEN_DOUBT,
             is_watched=is_watched,
             is_alone=is_watched and timeline.key not in self.beside_others,
-            has_counter=self._curve.has_counter,
+            has_counter=self._beat.has_counter,
             distrust="shared"
             if timeline.key in self.on_shared
             else self._learnt.distrust,
@@ -253,16 +292,19 @@ def _relative_doubts(
     relative: list[float] = []
     is_inferred: list[bool] = []
     for timeline in requests:  # in one loop, as there are many of them
-        doubt = 1.0
-        if not timeline.is_streamed:
-            doubt = WHOLE_REPLY_DOUBT
-        elif (
-            timeline.is_forced
-            or timeline.has_preemption
-            or timeline.prompt_tokens is None
-            or timeline.output_tokens is None
-        ):
-            doubt = GUESSED_DOUBT
-        relative.append(doubt)
+        relative.append(_relative_doubt(timeline))
         is_inferred.append(timeline.inferred_cached_tokens is not None)
     return np.array(relative, np.float64), np.array(is_inferred, np.bool_)
+
+
+def _relative_doubt(timeline: RequestTimeline) -> float:
+    if not timeline.is_streamed:
+        return WHOLE_REPLY_DOUBT
+    if (
+        timeline.is_forced
+        or timeline.has_preemption
+        or timeline.prompt_tokens is None
+        or timeline.output_tokens is None
+    ):
+        return GUESSED_DOUBT
+    return SEEN_DOUBT

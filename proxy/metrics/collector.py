@@ -74,8 +74,6 @@ class Metrics(Collector):
             name: {} for name in REQUEST_METRICS
         }
         self.bins = LengthBins()
-        self.records_without_energy: Counter[str] = Counter()
-        """Count by engine."""
         self.ended: dict[str, dict[tuple[str, str], EndedRequests]] = {}
         """Settled requests by engine, and by model and tenant."""
 
@@ -104,8 +102,11 @@ class Metrics(Collector):
                     cell.exemplars[bucket] = Exemplar(
                         {"request_id": request_id}, value, unix_seconds
                     )
-            if record.energy.energy_joules is None:
-                self.records_without_energy[record.engine] += 1
+
+    def records_without_energy(self, engine: str) -> int:
+        """Settled requests of an engine whose energy is unknown."""
+        classes = self.ended.get(engine, {}).values()
+        return sum(ended.without_energy for ended in classes)
 
     def show(self, snapshot: Snapshot) -> None:
         """Use this snapshot for the next scrapes."""

@@ -54,6 +54,7 @@ from proxy.metrics.samples import (
     tokens,
     unattributed,
 )
+from proxy.process.build import build_form
 from proxy.relay.counters import TOKEN_EDGES_SECONDS
 
 __all__ = ["METRICS", "EngineSnapshot", "MetricSpec", "Snapshot"]
@@ -614,9 +615,10 @@ PROXY_METRICS: dict[str, MetricSpec] = {
     ),
     "servewatt_build_info": MetricSpec(
         "gauge",
-        "Version of the proxy, and whether any of its joules are simulated; always 1.",
-        ("version", "simulated"),
-        lambda s: [((__version__, is_simulated(s)), 1.0)],
+        "Version and build (pure or compiled) of the proxy, and whether any of its "
+        "joules are simulated; always 1.",
+        ("version", "build", "simulated"),
+        lambda s: [((__version__, build_form(), is_simulated(s)), 1.0)],
     ),
     # `instance` is the label that Prometheus itself gives to what it scrapes
     "servewatt_proxy_info": MetricSpec(

@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.engines.wire import UNREADABLE
 from proxy.meter.estimate import EnergySoFar
-from proxy.meter.ledger import RequestEnergy
+from proxy.meter.ledger import unknown_energy
 from proxy.relay.client.response import Outgoing, with_length
 from proxy.relay.event_search import EventSearch, data_of
 from proxy.relay.tap import MAX_REPLY_BYTES, Tap
@@ -67,8 +67,7 @@ def note_of(
     so_far: EnergySoFar | None, provenance: Provenance, request_id: str
 ) -> bytes:
     """The `energy` object as JSON on one line; None is a meter that failed."""
-    unknown = RequestEnergy(None, None, None, None, "", "unknown")
-    energy = unknown if so_far is None else so_far.energy
+    energy = unknown_energy("") if so_far is None else so_far.energy
     joules = energy.energy_joules
     return msgspec.json.encode(
         EnergyNote(

@@ -44,6 +44,11 @@ class EventSearch:
         """The event, and what came after it in the same read."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether the event was found."""
+        return self.found is not None
+
+    @property
     def is_between_events(self) -> bool:
         """Whether all that came so far ended with a blank line."""
         return not (self.held or self._is_long)
@@ -114,10 +119,11 @@ class UsageFilter:
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on now, possibly none."""
         search = self._search
-        if search.found is not None:
+        if search.is_over:
             return data
         out = search.feed(data)
-        return out if search.found is None else out + search.found[1]
+        found = search.found
+        return out if found is None else out + found[1]
 
     def flush(self) -> bytes:
         """The bytes still held when the stream ends in the middle of an event."""

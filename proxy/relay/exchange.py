@@ -29,7 +29,7 @@ from proxy.relay.routing.labels import LabelReader
 from proxy.relay.routing.routing import Admission, Candidate, Chooser
 from proxy.relay.tap import Tap
 from proxy.relay.turns import LARGE_READ_BYTES, LargeReads, Turns
-from proxy.relay.upstream.connection import UpstreamConnection
+from proxy.relay.upstream.connection import Receiver, UpstreamConnection
 from proxy.relay.upstream.upstream import Upstream, UsageAsking
 from proxy.wire.events import RequestClosed, RequestOpened
 from proxy.wire.facts import UNMETERED, RequestFacts
@@ -116,7 +116,7 @@ class Core:
     on_exchange_over: Callable[[], None]
 
 
-class Exchange:
+class Exchange(Receiver):
     """One request in progress; ends exactly once, in `_finish`."""
 
     __slots__ = (
@@ -141,7 +141,6 @@ class Exchange:
         "_unmetered_key",
         "_was_refused_usage",
         "deadline_seconds",
-        "is_head_request",
         "state",
     )
 

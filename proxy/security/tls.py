@@ -44,10 +44,7 @@ class UpstreamTls:
     def context(self) -> ssl.SSLContext:
         """Checks chain, dates and name. Raises ConfigError for unusable files."""
         ca, cert, key = self.upstream_ca, self.upstream_cert, self.upstream_key
-        try:
-            context = ssl.create_default_context(cafile=ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"--upstream-ca {ca}: {_why(error)}") from None
+        context = trusting("--upstream-ca", ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         if cert is not None:
@@ -126,6 +123,17 @@ def _server_context(cert: str, key: str) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load(context, "--tls-cert", cert, "--tls-key", key)
     return context
+
+
+def trusting(option: str, ca: str | None) -> ssl.SSLContext:
+    """Checks chain, dates and name by these authorities, None: the system's.
+
+    Raises ConfigError for an unusable file, in the words of its option.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{option} {ca}: {_why(error)}") from None
 
 
 def _load(

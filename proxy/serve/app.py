@@ -87,7 +87,7 @@ def run(
     if config.relays > 1:
         from proxy.serve.processes import run_processes  # the usual proxy is one
 
-        run_processes(config, announce, until_eof=until_eof)
+        run_processes(config, announce, until_eof=until_eof, read_again=read_again)
     else:
         run_process(config, announce, until_eof=until_eof, read_again=read_again)
 
@@ -489,10 +489,12 @@ class _App:
             processes = ProcessStates(
                 up=links.up, relay_restarts=links.restarts, meter_restarts=part.restarts
             )
-        without = self.metrics.records_without_energy
         return Snapshot(
             engines=[
-                upstream.snapshot(without[upstream.config.name], self.metrics.bins)
+                upstream.snapshot(
+                    self.metrics.records_without_energy(upstream.config.name),
+                    self.metrics.bins,
+                )
                 for upstream in self.fleet.current
             ],
             relay=front.counters,

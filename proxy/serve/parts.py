@@ -45,5 +45,9 @@ class Job:
     part: MeterPart | RelayPart
 
 
+STOP_SECONDS = 30.0
+"""After the time that requests have: for the last records to be settled and stored."""
+HUNG_SECONDS = 300.0
+"""The same where nobody is left who would kill one that hangs."""
 LENGTH_BYTES = 8
 """Before the pickled job, which only our own parent writes."""

@@ -14,15 +14,12 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -30,8 +27,11 @@ import uvloop
 from proxy.errors import ConfigError, ProxyError
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
-from proxy.serve.config import ServeConfig
-from proxy.serve.parts import LENGTH_BYTES, Job, MeterPart, RelayPart
+from proxy.serve.config import ServeConfig, differences
+from proxy.serve.fleet import changes_of
+from proxy.serve.heartbeat import BEAT_SECONDS, SILENT_TURNS, STARTING_TURNS, Silence
+from proxy.serve.link_folder import LinkFolder, remove_left_over
+from proxy.serve.parts import LENGTH_BYTES, STOP_SECONDS, Job, MeterPart, RelayPart
 from proxy.serve.stopping import Stopping
 
 log = logging.getLogger("servewatt.proxy")
@@ -42,32 +42,40 @@ FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 STEADY_SECONDS = 30.0
 """Whoever lived so long is started again at once."""
-STOP_SECONDS = 30.0
-"""After the time that requests have: for the last records to be settled and stored."""
 NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """It is this process that the service manager hears."""
 
 
 def run_processes(
-    config: ServeConfig, announce: Callable[[dict[str, Any]], None], *, until_eof: bool
+    config: ServeConfig,
+    announce: Callable[[dict[str, Any]], None],
+    *,
+    until_eof: bool,
+    read_again: Callable[[], ServeConfig] | None = None,
+    silent_turns: int = SILENT_TURNS,
 ) -> None:
     """Serve until SIGINT, SIGTERM or, for a child, the end of standard input.
+
+    A process that is silent for so many turns (`proxy.serve.heartbeat`) is killed and
+    started again.
 
     Raises ConfigError for what several relays cannot do, ProxyError for a taken port;
     SystemExit where a process that said itself what it lacks does not start.
     """
     check(config)
     port, held = hold_port(*config.listen)
-    folder = tempfile.mkdtemp(prefix="servewatt-")
+    remove_left_over()
+    folder = LinkFolder.made()
     try:
-        path = str(Path(folder) / "meter")
+        path = os.path.join(folder.path, "meter")
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise ConfigError(
                 f"{path} is too long for a socket: set TMPDIR to a shorter path"
             )
-        uvloop.run(_Processes(config, port, path).serve(announce, until_eof))
+        processes = _Processes(config, port, path, read_again, silent_turns)
+        uvloop.run(processes.serve(announce, until_eof))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         for each in held:
             each.close()
 
@@ -126,8 +134,11 @@ def _bind(holder: socket.socket, place: tuple[Any, ...]) -> None:
 class _Child:
     """One process, and those that had its place before it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, silent_turns: int) -> None:
         self.name = name
+        self._silent_turns = silent_turns
+        self._silence = Silence(STARTING_TURNS)
+        self._hearing: asyncio.Task[None] | None = None
         self.starts = 0
         self.process: asyncio.subprocess.Process | None = None
         self.began_seconds = 0.0
@@ -145,10 +156,29 @@ class _Child:
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
+        self._silence = Silence(STARTING_TURNS)
         content = pickle.dumps(job)
         process.stdin.write(len(content).to_bytes(LENGTH_BYTES, "big") + content)
         line = await process.stdout.readline()
-        return json.loads(line) if line else None
+        if not line:
+            return None
+        self._silence = Silence(self._silent_turns)
+        self._hearing = asyncio.create_task(self._hear(process.stdout, self._silence))
+        addresses: dict[str, Any] = json.loads(line)
+        return addresses
+
+    @staticmethod
+    async def _hear(words: asyncio.StreamReader, silence: Silence) -> None:
+        while await words.read(4096):
+            silence.heard()
+
+    def turn(self) -> None:
+        """One more second: who hangs is ended, and so started again."""
+        lives = self.process is not None and self.process.returncode is None
+        if lives and self._silence.turn():
+            seconds = self._silence.limit * BEAT_SECONDS
+            log.error("%s hangs, silent for %g s: it is killed", self.name, seconds)
+            self.signal(signal.SIGKILL)
 
     async def ended(self) -> int:
         """Its exit code, once it has one."""
@@ -178,12 +208,23 @@ class _Child:
 class _Processes:
     """Everything that lives as long as the proxy."""
 
-    def __init__(self, config: ServeConfig, port: int, path: str) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: ServeConfig,
+        port: int,
+        path: str,
+        read_again: Callable[[], ServeConfig] | None,
+        silent_turns: int,
+    ) -> None:
+        self.config = self.asked = config
+        self.read_again = read_again
+        self.reading: asyncio.Task[None] | None = None
         self.port = port
         self.path = path
-        self.meter = _Child("meter")
-        self.relays = [_Child(f"relay-{n}") for n in range(1, config.relays + 1)]
+        self.meter = _Child("meter", silent_turns)
+        self.relays = [
+            _Child(f"relay-{n}", silent_turns) for n in range(1, config.relays + 1)
+        ]
         self.stopping = Stopping()
         self.errors = LoopErrors()
         self.supervisor = supervisor()
@@ -199,7 +240,7 @@ class _Processes:
         """From the first process to the end of the last."""
         loop = asyncio.get_running_loop()
         self.stopping.begin(until_eof=until_eof)
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             starting = asyncio.ensure_future(self._start_all())
             asked = asyncio.ensure_future(self.stopping.asked.wait())
@@ -213,6 +254,7 @@ class _Processes:
             self.supervisor.notify(READY)
             watches = [asyncio.create_task(self._keep(each)) for each in self.children]
             watches.append(asyncio.create_task(self._stay_alive()))
+            watches.append(asyncio.create_task(self._watch_turns()))
             await self.stopping.asked.wait()
             self.supervisor.notify(STOPPING)
             for watch in watches:
@@ -268,6 +310,38 @@ class _Processes:
         while seconds is not None:
             self.supervisor.notify(ALIVE)
             await asyncio.sleep(seconds / 3)
+
+    async def _watch_turns(self) -> None:
+        """Count the silence of each, in turns of this loop."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            for each in self.children:
+                each.turn()
+
+    def _reload(self) -> None:
+        """SIGHUP: each reads certificates and secrets again; upstreams are fixed."""
+        self._tell(signal.SIGHUP)
+        if self.read_again is not None and (
+            self.reading is None or self.reading.done()
+        ):
+            self.reading = asyncio.create_task(self._compare(self.read_again))
+
+    async def _compare(self, read_again: Callable[[], ServeConfig]) -> None:
+        """Say in one line what of the file is not used before a restart."""
+        try:
+            new = await asyncio.to_thread(read_again)
+        except ProxyError as error:
+            log.error("%s; going on with the configuration in use", error)
+            return
+        changed = differences(new, self.asked)
+        if new.upstreams != self.asked.upstreams:
+            text = changes_of(self.asked.upstreams, new.upstreams).text or "models"
+            changed = [f"upstreams ({text})", *changed]
+        if changed:
+            log.warning(
+                "SIGHUP: not used before a restart, since --relays is %d: %s",
+                len(self.relays), ", ".join(changed),
+            )  # fmt: skip
 
     def _tell(self, number: int) -> None:
         for each in self.children:

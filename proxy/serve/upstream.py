@@ -115,6 +115,7 @@ class MeteredUpstream:
         self.config = config
         self.is_alone = is_alone
         self.calibration = CalibrationFile(config.calibration, config.name)
+        self.sensors = Sensors(planned, metering.sample_interval_seconds)
         boundaries = tuple(sensor.boundary for sensor in planned) or ("none",)
         meter_config = MeterConfig(
             boundaries=boundaries,
@@ -129,7 +130,6 @@ class MeteredUpstream:
             stale_models=self.calibration.stale_models,
         )
         self.meter = Meter(meter_config)
-        self.sensors = Sensors(planned, metering.sample_interval_seconds)
         self.gauges = GaugeStats()
         self.hardware = HardwareLog()
         self.run = run or ProcessRun()

@@ -124,6 +124,7 @@ class Archive:
         """
         self._numbering = RecordNumbering()
         self._recent = RecentRecords()
+        self._instance: str | None = None
         self._database: Database | None = None
         self._writer: RecordWriter | None = None
         self._journal: Journal | None = None
@@ -145,6 +146,7 @@ class Archive:
 
     def start(self, instance: str = "", host: str | None = None) -> None:
         """Begin to write; notes that a dead run of this instance left are records."""
+        self._instance = instance or None
         if self._writer is not None and self._database is not None:
             self._database.instance = instance
             self._database.host = host
@@ -236,7 +238,7 @@ class Archive:
 
     def latest(self, count: int) -> list[RequestReply]:
         """The newest `count` of this run as they are shown, newest first."""
-        return [reply_of(stored) for stored in self._recent.last(count)]
+        return [self._reply_of(stored) for stored in self._recent.last(count)]
 
     async def lines(
         self, since: int, limit: int, wanted: RecordFilter = EVERY_RECORD
@@ -251,19 +253,22 @@ class Archive:
         database = self._database if since < horizon else None
         if database is not None:
             self._refuse_while_down()
-        page = _Page(database, since, horizon, limit, newest, wanted)
+        page = _Page(database, since, horizon, limit, newest, wanted, self._instance)
         return await asyncio.to_thread(page.read)
 
     async def line(self, request_id: str) -> bytes | None:
         """The newest record of this id as JSON. Raises StoreError as `lines`."""
         stored = self._recent.by_id(request_id)
         if stored is not None:
-            return msgspec.json.encode(reply_of(stored))
+            return msgspec.json.encode(self._reply_of(stored))
         if self._database is None:
             return None
         self._refuse_while_down()
         row = await asyncio.to_thread(_find, self._database, request_id)
         return None if row is None else msgspec.json.encode(reply_from(row))
+
+    def _reply_of(self, stored: StoredRecord) -> RequestReply:
+        return reply_of(stored, self._instance)
 
     def _open(self, database: Database) -> tuple[bool, str | None]:
         try:
@@ -326,6 +331,8 @@ class _Page:
     limit: int
     newest: list[StoredRecord]
     wanted: RecordFilter
+    instance: str | None
+    """Of what is in `newest`."""
 
     def read(self) -> bytes:
         replies: list[RequestReply] = []
@@ -344,7 +351,10 @@ class _Page:
                 shown = self.database.shown_url
                 raise _unreachable(shown, reason, self.horizon) from None
         newest = filter(self.wanted.takes, self.newest)
-        replies += map(reply_of, islice(newest, max(0, self.limit - len(replies))))
+        replies += [
+            reply_of(stored, self.instance)
+            for stored in islice(newest, max(0, self.limit - len(replies)))
+        ]
         return msgspec.json.Encoder().encode_lines(replies)
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 from proxy.errors import ConfigError
+from proxy.process.csv_rows import csv_line
 from proxy.store.database import RECORDS, SCHEMA_VERSION, reading
 from proxy.store.stored_record import JSON_COLUMNS
 
@@ -92,6 +93,19 @@ def write_json_lines(file: BinaryIO, found: Iterator[list[tuple[Any, ...]]]) -> 
     for rows in found:
         count += len(rows)
         file.write(msgspec.json.Encoder().encode_lines(map(_object, rows)))
+    return count
+
+
+def write_csv(file: BinaryIO, found: Iterator[list[tuple[Any, ...]]]) -> int:
+    """Write the pages as csv under a line of names; how many records.
+
+    What is not known is empty, JSON columns are text.
+    """
+    file.write(csv_line(COLUMNS))
+    count = 0
+    for rows in found:
+        count += len(rows)
+        file.writelines(map(csv_line, rows))
     return count
 
 

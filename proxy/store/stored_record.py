@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 
-from proxy.meter.ledger import RequestEnergy, RequestRecord
+from proxy.meter.ledger import RequestEnergy, RequestRecord, unknown_energy
 from proxy.store.journal import EndedRequest, LeftBehind, OpenRequest
 from proxy.wire.api import EnergyReply, RequestReply
 
 MICROSECONDS = 1_000_000
 FIELDS = tuple(
-    n for n in RequestReply.__struct_fields__ if n not in {"cursor", "energy"}
+    n
+    for n in RequestReply.__struct_fields__
+    if n not in {"cursor", "energy", "instance"}
 )
 INSTANTS = {n: n.replace("_unix", "") for n in FIELDS if n.endswith("_unix_seconds")}
 """Fields of the reply, by those of the meter's record."""
@@ -120,8 +122,8 @@ def cursor_at(unix_seconds: float) -> int:
     return int(unix_seconds * MICROSECONDS)
 
 
-def reply_of(stored: StoredRecord) -> RequestReply:
-    """The line of `/requests`."""
+def reply_of(stored: StoredRecord, instance: str | None = None) -> RequestReply:
+    """The line of `/requests` of the proxy of that name."""
     record = stored.record
     found: dict[str, Any] = {}
     for name in PLAIN:
@@ -130,12 +132,12 @@ def reply_of(stored: StoredRecord) -> RequestReply:
         seconds = getattr(record, stamp)
         found[name] = None if seconds is None else seconds + stored.unix_offset_seconds
     energy = msgspec.convert(record.energy, EnergyReply, from_attributes=True)
-    return RequestReply(cursor=stored.cursor, **found, energy=energy)
+    return RequestReply(cursor=stored.cursor, **found, instance=instance, energy=energy)
 
 
 def left_records(left: LeftBehind, above: int) -> list[StoredRecord]:
     """Records of requests that a killed proxy left, numbered above this cursor."""
-    unknown = RequestEnergy(None, None, None, None, left.policy, "unknown")
+    unknown = unknown_energy(left.policy)
     return [
         StoredRecord(above + number, 0.0, _left_record(left, arrival, end, unknown))
         for number, (arrival, end) in enumerate(left.requests, 1)
@@ -213,6 +215,7 @@ def reply_from(row: Mapping[str, Any]) -> RequestReply:
     return RequestReply(
         cursor=row["sequence"],
         **{name: row[name] for name in FIELDS},
+        instance=row["instance"] or None,
         energy=EnergyReply(**energy),
     )
 

@@ -312,6 +312,8 @@ class RequestReply(Struct, frozen=True, kw_only=True, rename={"cursor": "sequenc
     leg: str | None = None
     """`prefill` or `decode`, its half of a request that two engines serve under one
     `request_id`; null for a whole one."""
+    instance: str | None = None
+    """Name of the proxy that recorded it; null in records older than it."""
     energy: EnergyReply
 
 
@@ -405,6 +407,8 @@ class InfoReply(Struct, frozen=True, kw_only=True):
     """`/info`: what runs, and how it was configured."""
 
     version: str
+    build: str | None = None
+    """`compiled` where the hot modules run as C, else `pure`; null: an older proxy."""
     run: str | None = None
     """The process that answers; another one after a restart."""
     instance: str | None = None

@@ -62,7 +62,7 @@ class TokenCount:
         """Usage comes with every event, and is cumulative over the request."""
         self.has_final_usage = False
         """The engine has told the counts of the whole reply."""
-        self.counted_tokens: float = 0
+        self.counted_tokens = 0.0
         """Tokens of all events so far; 0 of a reply that is not a stream."""
         self.are_counts_exact = True
         """No event had to be taken for one token."""
@@ -75,6 +75,41 @@ class TokenCount:
 
     def count(self, update: Update) -> int:
         """The tokens that one event carries; its usage is noted."""
+        return self.grow(update) or self.count_other(update)
+
+    def grow(self, update: Update) -> int:
+        """The same for one that tells of more tokens and of nothing else.
+
+        As nearly all events of a stream with running usage do, so it is quick. 0 where
+        the event may say something else: then nothing is counted yet.
+        """
+        usage = update.usage
+        if usage is None or not self.has_running_usage or not self.is_streamed:
+            return 0
+        told, cached = usage.output_tokens, usage.cached_tokens
+        if (
+            not told
+            or usage.prompt_tokens != self.prompt_tokens
+            or (cached is not None and cached != self.cached_tokens)
+            or update.finish_reason is not None
+            or update.phases is not None
+            or update.error is not None
+            or update.is_usage_only
+            or update.is_end
+            or update.has_own_usage
+            or (self.context_tokens is not None and told > self.context_tokens)
+        ):
+            return 0
+        tokens = update.tokens
+        grown = int(told - self.counted_tokens) if tokens is None else tokens
+        if grown <= 0:
+            return 0
+        self.output_tokens = told
+        self.counted_tokens += grown
+        return grown
+
+    def count_other(self, update: Update) -> int:
+        """The same for an event that may say anything."""
         usage, tokens = update.usage, update.tokens
         cumulative = None if usage is None else self._read_usage(update, usage)
         if not self.is_streamed:

@@ -46,7 +46,7 @@ class Authority:
         _openssl(f"req {KEY} -keyout {key} -out {request} -subj /CN={name}")
         _openssl(
             f"x509 -req -in {request} -CA {self.cert} -CAkey {self.key} "
-            f"-CAcreateserial -days {days} -extfile {extension} -out {cert}"
+            f"-CAcreateserial {_validity(days)} -extfile {extension} -out {cert}"
         )
         return Leaf(cert, key)
 
@@ -63,8 +63,17 @@ def authority(folder: Path, name: str = "authority") -> Authority:
     return Authority(cert, key)
 
 
-def _openssl(arguments: str) -> None:
+def _validity(days: int) -> str:
+    """From now on; OpenSSL 3.4 takes no end before the start, and has other words."""
+    if days < 0 and "-not_after" in _openssl("x509 -help"):
+        return "-not_before 20200101000000Z -not_after 20200102000000Z"
+    return f"-days {days}"
+
+
+def _openssl(arguments: str) -> str:
+    """What it said."""
     done = subprocess.run(
         ["openssl", *arguments.split()], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr

@@ -43,23 +43,32 @@ Killable = contextlib.AbstractContextManager[
 ]
 
 
-@contextlib.contextmanager
 def killable(
     *options: str,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+) -> Killable:
     """A proxy on free ports to send signals to: what it announced, and the process.
 
     `log` takes its standard error, `environment` stands in for this process's own.
     """
+    command = ("proxy", "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
+               "--announce", *options)  # fmt: skip
+    return killable_module(*command, log=log, environment=environment)
+
+
+@contextlib.contextmanager
+def killable_module(
+    *command: str,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """The same of any module that prints its addresses and ends with its input."""
     with contextlib.ExitStack() as stack:
         words = stack.enter_context(log.open("w")) if log else subprocess.DEVNULL
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "serve", "--listen", "127.0.0.1:0",
-             "--admin", "127.0.0.1:0", "--announce", *options],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=words, text=True,
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True,
         )  # fmt: skip
     assert process.stdout is not None
     try:
@@ -119,6 +128,15 @@ def _ask(method: str, url: str, options: dict[str, Any]) -> httpx.Response:
 
 def is_ready(admin: str) -> bool:
     return get(f"{admin}/readyz").status_code == 200
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process, that need not be our own child, has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def wait_for(claim: Callable[[], object]) -> Any:

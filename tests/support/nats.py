@@ -33,6 +33,10 @@ class NatsServer:
     def tls_url(self) -> str:
         return f"tls://127.0.0.1:{self._port}"
 
+    def lose_store(self) -> None:
+        """All that it kept, as with a new disk; while it is down."""
+        shutil.rmtree(self._folder / "store")
+
     def start(self) -> None:
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)

@@ -86,13 +86,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             proxy = metering(folder, engines[role], "--store", store,
                              "--instance", role)  # fmt: skip
             proxies[role] = stack.enter_context(proxy)
-        router = stack.enter_context(
-            child("loadgen", "simulate", "--role", "router",
-                  "--prefill", proxies["prefill"]["url"],
-                  "--decode", proxies["decode"]["url"],
-                  "--listen", "127.0.0.1:0", cwd=folder)
-        )  # fmt: skip
+        router = stack.enter_context(routing(proxies, folder))
         yield Pair(router["url"], engines, proxies, folder)
+
+
+def routing(
+    proxies: dict[str, dict[str, Any]], folder: Path, *options: str
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """A router before these proxies."""
+    return child(
+        "loadgen", "simulate", "--role", "router", "--listen", "127.0.0.1:0",
+        "--prefill", proxies["prefill"]["url"], "--decode", proxies["decode"]["url"],
+        *options, cwd=folder,
+    )  # fmt: skip
 
 
 def test_a_request_s_prefill_is_metered_here_its_decode_there_and_its_sum_once(
@@ -192,6 +198,28 @@ def test_requests_of_one_role_are_asked_for_by_their_leg(pair: Pair) -> None:
         rows = get(f"{admin}/requests?leg={role}").text.splitlines()
         assert {json.loads(row)["leg"] for row in rows} == {role}
         assert get(f"{admin}/requests?leg={other}").text == ""
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/chat/completions"])
+def test_a_router_that_makes_ids_of_its_own_is_seen_through(
+    pair: Pair, tmp_path: Path, endpoint: str
+) -> None:
+    """As vLLM's example proxy does; the id is read from the reply."""
+    with routing(pair.proxies, tmp_path, "--own-request-ids") as router:
+        done = loadgen(
+            "replay", write_trace(tmp_path), "--rate", "10", "--url", router["url"],
+            "--endpoint", endpoint, "--ledger", "+".join(pair.admins),
+            "--out", tmp_path / "run", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    _, _, found = pair.legs(*pair.admins)
+    rows = records(tmp_path / "run")
+    assert len({row["reply_id"] for row in rows}) == len(rows) == 18
+    for row in rows:
+        assert row["request_id"] not in found
+        both = found[row["reply_id"]]
+        assert row["energy"]["energy_joules"] == pytest.approx(both["energy_joules"])
+        assert row["output_tokens"] == both["output_tokens"]
 
 
 def test_a_replay_through_the_router_has_the_joules_of_both_legs(

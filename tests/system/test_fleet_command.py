@@ -10,17 +10,22 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import click
 import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
-from proxy.commands.fleet import EXIT_INCOMPLETE, fleet
+from proxy.commands.asked import EXIT_INCOMPLETE
+from proxy.commands.fleet import fleet
+from proxy.commands.legs import legs
+from proxy.errors import ConfigError
 from proxy.store.database import Database
 from proxy.store.stored_record import StoredRecord, row_of
 from proxy.wire.api import ClassTotals, EngineTotals, TotalsReply
 from tests.support.admin_api import ask
+from tests.support.certificates import authority
 from tests.support.stored_records import record
 
 
@@ -97,6 +102,48 @@ def test_proxies_are_added_and_one_named_twice_is_counted_once(base: str) -> Non
     assert (total["requests"], total["measured_joules"]) == (8, 20.0)
     (once,) = found["repeated"]
     assert once == {"url": f"{base}/again", "reason": f"the same process as {base}/a"}
+
+
+def test_a_private_authority_is_believed_where_it_is_named(
+    base: str, tmp_path: Path
+) -> None:
+    signer = authority(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    context = signer.leaf("proxy").server_context()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"https://127.0.0.1:{server.server_port}/b"
+        done = called("--json", "--ca", str(signer.cert), f"{base}/a", url)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["totals"]["totals"][0]["requests"] == 8
+        other = authority(tmp_path, "other")
+        for words in ((), ("--ca", str(other.cert))):
+            done = called(*words, url)
+            assert done.exit_code == EXIT_INCOMPLETE
+            assert "certificate verify failed" in done.stdout
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("command", [fleet, legs], ids=["fleet", "legs"])
+def test_an_authority_that_cannot_be_used_is_one_line(
+    command: click.Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.pem"
+    done = CliRunner().invoke(command, ["--ca", str(path), "https://a:9464"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception) == f"--ca {path}: no such file or directory"
+    path.write_text("no certificate")
+    done = CliRunner().invoke(command, ["--ca", str(path), "https://a:9464"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(path) in str(done.exception)
+    done = CliRunner().invoke(command, ["--ca", str(path), "http://a:9464"])
+    assert done.exit_code == 2
+    assert "--ca is for https:// URLs" in done.stderr
 
 
 @pytest.mark.parametrize(

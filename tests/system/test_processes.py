@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import PATIENCE_SECONDS, simulating, wait_for
+from tests.support.children import PATIENCE_SECONDS, is_alive, simulating, wait_for
 from tests.support.paths import ROOT
 from tests.support.runs import (
     SMALL_TRACE,
@@ -95,14 +96,6 @@ def senders(parent: int) -> list[int]:
     return sorted(found)
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state.rpartition(")")[2].split()[0] == "Z"
-
-
 def test_a_killed_process_is_told_and_its_requests_are_sent_by_nobody(
     engine: str, tmp_path: Path
 ) -> None:
@@ -139,5 +132,26 @@ def test_nobody_sends_on_for_a_run_that_was_killed(engine: str, tmp_path: Path) 
         pids = senders(run.pid)
         run.kill()
         assert len(pids) == 3
-        wait_for(lambda: all(map(is_gone, pids)))
+        wait_for(lambda: not any(map(is_alive, pids)))
         wait_for(lambda: running(engine) == 0)
+
+
+def test_of_a_run_that_was_killed_the_report_reads_what_each_had_written(
+    engine: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with replaying(engine, tmp_path) as run:
+        pids = senders(run.pid)
+        run.kill()
+        wait_for(lambda: not any(map(is_alive, pids)))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    assert len(before["requests.jsonl"].splitlines()) == 3
+    shown = loadgen("report", "run", "--json", "--csv", "run.csv", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    summary = json.loads(shown.stdout)
+    assert summary["outcomes"] == {"aborted": 15, "ok": 3}
+    assert summary["verdict"]["status"] == "invalid"
+    assert "process 1 of 3 was cut off with the run" in summary["verdict"]["reasons"][0]
+    assert [row["requests"] for row in summary["schedule"]["processes"]] == [6, 6, 6]
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 19
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl")} == before

@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ import pytest
 from tests.support.children import (
     PATIENCE_SECONDS,
     get,
+    is_alive,
     is_ready,
     killable,
+    killable_module,
     record_of,
     simulating,
     wait_for,
@@ -53,7 +56,10 @@ class Proxy:
         return 0
 
     def kill(self, name: str) -> None:
-        os.kill(self.pid(name), signal.SIGKILL)
+        """End it; what is done after this meets it dead."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not is_alive(pid))
 
     def figures(self, name: str) -> dict[str, float]:
         """Series of one metric by their labels; empty while nobody answers."""
@@ -122,16 +128,24 @@ class Streams:
 
 
 @pytest.fixture
-def proxy(engine: dict[str, Any], tmp_path: Path) -> Iterator[Proxy]:
+def proxy(engine: dict[str, Any], tmp_path: Path, temporary: Path) -> Iterator[Proxy]:
     store = f"sqlite:///{tmp_path / 'records.sqlite'}"
     options = (
         "--relays", "2", "--upstream", engine["url"], "--store", store,
         "--power", f"dcgm={engine['power_url']}", "--drain-delay", "0",
     )  # fmt: skip
-    with killable(*options) as (addresses, process):
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with killable(*options, environment=environment) as (addresses, process):
         found = Proxy(addresses, process)
         wait_for(found.is_whole)
         yield found
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For temporary files, with a path that a socket may have."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def test_what_a_kill_of_any_process_loses_is_its_own_and_said(proxy: Proxy) -> None:
@@ -201,18 +215,50 @@ def test_a_stop_lets_requests_finish_and_records_each_once(
     assert sorted(rows) == [(name, "ok", 1) for name in names]
 
 
-def test_all_processes_end_with_the_one_that_started_them(proxy: Proxy) -> None:
+def test_all_processes_end_with_the_one_that_started_them(
+    proxy: Proxy, temporary: Path
+) -> None:
     pids = [proxy.pid(name) for name in ("meter", "relay-1", "relay-2")]
+    assert len(list(temporary.iterdir())) == 1
     proxy.parent.kill()
     wait_for(lambda: not any(map(is_alive, pids)))
+    assert not list(temporary.iterdir())
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return status != "Z"
+def test_a_process_that_hangs_is_replaced(engine: dict[str, Any]) -> None:
+    command = ("tests.support.relays_child", engine["url"], "8")
+    with killable_module(*command) as (addresses, process):
+        proxy = Proxy(addresses, process)
+        wait_for(proxy.is_whole)
+        for name in ("relay-1", "meter"):
+            pid = proxy.pid(name)
+            os.kill(pid, signal.SIGSTOP)
+            wait_for(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]  # of this turn
+            wait_for(proxy.is_whole)
+        for number in range(8):
+            assert "[DONE]" in proxy.ask(f"after-{number}").text
+
+
+def test_upstreams_of_a_file_stay_and_that_is_said(
+    engine: dict[str, Any], tmp_path: Path
+) -> None:
+    config, log = tmp_path / "proxy.toml", tmp_path / "log"
+    text = (
+        'relays = 2\nstore = "none"\n[[upstream]]\nname = "a"\npower = "none"\n'
+        f'url = "{engine["url"]}"\n'
+    )
+    config.write_text(text)
+    with killable("--config", str(config), log=log) as (_, process):
+        config.write_text(text.replace('"a"', '"b"'))
+        process.send_signal(signal.SIGHUP)
+        line = (
+            "SIGHUP: not used before a restart, since --relays is 2: upstreams "
+            "(new: b; gone: a)"
+        )
+        wait_for(lambda: line in log.read_text())
+        config.write_text("[")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "going on with the configuration in use" in log.read_text())
 
 
 def refused(*options: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -128,8 +129,9 @@ def test_no_secret_of_a_client_is_logged_stored_or_told(
     kept = b"".join(
         path.read_bytes() for path in tmp_path.rglob("*") if path.name != "key"
     )
-    assert len(sqlite3.connect(store).execute("select * from servewatt_records")
-               .fetchall()) == 2  # fmt: skip
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        rows = database.execute("select * from servewatt_records").fetchall()
+    assert len(rows) == 2
     assert b"DEBUG" in log.read_bytes()
     for word in WORDS:
         assert word.encode() not in told, word

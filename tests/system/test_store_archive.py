@@ -200,3 +200,4 @@ def test_what_is_written_makes_room_in_memory(tmp_path: Path) -> None:
     assert len(archive.last(10_000)) <= KEPT_BESIDE_STORE + 1
     assert tokens(page(archive)) == list(range(7_001))
     assert one(archive, "r0") is not None
+    archive.stop()  # reading has opened it again

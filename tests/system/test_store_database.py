@@ -266,6 +266,8 @@ def test_a_store_is_its_owners_with_log_and_index(
     modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     assert modes[path.name] == 0o600
     assert set(modes.values()) == {0o600}
+    archive.start()
+    archive.stop()
 
 
 def test_a_row_says_which_proxy_made_it_where_and_inside_what(url: URL) -> None:

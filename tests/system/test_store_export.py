@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from proxy.errors import ConfigError, StoreError
 from proxy.process.files import whole_file
 from proxy.store.database import RECORDS, SCHEMA_VERSION, Database
 from proxy.store.export import pages, write_json_lines
-from proxy.store.stored_record import row_of
+from proxy.store.stored_record import StoredRecord, row_of
 from proxy.store.totals import conditions
-from tests.support.stored_records import stored
+from tests.support.stored_records import record, stored
 
 
 def filled(url: URL, count: int = 25) -> str:
@@ -81,6 +83,36 @@ def test_json_lines_have_what_was_asked_for(url: URL, tmp_path: Path) -> None:
     for words in (("--tenant", "nobody"), ("--since", "2100-01-01"), ("--until", "0")):
         assert called(filled(url), "--jsonl", str(path), *words).exit_code == 0
         assert path.read_bytes() == b""
+
+
+def test_csv_has_every_record_and_no_formula(url: URL, tmp_path: Path) -> None:
+    store = filled(url)
+    database = Database(url, "http://engine", "c", None, {"vllm": "gpu"})
+    database.open()
+    hostile = replace(
+        record(26, '=cmd|"/c calc"!A1'),
+        tenant="@sum(1)", error='two\nlines, "quoted"',
+    )  # fmt: skip
+    database.write([row_of(StoredRecord(26, 1.7e9, hostile))])
+    database.close()
+    path = tmp_path / "records.csv"
+    done = called(store, "--csv", str(path))
+    assert done.exit_code == 0, done.output
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 51
+    assert list(rows[0]) == [column.name for column in RECORDS.columns]
+    (last,) = [row for row in rows if row["run"] == "c"]
+    assert last["request_id"] == '\'=cmd|"/c calc"!A1'
+    assert last["tenant"] == "'@sum(1)"
+    assert last["error"] == 'two\nlines, "quoted"'
+    assert (last["energy_joules"], last["inferred_cached_tokens"]) == ("55.6", "")
+    assert json.loads(last["policy_joules"]) == {"phase": 50.3, "equal": 47.11}
+    empty = called(store, "--csv", str(path), "--tenant", "nobody")
+    assert empty.exit_code == 0, empty.output
+    assert path.read_bytes().count(b"\n") == 1  # its head
+    assert called(store, "--csv", str(path), "--jsonl", "x").exit_code == 2
 
 
 def test_a_failure_midway_leaves_the_old_file(url: URL, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from loadgen.errors import StudyError
 from loadgen.studies.cells import FAILED, Cell, cell, run_of, unfinished
 from loadgen.studies.launch import Study, open_study
-from tests.support.children import wait_for
+from tests.support.children import is_alive, wait_for
 from tests.support.paths import ROOT
 
 ASKED = {"rate": [1, 2, 3]}
@@ -164,14 +164,6 @@ from loadgen.studies.launch import open_study
 with open_study(Path(sys.argv[1]), "sweep", ASKED, CELLS) as study:
     study.run_all(program(SLOW + FINISHES))
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from loadgen.run.bus import BusOptions, Clock, connected
 from tests.support.certificates import authority
 from tests.support.children import PATIENCE_SECONDS, simulating, wait_for
 from tests.support.nats import NatsServer, nats_server
+from tests.support.nats_accounts import Accounts, Identity
 from tests.support.paths import ROOT
 from tests.support.runs import (
     SMALL_TRACE,
@@ -45,18 +46,25 @@ def bus(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @contextmanager
-def command(*words: str, folder: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of ours; what it says goes to a file."""
+def command(
+    *words: str, folder: Path, log: str, before: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of ours, by another one where it has to be; its words go to a file."""
     with (folder / log).open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadgen", *words], cwd=folder, stdout=said,
-            stderr=said, env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+            [*before, sys.executable, "-m", "loadgen", *words],
+            cwd=folder, stdout=said, stderr=said,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
         )  # fmt: skip
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def worker_words(number: int, bus: NatsServer, folder: Path) -> list[str]:
+    return ["worker", "--bus", bus.url, "--name", f"w{number}", "--spool", str(folder)]
 
 
 @contextmanager
@@ -66,11 +74,14 @@ def workers(
     with ExitStack() as ending:
         yield [
             ending.enter_context(
-                command("worker", "--bus", bus.url, "--name", f"w{number}",
-                        "--spool", str(folder), folder=folder, log=f"w{number}.log")
+                command(
+                    *worker_words(number, bus, folder),
+                    folder=folder,
+                    log=f"w{number}.log",
+                )
             )
             for number in range(1, count + 1)
-        ]  # fmt: skip
+        ]
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -111,13 +122,20 @@ def test_the_same_plan_by_one_and_by_four_workers_is_the_same_requests(
 
 @contextmanager
 def replaying(
-    engine: str, bus: NatsServer, folder: Path, *options: str, output_tokens: int = 1000
+    engine: str,
+    bus: NatsServer,
+    folder: Path,
+    *options: str,
+    output_tokens: int = 1000,
+    middle_tokens: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A run by three whose short replies have ended, the long ones on their way."""
+    middle = output_tokens if middle_tokens is None else middle_tokens
     trace = [
         SMALL_TRACE[0],
         *(row | {"output_length": 4} for row in SMALL_TRACE[1:4]),  # one for each
-        *(row | {"output_length": output_tokens} for row in SMALL_TRACE[4:]),
+        *(row | {"output_length": middle} for row in SMALL_TRACE[4:7]),
+        *(row | {"output_length": output_tokens} for row in SMALL_TRACE[7:]),
     ]
     path = str(write_trace(folder, trace))
     words = ["replay", path, "--rate", "inf", "--url", engine, "--out", "run",
@@ -208,6 +226,74 @@ def test_a_bus_that_was_away_has_lost_nothing(
     assert_each_once(tmp_path / "run", 18)
 
 
+def test_a_bus_that_lost_its_store_is_told_again_what_nobody_had_read(
+    engine: str, bus: NatsServer, tmp_path: Path
+) -> None:
+    """The coordinator sleeps while records come, which go with the bus's disk."""
+    with (
+        workers(3, bus, tmp_path),
+        replaying(engine, bus, tmp_path, output_tokens=1500, middle_tokens=300) as run,
+    ):
+        run.send_signal(signal.SIGSTOP)
+        wait_for(lambda: running(engine) <= 12)
+        bus.kill()
+        bus.lose_store()
+        wait_for(lambda: running(engine) == 0)
+        bus.start()
+        run.send_signal(signal.SIGCONT)
+        assert run.wait(PATIENCE_SECONDS) in (0, 3)
+    assert "stream is made anew" in (tmp_path / "replay.log").read_text()
+    assert_each_once(tmp_path / "run", 18)
+    assert [row["lost_requests"] for row in rows_of(tmp_path / "run")] == [0, 0, 0]
+
+
+AHEAD_SECONDS = 123456
+
+
+def other_clock() -> list[str]:
+    """A command whose processes have a monotonic clock so far ahead, or a skip."""
+    words = ["unshare", "--time", "--fork", "--kill-child",
+             "--monotonic", str(AHEAD_SECONDS)]  # fmt: skip
+    if os.geteuid() != 0:
+        words[1:1] = ["--user", "--map-root-user"]
+    try:
+        done = subprocess.run([*words, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs unshare of util-linux")
+    if done.returncode:
+        pytest.skip("may not make a time namespace here")
+    return words
+
+
+def test_a_host_whose_clock_is_far_off_begins_with_the_others(
+    engine: str, bus: NatsServer, tmp_path: Path
+) -> None:
+    ahead = other_clock()
+    trace = write_trace(tmp_path)
+    with (
+        workers(1, bus, tmp_path),
+        command(
+            *worker_words(2, bus, tmp_path),
+            folder=tmp_path, log="w2.log", before=ahead,
+        ),
+    ):  # fmt: skip
+        done = loadgen(
+            "replay", trace, "--rate", "20", "--url", engine, "--out", "run",
+            "--workers", "2", "--bus", bus.url, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy host
+    near, far = rows_of(tmp_path / "run")
+    for row, offset in ((near, 0), (far, -AHEAD_SECONDS)):
+        wrong_by = abs(row["clock_offset_seconds"] - offset)
+        assert wrong_by <= row["clock_error_ms"] / 1000 + 1e-6
+        assert row["clock_drift_ms"] == 0
+        assert row["requests"] == 9
+    for row in records(tmp_path / "run"):
+        assert row["planned_seconds"] - 0.001 <= row["sent_seconds"]
+        assert row["sent_seconds"] < row["finished_seconds"]
+    assert summary_of(tmp_path / "run")["duration"] < PATIENCE_SECONDS
+
+
 def test_too_few_workers_are_said_and_the_others_set_free(
     engine: str, bus: NatsServer, tmp_path: Path
 ) -> None:
@@ -269,6 +355,28 @@ def test_a_guarded_bus_is_entered_with_files_alone_and_no_secret_shows(
     assert "authorization violation" in said[wrong, ours.cert]
     assert "certificate verify failed" in said[right, theirs.cert]
     assert not [text for text in said.values() if "pa55" in text or "f4lse" in text]
+
+
+def test_a_creds_file_of_nats_lets_in_whom_the_account_knows(
+    engine: str, tmp_path: Path
+) -> None:
+    accounts = Accounts(tmp_path)
+    known = accounts.creds("known.creds")
+    unknown = accounts.creds("unknown.creds", account=Identity("account"))
+    with nats_server(tmp_path, "-c", str(accounts.config)) as bus:
+        refused = asyncio.run(reached(BusOptions(url=bus.url, credentials=unknown)))
+        assert "authorization violation" in refused
+        with command(
+            *worker_words(1, bus, tmp_path), "--bus-creds", str(known),
+            folder=tmp_path, log="w1.log",
+        ):  # fmt: skip
+            done = loadgen(
+                "replay", write_trace(tmp_path), "--rate", "20", "--url", engine,
+                "--out", "run", "--workers", "1", "--bus", bus.url,
+                "--bus-creds", str(known), cwd=tmp_path,
+            )  # fmt: skip
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy host
+    assert summary_of(tmp_path / "run")["completed"] == 18
 
 
 def test_a_bus_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ DEV = [
     *RUNTIME,
     *EXTRAS["test"],
     *EXTRAS["bus"],
+    *EXTRAS["compile"],
     *EXTRAS["postgres"],
     *EXTRAS["studies"],
     *(one for one in EXTRAS["dev"] if not one.startswith("servewatt")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from aiohttp import web
@@ -43,7 +43,9 @@ from loadgen.simulator.vllm.dialect import (
     unstreamed_reply,
 )
 from loadgen.simulator.vllm.transfer import KvSource
-from loadgen.simulator.wire import EngineRefusal, Limits
+from loadgen.simulator.wire import EngineRefusal, Generation, Limits
+
+AnyGeneration = TypeVar("AnyGeneration", bound=Generation)
 
 POOLED = {
     "/v1/embeddings": "embeddings",
@@ -159,15 +161,7 @@ class VllmApi:
     ) -> web.StreamResponse:
         headers, model = self._headers(request), self._limits.model
         try:
-            generation = api.read(
-                fields,
-                request_id=request_id_of(request),
-                created=int(time.time()),
-                limits=self._limits,
-            )
-            if self._is_full(generation.sequences):
-                self._runner.metrics.failed("overloaded")
-                raise overloaded()
+            generation = self._admitted(request, partial(api.read, fields))
         except EngineRefusal as refusal:
             return json_reply(api.failure(refusal), refusal.status, headers)
         if not generation.is_stream:
@@ -190,16 +184,8 @@ class VllmApi:
         """Embeddings, scores and ranks: prompts are read, and that is all."""
         headers = self._headers(request)
         try:
-            generation = read_pooled(
-                await _fields_of(request),
-                kind,
-                request_id=request_id_of(request),
-                created=int(time.time()),
-                limits=self._limits,
-            )
-            if self._is_full(generation.sequences):
-                self._runner.metrics.failed("overloaded")
-                raise overloaded()
+            fields = await _fields_of(request)
+            generation = self._admitted(request, partial(read_pooled, fields, kind))
         except EngineRefusal as refusal:
             return json_reply(refusal.body, refusal.status, headers)
         ticket = await self._runner.serve(generation, NoSink())
@@ -207,6 +193,20 @@ class VllmApi:
             failure = refused(500, ENGINE_FAILED)
             return json_reply(failure.body, failure.status, headers)
         return json_reply(pooled_page(generation, self._limits.model), headers=headers)
+
+    def _admitted(
+        self, request: web.Request, read: Callable[..., AnyGeneration]
+    ) -> AnyGeneration:
+        """What is asked for. Raises EngineRefusal, also where the queue is full."""
+        generation = read(
+            request_id=request_id_of(request),
+            created=int(time.time()),
+            limits=self._limits,
+        )
+        if self._is_full(generation.sequences):
+            self._runner.metrics.failed("overloaded")
+            raise overloaded()
+        return generation
 
     async def _invocations(self, request: web.Request) -> web.StreamResponse:
         """SageMaker's route: what the body looks like."""

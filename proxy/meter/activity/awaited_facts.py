@@ -8,7 +8,7 @@ prompt. Once who ran when is final, nothing that comes changes it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from proxy.meter.activity.engine_count import EngineCount
@@ -134,10 +134,9 @@ class AwaitedFacts:
     def _is_asked(self, stop_seconds: float, go_seconds: float) -> bool:
         """Whether a scrape is worth waiting for to say if a pause was one."""
         self._seen.absorb(self._seen.now_seconds)
-        ends = self._seen.steps.end_seconds
-        first = ends.searchsorted(stop_seconds, side="right")
-        last = ends.searchsorted(go_seconds, side="left")
-        return bool(last - first >= MISSED_STEPS)
+        ends = self._seen.book.ends
+        steps = bisect_left(ends, go_seconds) - bisect_right(ends, stop_seconds)
+        return steps >= MISSED_STEPS
 
     def _awaits_facts(self, timeline: RequestTimeline) -> bool:
         """Whether the engine may yet tell, in time, how its prompt was computed."""

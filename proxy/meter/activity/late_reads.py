@@ -81,6 +81,12 @@ class Reads:
             np.concatenate((self.before, later.before)),
         )
 
+    def by_time(self) -> Reads:
+        """In order of time, as they mostly are."""
+        if (self.seconds[1:] >= self.seconds[:-1]).all():
+            return self
+        return self.in_order(np.argsort(self.seconds, kind="stable"))
+
     def in_order(self, rows: IntArray) -> Reads:
         """These rows, in this order."""
         return Reads(

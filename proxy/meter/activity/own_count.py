@@ -137,7 +137,7 @@ class OwnCount:
                 more = MAX_OUTPUT_TOKENS * request.sequences
                 outputs.spans.append((arrived, np.inf, more))
         reads = self._reads + live
-        reads = reads.in_order(np.argsort(reads.seconds, kind="stable"))
+        reads = reads.by_time()
         output = late_output(reads, _unread(requests.values(), at), at)
         items = np.array(prompts.items, np.float64).reshape(-1, 2)
         items = items[np.argsort(items[:, 0], kind="stable")]
@@ -163,6 +163,8 @@ class OwnCount:
         }
         reads = self._reads
         is_kept = reads.seconds > before_seconds
+        if is_kept.all():
+            return
         old = np.flatnonzero(~is_kept)
         old = old[order_of_keys(reads.keys[old])]
         newest = old[np.diff(reads.keys[old], append=-1) != 0]

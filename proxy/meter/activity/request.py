@@ -157,18 +157,10 @@ class RequestTimeline(TokenCount):
         self, at_seconds: float, updates: Sequence[Update], log: TokenLog
     ) -> None:
         """Count the tokens of one read; a read without tokens leaves no stamp."""
-        before, cached_tokens = self.counted_tokens, self.cached_tokens
-        first, prefill = self.first_token_seconds, self.prefill_seconds
+        before, first = self.counted_tokens, self.first_token_seconds
         for update in updates:
-            if update.phases is not None:
-                self._read_phases(update.phases)
-            self.count(update)
-        if self.cached_tokens != cached_tokens or self.prefill_seconds != prefill:
-            if first is not None:
-                after_seconds = at_seconds - first
-                self.told_after_seconds = max(self.told_after_seconds, after_seconds)
-            if before and self.cached_tokens != cached_tokens:
-                self.has_late_facts = True
+            if not self.grow(update):
+                self._count_facts(update, at_seconds, before)
         tokens = self.counted_tokens - before
         if tokens > 0:
             log.add_row((at_seconds, self.key, tokens, before))
@@ -187,6 +179,22 @@ class RequestTimeline(TokenCount):
                     self.pauses.append((last, at_seconds, before))
             elif self.pauses and self.pauses[-1][1] == at_seconds:
                 del self.pauses[-1]  # several tokens came at once: they were hidden
+
+    def _count_facts(self, update: Update, at_seconds: float, before: float) -> None:
+        """Count an event that may tell something else than more tokens.
+
+        `before` are the tokens of the reads before it.
+        """
+        cached_tokens, prefill = self.cached_tokens, self.prefill_seconds
+        if update.phases is not None:
+            self._read_phases(update.phases)
+        self.count_other(update)
+        if self.cached_tokens != cached_tokens or self.prefill_seconds != prefill:
+            if self.first_token_seconds is not None:
+                after_seconds = at_seconds - self.first_token_seconds
+                self.told_after_seconds = max(self.told_after_seconds, after_seconds)
+            if before and self.cached_tokens != cached_tokens:
+                self.has_late_facts = True
 
     def _read_phases(self, phases: PhaseSeconds) -> None:
         self.has_late_facts = self.is_streamed

@@ -129,7 +129,7 @@ class TokenBudget:
         self._tokens = self._decodes = 0.0
         self._steps = 0
         self._shortest_seconds = math.inf
-        self._ends = []
+        self._ends.clear()
         self._low, self._high = 0.0, math.inf
 
     def _agreed(self) -> float | None:

@@ -229,7 +229,8 @@ class UnseenSteps:
         """Drop steps that ended long before, and all prompts but of these keys."""
         count = bisect_right(self._ends, before_seconds - KEPT_SECONDS)
         del self._steps[:count], self._ends[:count]
-        self._state.taken &= set(keys)
+        if self._state.taken:
+            self._state.taken &= set(keys)
         for table in (self._first_seconds, self._rows):
             for key in [key for key in table if key not in keys]:
                 del table[key]

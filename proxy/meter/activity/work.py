@@ -90,13 +90,14 @@ def population_of(
         first = request.first_token_seconds
         if key in let_in:
             scheduled = request.arrived_seconds
+        has_cache = request.cached_tokens or request.inferred_cached_tokens
         cells += (
             request.arrived_seconds,
             INFINITY if scheduled is None else scheduled,
             INFINITY if first is None else first,
             INFINITY if is_open else request.end_seconds,
             request.estimated_prompt_tokens,
-            request.uncomputed_tokens,
+            request.uncomputed_tokens if has_cache else 0.0,
             1.0 if is_open else request.token_scale,
             request.sequences,
         )

@@ -13,8 +13,9 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import cast
 
+from proxy.process.protocol import NativeProtocol, factory_of
 from proxy.relay.config import RelayConfig, UpstreamAddress
 from proxy.relay.counters import RelayCounters
 from proxy.security.tls import distrust_of
@@ -22,8 +23,13 @@ from proxy.wire.http1 import ReplyHead, ReplyParser
 from proxy.wire.outline import Buffer
 
 
-class Receiver(Protocol):
-    """The exchange that gets the reply of the request in progress."""
+class Receiver:
+    """The exchange that gets the reply of the request in progress.
+
+    A base class and no `Protocol`, whose methods are looked up at each call.
+    """
+
+    __slots__ = ("is_head_request",)
 
     is_head_request: bool
     """The reply to HEAD has no body, whatever its length says."""
@@ -38,7 +44,7 @@ class Receiver(Protocol):
         """The reply will not become whole."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(NativeProtocol):
     """A connection that serves one exchange after another.
 
     `was_used` tells a kept connection from a fresh one: only a kept one can turn
@@ -212,10 +218,11 @@ class UpstreamPool:
         """A fresh connection. Raises OSError (also for a timeout) without one."""
         loop = asyncio.get_running_loop()
         self._counters.upstream_connects += 1
+        connection = UpstreamConnection(self._clock, self._closed)
         try:
             async with asyncio.timeout(self._config.connect_timeout_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self._clock, self._closed),
+                await loop.create_connection(
+                    factory_of(connection),
                     self._upstream.host,
                     self._upstream.port,
                     ssl=self._tls,

@@ -371,7 +371,8 @@ def test_tls_is_spoken_with_those_who_can_prove_who_they_are(
     ) -> None:
         await reader.readuntil(b"{}")
         writer.write(reply_bytes(200))
-        await writer.drain()
+        await reader.read()  # until the client leaves
+        writer.close()
 
     async def main() -> Response:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)

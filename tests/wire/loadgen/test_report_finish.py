@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
 from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
+from loadgen.plan.plan import PlannedSession, PlannedTurn
 from loadgen.report.terminal import render
 from loadgen.results.recorder import read_results
-from loadgen.run.finish import begin_run, finish_run, load_run
+from loadgen.run.config import ReplayConfig
+from loadgen.run.finish import begin_run, finish_run, load_run, plan_header
+from loadgen.run.record import run_record
 from proxy.wire.api import (
     BoardSummary,
     EngineHardware,
@@ -276,6 +280,73 @@ def test_a_killed_run_is_read_as_it_was_asked_for(tmp_path: Path) -> None:
     assert summary.verdict.status == "degraded"
     assert "interrupted" in summary.verdict.reasons[0]
     assert 0 < summary.completed < 60
+
+
+def cut_off(folder: Path, sizes: Sequence[int], processes: int | None) -> Summary:
+    """A run of 30 requests by several, the first ten of which are in the one file."""
+    results = [failed(f"r{n:02}", at=float(n)) for n in range(30)]
+    write_run(folder, results[:10])
+    make_plan(folder, [f"r{n:02}" for n in range(30)])
+    for number, size in enumerate(sizes):
+        lines = [msgspec.json.encode(each) + b"\n" for each in results[number::3]]
+        (folder / f"requests-{number + 1}.jsonl").write_bytes(b"".join(lines[:size]))
+    config = ReplayConfig(trace=Path("t"), processes=processes or 1)
+    record = run_record(config, "http://engine", "m", {})
+    begin_run(folder, RunInfo(run=None if processes is None else record))
+    return load_run(folder)
+
+
+def make_plan(folder: Path, ids: Sequence[str]) -> None:
+    """As it was dealt to them."""
+    header = plan_header(folder / "plan.jsonl")
+    assert header is not None
+    header = msgspec.structs.replace(header, sessions=len(ids), requests=len(ids))
+    sessions = [
+        PlannedSession(
+            session_id=each, start_seconds=float(n), turns=[PlannedTurn(
+                request_id=each, input_tokens=1, output_tokens=1,
+            )],
+        )
+        for n, each in enumerate(ids)
+    ]  # fmt: skip
+    lines = [msgspec.json.encode(each) + b"\n" for each in (header, *sessions)]
+    (folder / "plan.jsonl").write_bytes(b"".join(lines))
+
+
+def test_of_a_run_of_several_that_was_killed_nothing_written_is_lost(
+    tmp_path: Path,
+) -> None:
+    summary = cut_off(tmp_path, [10, 7, 4], processes=3)
+    assert summary.outcomes == {"error": 21}
+    rows = summary.schedule.processes
+    assert [(row.requests, row.lost_requests) for row in rows] == [
+        (10, 0), (7, 3), (4, 6),
+    ]  # fmt: skip
+    assert summary.verdict.status == "invalid"
+    assert summary.verdict.reasons[:2] == [
+        "process 2 of 3 was cut off with the run: 3 of its requests are lost",
+        "process 3 of 3 was cut off with the run: 6 of its requests are lost",
+    ]
+
+
+@pytest.mark.parametrize("processes", [None, 2], ids=["no note", "another number"])
+def test_parts_that_nobody_can_tell_the_share_of_are_read_all_the_same(
+    tmp_path: Path, processes: int | None
+) -> None:
+    summary = cut_off(tmp_path, [10, 7, 4], processes=processes)
+    assert summary.outcomes == {"error": 21}
+    assert summary.schedule.processes == []
+    assert any("interrupted after 21" in each for each in summary.verdict.reasons)
+
+
+def test_a_killed_run_whose_one_file_is_gone_is_read_from_its_parts(
+    tmp_path: Path,
+) -> None:
+    cut_off(tmp_path, [10, 10, 10], processes=3)
+    (tmp_path / "requests.jsonl").unlink()
+    summary = load_run(tmp_path)
+    assert summary.outcomes == {"error": 30}
+    assert [row.death for row in summary.schedule.processes] == [None] * 3
 
 
 def test_a_run_without_any_request_is_invalid_and_still_written(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ def test_records_are_filtered_by_what_they_show(
         assert lines(last.text) == [first]
 
     url = make_url(sqlite_url(tmp_path / "records.sqlite")) if has_store else None
-    ask(visit, kept=Archive(url, upstream="http://engine"))
+    kept = Archive(url, upstream="http://engine")
+    ask(visit, kept=kept)
+    kept.start()
+    kept.stop()
 
 
 def test_a_store_that_is_down_is_said_and_hides_only_the_past(tmp_path: Path) -> None:

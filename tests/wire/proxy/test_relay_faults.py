@@ -12,10 +12,11 @@ import pytest
 
 from proxy.engines import DIALECTS
 from proxy.errors import ConfigError, ProxyError
+from proxy.process.protocol import factory_of
 from proxy.relay.client.response import Outgoing
 from proxy.relay.config import RelayConfig
 from proxy.relay.server import start_relay
-from proxy.relay.upstream.connection import UpstreamConnection
+from proxy.relay.upstream.connection import Receiver, UpstreamConnection
 from proxy.wire.http1 import ReplyHead
 from tests.support.captures import reply_head_and_body, stream_body
 from tests.support.relaying import (
@@ -357,9 +358,10 @@ def test_a_get_that_met_a_closing_connection_is_sent_once_more(
 def test_a_connection_knows_whether_its_request_can_have_been_read(
     loop: str, is_read: bool
 ) -> None:
-    class Asker:
-        is_head_request = False
-        lost = asyncio.Event()
+    class Asker(Receiver):
+        def __init__(self) -> None:
+            self.is_head_request = False
+            self.lost = asyncio.Event()
 
         def begin(self, head: ReplyHead) -> None:
             raise AssertionError
@@ -372,14 +374,13 @@ def test_a_connection_knows_whether_its_request_can_have_been_read(
 
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: UpstreamConnection(time.monotonic, lambda connection: None),
-                *server.getsockname(),
+            connection = UpstreamConnection(time.monotonic, lambda connection: None)
+            await asyncio.get_running_loop().create_connection(
+                factory_of(connection), *server.getsockname()
             )
             engine, _ = server.accept()
             connection.was_used = True
             asker = Asker()
-            asker.lost = asyncio.Event()
             if not is_read:
                 engine.close()  # and the relay's loop has not heard of it yet
             connection.send(asker, [request_bytes(body=PLAIN)])

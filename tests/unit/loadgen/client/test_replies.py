@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.replies import Reply, StreamReader, read_in_steps, spread
+from loadgen.client.replies import (
+    Reply,
+    StreamReader,
+    read_in_steps,
+    request_id_in,
+    spread,
+)
 from proxy.engines import DIALECTS
 from tests.support.captures import stream_body
 from tests.support.scripted import DONE, sse
@@ -378,3 +384,33 @@ def test_a_reply_that_is_no_stream_has_no_stamps() -> None:
 
 def test_a_reply_that_never_came_says_nothing() -> None:
     assert unstreamed_reply(None, "", b"") == Reply()
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'data: {"id":"chatcmpl-r-1","object":"chat.completion.chunk"}', "r-1"),
+        (b'{"id": "cmpl-r 1", "choices": []}', None),
+        (b'\n data:{ "id" : "cmpl-r-1","choices":[]}', "r-1"),
+        (b'{"id":"chatcmpl-a\\"b"}', None),
+        (b'{"id":"chatcmpl-' + b"x" * 201 + b'"}', None),
+        (b'{"id":""}', None),
+        (b'{"object":"x","id":"cmpl-r-1"}', None),
+        (b'data: {"text":"{\\"id\\":\\"cmpl-r-1\\"}"}', None),
+        (b'{"id":"cmpl-r', None),
+        (b"", None),
+    ],
+    ids=["chat", "space", "spaced", "escape", "long", "tgi", "later", "text", "cut",
+         "nothing"],
+)  # fmt: skip
+def test_the_id_of_a_request_is_what_its_reply_begins_with(
+    body: bytes, named: str | None
+) -> None:
+    assert request_id_in(body) == named
+
+
+@given(name=st.text(st.characters(min_codepoint=33, max_codepoint=126,
+                                  exclude_characters='"\\'), min_size=1,
+                    max_size=200))  # fmt: skip
+def test_every_id_that_may_be_sent_is_read_back(name: str) -> None:
+    assert request_id_in(b'{"id":"chatcmpl-%b","x":1}' % name.encode()) == name

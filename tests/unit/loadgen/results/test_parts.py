@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from loadgen.analysis.tally import RunWindow, Tally
 from loadgen.errors import LoadgenError
 from loadgen.results.measures import MEASURES
-from loadgen.results.parts import Copy, Part, Piece, PieceGap, Tail, order_by_end
+from loadgen.results.parts import (
+    Copy,
+    Part,
+    Piece,
+    PieceGap,
+    Tail,
+    lines_by_end,
+    order_by_end,
+)
 from loadgen.results.recorder import Recorder, read_results
 from loadgen.results.results import Result
 
@@ -90,6 +98,40 @@ def test_every_sharding_of_the_same_records_is_the_same_file(
     ends = [result.finished_seconds for result in read_results(several)]
     assert ends == sorted(ends)
     assert len(ends) == count
+
+
+@given(records=RECORDS, data=st.data())
+def test_a_run_cut_off_at_any_moment_has_each_record_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Result], data: st.DataObject
+) -> None:
+    """Any of them in the one file, as joules were joined to it, all in the parts."""
+    count = len(records)
+    owners = data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
+    taken = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    tails = data.draw(st.lists(st.binary(max_size=9), min_size=6, max_size=6))
+    folder = tmp_path_factory.mktemp("cut")
+    paths = [folder / "whole", *(folder / f"part-{owner}" for owner in range(5))]
+    lines: list[list[bytes]] = [[] for _ in paths]
+    expected = []
+    for result, owner, is_taken in zip(records, owners, taken, strict=True):
+        lines[1 + owner].append(msgspec.json.encode(result) + b"\n")
+        if is_taken:
+            result = msgspec.structs.replace(result, error="joined")
+            lines[0].append(msgspec.json.encode(result) + b"\n")
+        expected.append((result.finished_seconds, msgspec.json.encode(result) + b"\n"))
+    for path, some, tail in zip(paths, lines, tails, strict=True):
+        path.write_bytes(b"".join(some) + tail.replace(b"\n", b""))
+    found = list(lines_by_end(paths))
+    assert found == [line for _, line in sorted(expected)]
+
+
+def test_a_part_that_is_no_part_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "requests-2.jsonl"
+    path.write_bytes(msgspec.json.encode(record(1, 1, 1, 1)) + b"\n[]\n")
+    with pytest.raises(LoadgenError, match=r"requests-2\.jsonl, line 2: not a request"):
+        list(lines_by_end([path]))
+    with pytest.raises(LoadgenError, match="cannot merge the records in"):
+        list(lines_by_end([tmp_path / "gone"]))
 
 
 @given(records=RECORDS, seed=st.integers(0, 99))

@@ -14,7 +14,7 @@ from loadgen.errors import UsageError
 from loadgen.plan.plan import PlanHeader
 from loadgen.plan.shards import Shard
 from loadgen.run.config import ReplayConfig
-from loadgen.run.processes import check_processes, weights_of
+from loadgen.run.processes import check_processes, shares_of
 from loadgen.run.sender import Job
 
 CONFIG = ReplayConfig(trace=Path("t.jsonl"), processes=3)
@@ -40,8 +40,8 @@ def test_each_process_has_a_request_in_flight_or_is_refused(option: str) -> None
 
 @pytest.mark.parametrize("option", ["concurrency", "max_concurrency"])
 def test_a_limit_is_shared_exactly_and_so_is_the_load(option: str) -> None:
-    assert weights_of(replace(CONFIG, **limit(option, 8)), HEADER) == (3, 3, 2)
-    assert weights_of(CONFIG, HEADER) == (1, 1, 1)
+    assert shares_of(replace(CONFIG, **limit(option, 8)), HEADER) == (3, 3, 2)
+    assert shares_of(CONFIG, HEADER) == (1, 1, 1)
 
 
 def test_there_are_no_more_processes_than_sessions() -> None:
@@ -49,8 +49,8 @@ def test_there_are_no_more_processes_than_sessions() -> None:
         trace="t", trace_format="loadtrace", arrival="poisson", rate_per_second=1.0,
         burstiness=None, seed=0, sessions=2, requests=20, span_seconds=9.0,
     )  # fmt: skip
-    assert weights_of(CONFIG, few) == (1, 1)
-    assert weights_of(replace(CONFIG, max_concurrency=5), few) == (3, 2)
+    assert shares_of(CONFIG, few) == (1, 1)
+    assert shares_of(replace(CONFIG, max_concurrency=5), few) == (3, 2)
 
 
 def test_a_process_is_given_all_that_one_process_has(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.admin.totals import ACCOUNTS, GROUPS, Part, parts_of, totals_by
-from proxy.commands.fleet import FleetReport, Missing, table
+from proxy.commands.asked import Missing
+from proxy.commands.fleet import FleetReport, table
 from proxy.wire.api import ClassTotals, EngineTotals, TotalsReply
 
 JOULES = st.floats(0, 1e9)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from proxy.commands.fleet import Missing
+from proxy.commands.asked import Missing
 from proxy.commands.legs import LegsReport, ProxyCheck, legs, table
 from proxy.wire.legs import Leg, joined, leg_totals
 

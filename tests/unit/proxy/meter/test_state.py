@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.meter.ledger import RequestEnergy
-from proxy.meter.request_energy import unknown_energy
+from proxy.meter.ledger import RequestEnergy, unknown_energy
 from proxy.meter.state import RecordCounts
 
 

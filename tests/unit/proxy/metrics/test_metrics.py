@@ -24,6 +24,7 @@ from proxy.metrics.table import METRICS, REQUEST_METRICS
 from proxy.power.engine_load import GaugeStats
 from proxy.power.hardware import HardwareLog
 from proxy.power.sampler import SamplerStats
+from proxy.process.build import build_form
 from proxy.process.tally import Tally
 from proxy.recording.recorder import RecordingState
 from proxy.relay.counters import RelayCounters
@@ -61,7 +62,7 @@ def metrics() -> Metrics:
         "vllm",
         [Measured("gpu", "nvml", meter.state(), up)],
         RelayCounters(chunks=7),
-        records_without_energy=found.records_without_energy["vllm"],
+        records_without_energy=found.records_without_energy("vllm"),
         legs={"prefill": 2},
         leg_joules={"prefill": 40.0},
         gauges=GaugeStats(scrapes_total=8, errors_total=1, is_up=True),
@@ -435,7 +436,8 @@ def test_the_info_says_whether_joules_are_simulated(
     )
     found = Metrics()
     found.show(Snapshot([engine], RelayCounters()))
-    info = f"servewatt_build_info{{simulated={shown},version={__version__}}}"
+    labels = f"build={build_form()},simulated={shown},version={__version__}"
+    info = f"servewatt_build_info{{{labels}}}"
     assert values(found)[info] == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.engines import DIALECTS
+from proxy.process.build import build_form
 from proxy.relay.client.request import ClientRequest
 from proxy.relay.config import RelayConfig, parse_upstream
 from proxy.relay.counters import RelayCounters
@@ -26,6 +27,9 @@ from proxy.relay.upstream.upstream import Upstream
 from proxy.wire.http1 import ReplyHead
 from tests.support.relaying import Clock, RecordingMeter
 
+pytestmark = pytest.mark.skipif(
+    build_form() == "compiled", reason="a native exchange takes no made up connections"
+)
 REACHED: set[tuple[State, State]] = set()
 HEAD = ReplyHead(200, b"OK", [(b"content-type", b"application/json")], False, False)
 

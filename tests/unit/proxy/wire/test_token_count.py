@@ -30,6 +30,7 @@ UPDATES = st.builds(
     is_usage_only=st.booleans(),
     is_end=st.booleans(),
     has_own_usage=st.booleans(),
+    error=st.none() | st.just("cut"),
 )
 
 
@@ -134,6 +135,33 @@ def test_what_was_seen_of_a_cut_stream_is_at_most_its_count(
     if seen.counted_tokens:
         assert seen.recorded_output_tokens
         assert seen.is_output_lower_bound is not seen.has_final_usage
+
+
+@given(
+    updates=st.lists(UPDATES, max_size=12),
+    sequences=st.integers(1, 2),
+    context_tokens=st.sampled_from([None, 6]),
+    is_streamed=st.booleans(),
+)
+def test_events_that_only_tell_more_tokens_are_counted_as_any_others(
+    updates: list[Update],
+    sequences: int,
+    context_tokens: int | None,
+    is_streamed: bool,
+) -> None:
+    quick, long = (
+        TokenCount(
+            sequences=sequences,
+            context_tokens=context_tokens,
+            is_streamed=is_streamed,
+            has_running_usage=True,
+        )
+        for _ in range(2)
+    )
+    for update in updates:
+        assert quick.count(update) == long.count_other(update)
+        for name in TokenCount.__slots__:
+            assert getattr(quick, name) == getattr(long, name), name
 
 
 def counted(*updates: Update, sequences: int = 1) -> tuple[list[int], int | None]:

@@ -8,7 +8,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.report.csv_rows import csv_line, csv_text
+from proxy.process.csv_rows import csv_line, csv_text
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
