@@ -46,6 +46,7 @@ from loadgen.results.recorder import Recorder, read_results
 from loadgen.results.results import Result
 from loadgen.run.processes import replay_in_processes
 from loadgen.run.sender import Job
+from loadgen.run.together import Tracking
 
 REFERENCE_VLLM_US = 14.0  # measured elsewhere, on an idle 2-vCPU AMD EPYC VM
 TARGET_LAG_P99_MS = 5.0
@@ -151,10 +152,13 @@ def our_processes(setup: Setup, processes: int) -> dict[str, Any]:
             stats, parts = replay_in_processes(
                 jobs,
                 log_folder=folder,
-                recorder=recorder,
-                progress=Progress(),
-                max_errors=None,
-                warn=print,
+                tracking=Tracking(
+                    plan=folder / "plan.jsonl",
+                    recorder=recorder,
+                    progress=Progress(),
+                    max_errors=None,
+                    warn=print,
+                ),
             )
         order_by_end(recorder.path)
         reading_seconds = time.process_time() - before

@@ -110,7 +110,13 @@ class Rewind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     offset: int
 
 
-Order = Reserve | Keep | Assign | Start | Stop | Rewind
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All of your records are here: you may forget them."""
+
+    run: Token
+
+
+Order = Reserve | Keep | Assign | Start | Stop | Rewind | Done
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,13 +162,20 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the part, from 1; 0 is the plan."""
     piece: Piece | None = None
     end: End | None = None
+    rewinds: int = 0
+    """How often its sender had gone back before."""
 
     @property
     def id(self) -> str:
-        """The same for the same content: the bus stores it once."""
-        if self.piece is None:
-            return f"{self.number}-end"
-        return f"{self.number}-{self.piece.offset}-{len(self.piece.data)}"
+        """The same for the same content: the bus stores it once.
+
+        But for what is sent again because it was asked for: it may have been read in
+        vain.
+        """
+        what = "end"
+        if self.piece is not None:
+            what = f"{self.piece.offset}-{len(self.piece.data)}"
+        return f"{self.number}-{what}-{self.rewinds}"
 
 
 class StreamLost(Exception):

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,11 @@ from loadgen.plan.plan import PlanHeader
 from loadgen.plan.shards import weights_of
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Part, Tail
-from loadgen.results.progress import Progress
-from loadgen.results.recorder import Recorder
 from loadgen.run.config import ReplayConfig
 from loadgen.run.sender import Job, Message
 from loadgen.run.stack import end, last_line
-from loadgen.run.together import TICK_SECONDS, Member, SharedRun, signals_told
+from loadgen.run.stopping import signals_told
+from loadgen.run.together import TICK_SECONDS, Member, SharedRun, Tracking
 from proxy.process.files import PRIVATE, os_reason
 
 START_SECONDS = 60.0
@@ -111,17 +110,13 @@ def replay_in_processes(
     jobs: Sequence[Job],
     *,
     log_folder: Path,
-    recorder: Recorder,
-    progress: Progress,
-    max_errors: int | None,
-    warn: Callable[[str], None],
-    allows_partial: bool = False,
+    tracking: Tracking,
 ) -> tuple[RunStats, list[Part]]:
     """Send the shards of a plan, each from a process; the parts tell of each of them.
 
     The first SIGINT, SIGTERM or SIGHUP stops all and keeps what there is, the second
-    raises KeyboardInterrupt. `warn` hears at once of a process that died. Raises
-    StackError when one does not start, LoadgenError when records cannot be written.
+    raises KeyboardInterrupt. Raises StackError when one does not start, LoadgenError
+    when records cannot be written.
     """
     with ExitStack() as ending:
         senders = [start_sender(job, log_folder, ending) for job in jobs]
@@ -132,14 +127,13 @@ def replay_in_processes(
         _await_ready(senders, selector)
         now = time.monotonic()
         zero, zero_unix = now + LEAD_SECONDS, time.time() + LEAD_SECONDS
-        progress.zero_seconds = zero
-        run = SharedRun(senders, recorder, progress, max_errors, warn, allows_partial)
+        tracking.progress.zero_seconds = zero
+        run = SharedRun(senders, tracking)
         with signals_told() as told:
             for sender in senders:
                 sender.begin(zero)
             _watch(run, selector, told)
-        plan, weights = Path(jobs[0].plan), jobs[0].shard.weights
-        return run.finish(plan, weights, zero_unix, is_told=bool(told))
+        return run.finish(jobs[0].shard.weights, zero_unix, is_told=bool(told))
 
 
 def _watch(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -78,7 +77,9 @@ from loadgen.run.records import PART, PLAN, REQUESTS, SUMMARY
 from loadgen.run.sender import Job
 from loadgen.run.stack import Stack
 from loadgen.run.state import read_state
+from loadgen.run.stopping import stop_at_signals
 from loadgen.run.targets import check_targets
+from loadgen.run.together import Tracking
 from loadgen.run.workers import Crew, only_coordinator
 from loadgen.simulator.core.config import EngineConfig
 from loadgen.simulator.core.presets import GPUS, MODELS
@@ -193,12 +194,7 @@ def resume(config: ReplayConfig, console: Console, *, as_json: bool = False) -> 
                     folder / PART.format(number + 1)
                     for number in range(len(state.workers))
                 ],
-                plan=folder / PLAN,
-                recorder=recorder,
-                progress=progress,
-                max_errors=config.max_errors,
-                warn=_warner(console),
-                allows_partial=config.allow_partial,
+                tracking=_tracking(config, folder, recorder, progress, console),
             )
         order_by_end(folder / REQUESTS)
         summary = _finish(folder, info, stats, parts, environment, None, console)
@@ -455,27 +451,14 @@ def _replay(
             Recorder(folder / REQUESTS) as recorder,
             live_view(progress, environment, config.quiet, console),
         ):
+            tracking = _tracking(config, folder, recorder, progress, console)
             if crew is None:
+                logs = folder / LOG_FOLDER
                 stats, parts = replay_in_processes(
-                    jobs,
-                    log_folder=folder / LOG_FOLDER,
-                    recorder=recorder,
-                    progress=progress,
-                    max_errors=config.max_errors,
-                    warn=_warner(console),
-                    allows_partial=config.allow_partial,
+                    jobs, log_folder=logs, tracking=tracking
                 )
             else:
-                stats, parts = crew.replay(
-                    jobs,
-                    folder=folder,
-                    plan=folder / PLAN,
-                    recorder=recorder,
-                    progress=progress,
-                    max_errors=config.max_errors,
-                    warn=_warner(console),
-                    allows_partial=config.allow_partial,
-                )
+                stats, parts = crew.replay(jobs, folder=folder, tracking=tracking)
         order_by_end(folder / REQUESTS)
         return stats, parts
 
@@ -495,10 +478,7 @@ def _replay(
                 max_errors=config.max_errors,
             )
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                loop.add_signal_handler(number, task.cancel)
+        stop_at_signals(asyncio.get_running_loop(), task.cancel)
         return await task
 
     with (
@@ -508,8 +488,21 @@ def _replay(
         return uvloop.run(whole()), []
 
 
-def _warner(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(f"loadgen: {text}", style="bold red")
+def _tracking(
+    config: ReplayConfig,
+    folder: Path,
+    recorder: Recorder,
+    progress: Progress,
+    console: Console,
+) -> Tracking:
+    return Tracking(
+        plan=folder / PLAN,
+        recorder=recorder,
+        progress=progress,
+        max_errors=config.max_errors,
+        warn=lambda text: console.print(f"loadgen: {text}", style="bold red"),
+        allows_partial=config.allow_partial,
+    )
 
 
 def _expect(progress: Progress, config: ReplayConfig, header: PlanHeader) -> None:

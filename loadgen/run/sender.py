@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 
@@ -26,6 +25,7 @@ from loadgen.replay.clock import SystemClock
 from loadgen.replay.replay import RunStats, replay
 from loadgen.results.progress import Progress
 from loadgen.results.recorder import Recorder
+from loadgen.run.stopping import stop_at_signals
 from proxy.process.host import stop_with_parent
 
 TELL_SECONDS = 0.2
@@ -118,8 +118,7 @@ async def _send(
     )
     loop = asyncio.get_running_loop()
     stop_with_parent(loop, task.cancel)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+    stop_at_signals(loop, task.cancel)
     telling = asyncio.ensure_future(_tell(progress, answers))
     try:
         stats = await task

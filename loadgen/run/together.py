@@ -9,11 +9,9 @@ its place, which would be another load.
 
 from __future__ import annotations
 
-import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +32,6 @@ STOP_SECONDS = 30.0
 """From being told to stop to being given up: the records of all in flight are
 written."""
 TICK_SECONDS = 0.1
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,24 +61,28 @@ class Member(ABC):
         """Wait for it no longer: it was told to stop, and did not."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Where a shared run is recorded and shown, and what ends it or spoils it."""
+
+    plan: Path
+    recorder: Recorder
+    progress: Progress
+    max_errors: int | None
+    warn: Callable[[str], None]
+    """Hears at once of one who died."""
+    allows_partial: bool = False
+    """Whether a run without them is only degraded."""
+
+
 class SharedRun:
     """One run while its members send it."""
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        recorder: Recorder,
-        progress: Progress,
-        max_errors: int | None,
-        warn: Callable[[str], None],
-        allows_partial: bool = False,
-    ) -> None:
-        self._allows_partial = allows_partial
+    def __init__(self, members: Sequence[Member], tracking: Tracking) -> None:
         self._members = members
-        self._recorder = recorder
-        self._progress = progress
-        self._limit = ErrorLimit(max_errors)
-        self._warn = warn
+        self._tracking = tracking
+        self._progress = tracking.progress
+        self._limit = ErrorLimit(tracking.max_errors)
         self._sent = 0
         self._stopped_at_seconds: float | None = None
         self._taken_at_seconds = 0.0
@@ -127,8 +128,8 @@ class SharedRun:
         elif stats.interrupted and not is_stopped:
             member.part.death = "was told to end"
         if member.part.death is not None:
-            verdict = "degraded" if self._allows_partial else "invalid"
-            self._warn(
+            verdict = "degraded" if self._tracking.allows_partial else "invalid"
+            self._tracking.warn(
                 f"{member.part.title(len(self._members))} {member.part.death}: its "
                 f"other requests are lost, and the run is {verdict}"
             )
@@ -142,7 +143,7 @@ class SharedRun:
         ]:
             new.sort(key=lambda each: each[:2])
             for _, line, result, part in new:
-                self._recorder.append(line)
+                self._tracking.recorder.append(line)
                 part.add(result)
                 self._sent += result.sent_seconds is not None
                 self._limit.note(result)
@@ -159,7 +160,7 @@ class SharedRun:
         progress.newest_sent_seconds = max(_known(newest), default=None)
 
     def finish(
-        self, plan: Path, weights: tuple[int, ...], zero_unix: float, *, is_told: bool
+        self, weights: tuple[int, ...], zero_unix: float, *, is_told: bool
     ) -> tuple[RunStats, list[Part]]:
         """The whole run, after the last of them has ended and every record is taken.
 
@@ -169,17 +170,17 @@ class SharedRun:
             if member.failure is not None:
                 title = member.part.title(len(self._members))
                 raise LoadgenError(f"{title}: {member.failure}")
-        self._count_lost(plan, weights)
+        self._count_lost(weights)
         for member in self._members:
             member.tail.close()
         stats = self._stats(zero_unix, is_told=is_told)
         return stats, [member.part for member in self._members]
 
-    def _count_lost(self, plan: Path, weights: tuple[int, ...]) -> None:
+    def _count_lost(self, weights: tuple[int, ...]) -> None:
         """How many requests of each that died have no record."""
         if all(member.part.death is None for member in self._members):
             return
-        sizes = requests_of_shards(plan, weights)
+        sizes = requests_of_shards(self._tracking.plan, weights)
         for member, size in zip(self._members, sizes, strict=True):
             if member.part.death is not None:
                 member.part.lost = size - len(member.part.planned_seconds)
@@ -213,23 +214,6 @@ class SharedRun:
             interrupted=is_told and is_cut and self._limit.reason is None,
             failure=self._limit.reason,
         )
-
-
-@contextmanager
-def signals_told() -> Iterator[list[int]]:
-    """The signals that came while the block ran, but for those that are ignored."""
-    told: list[int] = []
-    before = {}
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            before[number] = signal.signal(
-                number, lambda number, _: told.append(number)
-            )
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

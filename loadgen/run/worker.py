@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import os
 import secrets
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from loadgen.run.bus import (
     BusOptions,
     Call,
     Clock,
+    Done,
     End,
     Hello,
     Keep,
@@ -57,6 +57,7 @@ from loadgen.run.bus import (
 from loadgen.run.config import WorkerConfig
 from loadgen.run.processes import START_SECONDS, Sender, start_sender
 from loadgen.run.sender import Counts, Message
+from loadgen.run.stopping import stop_at_signals
 from proxy.process.files import os_reason
 from proxy.process.host import raise_open_files
 
@@ -95,9 +96,7 @@ async def _serve(config: WorkerConfig, say: Callable[[str], None]) -> int:
     try:
         worker = Worker(bus, name, config.spool, say)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                loop.add_signal_handler(number, worker.end)
+        stop_at_signals(loop, worker.end)
         await bus.listen(CALL, Call, worker.hello)
         await bus.listen(worker_subject(worker.id), Order, worker.obey)
         say(f"worker {name} waits for runs on {options.shown}")
@@ -168,7 +167,7 @@ class Worker:
 
     async def obey(self, order: Order) -> Reply:
         """Follow an order, which may be said more than once."""
-        if self._ending.is_set() and not isinstance(order, Stop | Rewind):
+        if self._ending.is_set() and not isinstance(order, Stop | Rewind | Done):
             return Reply(refusal="it is ending")
         if self._run not in (None, order.run):
             return Reply(refusal="it is in another run")
@@ -195,6 +194,9 @@ class Worker:
             case Rewind():
                 if self._task is not None:
                     self._task.rewind(order.offset)
+            case Done():
+                if self._task is not None:
+                    self._task.forget()
         return Reply()
 
     def _silence(self) -> float:
@@ -230,6 +232,8 @@ class _Task:
         self._spool: Path | None = None
         self._offset = 0
         """Where the next piece begins."""
+        self._rewinds = 0
+        self._is_taken = False
 
     def start(self, zero_seconds: float) -> Reply:
         """Begin at that instant of the coordinator's clock."""
@@ -255,7 +259,15 @@ class _Task:
 
     def rewind(self, offset: int) -> None:
         """Send the records again from here on."""
-        self._offset = min(self._offset, offset)
+        if offset < self._offset:
+            self._offset = offset
+            self._rewinds += 1
+            self._changed.set()
+
+    def forget(self) -> None:
+        """The run has all of the records."""
+        self._is_taken = True
+        self._changed.set()
 
     async def do(self, folder: Path) -> bool:
         """The whole of it; True when it has sent load."""
@@ -410,8 +422,9 @@ class _Task:
                 if is_last and not os.pread(records.fileno(), 1, self._offset):
                     break
                 await asyncio.sleep(SEND_SECONDS)
+            size = self._offset
             end = End(
-                size=self._offset,
+                size=size,
                 message=Message(
                     stats=sender.stats,
                     counts=sender.counts,
@@ -421,26 +434,40 @@ class _Task:
                 death=None if sender.stats else sender.how_it_ended(),
                 clock=await self._compare_clocks(),
             )
-            while True:
-                offset = self._offset
-                stored = await self._store(Parcel(number=self._number, end=end))
-                if not stored or offset == self._offset:
-                    break
+            while await self._store_end(end):
+                await self._wait_for(
+                    lambda: (
+                        self._is_taken or self._offset < size or self._is_out_of_time()
+                    )
+                )
+                if self._is_taken or self._offset == size:  # or nobody asks for them
+                    self._say(
+                        f"run {self._order.run}: all {sender.counts.sent} requests are "
+                        "over, their records are on the bus"
+                    )
+                    return
                 if not await self._send_new(records.fileno()):  # it was rewound
                     return
-        if stored:
-            self._say(
-                f"run {self._order.run}: all {sender.counts.sent} requests are over, "
-                "their records are on the bus"
-            )
+
+    def _is_out_of_time(self) -> bool:
+        """It was told to end, and has had its time for that."""
+        since = self._stopped_at_seconds
+        return since is not None and time.monotonic() - since > FLUSH_SECONDS
+
+    async def _store_end(self, end: End) -> bool:
+        return await self._store(
+            Parcel(number=self._number, end=end, rewinds=self._rewinds)
+        )
 
     async def _send_new(self, records: int) -> bool:
         """Send on all that is in the file; False when that was given up."""
         while data := os.pread(records, PIECE_BYTES, self._offset):
             piece = Piece(offset=self._offset, data=data)
-            if not await self._store(Parcel(number=self._number, piece=piece)):
+            rewinds = self._rewinds
+            parcel = Parcel(number=self._number, piece=piece, rewinds=rewinds)
+            if not await self._store(parcel):
                 return False
-            if self._offset == piece.offset:  # not rewound meanwhile
+            if self._rewinds == rewinds:
                 self._offset += len(data)
         return True
 
@@ -454,9 +481,7 @@ class _Task:
                     return True
             except StreamLost:
                 is_lost = self._silence() > GONE_SECONDS
-            since = self._stopped_at_seconds
-            if self._has_ended and since is not None:
-                is_lost |= time.monotonic() - since > FLUSH_SECONDS
+            is_lost |= self._has_ended and self._is_out_of_time()
             if is_lost:
                 self._say(
                     f"run {self._order.run}: the bus did not take the records from "

@@ -28,8 +28,6 @@ from loadgen.errors import StackError, UsageError
 from loadgen.replay.clock_offset import ClockOffset, disagreement_seconds
 from loadgen.replay.replay import LEAD_SECONDS, RunStats
 from loadgen.results.parts import Copy, Part, Piece, PieceGap, Tail
-from loadgen.results.progress import Progress
-from loadgen.results.recorder import Recorder
 from loadgen.run.bus import (
     CALL,
     PIECE_BYTES,
@@ -40,6 +38,7 @@ from loadgen.run.bus import (
     BusOptions,
     Call,
     Clock,
+    Done,
     Hello,
     Keep,
     Order,
@@ -57,7 +56,8 @@ from loadgen.run.bus import (
 )
 from loadgen.run.sender import Job
 from loadgen.run.state import STATE, Place, State, boot_id, write_state
-from loadgen.run.together import TICK_SECONDS, Member, SharedRun, signals_told
+from loadgen.run.stopping import signals_told
+from loadgen.run.together import TICK_SECONDS, Member, SharedRun, Tracking
 from loadgen.traces.readers.open import sha256_of
 
 CALL_SECONDS = 0.5
@@ -218,12 +218,7 @@ class Crew:
         jobs: Sequence[Job],
         *,
         folder: Path,
-        plan: Path,
-        recorder: Recorder,
-        progress: Progress,
-        max_errors: int | None,
-        warn: Callable[[str], None],
-        allows_partial: bool,
+        tracking: Tracking,
     ) -> tuple[RunStats, list[Part]]:
         """Have a run sent, one job for each of the workers, as in processes."""
         spare, self.places = self.places[len(jobs) :], self.places[: len(jobs)]
@@ -238,16 +233,14 @@ class Crew:
             self._unless_begun(folder),
         ):
             coordination = _Coordination(self._connected, self.run, members, self._say)
-            run = SharedRun(
-                members, recorder, progress, max_errors, warn, allows_partial
-            )
+            run = SharedRun(members, tracking)
             with signals_told() as told:
 
                 async def whole() -> float:
                     for place in spare:
                         await self._tell(place, Stop(run=self.run))
                     async with coordination.listening():
-                        await coordination.prepare(jobs, plan, told)
+                        await coordination.prepare(jobs, tracking.plan, told)
                         zero = time.monotonic() + START_LEAD_SECONDS
                         zero_unix = time.time() + START_LEAD_SECONDS
                         clocks = [
@@ -263,12 +256,12 @@ class Crew:
                         )  # fmt: skip
                         await coordination.begin(zero, told)
                         self._has_begun = True
-                        progress.zero_seconds = zero
+                        tracking.progress.zero_seconds = zero
                         await coordination.follow(run, told)
                     return zero_unix
 
                 zero_unix = self._do(whole())
-            return run.finish(plan, weights, zero_unix, is_told=bool(told))
+            return run.finish(weights, zero_unix, is_told=bool(told))
 
     @contextmanager
     def _unless_begun(self, folder: Path) -> Iterator[None]:
@@ -285,25 +278,18 @@ class Crew:
         state: State,
         *,
         parts: Sequence[Path],
-        plan: Path,
-        recorder: Recorder,
-        progress: Progress,
-        max_errors: int | None,
-        warn: Callable[[str], None],
-        allows_partial: bool,
+        tracking: Tracking,
     ) -> tuple[RunStats, list[Part]]:
         """`replay` of a run that another coordinator began."""
         self.run, self.places = state.run, state.workers
         self._has_begun = True
         assert state.zero_unix_seconds is not None
-        progress.zero_seconds = state.zero_seconds
+        tracking.progress.zero_seconds = state.zero_seconds
         with self._members(state, parts) as members:
             coordination = _Coordination(self._connected, self.run, members, self._say)
             coordination.zero_seconds = state.zero_seconds
             coordination.tells_time = state.boot == boot_id()
-            run = SharedRun(
-                members, recorder, progress, max_errors, warn, allows_partial
-            )
+            run = SharedRun(members, tracking)
             with signals_told() as told:
 
                 async def whole() -> None:
@@ -312,7 +298,7 @@ class Crew:
 
                 self._do(whole())
             return run.finish(
-                plan, state.weights, state.zero_unix_seconds, is_told=bool(told)
+                state.weights, state.zero_unix_seconds, is_told=bool(told)
             )
 
     @contextmanager
@@ -571,7 +557,11 @@ class _Coordination:
                 return count
             self._sequence += 1
             if 1 <= parcel.number <= len(self._members):
-                self._take(self._members[parcel.number - 1], parcel, run)
+                member = self._members[parcel.number - 1]
+                self._take(member, parcel, run)
+                if parcel.end is not None and member.has_ended:
+                    subject = worker_subject(member.place.id)
+                    await self._bus.say(subject, Done(run=self._run))
         return READS_AT_ONCE
 
     def _take(self, member: RemoteWorker, parcel: Parcel, run: SharedRun) -> None:
@@ -583,18 +573,14 @@ class _Coordination:
                 member.is_short = True
         if parcel.end is None or member.has_ended:
             return
-        end, member.has_ended = parcel.end, True
-        run.take()
+        end = parcel.end
         missing = end.size - member.copy.size
-        if missing > 0:
-            member.death = (
-                f"ended well, but the bus lost {missing} bytes of its records"
-            )
-            end = msgspec.structs.replace(
-                end, message=msgspec.structs.replace(end.message, stats=None)
-            )
-        else:
-            member.death = end.death
+        if missing > 0:  # it still has them, unless it is not heard of again
+            member.is_short = True
+            member.death = f"is gone, and the bus lost {missing} bytes of its records"
+            return
+        member.has_ended, member.death = True, end.death
+        run.take()
         member.note(end.message)
         if end.clock is not None and member.clock is not None:
             drift = disagreement_seconds(member.clock, end.clock)

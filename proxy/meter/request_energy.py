@@ -106,12 +106,12 @@ class RequestEnergies:
         self._best = names.index(BEST if BEST in names else config.policy)
         """The policy that intervals lie around."""
         self._unfitted = names.index(PHASE) if PHASE in names else self._best
-        self._beat = self._now()
-        """As of the last beat; asked for with every record."""
+        self._of_beat: _Moment | None = None
+        """What the records of this beat have in common, once one is made."""
 
     def beat(self) -> None:
-        """What the records of this beat have in common."""
-        self._beat = self._now()
+        """Windows were closed, and readings came since the last beat."""
+        self._of_beat = None
 
     def energy(
         self,
@@ -154,6 +154,11 @@ class RequestEnergies:
         return self._now().bounds(
             energy_joules, active_joules, doubts, is_watched=is_watched
         )
+
+    def _beat(self) -> _Moment:
+        if self._of_beat is None:
+            self._of_beat = self._now()
+        return self._of_beat
 
     def _now(self) -> _Moment:
         return _Moment(
@@ -236,7 +241,7 @@ class RequestEnergies:
         timing = "timed" if is_exact else "estimated"
         energy = prefill + decode + idle_share
         evidence = self._evidence(timeline)
-        bounds = self._beat.bounds(
+        bounds = self._beat().bounds(
             energy,
             prefill + decode,
             ledger.doubts(key),
@@ -275,7 +280,7 @@ class RequestEnergies:
             is_seen=_relative_doubt(timeline) <= SEEN_DOUBT,
             is_watched=is_watched,
             is_alone=is_watched and timeline.key not in self.beside_others,
-            has_counter=self._beat.has_counter,
+            has_counter=self._beat().has_counter,
             distrust="shared"
             if timeline.key in self.on_shared
             else self._learnt.distrust,

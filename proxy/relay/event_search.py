@@ -58,7 +58,7 @@ class EventSearch:
         if self.held:
             data = self.held + data
             self.held = b""
-        if data.endswith(b"\n\n") and self._mark not in data:
+        if data.endswith(b"\n\n") and data.find(self._mark) < 0:  # `in` is slower
             self._is_long = False
             return data
         return self._whole_events(data)

@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from loadgen.analysis.schema import Summary
 from loadgen.analysis.summary import RunInfo
+from loadgen.cli.report import report
 from loadgen.energy.join import Patience
 from loadgen.errors import LoadgenError
 from loadgen.plan.plan import PlannedSession, PlannedTurn
@@ -21,6 +23,7 @@ from loadgen.results.recorder import read_results
 from loadgen.run.config import ReplayConfig
 from loadgen.run.finish import begin_run, finish_run, load_run, plan_header
 from loadgen.run.record import run_record
+from loadgen.run.state import Place, State, write_state
 from proxy.wire.api import (
     BoardSummary,
     EngineHardware,
@@ -337,6 +340,26 @@ def test_parts_that_nobody_can_tell_the_share_of_are_read_all_the_same(
     assert summary.outcomes == {"error": 21}
     assert summary.schedule.processes == []
     assert any("interrupted after 21" in each for each in summary.verdict.reasons)
+
+
+def test_of_a_killed_run_by_workers_each_is_named_and_the_way_on_is_shown(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "a run"
+    cut_off(folder, [10, 7, 4], processes=1)
+    state = State(
+        run="0" * 16, bus="nats://bus:4222", weights=(1, 1, 1),
+        workers=[Place(id=f"{n}" * 16, name=f"w{n}") for n in (1, 2, 3)],
+    )  # fmt: skip
+    write_state(folder, state)
+    rows = load_run(folder).schedule.processes
+    assert [(row.worker, row.lost_requests) for row in rows] == [
+        ("w1", 0), ("w2", 3), ("w3", 6),
+    ]  # fmt: skip
+    done = CliRunner().invoke(report, [str(folder)])
+    assert done.exit_code == 0, done.output
+    assert f"go on with: loadgen replay --resume '{folder}'" in done.stderr
+    assert (folder / "report.html").is_file()
 
 
 def test_a_killed_run_whose_one_file_is_gone_is_read_from_its_parts(

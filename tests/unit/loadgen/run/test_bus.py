@@ -61,7 +61,8 @@ def test_a_worker_of_another_name_is_not_heard() -> None:
 
 def test_the_bus_tells_parcels_by_what_is_in_them() -> None:
     piece = Piece(offset=7, data=b"abc")
-    assert Parcel(number=1, piece=piece).id == "1-7-3"
+    assert Parcel(number=1, piece=piece).id == "1-7-3-0"
+    assert Parcel(number=1, piece=piece, rewinds=1).id == "1-7-3-1"
     assert Parcel(number=2, piece=piece).id != Parcel(number=1, piece=piece).id
     longer = Piece(offset=7, data=b"abcd")
     assert Parcel(number=1, piece=longer).id != Parcel(number=1, piece=piece).id
