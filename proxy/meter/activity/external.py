@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
@@ -159,7 +159,8 @@ class Scrape:
 
     def after(self, lag_seconds: float) -> Scrape:
         """As the proxy's reads, which are late by so much, would show it."""
-        return replace(self, at_seconds=self.at_seconds + lag_seconds)
+        at_seconds = self.at_seconds + lag_seconds
+        return Scrape(at_seconds, self.spread_seconds, self.gauges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,7 +489,7 @@ class ReadLag:
         worse = 0.5 * self._pairs * np.log(self._squares).sum(axis=0)
         best = int(worse.argmin())
         needed = LAG_EVIDENCE / (3 if self.seconds else 1)
-        is_found = worse[0] - worse[best] > needed
+        is_found = bool(worse[0] - worse[best] > needed)
         self.seconds = float(LAGS_SECONDS[best]) if is_found else 0.0
 
 
