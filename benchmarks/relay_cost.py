@@ -560,25 +560,29 @@ def scraper(url: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_proxy(engine_port: int) -> Iterator[dict[str, str]]:
-    """`metering-proxy serve` with a recorded sensor; its addresses."""
+def whole_proxy(
+    engine_port: int, *options: str
+) -> Iterator[tuple[int, int, dict[str, str]]]:
+    """`metering-proxy serve` with a recorded sensor: its pid, port and addresses."""
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder, "power.csv")
-        rows = (f"{at / 10:.1f},gpu0,{30 * at},300" for at in range(6000))
+        rows = (f"{at / 10:.1f},gpu0,{30 * at},300" for at in range(12000))
         recording.write_text("seconds,device,joules,watts\n" + "\n".join(rows) + "\n")
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "proxy", "serve", "--announce", "--store", "none",
                 "--upstream", f"http://127.0.0.1:{engine_port}",
                 "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-                "--power", f"csv={recording}#boundary=gpu",
+                "--power", f"csv={recording}#boundary=gpu", *options,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())
+            addresses = json.loads(process.stdout.readline())
+            port = int(addresses["url"].rpartition(":")[2])
+            yield process.pid, port, addresses
         finally:
             process.stdin.close()
             process.wait()
@@ -656,8 +660,7 @@ def beside_a_renderer(seconds: float = 3.0) -> None:
 def scrape(engine_port: int, rounds: int, kinds: int) -> None:
     """Pairs of seconds, with a scrape and without; how their percentiles differ."""
     load = replace(LOADS[0], events=int((2 * rounds + 2) / LOADS[0].gap_seconds))
-    with whole_proxy(engine_port) as addresses:
-        port = int(addresses["url"].rpartition(":")[2])
+    with whole_proxy(engine_port) as (_, port, addresses):
         fill_classes(addresses["url"], kinds)
         late_ms(port, LOADS[0])  # warm-up
         with tempfile.TemporaryFile("w+") as said:

@@ -1,6 +1,6 @@
 """`serve --relays 2` beside `--relays 1`: CPU by process, and what it comes to.
 
-    python benchmarks/relays.py [--rounds 3]
+    python -m benchmarks.relays [--rounds 3]
 
 The engine and the client of `relay_cost.py`, and whole proxies with a recorded sensor
 and no store, that take turns. `steady` is 100 streams of 50 events/s; `busy` is replies
@@ -17,13 +17,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -31,8 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.relay_cost import (
     LOADS,
@@ -42,6 +36,7 @@ from benchmarks.relay_cost import (
     connections,
     cpu_seconds,
     drive,
+    whole_proxy,
 )
 
 STEADY = LOADS[0]
@@ -145,30 +140,9 @@ def processes_of(parent: int) -> dict[str, int]:
 @contextlib.contextmanager
 def proxy(relays: int, engine_port: int) -> Iterator[Proxy]:
     """`metering-proxy serve`, whole, before the engine."""
-    with tempfile.TemporaryDirectory() as folder:
-        recording = Path(folder, "power.csv")
-        rows = (f"{at / 10:.1f},gpu0,{30 * at},300" for at in range(12000))
-        recording.write_text("seconds,device,joules,watts\n" + "\n".join(rows) + "\n")
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "proxy", "serve", "--announce", "--store", "none",
-                "--upstream", f"http://127.0.0.1:{engine_port}", "--relays",
-                str(relays), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-                "--power", f"csv={recording}#boundary=gpu",
-            ],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            addresses = json.loads(process.stdout.readline())
-            port = int(addresses["url"].rpartition(":")[2])
-            processes = processes_of(process.pid)
-            yield Proxy(relays, port, addresses["admin_url"], processes)
-        finally:
-            process.stdin.close()
-            process.wait()
-            process.stdout.close()
+    started = whole_proxy(engine_port, "--relays", str(relays))
+    with started as (pid, port, addresses):
+        yield Proxy(relays, port, addresses["admin_url"], processes_of(pid))
 
 
 def main() -> None:
