@@ -51,8 +51,15 @@ class TokenBudget:
         self._tokens = self._decodes = 0.0
         self._steps = 0
         self._shortest_seconds = math.inf
-        self._ends: list[tuple[int, float, float]] = []
+        self._ends: dict[int, tuple[float, float, float]] = {}
+        """By the steps up to them, in which prompts ended: the tokens done by the end
+        of the first and of the last, which bound the most, and the step's decodes."""
         self._low, self._high = 0.0, math.inf
+
+    @property
+    def rows_kept(self) -> int:
+        """Steps of the stretch in which prompts ended, however many in each."""
+        return len(self._ends)
 
     def restart(self) -> None:
         """Nothing is known, or it was learnt from wrong counts."""
@@ -111,17 +118,21 @@ class TokenBudget:
             self.interrupt()
             self._is_open = is_in_order
         self._full_from_seconds = start_seconds
-        self._ends.append((self._steps, self._tokens + self._decodes, decodes))
+        done = self._tokens + self._decodes
+        least = self._ends.get(self._steps, (done,))[0]
+        self._ends[self._steps] = least, done, decodes
 
     def _bound(self, decodes: float) -> None:
         """What lies between the end of a prompt now and the ends of those before."""
-        ends = np.array(self._ends)
-        steps = self._steps - ends[:, 0]
-        done = self._tokens + self._decodes - ends[:, 1]
-        self._low = max(self._low, float(((done + ends[:, 2]) / (steps + 1)).max()))
+        ends = np.array(list(self._ends.values()))
+        steps = self._steps - np.array(list(self._ends))
+        done = self._tokens + self._decodes - ends[:, :2]
+        self._low = max(
+            self._low, float(((done[:, 0] + ends[:, 2]) / (steps + 1)).max())
+        )
         is_apart = steps >= 2
         if is_apart.any():
-            most = (done - decodes)[is_apart] / (steps[is_apart] - 1)
+            most = (done[:, 1] - decodes)[is_apart] / (steps[is_apart] - 1)
             self._high = min(self._high, float(most.min()))
             self.tokens = self._agreed()
 

@@ -70,6 +70,13 @@ def test_a_long_queue_tells_it(budget: int) -> None:
     assert found.tokens == pytest.approx(budget, rel=0.01)
 
 
+def test_a_burst_of_short_prompts_tells_it_and_is_kept_by_its_steps() -> None:
+    lengths = [20] * 10_000
+    found = taught(lengths, chunked(lengths, 8192, [0]), [0])
+    assert found.tokens == pytest.approx(8192, rel=0.05)
+    assert found.rows_kept <= len(lengths) * 20 / 8192 + 2
+
+
 def test_prompts_computed_whole_have_no_budget() -> None:
     rng = np.random.default_rng(2)
     lengths = rng.integers(50, 8000, 600).tolist()
