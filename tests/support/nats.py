@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import wait_for
+from benchmarks.nats_server import MISSING, nats_binary, start_nats
 
 
 class NatsServer:
     """One server; its store and, after the first start, its port stay the same."""
 
-    def __init__(self, binary: str, folder: Path, options: tuple[str, ...]) -> None:
-        self._binary = binary
+    def __init__(self, folder: Path, options: tuple[str, ...]) -> None:
         self._options = options
         self._folder = folder
         self._port = -1
@@ -38,21 +35,7 @@ class NatsServer:
         shutil.rmtree(self._folder / "store")
 
     def start(self) -> None:
-        ports = self._folder / "ports"
-        shutil.rmtree(ports, ignore_errors=True)
-        ports.mkdir()
-        with (self._folder / "nats.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binary, "-js", "-sd", str(self._folder / "store"),
-                 "-a", "127.0.0.1", "-p", str(self._port), "--ports_file_dir",
-                 str(ports), *self._options],
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        [path] = wait_for(lambda: list(ports.glob("*.ports")))
-        text = wait_for(lambda: path.read_text())
-        found = re.search(r"(?:nats|tls)://127\.0\.0\.1:(\d+)", text)
-        assert found is not None, text
-        self._port = int(found[1])
+        self._process, self._port = start_nats(self._folder, self._port, self._options)
 
     def kill(self) -> None:
         assert self._process is not None
@@ -64,10 +47,9 @@ class NatsServer:
 def nats_server(folder: Path, *options: str) -> Iterator[NatsServer]:
     """Skips the test where Debian's nats-server, or nats-py, is missing."""
     pytest.importorskip("nats", reason="the bus needs nats-py")
-    binary = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
-    if binary is None:
-        pytest.skip("nats-server is missing: install Debian's nats-server package")
-    server = NatsServer(binary, folder, options)
+    if nats_binary() is None:
+        pytest.skip(MISSING)
+    server = NatsServer(folder, options)
     server.start()
     try:
         yield server
