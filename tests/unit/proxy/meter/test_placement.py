@@ -19,24 +19,8 @@ from proxy.meter.activity.work import (
     busy_seconds_until,
     population_of,
 )
-from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
-
-
-def streamed(
-    key: int = 1, at: float = 0.0, *, running_usage: bool = True, sequences: int = 1
-) -> RequestTimeline:
-    facts = RequestFacts(
-        "chat",
-        is_stream=True,
-        has_running_usage=running_usage,
-        sequences=sequences,
-    )
-    return RequestTimeline(key, at, facts)
-
-
-def token(count: int | None = None, prompt: int = 10) -> Update:
-    usage = None if count is None else Usage(prompt, count)
-    return Update(carries_token=True, usage=usage)
+from proxy.wire.facts import PhaseSeconds, Update, Usage
+from tests.support.timelines import streamed, token
 
 
 def scene(

@@ -9,23 +9,7 @@ from proxy.meter.activity.request import (
     TokenLog,
 )
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update, Usage
-
-
-def streamed(
-    key: int = 1, at: float = 0.0, *, running_usage: bool = True, sequences: int = 1
-) -> RequestTimeline:
-    facts = RequestFacts(
-        "chat",
-        is_stream=True,
-        has_running_usage=running_usage,
-        sequences=sequences,
-    )
-    return RequestTimeline(key, at, facts)
-
-
-def token(count: int | None = None, prompt: int = 10) -> Update:
-    usage = None if count is None else Usage(prompt, count)
-    return Update(carries_token=True, usage=usage)
+from tests.support.timelines import streamed, token
 
 
 def test_running_usage_counts_exactly_whatever_the_events_carry() -> None:
