@@ -132,12 +132,12 @@ class EngineCount:
 
     def unseen(self, start_seconds: float, end_seconds: float) -> Unseen:
         """Who ran in between and has no record: settled, so the same to all."""
-        by_work: list[RequestTimeline] = [
+        by_work = [
             work
             for work in self._external
             if work.arrived_seconds < end_seconds and work.end_seconds > start_seconds
         ]
-        reasons = [work.reason for work in self._external if work in by_work]
+        reasons = [work.reason for work in by_work]
         unmetered = self._unmetered.between(start_seconds, end_seconds)
         external = self._gauges.external(start_seconds, end_seconds)
         by_time = [*unmetered, *external]
