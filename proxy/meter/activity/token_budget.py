@@ -124,6 +124,7 @@ class TokenBudget:
 
     def _bound(self, decodes: float) -> None:
         """What lies between the end of a prompt now and the ends of those before."""
+        were = self._low, self._high
         ends = np.array(list(self._ends.values()))
         steps = self._steps - np.array(list(self._ends))
         done = self._tokens + self._decodes - ends[:, :2]
@@ -134,7 +135,9 @@ class TokenBudget:
         if is_apart.any():
             most = (done[:, 1] - decodes)[is_apart] / (steps[is_apart] - 1)
             self._high = min(self._high, float(most.min()))
-            self.tokens = self._agreed()
+            is_known = self._steps in self._ends and were == (self._low, self._high)
+            if not is_known:  # else as after the last prompt of this step
+                self.tokens = self._agreed()
 
     def _forget_stretch(self) -> None:
         self._tokens = self._decodes = 0.0
