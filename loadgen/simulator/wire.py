@@ -144,7 +144,10 @@ class EngineMetrics(Protocol):
     """Counters of a dialect and their page, `/metrics`."""
 
     def scheduled(self, truth: RequestTruth) -> None:
-        """A sequence was computed for the first time."""
+        """A sequence was looked up in the prefix cache and is computed from now on."""
+
+    def prefilled(self, truth: RequestTruth) -> None:
+        """A sequence got its first token."""
 
     def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended, in which so many tokens were written."""

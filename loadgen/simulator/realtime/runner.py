@@ -287,6 +287,9 @@ class Runner:
             job = self._jobs.get(name)
             if job is None:  # aborted while the step was under way
                 continue
+            truth = self.engine.truth[name]
+            if truth.first_token_seconds == step.end_seconds:
+                self.metrics.prefilled(truth)
             ticket = job.ticket
             job.count += 1
             if job.count == ticket.fails_at:

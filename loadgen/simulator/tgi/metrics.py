@@ -43,6 +43,9 @@ class TgiMetrics:
         self._has_queue = True
         self._input.observe(truth.prompt_tokens)
 
+    def prefilled(self, truth: RequestTruth) -> None:
+        """A sequence got its first token; TGI counts prompts as they are queued."""
+
     def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
         self._has_batch = True

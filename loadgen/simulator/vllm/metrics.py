@@ -31,6 +31,13 @@ LENGTH_BOUNDS = (
 )  # fmt: skip
 
 
+def _recomputed_tokens(truth: RequestTruth) -> int:
+    """Tokens of a prompt that vLLM counts as sent, although it computes them again:
+    the last one of a prompt that came whole."""
+    is_whole = truth.cached_tokens + 1 == truth.prompt_tokens
+    return int(bool(truth.external_tokens) and is_whole)
+
+
 class VllmMetrics:
     """Counters and histograms of one engine."""
 
@@ -38,7 +45,8 @@ class VllmMetrics:
         page = self._page = Page({"engine": "0", "model_name": model})
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._external_tokens = self._recomputed_tokens = 0
-        self._external_queries = 0
+        self._queries = self._hits = 0
+        self._external_queries = self._external_hits = 0
         self._preemptions = self._rejected = 0
         self._success = dict.fromkeys(FINISHED, 0)
         self._step_tokens = page.histogram("vllm:iteration_tokens_total", STEP_BOUNDS)
@@ -58,17 +66,22 @@ class VllmMetrics:
         )
 
     def scheduled(self, truth: RequestTruth) -> None:
-        """A sequence was computed for the first time."""
+        """A sequence was looked up in the prefix cache and is computed from now on."""
+        found = truth.cached_tokens - truth.external_tokens
+        again = _recomputed_tokens(truth)
+        self._queries += truth.prompt_tokens
+        self._hits += found
+        if truth.external_tokens:
+            self._external_queries += truth.prompt_tokens - found
+            self._external_hits += truth.external_tokens + again
+
+    def prefilled(self, truth: RequestTruth) -> None:
+        """A sequence got its first token: only now does vLLM count its prompt."""
         self._prompt_tokens += truth.prompt_tokens
         self._cached_tokens += truth.cached_tokens
-        if truth.external_tokens:
-            # of a prompt that came whole vLLM counts the last token as sent, too,
-            # although it is computed once more
-            again = int(truth.cached_tokens + 1 == truth.prompt_tokens)
-            self._external_tokens += truth.external_tokens + again
-            self._recomputed_tokens += again
-            found = truth.cached_tokens - truth.external_tokens
-            self._external_queries += truth.prompt_tokens - found
+        again = _recomputed_tokens(truth)
+        self._external_tokens += truth.external_tokens + again
+        self._recomputed_tokens += again
 
     def stepped(self, step: Step, generated_tokens: int) -> None:
         """A step ended."""
@@ -115,10 +128,10 @@ class VllmMetrics:
             "kv_cache_usage_perc": gauges.kv_used_fraction,
         }
         counters: dict[str, float | Samples] = {
-            "prefix_cache_queries": self._prompt_tokens,
-            "prefix_cache_hits": local_tokens,
+            "prefix_cache_queries": self._queries,
+            "prefix_cache_hits": self._hits,
             "external_prefix_cache_queries": self._external_queries,
-            "external_prefix_cache_hits": self._external_tokens,
+            "external_prefix_cache_hits": self._external_hits,
             "num_preemptions": self._preemptions,
             "prompt_tokens": self._prompt_tokens,
             "prompt_tokens_cached": self._cached_tokens,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.simulator.app import make_app, make_runner
 from loadgen.simulator.config import ServerConfig
@@ -213,6 +214,29 @@ def test_a_repeated_prompt_is_cached_and_says_so() -> None:
             details = events[-2]["usage"]["prompt_tokens_details"]
             cached.append(details["cached_tokens"])
         assert cached == [0, 96]
+
+    talk(scene)
+
+
+def test_a_prompt_is_counted_with_its_first_token() -> None:
+    names = [
+        f"vllm:{name}_total"
+        for name in ("prefix_cache_queries", "prompt_tokens", "generation_tokens")
+    ]
+
+    async def scene(server: Server) -> None:
+        body = completion(prompt="word " * 40_000, max_tokens=3)
+        request = asyncio.create_task(server.session.post("/v1/completions", json=body))
+        pages: list[list[float]] = []
+        while not pages or pages[-1][-1] < 3:
+            async with server.session.get("/metrics") as page:
+                families = text_string_to_metric_families(await page.text())
+            values = {s.name: s.value for family in families for s in family.samples}
+            pages.append([values[name] for name in names])
+        (await request).close()
+        # looked up in the prefix cache when it began: seconds before the first token
+        assert [40_000, 0, 0] in pages
+        assert pages[-1] == [40_000, 40_000, 3]
 
     talk(scene)
 

@@ -161,8 +161,12 @@ def test_parameters_that_are_no_object_are_refused() -> None:
 
 def test_the_counters_tell_sent_tokens_from_cached_ones() -> None:
     metrics = VllmMetrics("m")
-    metrics.scheduled(RequestTruth("a", 100, 0.0, cached_tokens=99, external_tokens=67))
-    metrics.scheduled(RequestTruth("b", 50, 0.0, cached_tokens=32))
+    for truth in (
+        RequestTruth("a", 100, 0.0, cached_tokens=99, external_tokens=67),
+        RequestTruth("b", 50, 0.0, cached_tokens=32),
+    ):
+        metrics.scheduled(truth)
+        metrics.prefilled(truth)
     page = metrics.page(Gauges(0, 0, 0.0))
     found = {
         line.partition("source=")[2].split('"')[1]: float(line.split()[-1])
