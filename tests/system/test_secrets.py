@@ -272,12 +272,13 @@ def _metered_run(folder: Path, trace: Path) -> None:
         simulating(folder) as engine,
         metering(folder, engine, waits=False) as proxy,
     ):
-        subprocess.run(
+        done = subprocess.run(
             [*run, "loadgen", "replay", str(trace), "--rate", "inf", "--quiet",
              "--url", proxy["url"], "--ledger", proxy["admin_url"],
              "--out", str(folder / "run")],
-            env=environment, check=True, capture_output=True, timeout=PATIENCE_SECONDS,
+            env=environment, capture_output=True, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
+        assert done.returncode in (0, 3), done.stderr  # a busy host
         subprocess.run(
             [*run, "proxy", "calibrate", proxy["admin_url"]],
             env=environment, check=True, capture_output=True, timeout=PATIENCE_SECONDS,
@@ -287,6 +288,7 @@ def _metered_run(folder: Path, trace: Path) -> None:
     assert "servewatt_engine_gauges_up" in shown
     assert "servewatt_sensor_up" in shown
     summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["completed"] == 2
     assert summary["energy"]["measured_joules"] > 0
 
 
