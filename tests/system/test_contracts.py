@@ -226,10 +226,11 @@ class Live:
                 allowed = client.delete(path).headers["allow"]
                 self.routes[route] = ", ".join(sorted(re.split(r"[, ]+", allowed)))
                 method = "POST" if "POST" in allowed else "GET"
-                reply = client.request(method, path)
-                assert reply.status_code == 200, (path, reply.text)
-                if reply.headers["content-type"].startswith("application/json"):
-                    self.admin[f"{method} {route}"] = reply.json()
+                with client.stream(method, path) as reply:  # /live has no end
+                    assert reply.status_code == 200, (path, reply.read())
+                    if reply.headers["content-type"].startswith("application/json"):
+                        reply.read()
+                        self.admin[f"{method} {route}"] = reply.json()
 
 
 def start(*command: str, cwd: Path) -> subprocess.Popen[str]:

@@ -91,11 +91,23 @@ def send(url: str, request_id: str, **headers: str) -> int:
 def everything_told(admin: str) -> bytes:
     with httpx.Client(base_url=admin, trust_env=False) as client:
         paths = client.get("/").json()["paths"]
-        pages = [client.get(path) for path in paths if "{" not in path]
-        pages.append(
-            client.get("/metrics", headers={"accept": "application/openmetrics-text"})
-        )
-        return b"".join(page.content + repr(page.headers).encode() for page in pages)
+        pages = [read(client, path) for path in paths if "{" not in path]
+        pages.append(read(client, "/metrics", accept="application/openmetrics-text"))
+        return b"".join(pages)
+
+
+def read(client: httpx.Client, path: str, **headers: str) -> bytes:
+    """A reply with its headers; of a stream two events, the whole and what is more."""
+    with client.stream("GET", path, headers=headers) as reply:
+        is_stream = reply.headers.get("content-type") == "text/event-stream"
+        told = repr(reply.headers).encode()
+        events = 0
+        for piece in reply.iter_bytes():
+            told += piece
+            events += piece.count(b"\n\n")
+            if is_stream and events >= 2:
+                break
+        return told
 
 
 @pytest.mark.parametrize("hashing", [False, True])
@@ -260,12 +272,13 @@ def _metered_run(folder: Path, trace: Path) -> None:
         simulating(folder) as engine,
         metering(folder, engine, waits=False) as proxy,
     ):
-        subprocess.run(
+        done = subprocess.run(
             [*run, "loadgen", "replay", str(trace), "--rate", "inf", "--quiet",
              "--url", proxy["url"], "--ledger", proxy["admin_url"],
              "--out", str(folder / "run")],
-            env=environment, check=True, capture_output=True, timeout=PATIENCE_SECONDS,
+            env=environment, capture_output=True, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
+        assert done.returncode in (0, 3), done.stderr  # a busy host
         subprocess.run(
             [*run, "proxy", "calibrate", proxy["admin_url"]],
             env=environment, check=True, capture_output=True, timeout=PATIENCE_SECONDS,
@@ -275,6 +288,7 @@ def _metered_run(folder: Path, trace: Path) -> None:
     assert "servewatt_engine_gauges_up" in shown
     assert "servewatt_sensor_up" in shown
     summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["completed"] == 2
     assert summary["energy"]["measured_joules"] > 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.children import get, post, wait_for
+from tests.support.children import PATIENCE_SECONDS, get, post, wait_for
 from tests.support.paths import ROOT
 from tests.support.power_benches import serving
 
@@ -211,7 +211,7 @@ def test_a_store_that_cannot_be_opened_stops_no_request(
         metrics = get(f"{addresses['admin_url']}/metrics").text
         assert "\nservewatt_store_up 0.0\n" in metrics
         process.send_signal(signal.SIGTERM)
-        _, words = process.communicate(timeout=20)
+        _, words = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert "unable to open database file; records wait in memory" in words
     assert "1 records could not be stored: unable to open database file" in words
@@ -230,7 +230,7 @@ def test_a_store_of_a_newer_version_is_refused_in_one_line(
         [sys.executable, "-m", "proxy", "serve", "--upstream", engine, "--power",
          "none"],
         cwd=ROOT, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
