@@ -202,4 +202,6 @@ def test_a_relay_that_is_killed_while_the_file_changes_has_the_new_upstreams(
     served.use("b")  # while it is started again
     wait_for(proxy.is_whole)
     assert served.ask_all("then") == {"b"}
+    # nor has the signal ended it
+    assert proxy.total("servewatt_process_restarts_total") == 1
     assert served.lines("Traceback") == 0
