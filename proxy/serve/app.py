@@ -39,18 +39,17 @@ from proxy.relay.link.messages import Unseen
 from proxy.relay.link.meter_end import RelayLinks
 from proxy.relay.routing.labels import check_tenant_header
 from proxy.relay.server import RelayServer
+from proxy.relay.upstream.upstream import Upstream
 from proxy.security.secrets import read_secret
 from proxy.security.tls import Identity
-from proxy.serve.config import (
-    ServeConfig,
-    differences,
-    state_folder,
-    url_without_user,
-)
-from proxy.serve.fleet import Fleet, changes_of
+from proxy.serve.config import ServeConfig, state_folder, url_without_user
+from proxy.serve.fleet import Fleet
 from proxy.serve.idle_memory import IdleMemory
+from proxy.serve.orders import Follower
 from proxy.serve.parts import MeterPart
+from proxy.serve.plan import Changes, Plan, changes_of
 from proxy.serve.stopping import Stopping
+from proxy.serve.upstream import MeteredUpstream, build_metered
 from proxy.store.address import store_url
 from proxy.store.archive import Archive
 
@@ -108,14 +107,20 @@ def run_process(
     relay_config = relay_config_of(config)
     process = ProcessRun(uuid.uuid4().hex, time.monotonic())
     memory = None if part is None else IdleMemory(Path(f"{part.path}-idle.json"))
-    last = None if memory is None else memory.last
-    fleet = Fleet(config.upstreams, config.metering, process, last)
+    first = build_metered(
+        config.upstreams,
+        config.metering,
+        process,
+        count=len(config.upstreams),
+        brought_by={} if part is None else part.use.plan.brought_by,
+        last_idle_watts={} if memory is None else memory.last,
+    )
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_connections(
         relay_config.max_connections if part is None else 0,
         config.admin_limits.admin_max_connections,
     )
-    app = _App(config, fleet, access, relay_config, process, read_again, part)
+    app = _App(config, Fleet(first), access, relay_config, process, read_again, part)
     app.memory = memory
     uvloop.run(app.serve(announce, until_eof))
 
@@ -161,13 +166,17 @@ def tls_again(name: str, reload_tls: Callable[[], None]) -> str:
     return f"TLS files of upstream {name} read again"
 
 
+Built = tuple[ProcessRun, list[MeteredUpstream]]
+"""New upstreams, and the run that begins with them."""
+
+
 class _App:
     """Everything that lives as long as the process."""
 
     def __init__(
         self,
         config: ServeConfig,
-        fleet: Fleet,
+        fleet: Fleet[MeteredUpstream],
         access: AdminAccess,
         relay_config: RelayConfig,
         process: ProcessRun,
@@ -211,6 +220,10 @@ class _App:
         """Its default is known once the relay listens."""
         self.reloads: Counter[str] = Counter()
         """Files of `--config` read again, by what became of them."""
+        self.follower: Follower[Built] | None = None
+        """Of who started this process, where it is one of several."""
+        if part is not None:
+            self.follower = Follower(part.use, self._build, self._take, self.errors)
         self.supervisor = supervisor()
         self.stopping = Stopping()
 
@@ -229,6 +242,10 @@ class _App:
         admin = await self._open_admin()
         self.fleet.begin(self.errors)
         beat = asyncio.create_task(self._beat_until_stopped())
+        following: asyncio.Task[None] | None = None
+        if self.part is not None and self.follower is not None:
+            await self.follower.begin(self.part.orders)
+            following = asyncio.create_task(self.follower.follow())
         # modules stay: without them a full collection is 30 ms shorter
         gc.collect()
         gc.freeze()
@@ -251,8 +268,9 @@ class _App:
         )
         await relay.close()  # those left over end now, and have records too
         await self._settle_the_last()
-        if self.reloading is not None:
-            self.reloading.cancel()
+        for change in (self.reloading, following):
+            if change is not None:
+                change.cancel()
         await self.fleet.stop_watching()
         beat.cancel()
         await asyncio.gather(beat, return_exceptions=True)
@@ -369,35 +387,52 @@ class _App:
         try:
             new = await asyncio.to_thread(read_again)
             changes = changes_of(self.fleet.configs, new.upstreams)
-            run = ProcessRun(uuid.uuid4().hex, time.monotonic())
-            await self.fleet.change(
-                changes,
-                self.relay_config,
-                run,
-                self.errors,
-                self.records,
-                self.recorder,
-            )
+            built = await self._build(None, changes)
         except ProxyError as error:
             self.reloads["refused"] += 1
             log.error("%s; going on with the configuration in use", error)
             return "the configuration in use stays"
+        said = changes.said(new, self.config)
+        await self._take(changes, built)
         self.reloads["used"] += 1
+        return said
+
+    async def _build(self, plan: Plan | None, changes: Changes) -> Built:
+        """What is new, open and in a run of its own. Raises ConfigError."""
+        run = ProcessRun(uuid.uuid4().hex, time.monotonic())
+        built = await asyncio.to_thread(
+            build_metered,
+            changes.new,
+            self.config.metering,
+            run,
+            count=len(changes.names),
+            brought_by={} if plan is None else plan.brought_by,
+        )
+        for upstream in built:
+            upstream.open_upstream(
+                self.relay_config, time.monotonic, self.records, self.recorder
+            )
+        return run, built
+
+    async def _take(self, changes: Changes, built: Built) -> None:
+        """Fleet, relay, store and admin API go over to the upstreams as changed."""
+        run, new = built
+        await self.fleet.take(changes, new, self.errors)
         self._use_upstreams(run if changes.text else None)
-        self.fleet.let_go(self.errors)
-        taken = [f"upstreams {changes.text}" if changes.text else "upstreams as named"]
-        waiting = differences(new, self.config)
-        if waiting:
-            taken.append(f"not before a restart: {', '.join(waiting)}")
+        self.fleet.let_go(self.errors, self._is_used)
         self.config = replace(self.config, upstreams=self.fleet.configs)
         self.sources.config = self.config.shown()
-        return "; ".join(taken)
+
+    def _is_used(self, upstream: Upstream) -> bool:
+        """Whether an upstream has requests, or may get one of a relay elsewhere."""
+        may_get = self.links is not None and self.links.uses(upstream)
+        return may_get or upstream.in_flight > 0
 
     def _use_upstreams(self, run: ProcessRun | None) -> None:
         """Relay, store and admin API go on with the fleet as it is now."""
-        assert self.relay is not None
         current = self.fleet.current
-        self.relay.take_upstreams([each.upstream for each in current])
+        if self.relay is not None:
+            self.relay.take_upstreams(self.fleet.upstreams)
         self.records.take_upstreams(self._addresses(), self._boundaries())
         self.sources.engines = [each.sources() for each in current]
         if run is not None:
@@ -489,6 +524,7 @@ class _App:
             processes = ProcessStates(
                 up=links.up, relay_restarts=links.restarts, meter_restarts=part.restarts
             )
+        follower = self.follower
         return Snapshot(
             engines=[
                 upstream.snapshot(
@@ -509,7 +545,7 @@ class _App:
             processes=processes,
             admin_refused=self.access.counters.refused,
             admin_changes=self.access.counters.changes,
-            reloads=self.reloads,
+            reloads=self.reloads if follower is None else follower.use.reloads,
         )
 
 

@@ -18,7 +18,8 @@ from proxy.process.arithmetic import import_numpy_on_one_thread
 from proxy.process.logs import log_to_stderr
 from proxy.process.terminal import run_command
 from proxy.serve.heartbeat import beat, end_after_lease
-from proxy.serve.parts import HUNG_SECONDS, LENGTH_BYTES, Job, MeterPart
+from proxy.serve.orders import LENGTH_BYTES
+from proxy.serve.parts import HUNG_SECONDS, Job, MeterPart
 
 
 def main() -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxy.serve.config import ServeConfig
+from proxy.serve.orders import Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,10 @@ class MeterPart:
     """On which the relays listen."""
     restarts: int
     """Times that it was started again."""
+    orders: int
+    """Handle of the socket on which it is told what changes."""
+    use: Use
+    """The upstreams that it starts with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,10 @@ class RelayPart:
     """From 1."""
     starts: int
     """Processes that had this number, itself included."""
+    orders: int
+    """Handle of the socket on which it is told what changes."""
+    use: Use
+    """The upstreams that it starts with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +58,3 @@ STOP_SECONDS = 30.0
 """After the time that requests have: for the last records to be settled and stored."""
 HUNG_SECONDS = 300.0
 """The same where nobody is left who would kill one that hangs."""
-LENGTH_BYTES = 8
-"""Before the pickled job, which only our own parent writes."""

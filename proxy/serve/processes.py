@@ -13,13 +13,14 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -27,11 +28,12 @@ import uvloop
 from proxy.errors import ConfigError, ProxyError
 from proxy.process.supervise import LoopErrors
 from proxy.process.systemd import ALIVE, READY, STOPPING, supervisor
-from proxy.serve.config import ServeConfig, differences
-from proxy.serve.fleet import changes_of
+from proxy.serve.config import ServeConfig
 from proxy.serve.heartbeat import BEAT_SECONDS, SILENT_TURNS, STARTING_TURNS, Silence
 from proxy.serve.link_folder import LinkFolder, remove_left_over
-from proxy.serve.parts import LENGTH_BYTES, STOP_SECONDS, Job, MeterPart, RelayPart
+from proxy.serve.orders import Offer, Order, Orders, Use, packed
+from proxy.serve.parts import STOP_SECONDS, Job, MeterPart, RelayPart
+from proxy.serve.plan import Plan
 from proxy.serve.stopping import Stopping
 
 log = logging.getLogger("servewatt.proxy")
@@ -139,33 +141,63 @@ class _Child:
         self._silent_turns = silent_turns
         self._silence = Silence(STARTING_TURNS)
         self._hearing: asyncio.Task[None] | None = None
+        self._orders: Orders | None = None
+        self.up = asyncio.Event()
+        """It serves, as far as is known."""
+        self.told: Use | None = None
+        """The plan that it has, while it is up."""
         self.starts = 0
         self.process: asyncio.subprocess.Process | None = None
         self.began_seconds = 0.0
         self.pause_seconds = 0.0
 
-    async def start(self, job: Job) -> dict[str, Any] | None:
-        """Begin a process; what it announced, or None where it ended before."""
-        self.starts += 1
-        self.began_seconds = time.monotonic()
-        environment = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
-        process = self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy.serve.part", self.name,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
+    async def start(
+        self, job_of: Callable[[int], Job], use_now: Callable[[], Use]
+    ) -> dict[str, Any] | None:
+        """Begin a process; what it announced, or None where it ended before.
+
+        `job_of` tells its job by the handle of the socket that brings orders,
+        `use_now` what it has to use, which may change while it starts.
+        """
+        if self._orders is not None:
+            self._orders.close()
+        ours, theirs = socket.socketpair()
+        orders = self._orders = await Orders.over(ours)
+        with theirs:
+            job = job_of(theirs.fileno())
+            process = await self._begin(theirs)
         assert process.stdin is not None
         assert process.stdout is not None
         self._silence = Silence(STARTING_TURNS)
-        content = pickle.dumps(job)
-        process.stdin.write(len(content).to_bytes(LENGTH_BYTES, "big") + content)
-        line = await process.stdout.readline()
+        process.stdin.write(packed(job))
+        try:
+            await orders.ready()
+            while self.told is not (use := use_now()):
+                await self._tell(orders, use)
+            self.up.set()
+            line = await process.stdout.readline()
+        except EOFError:
+            line = b""
+        finally:
+            if not self.up.is_set():
+                orders.close()
         if not line:
             return None
         self._silence = Silence(self._silent_turns)
         self._hearing = asyncio.create_task(self._hear(process.stdout, self._silence))
         addresses: dict[str, Any] = json.loads(line)
         return addresses
+
+    async def _begin(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+        self.starts += 1
+        self.began_seconds = time.monotonic()
+        environment = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "proxy.serve.part", self.name,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env=environment, start_new_session=True, pass_fds=(theirs.fileno(),),
+        )  # fmt: skip
+        return self.process
 
     @staticmethod
     async def _hear(words: asyncio.StreamReader, silence: Silence) -> None:
@@ -183,7 +215,42 @@ class _Child:
     async def ended(self) -> int:
         """Its exit code, once it has one."""
         assert self.process is not None
-        return await self.process.wait()
+        code = await self.process.wait()
+        self._is_gone()
+        return code
+
+    async def tell(self, use: Use) -> None:
+        """Bring it to this, if it is up; one that cannot is ended."""
+        if self.up.is_set() and self.told is not use and self._orders is not None:
+            with contextlib.suppress(EOFError):  # its successor has it
+                await self._tell(self._orders, use)
+
+    async def _tell(self, orders: Orders, use: Use) -> None:
+        reason = await orders.give(use)
+        if reason is not None:
+            log.error("%s does not use the new upstreams: %s", self.name, reason)
+            self.signal(signal.SIGKILL)
+            raise EOFError
+        self.told = use
+
+    def _is_gone(self) -> None:
+        self.up.clear()
+        self.told = None
+
+    async def give(self, order: Order) -> str | None:
+        """Have it do this; None, or why it cannot.
+
+        Raises EOFError where it has ended, or has to, since it takes no orders.
+        """
+        orders = self._orders
+        assert orders is not None
+        try:
+            return await orders.give(order)
+        except EOFError:
+            if orders is self._orders:
+                self._is_gone()
+                self.signal(signal.SIGKILL)
+            raise
 
     def signal(self, number: int) -> None:
         """Tell it, if it still lives."""
@@ -217,8 +284,13 @@ class _Processes:
         silent_turns: int,
     ) -> None:
         self.config = self.asked = config
+        self.use = Use(Plan.first(config.upstreams))
+        """Upstreams that each process has, or is about to."""
+        self.reloads: Counter[str] = Counter()
         self.read_again = read_again
-        self.reading: asyncio.Task[None] | None = None
+        self.reloading: asyncio.Task[None] | None = None
+        self.wants_reload = False
+        self.hangups = 0
         self.port = port
         self.path = path
         self.meter = _Child("meter", silent_turns)
@@ -257,6 +329,8 @@ class _Processes:
             watches.append(asyncio.create_task(self._watch_turns()))
             await self.stopping.asked.wait()
             self.supervisor.notify(STOPPING)
+            if self.reloading is not None:
+                watches.append(self.reloading)
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
@@ -279,18 +353,37 @@ class _Processes:
 
     async def _start(self, child: _Child) -> dict[str, Any]:
         """The first process of that name, which must start."""
-        addresses = await child.start(self._job(child))
+        addresses = await self._begin(child)
         if addresses is None:
             raise SystemExit(max(await child.ended(), 1))
         return addresses
 
-    def _job(self, child: _Child) -> Job:
+    async def _begin(self, child: _Child) -> dict[str, Any] | None:
+        """Start it, and tell it what has changed since."""
+        hangups = self.hangups
+        addresses = await child.start(partial(self._job, child), self._use_now(child))
+        if addresses is not None:
+            if self.hangups != hangups:  # before it serves, that would end it
+                child.signal(signal.SIGHUP)
+            await self._tell_all()
+        return addresses
+
+    def _use_now(self, child: _Child) -> Callable[[], Use]:
+        """A relay begins with what the meter has, which goes over first."""
+
+        def now() -> Use:
+            return self.use if child is self.meter else self.meter.told or self.use
+
+        return now
+
+    def _job(self, child: _Child, orders: int) -> Job:
         part: MeterPart | RelayPart
+        path, port, use = self.path, self.port, self.use
         if child is self.meter:
-            part = MeterPart(self.path, self.port, restarts=child.starts)
+            part = MeterPart(path, port, child.starts, orders, use)
         else:
             number = self.relays.index(child) + 1
-            part = RelayPart(self.path, self.port, number, starts=child.starts + 1)
+            part = RelayPart(path, port, number, child.starts + 1, orders, use)
         return Job(self.config, part)
 
     async def _keep(self, child: _Child) -> None:
@@ -300,7 +393,7 @@ class _Processes:
             log.error("%s %s; it is started again", child.name, _how(code))
             with self.errors.caught("restart"):
                 await child.pause()
-                if await child.start(self._job(child)) is not None:
+                if await self._begin(child) is not None:
                     assert child.process is not None
                     log.warning("%s is process %d now", child.name, child.process.pid)
 
@@ -319,29 +412,78 @@ class _Processes:
                 each.turn()
 
     def _reload(self) -> None:
-        """SIGHUP: each reads certificates and secrets again; upstreams are fixed."""
-        self._tell(signal.SIGHUP)
-        if self.read_again is not None and (
-            self.reading is None or self.reading.done()
-        ):
-            self.reading = asyncio.create_task(self._compare(self.read_again))
-
-    async def _compare(self, read_again: Callable[[], ServeConfig]) -> None:
-        """Say in one line what of the file is not used before a restart."""
-        try:
-            new = await asyncio.to_thread(read_again)
-        except ProxyError as error:
-            log.error("%s; going on with the configuration in use", error)
+        """SIGHUP: each reads secrets again, and all of them go over to the file."""
+        self.hangups += 1
+        for each in self.children:
+            if each.up.is_set():
+                each.signal(signal.SIGHUP)
+        if self.read_again is None:
             return
-        changed = differences(new, self.asked)
-        if new.upstreams != self.asked.upstreams:
-            text = changes_of(self.asked.upstreams, new.upstreams).text or "models"
-            changed = [f"upstreams ({text})", *changed]
-        if changed:
-            log.warning(
-                "SIGHUP: not used before a restart, since --relays is %d: %s",
-                len(self.relays), ", ".join(changed),
-            )  # fmt: skip
+        self.wants_reload = True
+        if self.reloading is None or self.reloading.done():
+            self.reloading = asyncio.create_task(self._change(self.read_again))
+
+    async def _change(self, read_again: Callable[[], ServeConfig]) -> None:
+        """Use the upstreams of the file, in all processes or in none; one at a time."""
+        while self.wants_reload:
+            self.wants_reload = False
+            with self.errors.caught("reload"):
+                try:
+                    new = await asyncio.to_thread(read_again)
+                    plan = self.use.plan.then(new.upstreams)
+                    await self._offer(plan)
+                except ProxyError as error:
+                    self.reloads["refused"] += 1
+                    log.error("%s; going on with the configuration in use", error)
+                    await self._go_over(self.use.plan)
+                    continue
+                changes = plan.changes_from(self.use.plan)
+                said = changes.said(new, self.asked)
+                self.reloads["used"] += 1
+                await self._go_over(plan)
+                log.info("SIGHUP: %s", said)
+
+    async def _offer(self, plan: Plan) -> None:
+        """Have each build what is new. Raises ProxyError where one of them cannot.
+
+        Whoever ends meanwhile may have been killed; twice, it may be the plan.
+        """
+        ended: list[str] = []
+
+        async def ask(child: _Child) -> str | None:
+            try:
+                return await child.give(Offer(plan))
+            except EOFError:
+                ended.append(child.name)
+                return None
+
+        for _ in range(2):
+            if not self.meter.up.is_set():
+                log.warning("SIGHUP: the meter's process is away, and is waited for")
+                await self.meter.up.wait()
+            ended.clear()
+            up = [each for each in self.children if each.up.is_set()]
+            for reason in await asyncio.gather(*map(ask, up)):
+                if reason is not None:
+                    raise ProxyError(reason)
+            if not ended:
+                return
+        raise ProxyError(
+            f"{', '.join(ended)} ended twice over the upstreams of the file"
+        )
+
+    async def _go_over(self, plan: Plan) -> None:
+        """Have all use it, the meter first; whoever starts meanwhile has it already."""
+        self.use = Use(plan, dict(self.reloads))
+        self.config = replace(self.config, upstreams=plan.upstreams)
+        await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        """Bring each to what is used now; whoever starts begins with it."""
+        use = self.use
+        await self.meter.tell(use)
+        if self.use is use and self.meter.told in (use, None):  # else told by another
+            await asyncio.gather(*(each.tell(use) for each in self.relays))
 
     def _tell(self, number: int) -> None:
         for each in self.children:

@@ -7,10 +7,9 @@ import gc
 import logging
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +33,12 @@ from proxy.serve.app import (
     tls_again,
 )
 from proxy.serve.config import ServeConfig, UpstreamConfig
+from proxy.serve.fleet import Fleet
+from proxy.serve.orders import Follower
 from proxy.serve.parts import RelayPart
+from proxy.serve.plan import Changes, Plan
 from proxy.serve.stopping import Stopping
-from proxy.serve.upstream import open_with_health, tls_of
+from proxy.serve.upstream import OpenUpstream, open_with_health, tls_of
 
 log = logging.getLogger("servewatt.relay")
 
@@ -56,17 +58,16 @@ def run_relay(
     relay_config = share_of(
         replace(relay_config_of(config), port=part.port), config.relays
     )
-    contexts = [tls_of(upstream) for upstream in config.upstreams]
     sys.setswitchinterval(SWITCH_SECONDS)
     allow_connections(relay_config.max_connections, 0)
 
     async def serve() -> None:
-        await _Relay(config, relay_config, part, contexts).serve(announce)
+        await _Relay(config, relay_config, part).serve(announce)
 
     uvloop.run(serve())
 
 
-class _Relayed:
+class _Relayed(OpenUpstream):
     """One upstream as this relay knows it."""
 
     def __init__(
@@ -74,27 +75,36 @@ class _Relayed:
         config: UpstreamConfig,
         relay_config: RelayConfig,
         link: MeterLink,
-        tls: ssl.SSLContext,
+        *,
         is_alone: bool,
+        brought_by: int,
     ) -> None:
+        """Raises ConfigError for what can never work."""
         self.config = config
-        self.meter = RemoteMeter(link, config.name)
+        self._tls = tls_of(config)
+        self.meter = RemoteMeter(link)
         self.upstream, self.health = open_with_health(
             config,
             relay_config,
             self.meter,
             time.monotonic,
-            tls=tls,
+            tls=self._tls,
             is_alone=is_alone,
             provenance=self.meter.provenance,
+            brought_by=brought_by,
         )
+        self.meter.engine = self.upstream.id
         self.meter.counters = self.upstream.counters
 
-    def reload_tls(self) -> None:
-        """Use its files as they are now. Raises ConfigError, and goes on as before."""
-        context = tls_of(self.config)
-        self.upstream.pool.use_tls(context)
-        self.health.use_tls(context)
+    def begin(self, errors: LoopErrors) -> None:
+        """Nothing to start: the meter's process has its sensors."""
+
+    async def watch(self, errors: LoopErrors) -> None:
+        """Its health."""
+        await errors.keep("health watch", self.health.watch)
+
+    async def end(self, errors: LoopErrors) -> None:
+        """Nothing to settle: the meter's process has its records."""
 
 
 class _Relay:
@@ -105,9 +115,9 @@ class _Relay:
         config: ServeConfig,
         relay_config: RelayConfig,
         part: RelayPart,
-        contexts: list[ssl.SSLContext],
     ) -> None:
         self.config = config
+        self.relay_config = relay_config
         self.part = part
         self.identity = relay_config.identity
         self.errors = LoopErrors()
@@ -118,14 +128,12 @@ class _Relay:
         self.link = MeterLink(
             part.path, self._hello, self._report, self._drain, time.monotonic
         )
-        is_alone = len(config.upstreams) == 1
-        self.relayed = [
-            _Relayed(upstream, relay_config, self.link, tls, is_alone)
-            for upstream, tls in zip(config.upstreams, contexts, strict=True)
-        ]
+        plan = part.use.plan
+        self.fleet = Fleet(self._relayed(plan, plan.upstreams))
+        self.follower = Follower(part.use, self._build, self._take, self.errors)
         self.relay = RelayServer(
             relay_config,
-            [each.upstream for each in self.relayed],
+            self.fleet.upstreams,
             self.counters,
             time.monotonic,
             shares_port=True,
@@ -141,10 +149,9 @@ class _Relay:
             asyncio.create_task(keep("link", self.link.keep)),
             asyncio.create_task(keep("beat", self._beat)),
         ]
-        tasks += [
-            asyncio.create_task(keep("health watch", each.health.watch))
-            for each in self.relayed
-        ]
+        self.fleet.begin(self.errors)
+        await self.follower.begin(self.part.orders)
+        tasks.append(asyncio.create_task(self.follower.follow()))
         await self.relay.listen()
         gc.collect()
         gc.freeze()
@@ -163,6 +170,28 @@ class _Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.fleet.stop_watching()
+
+    def _relayed(self, plan: Plan, configs: Sequence[UpstreamConfig]) -> list[_Relayed]:
+        """Those upstreams of a plan, open. Raises ConfigError."""
+        return [
+            _Relayed(
+                config,
+                self.relay_config,
+                self.link,
+                is_alone=len(plan.upstreams) == 1,
+                brought_by=plan.brought_by[config.name],
+            )
+            for config in configs
+        ]
+
+    async def _build(self, plan: Plan, changes: Changes) -> list[_Relayed]:
+        return self._relayed(plan, changes.new)
+
+    async def _take(self, changes: Changes, built: list[_Relayed]) -> None:
+        await self.fleet.take(changes, built, self.errors)
+        self.relay.take_upstreams(self.fleet.upstreams)
+        self.fleet.let_go(self.errors)
 
     async def _beat(self) -> None:
         due, beats = time.monotonic(), 0
@@ -179,7 +208,7 @@ class _Relay:
 
     def _hello(self) -> Hello:
         draining = tuple(
-            each.config.name for each in self.relayed if each.upstream.is_draining
+            each.upstream.id for each in self.fleet if each.upstream.is_draining
         )
         return Hello(self.part.number, self.part.starts, os.getpid(), draining)
 
@@ -187,10 +216,10 @@ class _Relay:
         return Report(
             figures_of(self.counters),
             {
-                each.config.name: EngineFigures(
+                each.upstream.id: EngineFigures(
                     figures_of(each.upstream.counters), each.upstream.in_flight
                 )
-                for each in self.relayed
+                for each in self.fleet
             },
             self.lag_seconds,
             (list(self.delays.counts), self.delays.total),
@@ -199,8 +228,8 @@ class _Relay:
         )
 
     def _drain(self, engine: str, is_draining: bool) -> None:
-        for each in self.relayed:
-            if each.config.name == engine:
+        for each in self.fleet:
+            if each.upstream.id == engine:
                 each.upstream.drain(is_draining)
 
     def _reload(self) -> None:
@@ -208,7 +237,7 @@ class _Relay:
         with self.errors.caught("reload"):
             identity = self.identity
             done = [] if identity is None else [identity.reload()]
-            for each in self.relayed:
+            for each in self.fleet.current:
                 if each.config.tls:
                     done.append(tls_again(each.config.name, each.reload_tls))
             path = self.config.tenant_hash_key_file

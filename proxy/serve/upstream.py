@@ -7,12 +7,14 @@ is shared with another one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 
 from proxy.admin.views import EngineSources, ProcessRun
 from proxy.engines import DIALECTS
@@ -37,6 +39,10 @@ from proxy.store.archive import Archive
 from proxy.store.fits import CalibrationFile
 from proxy.wire.events import HardwareObserved, PowerSampled, RequestOpened
 
+log = logging.getLogger("servewatt.proxy")
+
+SETTLE_LOOK_SECONDS = 0.2
+"""Between two looks whether an upstream that is let go has its last record."""
 KEYS = count(1)
 """Of the requests of all upstreams: one that is let go may have the name of its
 successor, and a record finds its note by both."""
@@ -65,6 +71,7 @@ def open_with_health(
     on_opened: Callable[[RequestOpened], None] = lambda _: None,
     on_closed: Callable[[int, float], None] = lambda _, __: None,
     record: Record | None = None,
+    brought_by: int = 0,
 ) -> tuple[Upstream, HealthWatch]:
     """A relay's way to an upstream, and who asks it how it is."""
     upstream = open_upstream(
@@ -79,6 +86,7 @@ def open_with_health(
         record=record,
         keys=KEYS,
     )
+    upstream.brought_by = brought_by
     upstream.role = config.role
     upstream.models = config.models or None
     health = HealthWatch(
@@ -91,7 +99,40 @@ def open_with_health(
     return upstream, health
 
 
-class MeteredUpstream:
+class OpenUpstream:
+    """A relay's way to one upstream, and what of its settings changes in place."""
+
+    config: UpstreamConfig
+    upstream: Upstream
+    health: HealthWatch
+    _tls: ssl.SSLContext
+
+    def reload_tls(self) -> None:
+        """Use authorities, certificate and key as their files are now.
+
+        Raises ConfigError for unusable ones, and goes on with those in use.
+        """
+        if self.config.tls:
+            self._tls = self.config.tls.context()
+            self.upstream.pool.use_tls(self._tls)
+            self.health.use_tls(self._tls)
+
+    def asks_models_from_now_on(self) -> bool:
+        """It gets others beside it; whether it was alone until now."""
+        was_alone = not self.health.asks_models
+        self.health.asks_models = True
+        return was_alone
+
+    def take_models(self, models: tuple[str, ...]) -> None:
+        """Serve these from now on; none: those that it lists itself."""
+        if models == self.config.models:
+            return
+        self.config = replace(self.config, models=models)
+        self.upstream.models = models or None
+        self.health.has_fixed_models = bool(models)
+
+
+class MeteredUpstream(OpenUpstream):
     """One upstream and all that is metered of it."""
 
     def __init__(
@@ -102,11 +143,12 @@ class MeteredUpstream:
         is_alone: bool = True,
         run: ProcessRun | None = None,
         last_idle_watts: Mapping[str, float] | None = None,
+        brought_by: int = 0,
     ) -> None:
         """Reads each sensor once. Raises ConfigError for what can never work.
 
         `run` is what its books belong to, `last_idle_watts` what a process that ended
-        had measured of its boundaries.
+        had measured of its boundaries, `brought_by` the number of its plan.
         Beside others it is blind for GPUs that are not its own: they may be theirs.
         """
         self._tls = tls_of(config)
@@ -114,6 +156,7 @@ class MeteredUpstream:
         try_sensors(planned)
         self.config = config
         self.is_alone = is_alone
+        self.brought_by = brought_by
         self.calibration = CalibrationFile(config.calibration, config.name)
         self.sensors = Sensors(planned, metering.sample_interval_seconds)
         boundaries = tuple(sensor.boundary for sensor in planned) or ("none",)
@@ -157,6 +200,7 @@ class MeteredUpstream:
             on_opened=partial(records.arrive, self.config.name),
             on_closed=partial(self._end, records, recorder),
             record=None if recorder is None else recorder.opened,
+            brought_by=self.brought_by,
         )
         return self.upstream
 
@@ -188,42 +232,28 @@ class MeteredUpstream:
         else:
             await watch_gauges(url, self.meter.feed, self.gauges, tls=lambda: self._tls)
 
-    def reload_tls(self) -> None:
-        """Use authorities, certificate and key as their files are now.
-
-        Raises ConfigError for unusable ones, and goes on with those in use.
-        """
-        if self.config.tls:
-            self._tls = self.config.tls.context()
-            self.upstream.pool.use_tls(self._tls)
-            self.health.use_tls(self._tls)
-
-    def asks_models_from_now_on(self) -> bool:
-        """It gets others beside it; whether it was alone until now."""
-        was_alone = not self.health.asks_models
-        self.health.asks_models = True
-        return was_alone
-
-    def take_models(self, models: tuple[str, ...]) -> None:
-        """Serve these from now on; none: those that it lists itself."""
-        if models == self.config.models:
-            return
-        self.config = replace(self.config, models=models)
-        self.upstream.models = models or None
-        self.health.has_fixed_models = bool(models)
-
     @property
     def unsettled(self) -> int:
         """How many records of it are still to come."""
         return self.meter.state().unsettled_requests
 
-    def start_sensors(
-        self, loop: asyncio.AbstractEventLoop, errors: LoopErrors
-    ) -> None:
-        """Read them on threads of their own, and feed the meter on the loop's."""
+    def begin(self, errors: LoopErrors) -> None:
+        """Read sensors on threads of their own, and feed the meter on the loop's."""
+        loop = asyncio.get_running_loop()
         self.sensors.start(
             lambda event: loop.call_soon_threadsafe(self._take, event), errors
         )
+
+    async def end(self, errors: LoopErrors) -> None:
+        """Its requests have ended: wait for their joules, which others settle."""
+        now = time.monotonic()
+        deadline = now + self.meter.stop(now)
+        while self.unsettled and time.monotonic() < deadline:  # noqa: ASYNC110  the beat settles and signals nobody
+            await asyncio.sleep(SETTLE_LOOK_SECONDS)
+        await asyncio.to_thread(self.sensors.stop)
+        with errors.caught("calibration"):
+            await self.save_calibration()
+        log.info("upstream %s is gone, its last request recorded", self.config.name)
 
     def _take(self, event: PowerSampled | HardwareObserved) -> None:
         """Feed the meter, and keep what a run will ask of its boards."""
@@ -307,3 +337,30 @@ class MeteredUpstream:
         if stats is None:
             return Provenance()
         return Provenance(stats.boundary, stats.is_simulated)
+
+
+def build_metered(
+    configs: Sequence[UpstreamConfig],
+    metering: MeterOptions,
+    run: ProcessRun,
+    *,
+    count: int,
+    brought_by: Mapping[str, int] = MappingProxyType({}),
+    last_idle_watts: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> list[MeteredUpstream]:
+    """Upstreams of a fleet of `count`; may wait for sensors.
+
+    `brought_by` and `last_idle_watts` are by name. Raises ConfigError for what can
+    never work.
+    """
+    return [
+        MeteredUpstream(
+            config,
+            metering,
+            is_alone=count == 1,
+            run=run,
+            last_idle_watts=last_idle_watts.get(config.name),
+            brought_by=brought_by.get(config.name, 0),
+        )
+        for config in configs
+    ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from proxy.store.archive import Archive
 from proxy.store.database import ADDED, META, RECORDS, SCHEMA_VERSION, Database
 from proxy.store.stored_record import StoredRecord, reply_from, reply_of, row_of
 from tests.support.databases import Postgres
+from tests.support.paths import ROOT
 from tests.support.stored_records import record, stored
 
 
@@ -307,15 +310,63 @@ def test_a_store_goes_back_to_an_earlier_version_and_comes_again(
     again.close()
 
 
-def test_a_backup_of_a_file_in_use_has_every_record(tmp_path: Path) -> None:
-    live = opened(make_url(f"sqlite:///{tmp_path}/records.sqlite"))
+def shown(*beginnings: str) -> str:
+    """The commands of the page about records that begin so, as one script."""
+    page = (ROOT / "docs" / "records.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith(beginnings)]
+    assert len(lines) >= len(beginnings)
+    return "\n".join(["set -e", "umask 077", *lines])
+
+
+def done(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script], cwd=folder, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3")
+def test_a_backup_of_a_file_in_use_is_restored_with_every_record(
+    tmp_path: Path,
+) -> None:
+    url = make_url(f"sqlite:///{tmp_path}/records.sqlite")
+    live = opened(url)
     live.write([row_of(stored(n)) for n in range(1, 9)])
-    with live.engine.connect() as connection:
-        connection.exec_driver_sql(f"VACUUM INTO '{tmp_path}/backup.sqlite'")
-    restored = opened(make_url(f"sqlite:///{tmp_path}/backup.sqlite"))
-    assert restored.page(0, 99, 99) == live.page(0, 99, 99)
+    is_over = threading.Event()
+
+    def write() -> None:
+        for number in range(9, 3000):
+            if is_over.is_set():
+                break
+            live.write([row_of(stored(number))])
+
+    backup = shown("sqlite3 'file:", "sqlite3 backup")
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        try:
+            made = done(backup, tmp_path)
+        finally:
+            is_over.set()
+        writing.result()
+    assert made.returncode == 0, made.stderr
+    is_whole, count = made.stdout.split()
+    assert is_whole == "ok"
+    assert 8 <= int(count) <= len(sequences(live))
+    assert (tmp_path / "backup.sqlite").stat().st_mode & 0o777 == 0o600
+    kept = live.page(0, int(count), 10**6)
     live.close()
-    restored.close()
+
+    # an older copy stays, and one of nothing is not made
+    assert done(backup, tmp_path).returncode != 0
+    assert done(backup, Path(tempfile.mkdtemp(dir=tmp_path))).returncode != 0
+
+    restored = done(shown("rm -f records.sqlite-wal", "cp backup.sqlite"), tmp_path)
+    assert restored.returncode == 0, restored.stderr
+    again = opened(url)
+    assert again.page(0, 10**6, 10**6) == kept
+    again.write([row_of(stored(int(count) + 1))])
+    assert len(sequences(again)) == int(count) + 1
+    again.close()
 
 
 @pytest.mark.postgres
@@ -325,14 +376,18 @@ def test_a_dump_of_a_database_is_restored_with_every_record(
     url, other = postgres.create_database(), postgres.create_database()
     live = opened(url)
     live.write([row_of(stored(n)) for n in range(1, 9)])
-    file = str(tmp_path / "backup.dump")
-    run = partial(subprocess.run, check=True, timeout=60)
-    names = [
-        each.set(drivername="postgresql").render_as_string() for each in (url, other)
-    ]
-    run(["pg_dump", "-Fc", "-t", "servewatt_*", "-f", file, names[0]])
-    run(["pg_restore", "--clean", "--if-exists", "-d", names[1], file])
+    dump, restore = shown("pg_dump"), shown("pg_restore")
+    kept = live.page(0, 99, 99)
+    for script, target in (dump, url), (restore, other), (restore, url):
+        if script is restore and target is url:
+            live.write([row_of(stored(9))])  # gone with the restore
+        name = target.set(drivername="postgresql").render_as_string()
+        made = done(script.replace("DATABASE", f"'{name}'"), tmp_path)
+        assert made.returncode == 0, made.stderr
     restored = opened(other)
-    assert restored.page(0, 99, 99) == live.page(0, 99, 99)
+    assert restored.page(0, 99, 99) == kept
+    assert live.page(0, 99, 99) == kept
+    live.write([row_of(stored(9))])  # who is connected goes on
+    assert sequences(live) == list(range(1, 10))
     live.close()
     restored.close()

@@ -36,13 +36,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Processes that had this number before it, itself included."""
     pid: int
     draining: tuple[str, ...] = ()
-    """Upstreams that it gives nothing new."""
+    """Upstreams that it gives nothing new, by their ids."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """`RequestOpened`, at one engine."""
 
     engine: str
+    """Id of its upstream; so in all other messages."""
     key: int
     at_seconds: float
     request_id: str
@@ -113,6 +114,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
     counters: CounterFigures
     engines: dict[str, EngineFigures]
+    """Of all that have requests of this relay, or may get one."""
     loop_lag_seconds: float
     loop_delays: tuple[list[int], float]
     """Counts by bucket and the sum of how late its beats were, since it started."""

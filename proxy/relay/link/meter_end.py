@@ -117,9 +117,9 @@ class RelayLinks:
     def tell_drains(self) -> None:
         """Pass on what the admin API changed; once a beat."""
         for upstream in self.upstreams():
-            if self._told.get(upstream.name, False) != upstream.is_draining:
-                self._told[upstream.name] = upstream.is_draining
-                self._tell(Drain(upstream.name, upstream.is_draining))
+            if self._told.get(upstream.id, False) != upstream.is_draining:
+                self._told[upstream.id] = upstream.is_draining
+                self._tell(Drain(upstream.id, upstream.is_draining))
 
     async def drain(self, timeout_seconds: float) -> int:
         """Wait until the relays have gone; how many requests they left."""
@@ -138,25 +138,29 @@ class RelayLinks:
         while self.connected:  # noqa: ASYNC110  gone within a turn or two of the loop
             await asyncio.sleep(0)
 
-    def of_name(self, name: str) -> Upstream | None:
+    def of_id(self, engine: str) -> Upstream | None:
         """The upstream that gets what relays say of this engine."""
-        return next((each for each in self.upstreams() if each.name == name), None)
+        return next((each for each in self.upstreams() if each.id == engine), None)
+
+    def uses(self, upstream: Upstream) -> bool:
+        """Whether a relay has requests there, or may yet open one."""
+        return any(each.uses(upstream) for each in self.connected)
 
     def welcome(self, relay: RelayConnection, hello: Hello) -> None:
         """A relay is here: it is told what it missed, and tells what a killed meter
         knew."""
         self.restarts[hello.relay] = max(self.restarts[hello.relay], hello.starts - 1)
         log.info("relay %d (process %d) is metered here", hello.relay, hello.pid)
-        for name in hello.draining:
-            upstream = self.of_name(name)
-            if upstream is not None and name not in self._told:
-                self._told[name] = True
+        for engine in hello.draining:
+            upstream = self.of_id(engine)
+            if upstream is not None and engine not in self._told:
+                self._told[engine] = True
                 upstream.drain(True)
         for upstream in self.upstreams():
-            if upstream.is_draining and upstream.name not in hello.draining:
-                relay.tell(Drain(upstream.name, True))
-            elif not upstream.is_draining and upstream.name in hello.draining:
-                relay.tell(Drain(upstream.name, False))
+            if upstream.is_draining and upstream.id not in hello.draining:
+                relay.tell(Drain(upstream.id, True))
+            elif not upstream.is_draining and upstream.id in hello.draining:
+                relay.tell(Drain(upstream.id, False))
 
     def _tell(self, message: MeterMessage) -> None:
         for relay in self.connected:
@@ -191,6 +195,12 @@ class RelayConnection(asyncio.Protocol):
         """Send it a message, if it is still there."""
         if not self.transport.is_closing():
             self.transport.write(frame_of([message]))
+
+    def uses(self, upstream: Upstream) -> bool:
+        """Whether this relay has requests there, or says that it may open one."""
+        return upstream.id in self._engines or any(
+            found is upstream for found, _, _ in self._requests.values()
+        )
 
     # asyncio calls these
 
@@ -230,9 +240,8 @@ class RelayConnection(asyncio.Protocol):
             self._close(Closed(key, now, "aborted", None, GONE, None, False, False))
             if is_metered:
                 upstream.counters.requests["aborted"] += 1
-        for name, figures in list(self._engines.items()):
-            gone = EngineFigures(without_present(figures.counters), 0)
-            self._count(name, gone)
+        for engine in list(self._engines):
+            self._let_go(engine)
         add_difference(links.counters, self._own, without_present(self._own))
 
     # what it says
@@ -260,15 +269,30 @@ class RelayConnection(asyncio.Protocol):
             self.has_said_goodbye = True
 
     def _open(self, message: Opened) -> None:
-        upstream = self._links.of_name(message.engine)
+        upstream = self._links.of_id(message.engine)
         if upstream is None:
-            return
+            return self._miss(message)
         event = message.event(upstream.guard.new_key())
         is_metered = message.facts.route != UNMETERED
         self._requests[message.key] = (upstream, event.key, is_metered)
         upstream.guard.feed(event)
         if is_metered:
             upstream.on_opened(event)
+
+    def _miss(self, message: Opened) -> None:
+        """Count a request at an upstream that left before this process knew of it.
+
+        Where no other one has its name it is an error of the link.
+        """
+        if message.facts.route == UNMETERED:
+            return
+        name = message.engine.rpartition("/")[0]
+        for upstream in self._links.upstreams():
+            if upstream.name == name:
+                upstream.counters.unseen_requests += 1
+                return
+        self._links.loop_errors["relay link"] += 1
+        log.warning("nobody meters a request at %s, which is gone", name)
 
     def _close(self, message: Closed) -> None:
         found = self._requests.pop(message.key, None)
@@ -297,8 +321,10 @@ class RelayConnection(asyncio.Protocol):
         links = self._links
         add_difference(links.counters, self._own, report.counters)
         self._own = report.counters
-        for name, figures in report.engines.items():
-            self._count(name, figures)
+        for engine, figures in report.engines.items():
+            self._count(engine, figures)
+        for engine in self._engines.keys() - report.engines.keys():
+            self._let_go(engine)
         links.delays.add_difference(self._delays, *report.loop_delays)
         self._delays = report.loop_delays
         self.loop_lag_seconds = report.loop_lag_seconds
@@ -308,10 +334,18 @@ class RelayConnection(asyncio.Protocol):
         links.dropped_log_lines += report.dropped_log_lines - self._dropped
         self._dropped = report.dropped_log_lines
 
-    def _count(self, name: str, figures: EngineFigures) -> None:
-        upstream = self._links.of_name(name)
-        before = self._engines.get(name, EngineFigures(NOTHING, 0))
-        self._engines[name] = figures
+    def _let_go(self, engine: str) -> None:
+        """This relay has no more to do with it: what it counted stays."""
+        self._count(
+            engine,
+            EngineFigures(without_present(self._engines[engine].counters), 0),
+        )
+        del self._engines[engine]
+
+    def _count(self, engine: str, figures: EngineFigures) -> None:
+        upstream = self._links.of_id(engine)
+        before = self._engines.get(engine, EngineFigures(NOTHING, 0))
+        self._engines[engine] = figures
         if upstream is not None:
             add_difference(upstream.counters, before.counters, figures.counters)
             upstream.in_flight += figures.in_flight - before.in_flight

@@ -89,11 +89,12 @@ class _Request:
 class RemoteMeter:
     """The meter of one engine, in another process; a `RequestMeter`."""
 
-    def __init__(self, link: MeterLink, engine: str) -> None:
+    def __init__(self, link: MeterLink) -> None:
         self._link = link
-        self._engine = engine
+        self.engine = ""
+        """What its upstream is called there, once that is open."""
         self.counters = RelayCounters()
-        """Those of its upstream here, once that is open."""
+        """Those of its upstream here, likewise."""
         self._provenance = Provenance()
 
     def feed(self, event: Event) -> None:
@@ -101,7 +102,7 @@ class RemoteMeter:
         if isinstance(event, TokensReceived):
             self._link.receive(event)
         elif isinstance(event, RequestOpened):
-            self._link.open(self._engine, self.counters, event)
+            self._link.open(self.engine, self.counters, event)
         elif isinstance(event, RequestClosed):
             self._link.close_request(event)
         else:

@@ -80,6 +80,8 @@ class Upstream:
     record: Record | None = None
     """Told of each metered request with its headers and body; the list it gives, if
     any, gets the text of the reply."""
+    brought_by: int = 0
+    """Number of the plan that brought it, where several processes have one."""
     role: str | None = None
     """The leg that a request is of which does not say it; None: it is a whole one."""
     models: tuple[str, ...] | None = None
@@ -102,6 +104,11 @@ class Upstream:
     down_reason: str | None = None
     since_seconds: float = 0.0
     """When it went up, down, or into draining."""
+
+    @property
+    def id(self) -> str:
+        """What processes call it: another one may have had its name before."""
+        return f"{self.name}/{self.brought_by}"
 
     def with_context(self, facts: RequestFacts) -> RequestFacts:
         """The facts with the model's context, where a count cannot go beyond it, and

@@ -56,6 +56,7 @@ from tests.support.profiles import examples
 from tests.unit.proxy.meter.test_events import BOUNDARIES, outcome, recordings
 
 few = examples(25)
+ID = "vllm/0"
 OF_RELAYS = (RequestOpened, TokensReceived, RequestClosed)
 
 # --- bytes --------------------------------------------------------------------
@@ -167,7 +168,8 @@ class Ends:
         self.link = MeterLink(
             "", self.hello, self.report, self.drain, lambda: self.now, max_waiting
         )
-        self.relay = RemoteMeter(self.link, "vllm")
+        self.relay = RemoteMeter(self.link)
+        self.relay.engine = ID
         self.replace_meter(meter or Meter(MeterConfig()))
 
     def replace_meter(self, meter: Meter) -> None:
@@ -203,7 +205,7 @@ class Ends:
 
     def report(self) -> Report:
         self.reports += 1
-        engines = {"vllm": EngineFigures(figures_of(self.relay.counters), 2)}
+        engines = {ID: EngineFigures(figures_of(self.relay.counters), 2)}
         return Report(
             figures_of(self.counters), engines, 0.25, ([1] * 17, 1.0), {"link": 1}, 3
         )
@@ -334,7 +336,7 @@ def test_a_meter_that_is_killed_leaves_no_request_counted_twice() -> None:
         )
         assert set(ends.settled()) == {"between", "over", "after"}
         assert ends.relay.counters.unseen_requests == 1
-        assert ends.unseen == [Unseen("vllm", "before", 3.1, "ok", 200, None)]
+        assert ends.unseen == [Unseen(ID, "before", 3.1, "ok", 200, None)]
 
     run(test)
 
@@ -358,7 +360,7 @@ def test_an_end_that_the_killed_meter_did_not_read_is_unseen() -> None:
         ends.connect()
         await asyncio.sleep(0)
         assert ends.settled() == {}
-        assert ends.unseen == [Unseen("vllm", "r2", 1.1, "ok", 200, None)]
+        assert ends.unseen == [Unseen(ID, "r2", 1.1, "ok", 200, None)]
 
     run(test)
 
@@ -472,12 +474,66 @@ def test_a_message_that_cannot_be_used_leaves_the_others() -> None:
         ends = Ends()
         ends.connect()
         odd = Report(CounterFigures({"no such": 1}, {}, {}), {}, 0.0, ([], 0.0), {}, 0)
-        opened = Opened("vllm", 7, 1.0, "r", RequestFacts("chat"), Labels())
+        opened = Opened(ID, 7, 1.0, "r", RequestFacts("chat"), Labels())
         closed = Closed(7, 1.1, "ok", 200, None, None, False, False)
         elsewhere = Opened("gone", 8, 1.0, "s", RequestFacts("chat"), Labels())
         ends.up.write(frame_of([odd, elsewhere, opened, odd, closed]))
         assert ends.errors.total == {"relay link": 2}
         assert set(ends.settled()) == {"r"}
+
+    run(test)
+
+
+def test_an_upstream_is_another_one_than_that_which_had_its_name() -> None:
+    async def test() -> None:
+        ends = Ends(Meter(MeterConfig(has_sensor=False)))
+        ends.connect()
+        facts = RequestFacts("chat")
+        await ends.say(RequestOpened(1, 1.0, "old", facts))
+        old, was = ends.upstream, ends.meter
+        ends.meter = Meter(MeterConfig(has_sensor=False))
+        new = ends.upstream = open_upstream(
+            "vllm", RelayConfig("http://127.0.0.1:1"), ends.meter, DIALECTS["vllm"],
+            lambda: ends.now, keys=count(7),
+        )  # fmt: skip
+        new.brought_by = 1
+        ends.links.upstreams = lambda: [new, old]
+        # the relay goes over later than the meter
+        await ends.say(RequestOpened(2, 1.1, "late", facts))
+        ends.relay.engine = new.id
+        await ends.say(
+            RequestOpened(3, 1.2, "new", facts),
+            RequestClosed(1, 1.3, "ok", 200),
+            RequestClosed(3, 1.3, "ok", 200),
+        )
+        assert ends.links.uses(old)
+        empty = Report(figures_of(RelayCounters()), {}, 0.0, ([0] * 17, 0.0), {}, 0)
+        ends.up.write(frame_of([empty]))
+        assert ends.links.uses(old)  # one of its requests is under way
+        assert old.in_flight == 0
+        await ends.say(RequestClosed(2, 1.4, "ok", 200))
+        assert not ends.links.uses(old)
+        assert {each.request_id for each in was.settle(1e4)} == {"old", "late"}
+        assert set(ends.settled()) == {"new"}
+
+    run(test)
+
+
+def test_a_request_at_an_upstream_that_has_left_is_counted() -> None:
+    async def test() -> None:
+        ends = Ends()
+        ends.connect()
+        for route in ("chat", UNMETERED):
+            for key, engine in (8, "vllm/1"), (9, "gone/0"):
+                opened = Opened(engine, key, 1.0, "s", RequestFacts(route), Labels())
+                closed = Closed(key, 1.1, "ok", 200, None, None, False, False)
+                ends.up.write(
+                    frame_of([opened, Received(key, 1.0, ()), Ask(key, 1.0), closed])
+                )
+        assert ends.upstream.counters.unseen_requests == 1
+        assert ends.links.loop_errors["relay link"] == 1
+        assert not ends.errors.total
+        assert not ends.settled()
 
     run(test)
 
@@ -489,15 +545,15 @@ def test_draining_is_told_to_all_and_outlives_the_meter() -> None:
         ends.upstream.drain(True)
         ends.links.tell_drains()
         ends.links.tell_drains()
-        assert ends.drained == [("vllm", True)]
+        assert ends.drained == [(ID, True)]
         ends.cut()
         ends.replace_meter(Meter(MeterConfig()))
-        ends.link._hello = lambda: Hello(1, 1, 4711, ("vllm",))
+        ends.link._hello = lambda: Hello(1, 1, 4711, (ID,))
         ends.connect()
         assert ends.upstream.is_draining
         ends.upstream.drain(False)
         ends.links.tell_drains()
-        assert ends.drained == [("vllm", True), ("vllm", False)]
+        assert ends.drained == [(ID, True), (ID, False)]
 
     run(test)
 

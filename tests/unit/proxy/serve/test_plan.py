@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.serve.config import UpstreamConfig
-from proxy.serve.fleet import changes_of
+from proxy.serve.plan import Plan, changes_of
 
 A = UpstreamConfig("a", "http://a", power=("none",))
 B = UpstreamConfig("b", "http://b", power=("none",))
@@ -71,3 +72,31 @@ def test_every_name_of_the_new_file_is_kept_or_built_and_none_is_lost(
         config.name for config in changes.kept
     }
     assert {*changes.kept, *changes.new} == set(after)
+
+
+@given(fleets=st.lists(FLEETS, min_size=2, max_size=5))
+def test_a_name_and_its_plan_mean_one_upstream_whatever_plans_were_missed(
+    fleets: list[list[UpstreamConfig]],
+) -> None:
+    plans = [Plan.first(fleets[0])]
+    for fleet in fleets[1:]:
+        plans.append(plans[-1].then(fleet))
+    assert [plan.number for plan in plans] == list(range(len(plans)))
+    meant: dict[tuple[str, int], UpstreamConfig] = {}
+    for plan in plans:
+        assert set(plan.brought_by) == {config.name for config in plan.upstreams}
+        for config in plan.upstreams:
+            bare = replace(config, models=())
+            key = (config.name, plan.brought_by[config.name])
+            assert meant.setdefault(key, bare) == bare
+    for before, after in pairwise(plans):
+        assert after.changes_from(before) == changes_of(
+            before.upstreams, after.upstreams
+        )
+    first, last = plans[0], plans[-1]
+    changes = last.changes_from(first)
+    assert {config.name for config in changes.kept} == {
+        name for name, number in last.brought_by.items() if number == 0
+    }
+    assert {*changes.kept, *changes.new} == set(last.upstreams)
+    assert not last.changes_from(last).new
