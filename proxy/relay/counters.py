@@ -53,7 +53,8 @@ class RelayCounters:
     )
     """From a request's arrival until it was handed to the engine's connection."""
     reply_seconds: Tally = field(default_factory=lambda: Tally(OVERHEAD_EDGES_SECONDS))
-    """From a read of a reply until it was handed to the client's connection."""
+    """From a read of a metered reply's body until it was handed to the client's
+    connection; counted when the copy is parsed."""
     unreadable_replies: int = 0
     """Replies that could not be metered: not SSE, too large or compressed."""
     unseen_requests: int = 0

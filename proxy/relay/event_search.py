@@ -53,6 +53,19 @@ class EventSearch:
         """Whether all that came so far ended with a blank line."""
         return not (self.held or self._is_long)
 
+    def passes(self, chunk: bytes) -> bool:
+        """Whether a chunk of the stream, still framed, passes whole, and is not fed.
+
+        It ends with an event and begins with one, and none of them is looked for.
+        """
+        if self.found is not None:
+            return True
+        return (
+            chunk.endswith(b"\n\n\r\n")
+            and not (self.held or self._is_long)
+            and chunk.find(self._mark) < 0
+        )
+
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on now, possibly none."""
         if self.held:
@@ -103,7 +116,7 @@ class UsageFilter:
     reported to `on_running_usage`: no relay asks for it.
     """
 
-    __slots__ = ("_dialect", "_on_running_usage", "_search", "_takes_out")
+    __slots__ = ("_dialect", "_on_running_usage", "_search", "_takes_out", "passes")
 
     def __init__(
         self,
@@ -114,7 +127,8 @@ class UsageFilter:
         self._dialect = dialect
         self._takes_out = takes_out
         self._on_running_usage = on_running_usage
-        self._search = EventSearch(b'_tokens"', self._is_usage_only)
+        self._search = search = EventSearch(b'_tokens"', self._is_usage_only)
+        self.passes = search.passes
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on now, possibly none."""

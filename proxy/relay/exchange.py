@@ -131,6 +131,7 @@ class Exchange(Receiver):
         "_on_done",
         "_others",
         "_outgoing",
+        "_passes_chunks",
         "_refusal",
         "_refusal_body",
         "_request",
@@ -175,6 +176,8 @@ class Exchange(Receiver):
         """The engine did not take what the relay had added; sent again without."""
         self._unmetered_key: int | None = None
         self._request_bytes: tuple[Buffer | memoryview, ...] = ()
+        self._passes_chunks = False
+        """Nothing is to be done with the reply but to send it on, and copy it."""
         self._is_paused = False
         """The client is behind."""
         self._is_parsing = False
@@ -394,6 +397,7 @@ class Exchange(Receiver):
         if self._was_refused_usage and head.status < 400:  # so that was why
             self._candidate.upstream.refuse_stream_options()
         self._let_go_of_the_body()
+        self._passes_chunks = self._assembly is None and self._completion is None
         self._set_deadline(self._core.config.read_timeout_seconds)
         if head.status in REDIRECTS:
             at = self._candidate.upstream.address
@@ -440,10 +444,7 @@ class Exchange(Receiver):
             return
         if self._completion is None:
             self._outgoing.write(data, is_last=is_last)
-            if self._tap is not None:
-                counters = self._candidate.upstream.counters
-                counters.reply_seconds.add(self._core.clock() - at_seconds)
-            self._copy(at_seconds, data)
+            self._copy(at_seconds, data, 0, self._core.clock())
             if is_last:
                 self._finish("ok", None, at=at_seconds)
                 return
@@ -456,6 +457,15 @@ class Exchange(Receiver):
                 return
         if self.deadline_seconds is not None:
             self._set_deadline(self._core.config.read_timeout_seconds)
+
+    def deliver_chunk(self, at_seconds: float, chunk: bytes, data_at: int) -> None:
+        """The same, where the read is a whole chunk: it may go on as it came."""
+        if self._passes_chunks and self._outgoing.pass_chunk(chunk):
+            self._copy(at_seconds, chunk, data_at, self._core.clock())
+            if self.deadline_seconds is not None:
+                self._set_deadline(self._core.config.read_timeout_seconds)
+        else:
+            self.deliver(at_seconds, chunk[data_at:-2], False)
 
     def _goes_on(self, at_seconds: float, data: bytes, is_last: bool) -> bool:
         """Whether a read passes as it is; else it is a part of a whole reply."""
@@ -500,12 +510,19 @@ class Exchange(Receiver):
         self._candidate.upstream.counters.upstream_retries += 1
         self._connecting = self._core.loop.create_task(self._connect())
 
-    def _copy(self, at_seconds: float, data: bytes) -> None:
+    def _copy(
+        self,
+        at_seconds: float,
+        data: bytes,
+        data_at: int = 0,
+        passed_on_seconds: float | None = None,
+    ) -> None:
+        """For the meter, what `Tap.add` takes."""
         tap = self._tap
         if data and tap is not None:
             if not tap.reads:
                 self._core.unparsed.append(tap)
-            tap.add(at_seconds, data)
+            tap.add(at_seconds, data, data_at, passed_on_seconds)
             if tap.unread_bytes > LARGE_READ_BYTES:
                 self._parse_in_turns(tap)
             elif len(tap.reads) > MAX_UNPARSED_READS:

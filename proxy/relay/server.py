@@ -25,6 +25,9 @@ from proxy.relay.upstream.upstream import Upstream, open_upstream
 BEAT_BUDGET_SECONDS = 0.002
 """Longest stretch of parsing before chunks that have arrived get their turn."""
 
+LOOK_BEATS = 4
+"""A deadline is noticed so many beats late at most, 0.2 s: the shortest is seconds."""
+
 BACKLOG = 4096
 """Connections of a burst that may wait for their accept; the system's cap holds."""
 
@@ -51,6 +54,7 @@ class RelayServer:
         self._clients = Clients(config, counters)
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._beats = 0
         self._left: list[Upstream] = []
         """Upstreams that get nothing new and have connections."""
         self._drained: asyncio.Event = asyncio.Event()
@@ -152,13 +156,19 @@ class RelayServer:
             self._drained.set()
 
     def _beat(self) -> None:
-        """Every 50 ms: parse what was copied, look after deadlines."""
+        """Every 50 ms: parse what was copied; on some, look after deadlines."""
         core = self._core
         self._timer = core.loop.call_later(core.config.beat_seconds, self._beat)
-        now_seconds = core.clock()
+        if self._beats % LOOK_BEATS == 0:
+            self._check_deadlines(core.clock())
+        self._beats += 1
+        self._clients.relieve()
+        self._parse()
+
+    def _check_deadlines(self, now_seconds: float) -> None:
+        core = self._core
         for client in self._clients:
             client.check_deadline(now_seconds)
-        self._clients.relieve()
         for exchange in list(core.exchanges):
             exchange.check_deadline(now_seconds)
         for upstream in self._upstreams():
@@ -166,7 +176,6 @@ class RelayServer:
         self._left = [
             each for each in self._left if each.in_flight or each.counters.upstream_open
         ]
-        self._parse()
 
     def _parse(self) -> None:
         core = self._core

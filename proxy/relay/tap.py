@@ -169,8 +169,8 @@ class Tap:
         """Of the newest read that bore a token."""
         self._has_usage = False
         self._end = ReplyEnd(requires_end=reader.requires_end)
-        self.reads: list[tuple[float, bytes]] = []
-        """Stamped reads not parsed yet."""
+        self.reads: list[tuple[float, bytes, int, float | None]] = []
+        """Reads not parsed yet, as `add` got them."""
         self.unread_bytes = 0
         """Bytes in them."""
 
@@ -193,29 +193,43 @@ class Tap:
         whole = self._json_bytes if self._is_json else 0
         return self.unread_bytes > STEP_BYTES or whole > WHOLE_REPLY_BYTES
 
-    def add(self, at_seconds: float, data: bytes) -> None:
-        """Copy one read; it is parsed later."""
-        self.reads.append((at_seconds, data))
+    def add(
+        self,
+        at_seconds: float,
+        data: bytes,
+        data_at: int = 0,
+        passed_on_seconds: float | None = None,
+    ) -> None:
+        """Copy one read; it is parsed later.
+
+        `data_at` is 0, or where the data begins in a chunk, as `ReplyParser.chunk_at`
+        has it; `passed_on_seconds` is when the client was sent the read, if it was.
+        """
+        self.reads.append((at_seconds, data, data_at, passed_on_seconds))
         self.unread_bytes += len(data)
 
     def drain(self) -> None:
         """Parse what has come since; feed the meter one event per read."""
         reads, self.reads = self.reads, []
         self.unread_bytes = 0
-        for at_seconds, data in reads:
-            self._read(at_seconds, data)
+        for at_seconds, data, data_at, passed_on_seconds in reads:
+            if passed_on_seconds is not None:
+                self._counters.reply_seconds.add(passed_on_seconds - at_seconds)
+            self._read(at_seconds, data[data_at:-2] if data_at else data)
 
     def steps(self) -> Iterator[None]:
         """The same, and of large reads a part at a time, until there are none."""
         while self.reads:
-            at_seconds, data = self.reads[0]
+            at_seconds, data, data_at, passed_on_seconds = self.reads[0]
+            if passed_on_seconds is not None:
+                self._counters.reply_seconds.add(passed_on_seconds - at_seconds)
             if self._decoder is None or len(data) <= STEP_BYTES:
                 del self.reads[0]
             else:
-                self.reads[0] = at_seconds, data[STEP_BYTES:]
+                self.reads[0] = at_seconds, data[STEP_BYTES:], 0, None
                 data = data[:STEP_BYTES]
             self.unread_bytes -= len(data)
-            self._read(at_seconds, data)
+            self._read(at_seconds, data[data_at:-2] if data_at else data)
             yield
 
     def close(self, at_seconds: float, outcome: str, error: str | None) -> None:

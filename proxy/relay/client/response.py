@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.relay.event_search import UsageFilter
 from proxy.wire.headers import Headers, frame_reply, is_compressed, is_event_stream
-from proxy.wire.http1 import ReplyHead
+from proxy.wire.http1 import ReplyHead, chunk_of
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -148,7 +148,7 @@ class Outgoing:
                 out += self._filter.flush()
         if self._is_chunked:
             if out:
-                out = b"%x\r\n%b\r\n" % (len(out), out)
+                out = chunk_of(out)
             if is_last:
                 out += b"0\r\n\r\n"
         if not self.has_left:
@@ -156,6 +156,17 @@ class Outgoing:
             self.has_left = True
         if out:
             self._transport.write(out)
+
+    def pass_chunk(self, chunk: bytes) -> bool:
+        """Send a chunk on as it came; false where it has to be written anew."""
+        passes = (
+            self._is_chunked
+            and self.has_left
+            and (self._filter is None or self._filter.passes(chunk))
+        )
+        if passes:
+            self._transport.write(chunk)
+        return passes
 
     def is_stuck(self, now_seconds: float, limit_seconds: float | None) -> bool:
         """Whether the client has taken no byte for so long; asked while it is behind.

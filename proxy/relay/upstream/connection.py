@@ -40,6 +40,9 @@ class Receiver:
     def deliver(self, at_seconds: float, data: bytes, is_last: bool) -> None:
         """All that one read brought (maybe nothing but the head or the end)."""
 
+    def deliver_chunk(self, at_seconds: float, chunk: bytes, data_at: int) -> None:
+        """All that one read brought: a whole chunk, see `ReplyParser.chunk_at`."""
+
     def upstream_lost(self, reason: str) -> None:
         """The reply will not become whole."""
 
@@ -119,6 +122,10 @@ class UpstreamConnection(NativeProtocol):
         receiver, reply = self._receiver, self._reply
         if receiver is None:
             self.abort()  # bytes that no request asked for
+            return
+        data_at = reply.chunk_at(data)
+        if data_at:
+            receiver.deliver_chunk(at_seconds, data, data_at)
             return
         failure = reply.feed(data)
         if reply.head is not None:

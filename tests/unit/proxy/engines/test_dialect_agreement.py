@@ -107,7 +107,8 @@ def ledger_of(
     guard = MeterGuard(ledger, counters)
     tap = Tap(guard, DIALECTS[name], counters, 1, 0.0, [], wants_stream=True)
     tap.begin(status, [(b"Content-Type", kind.encode())] if kind else [])
-    tap.reads = [(float(number), data) for number, data in enumerate(reads)]
+    for number, data in enumerate(reads):
+        tap.add(float(number), data)
     tap.close(float(len(reads)), "ok", None)
     timeline = RequestTimeline(0, 0.0, RequestFacts("chat", is_stream=True))
     for event in ledger.events[:-1]:

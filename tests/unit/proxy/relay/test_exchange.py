@@ -24,7 +24,7 @@ from proxy.relay.tap import MeterGuard
 from proxy.relay.turns import LargeReads, Turns
 from proxy.relay.upstream.connection import UpstreamConnection, UpstreamPool
 from proxy.relay.upstream.upstream import Upstream
-from proxy.wire.http1 import ReplyHead
+from proxy.wire.http1 import ReplyHead, chunk_of
 from tests.support.relaying import Clock, RecordingMeter
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +91,11 @@ class Scene:
     """One exchange between a client and some upstreams, all made up."""
 
     def __init__(
-        self, upstreams: int = 1, target: bytes = b"/v1/completions", **config: Any
+        self,
+        upstreams: int = 1,
+        target: bytes = b"/v1/completions",
+        is_http_10: bool = False,
+        **config: Any,
     ) -> None:
         self.clock = Clock()
         self.meter = RecordingMeter()
@@ -116,7 +120,7 @@ class Scene:
             on_exchange_over=lambda: None,
         )
         request = ClientRequest(
-            b"POST", target, [], b'{"model":"m"}', False, True, self.clock()
+            b"POST", target, [], b'{"model":"m"}', is_http_10, True, self.clock()
         )
         self.exchange = Exchange(self.core, request, self.client, self.done.append)
         self._last = self.exchange.state
@@ -316,6 +320,42 @@ def test_the_time_between_two_reads_is_bounded_whatever_the_first_may_take() -> 
             State.ENDED, lambda: scene.exchange.check_deadline(scene.clock())
         )
         assert scene.done == [False]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("is_http_10", [False, True])
+@pytest.mark.parametrize("has_energy", [False, True])
+def test_a_whole_chunk_is_sent_on_and_metered_like_any_other_read(
+    is_http_10: bool, has_energy: bool
+) -> None:
+    async def play() -> None:
+        scene = Scene(is_http_10=is_http_10, energy_in_response=has_energy)
+        exchange, written = scene.exchange, b""
+        await scene.start(State.CONNECTING)
+        await scene.connected()
+        head = ReplyHead(
+            200, b"OK", [(b"content-type", b"text/event-stream")], True, False
+        )
+        await scene.then(State.REPLYING, lambda: exchange.begin(head))
+        for word in (b"one", b"two", b"three"):
+            scene.clock.now_seconds += 1.0
+            event = b'data: {"choices":[{"index":0,"text":"%b"}]}\n\n' % word
+            chunk = chunk_of(event).upper().replace(event.upper(), event)
+            exchange.deliver_chunk(scene.clock(), chunk, chunk.index(b"\n") + 1)
+            sent = scene.client.written[len(written) :]
+            if not written:
+                sent = sent[sent.index(b"\r\n\r\n") + 4 :]
+            written = scene.client.written
+            assert sent == event if is_http_10 else sent.lower() == chunk_of(event)
+        for tap in scene.core.unparsed:
+            tap.drain()
+        (request,) = scene.meter.requests.values()
+        assert [(at, [u.text for u in read]) for at, read in request.reads] == [
+            (1001.0, ["one"]), (1002.0, ["two"]), (1003.0, ["three"]),
+        ]  # fmt: skip
+        assert scene.core.upstreams[0].counters.reply_bytes == 3 * len(event) - 4
+        exchange.stop()
 
     asyncio.run(play())
 

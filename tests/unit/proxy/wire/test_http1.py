@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.http1 import MAX_HEAD_BYTES, ReplyParser
+from proxy.wire.http1 import MAX_HEAD_BYTES, ReplyParser, chunk_of
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -40,6 +41,75 @@ def test_a_reply_is_the_same_however_it_is_cut(whole: bytes, cuts: list[int]) ->
     assert parser.is_complete
     assert parser.head == reference.head
     assert parser.keeps_alive is (whole is not CLOSING)
+
+
+SIZES = [1, 9, 10, 15, 16, 255, 256, 257, 4080, 4095, 4096, 70_000]
+WHOLE = [chunk_of(b"\r\n1\r\na"[:size].ljust(size)) for size in SIZES]
+STRANGE = [
+    b"0\r\n\r\n", b"0\r\nX-Late: 1\r\n\r\n", b"1;ext=1\r\nx\r\n", b"01\r\nx\r\n",
+    b"1 \r\nx\r\n", b"+1\r\nx\r\n", b"0x1\r\nx\r\n", b"1_\r\n", b"-1\r\nx\r\n",
+    b"1\nx\n", b"1\r\nx\n", b"\r\n", b"1", b"1\r", b"1\r\n", b"6\r\n", b"x", b"x\r",
+    b"1\r\nxx\r\n", b"2\r\nx\r\n", b"1\r\nxyz", b"1\r\nx\rz", b"1\r\nx\r",
+    b"A\r\n0123456789\r\n",
+]  # fmt: skip
+PARTS = [*WHOLE[:3], *STRANGE]
+
+
+def same_with_the_short_cut(reads: Sequence[bytes]) -> None:
+    """Read a reply twice, once without asking for whole chunks."""
+    short, full = ReplyParser(), ReplyParser()
+    short_pieces: list[bytes] = []
+    full_pieces: list[bytes] = []
+    short.begin(short_pieces)
+    full.begin(full_pieces)
+    for read in reads:
+        data_at = short.chunk_at(read)
+        if data_at:
+            short_pieces.append(read[data_at:-2])
+        failure = full.feed(read)
+        assert failure == (None if data_at else short.feed(read))
+        assert b"".join(short_pieces) == b"".join(full_pieces)
+        assert short.is_complete == full.is_complete
+        assert short.keeps_alive == full.keeps_alive
+        if failure or full.is_complete:
+            break
+
+
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_no_read_is_taken_for_a_whole_chunk_that_is_none() -> None:
+    for reads in product(PARTS, repeat=3):
+        same_with_the_short_cut([CHUNKED_HEAD, *reads])
+    for first, second in product(PARTS, repeat=2):
+        same_with_the_short_cut([CHUNKED_HEAD + first, second])
+
+
+@given(
+    parts=st.lists(st.sampled_from(WHOLE + STRANGE), max_size=6),
+    cuts=st.lists(st.integers(0, 200), max_size=4),
+)
+def test_with_whole_chunks_too_a_reply_is_the_same_however_it_is_cut(
+    parts: list[bytes], cuts: list[int]
+) -> None:
+    whole = CHUNKED_HEAD + b"".join(parts)
+    edges = set(accumulate(map(len, parts), initial=len(CHUNKED_HEAD)))
+    edges ^= {cut % len(whole) for cut in cuts}
+    edges |= {0, len(whole)}
+    same_with_the_short_cut([whole[a:b] for a, b in pairwise(sorted(edges))])
+
+
+def test_a_chunk_in_a_read_of_its_own_is_known_at_once() -> None:
+    parser = ReplyParser()
+    parser.begin([])
+    assert parser.feed(CHUNKED[: CHUNKED.index(b"3\r\n")]) is None
+    for data in (b"x" * 10, b"x" * 237, b"two"):
+        assert chunk_of(data)[parser.chunk_at(chunk_of(data)) : -2] == data
+        assert parser.chunk_at(chunk_of(data).upper()) == len(b"%x" % len(data)) + 2
+    assert parser.feed(b"3\r\no") is None
+    assert parser.chunk_at(b"1\r\nx\r\n") == 0, "the middle of a chunk"
+    assert parser.feed(b"ne\r\n") is None
+    assert parser.chunk_at(b"1\r\nx\r\n") == 3
 
 
 def test_interim_replies_and_trailers_are_skipped() -> None:
