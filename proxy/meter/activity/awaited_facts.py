@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from proxy.meter.activity.engine_count import EngineCount
 from proxy.meter.activity.engine_load import GaugeLog
-from proxy.meter.activity.placement import MISSED_STEPS
-from proxy.meter.activity.request import LATE_HITS_SECONDS, RequestTimeline
+from proxy.meter.activity.placement import missed_steps
+from proxy.meter.activity.request import LATE_HITS_SECONDS, Pause, RequestTimeline
 from proxy.meter.activity.seen_steps import SeenSteps
 from proxy.meter.activity.unsettled import UnsettledRequests
 
@@ -122,21 +122,24 @@ class AwaitedFacts:
         """Whether it may have been set aside; of pauses that end after `asked_seconds`
         the next scrape will tell."""
         until_seconds = self._seen.until_seconds
-        for stop, go, _ in reversed(timeline.pauses):  # in order of time
+        for pause in reversed(timeline.pauses):  # in order of time
+            stop, go = pause.stopped_seconds, pause.resumed_seconds
             if stop < end_seconds and (
-                go > until_seconds or (go > asked_seconds and self._is_asked(stop, go))
+                go > until_seconds
+                or (go > asked_seconds and self._is_asked(timeline, pause))
             ):
                 return True
             if go <= until_seconds and stop < start_seconds:
                 break
         return False
 
-    def _is_asked(self, stop_seconds: float, go_seconds: float) -> bool:
+    def _is_asked(self, timeline: RequestTimeline, pause: Pause) -> bool:
         """Whether a scrape is worth waiting for to say if a pause was one."""
         self._seen.absorb(self._seen.now_seconds)
         ends = self._seen.book.ends
-        steps = bisect_left(ends, go_seconds) - bisect_right(ends, stop_seconds)
-        return steps >= MISSED_STEPS
+        steps = bisect_left(ends, pause.resumed_seconds)
+        steps -= bisect_left(ends, pause.stopped_seconds) + 1
+        return steps >= missed_steps(timeline)
 
     def _awaits_facts(self, timeline: RequestTimeline) -> bool:
         """Whether the engine may yet tell, in time, how its prompt was computed."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.request import Pause, RequestTimeline
 from proxy.meter.activity.unmetered import stand_in
 from proxy.wire.facts import EngineGauges, RequestFacts
 
@@ -110,8 +110,8 @@ class Comparison:
     """The scrape before."""
     has_progressed: bool | None
     """The engine computed something since then; None: it does not tell."""
-    has_preempted: bool | None
-    """It set sequences aside since then; None: it does not tell."""
+    preempted: int | None
+    """So many sequences were set aside since then; None: it does not tell."""
     is_empty: bool
     """Nobody was in the engine."""
     has_tokens: bool
@@ -126,6 +126,8 @@ class GaugeLog:
     def __init__(self) -> None:
         self.orphans = Orphans()
         self._seen: deque[Comparison] = deque()
+        self._unfound: deque[int] = deque()
+        """Preemptions told by each scrape that no pause was found for yet."""
         self._last: EngineGauges | None = None
 
     def add(
@@ -157,18 +159,20 @@ class GaugeLog:
                 min(int(external + 0.5), MAX_EXTERNAL),
                 self._seen[-1].at_seconds if self._seen else at_seconds,
                 has_progressed,
-                _has_preempted(last, gauges),
+                _preempted(last, gauges),
                 total == 0,
                 gauges.prompt_tokens is not None and gauges.output_tokens is not None,
                 _waits_from(gauges.waiting - outside, inside),
             )
         )
+        self._unfound.append(self._seen[-1].preempted or 0)
         return self._seen[-1]
 
     def forget(self, before_seconds: float) -> None:
         """Drop scrapes that no later window will ask for."""
         while len(self._seen) > 1 and self._seen[1].at_seconds <= before_seconds:
             self._seen.popleft()
+            self._unfound.popleft()
 
     def is_alive(self, now_seconds: float) -> bool:
         """Whether another scrape can be expected soon."""
@@ -203,18 +207,36 @@ class GaugeLog:
         for seen in self._seen:
             if seen.at_seconds <= start_seconds:
                 continue
-            if seen.has_preempted is not False:
+            if seen.preempted != 0:
                 return False
             if seen.at_seconds >= end_seconds:
                 return True
         return False
+
+    def was_set_aside(self, pause: Pause, missed_seconds: float) -> bool:
+        """Whether a pause was a preemption, as far as the engine's own count allows.
+
+        It was left out of a step that ended at `missed_seconds` first. A long pause was
+        one wherever the count moved, or is not told; of short ones no more are than
+        were counted, those that end first. Whoever asks has found it.
+        """
+        stopped, resumed = pause.stopped_seconds, pause.resumed_seconds
+        if not pause.is_short and self.was_calm(stopped, resumed):
+            return False
+        for number, seen in enumerate(self._seen):
+            if seen.since_seconds >= missed_seconds:
+                break
+            if seen.at_seconds > stopped and self._unfound[number] > 0:
+                self._unfound[number] -= 1
+                return True
+        return not pause.is_short
 
     def will_tell_after_seconds(self, now_seconds: float) -> float:
         """The next scrape says if anybody was set aside by any instant after this one.
 
         inf: it will not tell, or there will be none.
         """
-        if not self.is_alive(now_seconds) or self._seen[-1].has_preempted is None:
+        if not self.is_alive(now_seconds) or self._seen[-1].preempted is None:
             return float("inf")
         return self._seen[-1].at_seconds
 
@@ -279,10 +301,10 @@ def _has_progressed(last: EngineGauges | None, gauges: EngineGauges) -> bool | N
     return gauges.progress != last.progress
 
 
-def _has_preempted(last: EngineGauges | None, gauges: EngineGauges) -> bool | None:
+def _preempted(last: EngineGauges | None, gauges: EngineGauges) -> int | None:
     if last is None or last.preemptions is None or gauges.preemptions is None:
         return None
-    return gauges.preemptions > last.preemptions
+    return max(gauges.preemptions - last.preemptions, 0)
 
 
 def _waits_from(waiting: int, inside: Sequence[RequestTimeline]) -> float:

@@ -15,26 +15,40 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
-from operator import itemgetter
+from operator import attrgetter
 
 import numpy as np
 
 from proxy.meter.activity.prompt_speed import PromptSpeed
-from proxy.meter.activity.request import RequestTimeline
+from proxy.meter.activity.request import Pause, RequestTimeline
 from proxy.meter.activity.steps import FloatArray, IntArray, Steps
 from proxy.meter.activity.token_budget import TokenBudget
 
 MISSED_STEPS = 3
 """So many steps of others without a token: the engine has set the request aside."""
+SHORT_MISSED_STEPS = 1
+"""The same of pauses that are short, where the engine counts its preemptions: who is
+left out of one step has lost its cache."""
 
 WAITED_PART = 0.8
 """Of the room before the step in which it was done: who needed less had waited."""
 
+STEP_TOKENS = 2048.0
+"""What an engine lets into a step where that is not learnt: the least of vLLM's
+defaults of `max_num_batched_tokens`."""
+
 HIDDEN_TIMES = 2.0
 """By so much more than all room it has to need, or the steps are believed."""
 
-Pause = tuple[float, float, float]
-"""Last token, next token, tokens before that one."""
+
+def is_long(pause: Pause, missed_seconds: float) -> bool:
+    """Whether a pause is a preemption, where the engine counts none."""
+    return not pause.is_short
+
+
+def missed_steps(request: RequestTimeline) -> int:
+    """So many steps of others without a token may be a preemption."""
+    return SHORT_MISSED_STEPS if request.notes_short_pauses else MISSED_STEPS
 
 
 @dataclass(slots=True)
@@ -48,8 +62,14 @@ class Seen:
     """Nothing is placed before this."""
     end_seconds: float
     """Pauses that end later are not looked at yet."""
-    was_calm: Callable[[float, float], bool] = lambda start, end: False
-    """Whether the engine itself says that it set nobody aside in between."""
+    was_set_aside: Callable[[Pause, float], bool] = is_long
+    """Whether the engine's own count allows that a pause was a preemption, by when the
+    first step ended that it missed."""
+    window_end_seconds: float = math.inf
+    """What is settled now; of pauses that begin later the engine may yet tell."""
+    told_seconds: float = math.inf
+    """It has told of pauses that end by then, and will of later ones; inf: it will not
+    tell more."""
     ends: list[float] = field(init=False)
     """When the steps end: a look-up in a list takes a fifth of one in an array."""
 
@@ -60,12 +80,29 @@ class Seen:
         """Index of the step that an instant lies in; len(steps) after the last."""
         return bisect_left(self.ends, at_seconds)
 
+    def step_after(self, at_seconds: float) -> int:
+        """Index of the first step after the one in which a token was read."""
+        step = self.step_at(at_seconds)
+        floors = self.steps.floor_seconds
+        return step + (step < len(floors) and bool(floors[step] < at_seconds))
+
     def decodes(self, first: int, stop: int) -> FloatArray:
         """Later tokens than a first one that came in each of some steps."""
         rows = self.steps.first_row
         is_later = self.steps.before[rows[first] : rows[stop]] > 0
         later = np.concatenate(([0.0], np.cumsum(is_later)))
         return np.diff(later[rows[first : stop + 1] - rows[first]])
+
+    def were_late(self, first: int, stop: int) -> bool:
+        """Whether reads of a range of steps had waited: more than a token came to
+        somebody at once, or steps ran together."""
+        rows = self.steps.first_row[first : stop + 1]
+        of_range = slice(rows[0], rows[-1])
+        if (self.steps.tokens[of_range] > 1).any():
+            return True
+        step = np.repeat(np.arange(stop - first), np.diff(rows))
+        both = np.stack((step, self.steps.keys[of_range]))
+        return len(np.unique(both, axis=1).T) < len(both.T)
 
     def decoding_steps(self, first: int, stop: int) -> int:
         """How many steps of a range gave anybody a later token than the first."""
@@ -191,7 +228,8 @@ class PromptPlacement:
                 self._place_unanswered(job.request, seen)
             elif not len(seen.starts):  # dropped while nothing was measured
                 job.request.scheduled_seconds = job.arrived_seconds
-            elif (span := self._span(job, seen)) is not None:
+            else:
+                span = self._span(job, seen)
                 tokens = self._tokens(job, float(seen.starts[span[0]]), seen)
                 spans.setdefault(span, []).append((job, tokens))
         self._learn(tied, seen)
@@ -215,31 +253,19 @@ class PromptPlacement:
             own = [(start, end, taken * part) for start, end, taken in rows]
             _settle_rows(job, own, seen)
 
-    def _span(self, job: _Prefill, seen: Seen) -> tuple[int, int] | None:
-        """First and last step that may have computed it; None: nothing was.
-
-        A pause counts where others got tokens meanwhile: it was set aside, then
-        computed again. One step alone can be long and a prefill can hold up
-        everybody's decode, so only steps in which others went on decoding count;
-        and only where the engine itself counts tokens is none hidden.
-        """
+    def _span(self, job: _Prefill, seen: Seen) -> tuple[int, int]:
+        """First and last step that may have computed it."""
         if job.pause is None:
             last = min(seen.step_at(job.at_seconds), len(seen.starts) - 1)
             return _lowest_step(job.request, seen, last), last
-        stopped, resumed, _ = job.pause
-        first = seen.step_at(math.nextafter(stopped, math.inf))
-        last = seen.step_at(resumed)
-        if last - first < MISSED_STEPS or not job.request.has_running_usage:
-            return None
-        if seen.decoding_steps(first, last) < MISSED_STEPS:
-            return None
-        return first, last
+        first = seen.step_after(job.pause.stopped_seconds)
+        return first, seen.step_at(job.pause.resumed_seconds)
 
     def _tokens(self, job: _Prefill, earliest_seconds: float, seen: Seen) -> float:
         """Tokens to compute; where nobody told, what the time allowed for."""
         request = job.request
         if job.pause is not None:
-            return request.estimated_prompt_tokens + job.pause[2]
+            return request.estimated_prompt_tokens + job.pause.tokens_before
         if request.prompt_tokens is not None:
             request.estimated_prompt_tokens = float(request.prompt_tokens)
             return max(request.prompt_tokens - request.uncomputed_tokens, 1.0)
@@ -366,13 +392,16 @@ class PromptPlacement:
             filled = self._filled(tokens, context_tokens, most, took, keys)
             if filled is not None:
                 return self._taken(filled, context_tokens, starts, keys)
+        if is_again:
+            filled = self._again(tokens, seen, span)
+            return self._taken(filled, context_tokens, starts, keys)
         room = np.maximum(took - used, 0.0)
         needed = self.speed.seconds_for(tokens, context_tokens)
         before = float(room[:-1].sum())
-        if is_again or needed > HIDDEN_TIMES * float(room.sum()):
-            # it left no trace in how long steps last
-            is_again, room = True, np.maximum(lasted - used, 0.0)
-        if is_again or (self.speed.is_learnt and needed < WAITED_PART * before):
+        is_hidden = needed > HIDDEN_TIMES * float(room.sum())
+        if is_hidden:  # it left no trace in how long steps last
+            room = np.maximum(lasted - used, 0.0)
+        if is_hidden or (self.speed.is_learnt and needed < WAITED_PART * before):
             seconds = _from_last(room, needed)
             used += seconds
         else:
@@ -393,6 +422,20 @@ class PromptPlacement:
             self._used_tokens[end] = self._used_tokens.get(end, 0.0) + count
         table = zip(starts.tolist(), keys, counts.tolist(), strict=True)
         return [row for row in table if row[2] > 0][::-1]
+
+    def _again(self, tokens: float, seen: Seen, span: tuple[int, int]) -> FloatArray:
+        """Tokens in each step of what is computed again: in the last, if they fit.
+
+        Whoever was set aside is first in the queue, so an engine that has room for it
+        computes all of it at once, and it is decoding again after that.
+        """
+        lowest, last = span
+        budget = self.budget.tokens or STEP_TOKENS
+        ends = seen.ends[lowest : last + 1]
+        used = np.array([self._used_tokens.get(end, 0.0) for end in ends])
+        room = np.maximum(budget - seen.decodes(lowest, last + 1) - used, 0.0)
+        room[-1] = max(room[-1], 1.0)
+        return _brought_to(_from_last(room, tokens), tokens)
 
     def _filled(
         self,
@@ -470,8 +513,14 @@ class PromptPlacement:
 
 
 def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill]:
-    """Pauses whose steps are known and in which others took several; all are ticked
-    off, as with long steps every token is a pause."""
+    """Pauses whose steps are known and that were preemptions; all are ticked off, as
+    with long steps every token is a pause.
+
+    A pause counts where others got tokens meanwhile: it was set aside, then computed
+    again. One step alone can be long and a prefill can hold up everybody's decode, so
+    only steps in which others went on decoding count; and only where the engine itself
+    counts tokens is none hidden.
+    """
     pauses: list[Pause] = []
     owners: list[RequestTimeline] = []
     for request in requests:
@@ -480,27 +529,42 @@ def _set_aside(requests: Sequence[RequestTimeline], seen: Seen) -> list[_Prefill
             continue
         # in order of time: those that end later are not touched
         due = len(own)
-        if own[-1][1] > seen.end_seconds:
-            due = bisect_right(own, seen.end_seconds, key=itemgetter(1))
+        if own[-1].resumed_seconds > seen.end_seconds:
+            due = bisect_right(own, seen.end_seconds, key=attrgetter("resumed_seconds"))
         pauses += own[:due]
         owners += [request] * due
         del own[:due]
     if not pauses:
         return []
-    bounds = np.fromiter(chain.from_iterable(pauses), np.float64).reshape(-1, 3)
+    bounds = np.fromiter(chain.from_iterable(pauses), np.float64).reshape(-1, 4)
     ends = seen.steps.end_seconds
-    first = np.searchsorted(ends, bounds[:, 0], side="right")
     last = np.searchsorted(ends, bounds[:, 1], side="left")
-    is_due = last < len(seen.starts)
-    is_long = is_due & (last - first >= MISSED_STEPS)
+    is_told = bounds[:, 1] <= seen.told_seconds
+    is_due = (last < len(seen.starts)) & (
+        is_told | (bounds[:, 0] < seen.window_end_seconds)
+    )
     for place in np.flatnonzero(~is_due).tolist()[::-1]:
         owners[place].pauses.insert(0, pauses[place])
-    return [
-        _Prefill(pause[1], request.arrived_seconds, request, pause)
-        for place in np.flatnonzero(is_long).tolist()
-        for request, pause in ((owners[place], pauses[place]),)
-        if not seen.was_calm(*pause[:2])  # its reads were late
-    ]
+    steps = last - np.searchsorted(ends, bounds[:, 0], side="left")
+    places = np.flatnonzero(is_due & (steps >= SHORT_MISSED_STEPS))
+    found: list[_Prefill] = []
+    # by when they ended, so that it does not matter which are looked at together
+    for place in places[np.lexsort((bounds[places, 0], bounds[places, 1]))].tolist():
+        request, pause = owners[place], pauses[place]
+        first, stop = seen.step_after(pause.stopped_seconds), int(last[place])
+        if stop - first < missed_steps(request) or not request.has_running_usage:
+            continue
+        missed = seen.decoding_steps(first, stop)
+        if missed < MISSED_STEPS:
+            pause = pause._replace(is_short=True)
+        if pause.is_short and seen.were_late(max(first - 1, 0), stop + 1):
+            continue
+        if missed >= missed_steps(request) and seen.was_set_aside(
+            pause, seen.ends[first]
+        ):
+            arrived = request.arrived_seconds
+            found.append(_Prefill(pause.resumed_seconds, arrived, request, pause))
+    return found
 
 
 def _from_last(room: FloatArray, needed: float) -> FloatArray:
@@ -531,7 +595,8 @@ def _settle_rows(
     """Write the rows to the request, from when it can have begun at the earliest."""
     request, first = job.request, job.at_seconds
     if job.pause is not None:
-        stopped = job.pause[0]
+        request.resumed_seconds.append(job.pause.resumed_seconds)
+        stopped = job.pause.stopped_seconds
         began = max(rows[-1][0], stopped, seen.settled_seconds)
         if began > stopped:
             request.stalls.append((stopped, began))

@@ -7,6 +7,7 @@ the count of the events once the engine's own is known.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,23 @@ UNUSUAL_GAPS = 3.0
 """So many times a request's mean gap until then: slow streams do not pause at each
 token, though others go on meanwhile (several engines behind one address)."""
 
+SHORT_PAUSE_SECONDS, SHORT_PAUSE_GAPS = 0.008, 1.5
+"""The same where the engine says that it preempts: two steps of a small model, and less
+than two of any, beside gaps that were no pauses. Who lost its cache may be back in the
+next step, and its gap is then two steps."""
+
+
+class Pause(NamedTuple):
+    """Between two tokens of a stream, longer than is usual."""
+
+    stopped_seconds: float
+    """The last token before it."""
+    resumed_seconds: float
+    tokens_before: float
+    """Tokens before the one that ended it."""
+    is_short: bool
+    """Looked at only because the engine says that it preempts."""
+
 
 LATE_FACTS_SECONDS = 1.0
 """So long after its first token a prompt is placed, with what the engine has told by
@@ -100,10 +118,11 @@ class RequestTimeline(TokenCount):
     in one piece have no place yet (`is_unspread`). A window was closed before all
     of its facts were known (`is_forced`); what the engine says of its prompt came
     `told_after_seconds` of its first token; the engine set somebody aside meanwhile,
-    and the wire does not tell whom (`has_preemption`). `prefill_rows` (start, end,
-    tokens of a step), `stalls` (from, to) and `scheduled_seconds` are filled in by
-    `PromptPlacement`; `pauses` (last token, next one, tokens before it) is what it
-    has yet to look at.
+    and the wire does not tell whom (`has_preemption`); since it did so short pauses
+    count as well (`notes_short_pauses`). `prefill_rows` (start, end, tokens of a step),
+    `stalls` (from, to), `resumed_seconds` (tokens that came out of a prefill again) and
+    `scheduled_seconds` are filled in by `PromptPlacement`; `pauses` is what it has yet
+    to look at.
     """
 
     __slots__ = (
@@ -112,8 +131,10 @@ class RequestTimeline(TokenCount):
         "has_late_reads", "has_preemption", "inference_seconds",
         "inferred_cached_tokens", "is_cut",
         "is_forced", "is_placed_as_told", "is_refused", "is_unspread",
-        "key", "last_token_seconds", "may_be_orphan", "patience_seconds", "pauses",
-        "prefill_rows", "prefill_seconds", "ran_on_seconds", "scheduled_seconds",
+        "key", "last_token_seconds", "may_be_orphan", "notes_short_pauses",
+        "patience_seconds", "paused_seconds", "pauses",
+        "prefill_rows", "prefill_seconds", "ran_on_seconds", "resumed_seconds",
+        "scheduled_seconds",
         "stalls", "told_after_seconds", "waited_until_seconds",
     )  # fmt: skip
 
@@ -143,7 +164,10 @@ class RequestTimeline(TokenCount):
         self.estimated_prompt_tokens = 0.0
         self.inferred_cached_tokens: float | None = None
         self.prefill_rows: list[tuple[float, float, float]] = []
-        self.pauses: list[tuple[float, float, float]] = []
+        self.notes_short_pauses = False
+        self.paused_seconds = 0.0
+        self.pauses: list[Pause] = []
+        self.resumed_seconds: list[float] = []
         self.stalls: list[tuple[float, float]] = []
         self.is_placed_as_told = False
         self.first_token_seconds: float | None = None
@@ -176,9 +200,21 @@ class RequestTimeline(TokenCount):
                     and tokens <= 1
                     and gap_seconds * (before - 1) >= UNUSUAL_GAPS * (last - first)
                 ):
-                    self.pauses.append((last, at_seconds, before))
+                    self._pause(Pause(last, at_seconds, before, is_short=False))
+                elif (
+                    self.notes_short_pauses
+                    and gap_seconds > SHORT_PAUSE_SECONDS
+                    and tokens <= 1
+                    and gap_seconds * (before - 1)
+                    >= SHORT_PAUSE_GAPS * (last - first - self.paused_seconds)
+                ):
+                    self._pause(Pause(last, at_seconds, before, is_short=True))
             elif self.pauses and self.pauses[-1][1] == at_seconds:
                 del self.pauses[-1]  # several tokens came at once: they were hidden
+
+    def _pause(self, pause: Pause) -> None:
+        self.pauses.append(pause)
+        self.paused_seconds += pause.resumed_seconds - pause.stopped_seconds
 
     def _count_facts(self, update: Update, at_seconds: float, before: float) -> None:
         """Count an event that may tell something else than more tokens.

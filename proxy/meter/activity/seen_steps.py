@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from proxy.meter.activity.placement import Seen, step_starts
-from proxy.meter.activity.request import RequestTimeline, TokenLog
+from proxy.meter.activity.placement import Seen, is_long, step_starts
+from proxy.meter.activity.request import Pause, RequestTimeline, TokenLog
 from proxy.meter.activity.steps import (
     STEP_GAP_SECONDS,
     FloatArray,
@@ -82,11 +82,19 @@ class SeenSteps:
     def ground(
         self,
         end_seconds: float,
-        was_calm: Callable[[float, float], bool] = lambda start, end: False,
+        was_set_aside: Callable[[Pause, float], bool] = is_long,
+        window_end_seconds: float = math.inf,
+        told_seconds: float = math.inf,
     ) -> Seen:
         """The steps that prompts are put on, up to an instant."""
         return Seen(
-            self.steps, self.starts, self.settled_seconds, end_seconds, was_calm
+            self.steps,
+            self.starts,
+            self.settled_seconds,
+            end_seconds,
+            was_set_aside,
+            window_end_seconds,
+            told_seconds,
         )
 
     def is_cut_seen(

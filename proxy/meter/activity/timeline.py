@@ -46,6 +46,10 @@ from proxy.wire.events import (
     TokensReceived,
 )
 
+PREEMPTING_SECONDS = 60.0
+"""An engine that has set somebody aside may do so again for so long: its cache is too
+small for the load."""
+
 REFUSALS = frozenset(range(400, 500)) | {503}
 """The engine turned the request away: it never computed anything for it."""
 
@@ -80,12 +84,16 @@ class EngineTimeline:
         self.awaited = AwaitedFacts(self.requests, self.seen, self.gauges, self.count)
         self._busy_until_seconds = -math.inf
         """End of the last work of those who are gone."""
+        self._preempted_seconds = -math.inf
+        """When the engine last told that it had set somebody aside."""
 
     # what is seen
 
     def open(self, event: RequestOpened) -> RequestTimeline:
         """A request was forwarded. Raises ValueError for a key that is in use."""
         timeline = RequestTimeline(event.key, event.at_seconds, event.facts)
+        since_seconds = event.at_seconds - self._preempted_seconds
+        timeline.notes_short_pauses = since_seconds < PREEMPTING_SECONDS
         self.requests.add(timeline)
         self.awaited.open(timeline)
         self._unspread.open(timeline)
@@ -130,8 +138,10 @@ class EngineTimeline:
             spread_orphan(
                 timeline, self.seen.book, self.seen.log, step_seconds=STEP_SECONDS
             )
-        if seen.has_preempted:
+        if seen.preempted:
+            self._preempted_seconds = event.at_seconds
             for timeline in requests:
+                timeline.notes_short_pauses = True
                 was_there = timeline.arrived_seconds < event.at_seconds
                 timeline.has_preemption |= (
                     was_there and timeline.end_seconds > seen.since_seconds
@@ -243,7 +253,12 @@ class EngineTimeline:
             for timeline in self.requests.in_order()
             if timeline.pauses and timeline.scheduled_seconds is not None
         ]
-        seen = self.seen.ground(until_seconds, self.gauges.was_calm)
+        seen = self.seen.ground(
+            until_seconds,
+            self.gauges.was_set_aside,
+            end_seconds,
+            self.gauges.will_tell_after_seconds(self.seen.now_seconds),
+        )
         self._placement.place(due, seen, paused)
 
     def _needed_until(
@@ -252,7 +267,7 @@ class EngineTimeline:
         """When the last prompt was done that may have run before an instant."""
         last = -math.inf
         for timeline in among:
-            for stop, go, _ in timeline.pauses:
+            for stop, go, *_ in timeline.pauses:
                 if stop < end_seconds and last < go <= self.seen.until_seconds:
                     last = go
             if timeline.scheduled_seconds is None:

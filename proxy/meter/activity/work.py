@@ -52,6 +52,10 @@ class Population:
     """Stretches between two tokens in which the engine had set it aside."""
     stall_seconds: FloatArray
     """Shape (stalls, 2)."""
+    resume_request: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Tokens that came out of what was computed again: position of the request."""
+    resume_seconds: FloatArray = field(default_factory=lambda: np.empty(0))
+    """When each was read."""
     work_request: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     """Output without stamps, of those that no proxy saw: position of the request."""
     work_rows: FloatArray = field(default_factory=lambda: np.empty((0, 4)))
@@ -74,6 +78,7 @@ def population_of(
     """
     rows: list[float] = []
     stalls: list[float] = []
+    resumes: list[float] = []
     cells: list[float] = []
     keys: list[int] = []
     for position, request in enumerate(requests):  # in one loop: there are many
@@ -85,6 +90,9 @@ def population_of(
         for start, end in request.stalls:
             if end > since_seconds:
                 stalls += (position, start, end)
+        for at_seconds in request.resumed_seconds:
+            if at_seconds > since_seconds:
+                resumes += (position, at_seconds)
         is_open = request.closed_seconds is None
         scheduled = request.scheduled_seconds
         first = request.first_token_seconds
@@ -103,6 +111,7 @@ def population_of(
         )
     table = np.array(rows, np.float64).reshape(-1, 4)
     stalled = np.array(stalls, np.float64).reshape(-1, 3)
+    resumed = np.array(resumes, np.float64).reshape(-1, 2)
     columns = np.array(cells, np.float64).reshape(len(requests), 8)
     output = [
         (position, *row)
@@ -126,6 +135,8 @@ def population_of(
         row_tokens=table[:, 3],
         stall_request=stalled[:, 0].astype(np.int64),
         stall_seconds=stalled[:, 1:3],
+        resume_request=resumed[:, 0].astype(np.int64),
+        resume_seconds=resumed[:, 1],
         work_request=unseen[:, 0].astype(np.int64),
         work_rows=unseen[:, 1:],
     )
@@ -469,13 +480,24 @@ def _reads(first: int, stop: int, population: Population, steps: Steps) -> _Read
     before = steps.before[low:high][is_known]
     counted = steps.tokens[low:high][is_known]
     tokens = counted * scale
-    # The first token of each sequence came out of the prefill, the others followed.
+    stamps = steps.seconds[low:high][is_known]
+    # The first token of each sequence came out of the prefill, the others followed,
+    # but for the one that came out of what was computed again.
     sequences = population.sequences[request]
     is_first = before < sequences
     decoded = np.clip(before * scale + tokens - sequences, 0.0, tokens)
+    resumes = zip(
+        population.resume_request.tolist(),
+        np.searchsorted(stamps, population.resume_seconds, side="left").tolist(),
+        np.searchsorted(stamps, population.resume_seconds, side="right").tolist(),
+        strict=True,
+    )
+    for place, begin, end in resumes:
+        is_resumed = request[begin:end] == place
+        is_first[begin:end] |= is_resumed
+        decoded[begin:end][is_resumed] = 0.0
     middle = before * scale + (tokens - np.where(before <= 0, 0.0, 1.0)) / 2
     context = population.context_tokens[request] + np.maximum(middle / sequences, 0.0)
-    stamps = steps.seconds[low:high][is_known]
     with_first = is_first | (stamps <= population.first_token_seconds[request])
     presence = _presence(request, step, stamps, with_first, counted / sequences)
     return _Reads(request, step, presence, tokens, decoded, context)

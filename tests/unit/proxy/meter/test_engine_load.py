@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from proxy.meter.activity.engine_load import GaugeLog
+from proxy.meter.activity.request import Pause
 from proxy.meter.attribution.policies import POLICIES
 from proxy.meter.config import MeterConfig
 from proxy.meter.ledger import RequestRecord
@@ -269,6 +272,50 @@ def test_late_reads_are_no_preemption_where_the_engine_counts_none() -> None:
     ]
     assert tokens[1] == pytest.approx(tokens[2])  # a prompt was computed again
     assert tokens[0] < tokens[1]
+
+
+def left_out_of_one_step() -> tuple[list[Asked], list[tuple[int, int]]]:
+    """One stream misses a single step of 20 ms twice, while three others go on.
+
+    The engine had preempted before.
+    """
+    stamps = [0.02 * number for number in range(50, 300)]
+    short = [at for at in stamps if round(at / 0.02) not in (150, 225)]
+    beside = [Asked(0.6 + 0.01 * n, ticks(0.72, 6.0)) for n in range(3)]
+    return [Asked(0.9, short, prompt=3000), *beside], [(4, 0)] * 9
+
+
+def test_no_more_short_pauses_are_preemptions_than_the_engine_counts() -> None:
+    asked, shown = left_out_of_one_step()
+    found = []
+    for late in ([4, 4, 4, 4], [5, 5, 5, 5], [5, 6, 6, 6]):
+        told = [3, 3, 4, *late, late[-1], late[-1]]
+        _, records = settled(asked, scrapes(shown, preemptions=told))
+        found.append(records["r0"].energy.policy_joules["tokens"])
+    assert found[0] < found[1] < found[2]
+
+
+@hypothesis.given(
+    counted=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    pauses=st.lists(
+        st.tuples(st.floats(0.6, 5.4), st.floats(0.01, 3.0), st.booleans()), max_size=20
+    ),
+)
+def test_a_pause_is_a_preemption_only_as_the_count_allows(
+    counted: list[int], pauses: list[tuple[float, float, bool]]
+) -> None:
+    gauges = GaugeLog()
+    for number, total in enumerate([0, *accumulate(counted)]):
+        gauges.add(0.5 + number, EngineGauges(0, 0, preemptions=total), ())
+    short = 0
+    for stopped, lasted, is_short in sorted(pauses):
+        pause = Pause(stopped, stopped + lasted, 5.0, is_short)
+        if not gauges.was_set_aside(pause, stopped + 0.005):
+            continue
+        short += is_short
+        moved = [count for n, count in enumerate(counted) if 1.5 + n > stopped]
+        assert any(moved) or stopped + lasted > 0.5 + len(counted)
+    assert short <= sum(counted)
 
 
 # --- whatever the gauges say --------------------------------------------------

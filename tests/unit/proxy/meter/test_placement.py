@@ -8,10 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.meter.activity.placement import PromptPlacement, Seen, step_starts
-from proxy.meter.activity.request import (
-    RequestTimeline,
-    TokenLog,
-)
+from proxy.meter.activity.request import Pause, RequestTimeline, TokenLog
 from proxy.meter.activity.steps import StepBook
 from proxy.meter.activity.work import (
     Activity,
@@ -205,6 +202,97 @@ def test_a_pause_while_others_decode_is_a_preemption() -> None:
     assert 0.7 < ended < 0.80
     did = work(scene([(0.0, 50, others), (0.05, 800, paused)])[0], book, 0.0, 2.0)
     assert did.prefill_tokens[1] == pytest.approx(800 + 803)
+
+
+def test_what_is_computed_again_fits_into_one_step_and_yields_a_token() -> None:
+    others = [0.02 * number for number in range(1, 60)]
+    paused = [0.1, 0.12, 0.14, 0.80, 0.82]
+    timelines, book = scene([(0.0, 50, others), (0.05, 800, paused)])
+    did = work(timelines, book, 0.0, 2.0)
+    last = max(timelines[1].prefill_rows)
+    assert list(last) == pytest.approx([0.78, 0.80, 803.0])
+    # of five tokens, the first and the fourth came out of a prefill
+    assert did.decode_tokens[1] == pytest.approx(3)
+    assert did.output_tokens[1] == pytest.approx(5)
+
+
+def test_what_is_too_much_for_a_step_is_computed_again_in_several() -> None:
+    others = [0.02 * number for number in range(1, 60)]
+    paused = [0.1, 0.12, 0.14, 0.80, 0.82]
+    timelines, _ = scene([(0.0, 50, others), (0.05, 5000, paused)])
+    rows = [row for row in timelines[1].prefill_rows if row[0] > 0.14]
+    assert sum(tokens for *_, tokens in rows) == pytest.approx(5003)
+    assert [round(end, 6) for _, end, _ in sorted(rows)] == [0.76, 0.78, 0.8]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_short_pause_beside_reads_that_had_waited_is_none(*, late: bool) -> None:
+    log, timelines = TokenLog(), [streamed(1), streamed(2), streamed(3)]
+    paused, beside, steady = timelines
+    paused.notes_short_pauses = True
+    for number in range(1, 60):
+        at = 0.02 * number
+        steady.receive(at, [token()], log)
+        if number != 40:
+            paused.receive(at, [token()], log)
+        if not late or number != 40:  # else it is read with the next one
+            tokens = 2 if late and number == 41 else 1
+            beside.receive(at, [token()] * tokens, log)
+    book = StepBook()
+    book.absorb(log, 9.0)
+    starts = step_starts(book.steps, np.array([1, 2, 3]), np.zeros(3))
+    asked: list[Pause] = []
+
+    def note(pause: Pause, missed_seconds: float) -> bool:
+        asked.append(pause)
+        return True
+
+    seen = Seen(book.steps, starts, -np.inf, np.inf, was_set_aside=note)
+    PromptPlacement().place(timelines, seen)
+    assert len(asked) == (0 if late else 1)
+
+
+@given(
+    streams=st.lists(
+        st.lists(st.booleans(), min_size=60, max_size=60), min_size=3, max_size=6
+    ),
+    seed=st.integers(0, 99),
+)
+def test_who_is_left_out_of_a_step_is_known_however_reads_jitter(
+    streams: list[list[bool]], seed: int
+) -> None:
+    """Each stream is left out of some of the steps from the 20th on; one of none."""
+    rng = np.random.default_rng(seed)
+    takes_part = np.array([[True] * 60, *streams])
+    takes_part[:, :20] = True
+    log, timelines = TokenLog(), []
+    for key, steps in enumerate(takes_part, start=1):
+        request = streamed(key)
+        request.notes_short_pauses = True
+        at = 0.02 * (np.flatnonzero(steps) + 1) + rng.uniform(0, 0.001, steps.sum())
+        for count, seconds in enumerate(at.tolist(), start=1):
+            request.receive(seconds, [token(count)], log)
+        request.close(2.0)
+        timelines.append(request)
+    book = StepBook()
+    book.absorb(log, 9.0)
+    keys = np.arange(1, len(takes_part) + 1)
+    starts = step_starts(book.steps, keys, np.zeros(len(keys)))
+    found: list[tuple[float, float]] = []
+
+    def note(pause: Pause, missed_seconds: float) -> bool:
+        found.append((pause.stopped_seconds, missed_seconds))
+        return True
+
+    seen = Seen(book.steps, starts, -np.inf, np.inf, was_set_aside=note)
+    PromptPlacement().place(timelines, seen)
+    missed = []
+    for steps in takes_part:
+        own = np.flatnonzero(steps)
+        missed += [int(step) for step in own[:-1][np.diff(own) > 1]]
+    assert sorted(round(stop / 0.02) - 1 for stop, _ in found) == sorted(missed)
+    for stop, first in found:
+        assert 0.018 < first - stop < 0.022
 
 
 def test_a_stream_that_is_always_slow_does_not_pause() -> None:
