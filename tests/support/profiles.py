@@ -1,7 +1,8 @@
 """How many examples a property test runs: few while one works, all in `.ci/run`.
 
-`pytest` runs the profile `quick`, `.ci/run` the same tests with `thorough`, and who looks
-for faults that nobody knows runs `pytest -m hypothesis --hypothesis-profile explore`.
+`pytest` runs the profile `quick`, `.ci/run` the same tests with `thorough`, and who
+looks for faults that nobody knows runs
+`pytest -m hypothesis --hypothesis-profile explore`.
 """
 
 from __future__ import annotations
