@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -156,9 +158,12 @@ def events_of(made: Load, scenario: Scenario, jitter_seconds: float) -> list[Eve
         counts = run.token_counts[request.request_id].cumsum().astype(int).tolist()
         prompt = request.prompt_tokens
         if way == SEEN:
-            for at, number in zip(reads.tolist(), counts, strict=True):
-                usage = Usage(prompt, number)
-                updates = (Update(carries_token=True, usage=usage),)
+            numbered = zip(reads.tolist(), counts, strict=True)
+            for at, together in groupby(numbered, key=itemgetter(0)):
+                updates = tuple(
+                    Update(carries_token=True, usage=Usage(prompt, number))
+                    for _, number in together
+                )
                 events.append(Event(at, 1, "received", key, updates))
         phases = None
         if scenario.has_phase_times:

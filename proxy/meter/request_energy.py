@@ -64,6 +64,7 @@ class _Moment:
         doubts: Sequence[float],
         *,
         is_watched: bool,
+        late_part: float = 0.0,
     ) -> Bounds:
         """The interval around what one request was charged."""
         return bounds_of(
@@ -74,6 +75,7 @@ class _Moment:
             edge_seconds=self.edge_seconds,
             sensor_fraction=self.sensor_fraction,
             is_watched=is_watched,
+            late_part=late_part,
         )
 
 
@@ -246,6 +248,7 @@ class RequestEnergies:
             prefill + decode,
             ledger.doubts(key),
             is_watched=evidence.is_watched,
+            late_part=timeline.late_part,
         )
         reasons = grade_reasons(energy, bounds, timing, evidence)
         return RequestEnergy(

@@ -12,8 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy.meter.activity.event_pace import EventPace
 from proxy.wire.facts import PhaseSeconds, RequestFacts, Update
 from proxy.wire.token_count import TokenCount
+
+TICK_SECONDS = 1e-6
+"""Keeps steps apart that are in one cluster."""
 
 
 class TokenLog:
@@ -25,9 +29,10 @@ class TokenLog:
     each column, or an array to write to, costs twice as much with every token.
     """
 
-    __slots__ = ("_cells", "add_row")
+    __slots__ = ("_cells", "add_row", "pace")
 
     def __init__(self) -> None:
+        self.pace = EventPace()
         self._cells: list[float] = []
         self.add_row = self._cells.extend
 
@@ -122,19 +127,23 @@ class RequestTimeline(TokenCount):
     count as well (`notes_short_pauses`). `prefill_rows` (start, end, tokens of a step),
     `stalls` (from, to), `resumed_seconds` (tokens that came out of a prefill again) and
     `scheduled_seconds` are filled in by `PromptPlacement`; `pauses` is what it has yet
-    to look at.
+    to look at. The newest read had `read_events`, so long after the one before it
+    (`gap_seconds`); `late_events` are those that came together with an earlier one, and
+    out of a step of their own.
     """
 
     __slots__ = (
         "arrived_seconds", "closed_seconds", "decode_seconds",
-        "estimated_prompt_tokens", "first_token_seconds", "has_late_facts",
+        "estimated_prompt_tokens", "first_token_seconds", "gap_seconds",
+        "has_late_facts",
         "has_late_reads", "has_preemption", "inference_seconds",
         "inferred_cached_tokens", "is_cut",
         "is_forced", "is_placed_as_told", "is_refused", "is_unspread",
-        "key", "last_token_seconds", "may_be_orphan", "notes_short_pauses",
+        "key", "last_token_seconds", "late_events", "may_be_orphan",
+        "notes_short_pauses",
         "patience_seconds", "paused_seconds", "pauses",
-        "prefill_rows", "prefill_seconds", "ran_on_seconds", "resumed_seconds",
-        "scheduled_seconds",
+        "prefill_rows", "prefill_seconds", "ran_on_seconds", "read_events",
+        "resumed_seconds", "scheduled_seconds",
         "stalls", "told_after_seconds", "waited_until_seconds",
     )  # fmt: skip
 
@@ -147,6 +156,9 @@ class RequestTimeline(TokenCount):
             has_running_usage=facts.has_running_usage,
         )
         self.key = key
+        self.read_events = 1
+        self.gap_seconds = 0.0
+        self.late_events = 0
         self.arrived_seconds = at_seconds
         self.prefill_seconds: float | None = None
         self.decode_seconds: float | None = None
@@ -180,20 +192,27 @@ class RequestTimeline(TokenCount):
     def receive(
         self, at_seconds: float, updates: Sequence[Update], log: TokenLog
     ) -> None:
-        """Count the tokens of one read; a read without tokens leaves no stamp."""
-        before, first = self.counted_tokens, self.first_token_seconds
+        """Count the tokens of one read; a read without tokens leaves no stamp.
+
+        Its events are counted one by one, so it is the same whether they come in one
+        read or, with one stamp, in several.
+        """
+        before_read = self.counted_tokens
         for update in updates:
+            before = self.counted_tokens
             if not self.grow(update):
-                self._count_facts(update, at_seconds, before)
-        tokens = self.counted_tokens - before
-        if tokens > 0:
-            log.add_row((at_seconds, self.key, tokens, before))
-            last = self.last_token_seconds
+                self._count_facts(update, at_seconds, before_read)
+            tokens = self.counted_tokens - before
+            if tokens <= 0:
+                continue
+            first, last = self.first_token_seconds, self.last_token_seconds
             if last is None or first is None:
                 self.first_token_seconds = self.last_token_seconds = at_seconds
             elif at_seconds > last:
+                if self.read_events > 1:
+                    self._learn_pace(last - first, before, log)
+                gap_seconds = self.gap_seconds = at_seconds - last
                 self.last_token_seconds = at_seconds
-                gap_seconds = at_seconds - last
                 # long, also beside those before it: look at it once steps are known
                 if (
                     gap_seconds > PAUSE_SECONDS
@@ -209,8 +228,37 @@ class RequestTimeline(TokenCount):
                     >= SHORT_PAUSE_GAPS * (last - first - self.paused_seconds)
                 ):
                     self._pause(Pause(last, at_seconds, before, is_short=True))
-            elif self.pauses and self.pauses[-1][1] == at_seconds:
-                del self.pauses[-1]  # several tokens came at once: they were hidden
+            else:
+                self._log_together(at_seconds, tokens, before, log)
+                continue
+            log.add_row((at_seconds, self.key, tokens, before))
+
+    def _log_together(
+        self, at_seconds: float, tokens: float, before: float, log: TokenLog
+    ) -> None:
+        """Log an event that came together with the one before it."""
+        if self.pauses and self.pauses[-1].resumed_seconds == at_seconds:
+            pause = self.pauses.pop()  # several tokens came at once: they were hidden
+            self.paused_seconds -= pause.resumed_seconds - pause.stopped_seconds
+        stamp_seconds = at_seconds
+        if log.pace.are_steps:  # each is of a step of its own
+            stamp_seconds += self.read_events * TICK_SECONDS
+            self.late_events += 1
+        self.read_events += 1
+        log.add_row((stamp_seconds, self.key, tokens, before))
+
+    def _learn_pace(self, seconds: float, before: float, log: TokenLog) -> None:
+        """The last read had several events: hold its gap against them, by sequence.
+
+        `seconds` is from the first read to that one, with which `before` tokens had
+        come.
+        """
+        events = self.read_events // self.sequences
+        self.read_events = 1
+        earlier_seconds = seconds - self.gap_seconds
+        earlier = before / self.sequences - events - 1
+        if events > 1 and earlier > 0:
+            log.pace.add(events, self.gap_seconds, earlier_seconds / earlier)
 
     def _pause(self, pause: Pause) -> None:
         self.pauses.append(pause)
@@ -267,6 +315,13 @@ class RequestTimeline(TokenCount):
             self.first_token_seconds = min(
                 max(last - decode, self.arrived_seconds), first
             )
+
+    @property
+    def late_part(self) -> float:
+        """Part of its tokens that were read later than others that came after them."""
+        if self.counted_tokens <= 0:
+            return 0.0
+        return min(self.late_events * self.sequences / self.counted_tokens, 1.0)
 
     @property
     def is_told_late(self) -> bool:

@@ -51,7 +51,8 @@ class StepPlayers:
     """Who was in each of a range of steps."""
 
     often: FloatArray
-    """Shape (steps,): how many steps ran together in this cluster, at least 1."""
+    """Shape (steps,): how many steps this cluster is: several that ran together, or a
+    part of one whose reads were late."""
     sequences: FloatArray
     """Shape (steps,): sequences that decoded, added up over the cluster."""
     row_step: IntArray

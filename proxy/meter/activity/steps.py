@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from proxy.meter.activity.request import TokenLog
+from proxy.meter.activity.request import TICK_SECONDS, TokenLog
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -29,8 +29,6 @@ them, or several engines behind one address). It is cut at multiples of this, el
 would never end, and no window in it."""
 
 GRID_SECONDS = 0.02
-TICK_SECONDS = 1e-6
-"""Keeps steps apart that are in one cluster."""
 
 
 @dataclass(frozen=True, slots=True)

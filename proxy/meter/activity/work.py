@@ -243,7 +243,7 @@ def activity_between(
     row, row_step = _prefill_rows(
         population, steps.end_seconds[first:stop], starts[first:stop]
     )
-    often = _often(stop - int(first), reads)
+    often = _often(int(first), stop, reads, population, steps)
     # A request that came during its first step takes part from then on only.
     began = np.maximum(
         starts[first:stop][reads.step], population.scheduled_seconds[reads.request]
@@ -358,11 +358,103 @@ def _sum_by_step(
     return np.asarray(cells.reshape(count, width) @ of_step, dtype=np.float64)
 
 
-def _often(count: int, reads: _Reads) -> FloatArray:
-    """How many steps each cluster is: as often as a request was read in it."""
-    often = np.ones(count)
-    np.maximum.at(often, reads.step, reads.presence)
-    return often
+MISSED_STEPS = 4.0
+"""Steps that a stream may be passed by, as its reads are later than others', before it
+is taken for one that the engine had set aside."""
+
+
+def _often(
+    first: int, stop: int, reads: _Reads, population: Population, steps: Steps
+) -> FloatArray:
+    """How many steps each cluster is: its reads by the number decoding then.
+
+    In each step all that decode get tokens. So a cluster with one read of each is one
+    step and with two reads of each it is two; where late reads of one step made two
+    clusters of it, each is a part. Where nobody decodes it is one. Who was passed by
+    steps that no later read makes up for had been set aside meanwhile.
+    """
+    clusters = _Clusters(
+        steps.seconds[steps.first_row[first:stop]], steps.end_seconds[first:stop]
+    )
+    is_own = population.keys < WORK_KEY
+    came = clusters.after(population.first_token_seconds)
+    left = clusters.after(population.end_seconds)
+    aside_seconds, back_seconds = population.stall_seconds.T
+    resumed = clusters.of(population.resume_seconds)
+    there = clusters.number(came[is_own], left[is_own])
+    there -= clusters.number(
+        clusters.after(aside_seconds), clusters.after(back_seconds)
+    )
+    there -= clusters.number(resumed, resumed + 1)
+    read = _sum_by(reads.step, reads.presence, len(there))
+    often = _by_number(read, there)
+    if (often == 1.0).all():
+        return often
+    there -= clusters.number(*_passed(reads, came, left, often))
+    is_read = np.bincount(reads.request, minlength=len(is_own)) > 0
+    is_silent = is_own & ~is_read
+    there -= clusters.number(came[is_silent], left[is_silent])
+    return _by_number(read, there)
+
+
+def _passed(
+    reads: _Reads, came: IntArray, left: IntArray, often: FloatArray
+) -> tuple[IntArray, IntArray]:
+    """Where streams were passed by steps: the first cluster of each, the one after it.
+
+    `came` and `left` are those in which each request's decoding began, and had ended.
+    """
+    is_read = reads.presence > 0
+    request, step, rows = (
+        column[is_read] for column in (reads.request, reads.step, reads.presence)
+    )
+    order = np.lexsort((step, request))
+    request, step, rows = request[order], step[order], rows[order]
+    is_first = np.diff(request, prepend=-1) != 0
+    is_last = np.diff(request, append=-1) != 0
+    # from where each began to its first read, and from each read to the next, or on
+    since = np.concatenate((came[request[is_first]], step + 1))
+    until = np.concatenate(
+        (step[is_first], np.where(is_last, left[request], np.roll(step, -1)))
+    )
+    made_up = np.concatenate(
+        (rows[is_first], np.where(is_last, 0.0, np.roll(rows, -1)))
+    )
+    counted = np.concatenate(([0.0], np.cumsum(often)))
+    end = np.minimum(until + 1, len(often))
+    missed = counted[end] - counted[np.minimum(since, end)] - made_up
+    is_passed = missed >= MISSED_STEPS
+    return since[is_passed], until[is_passed]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clusters:
+    """Consecutive clusters of reads, by when they begin and end."""
+
+    begin_seconds: FloatArray
+    end_seconds: FloatArray
+
+    def after(self, at_seconds: FloatArray) -> IntArray:
+        """The first one that begins later."""
+        found = np.searchsorted(self.begin_seconds, at_seconds, side="right")
+        return np.asarray(found, dtype=np.int64)
+
+    def of(self, at_seconds: FloatArray) -> IntArray:
+        """Those that these instants lie in; who lies in none is left out."""
+        cluster = self.after(at_seconds) - 1
+        is_in = (cluster >= 0) & (at_seconds <= self.end_seconds[cluster])
+        return cluster[is_in]
+
+    def number(self, since: IntArray, until: IntArray) -> IntArray:
+        """How many are there in each, who come in one and have left before another."""
+        came = np.bincount(since, minlength=len(self.begin_seconds) + 1)
+        left = np.bincount(np.maximum(until, since), minlength=len(came))
+        return np.cumsum(came - left)[:-1]
+
+
+def _by_number(read: FloatArray, there: IntArray) -> FloatArray:
+    is_known = (there > 0) & (read > 0)
+    return np.where(is_known, read / np.maximum(there, 1), 1.0)
 
 
 def _step_shares(often: FloatArray, reads: _Reads, row_step: IntArray) -> FloatArray:

@@ -18,6 +18,7 @@ to it, for each request alone:
 - its part of what its own windows were off by;
 - the edges of its first and last window, uncertain by the sensor's polls;
 - the stamps of its first and last token, late by as much as the loop stood still;
+- the part of its tokens that were read together, as late ones are;
 - its part of what was charged to others than the proxy's requests;
 - its prompt, where what of it was cached had to be inferred;
 - how far its joules moved when the constants were fitted: a load of ever the same mix
@@ -61,6 +62,9 @@ EXTERNAL_FRACTION = 0.2
 UNWATCHED_DOUBT = 1.5
 """Errors of requests to an engine whose gauges were not seen, by those of others: a
 load past the proxy that is always there looks like higher constants."""
+LATE_DOUBT = 1.2
+"""More of a request's half width by the root of the part of its tokens that were read
+late: sums over a window hardly show in which of its steps they were made."""
 INFERRED_FRACTION = 0.4
 """Half width of a prompt's joules where the engine tells only how much of all prompts
 it had cached: the sums are right, so residuals hardly show whose was."""
@@ -326,6 +330,7 @@ def bounds_of(
     edge_seconds: float,
     sensor_fraction: float = 0.0,
     is_watched: bool = True,
+    late_part: float = 0.0,
 ) -> Bounds:
     """The interval around what one request was charged.
 
@@ -333,7 +338,8 @@ def bounds_of(
     the caused joules are, so it is wrong by the same fraction. `sensor_fraction` is
     what the sensor's readings may be off by, half width by level: of all requests
     alike, and no comparison of windows shows it. `is_watched` tells that the engine's
-    gauges were, so that nobody else can have run for long unseen.
+    gauges were, so that nobody else can have run for long unseen. `late_part` of its
+    tokens were read late, 0..1.
     """
     spread, pull, edges, external, form, inferred, best, late, constants = doubts
     inclusive = energy_joules / active_joules if active_joules > 0 else 1.0
@@ -354,6 +360,7 @@ def bounds_of(
     )
     if not is_watched:
         half *= UNWATCHED_DOUBT
+    half *= 1.0 + LATE_DOUBT * math.sqrt(late_part)
     below, above = _around(energy_joules - centre, half)
     sensor = sensor_fraction * energy_joules
     return Bounds(

@@ -18,8 +18,9 @@ def test_running_usage_counts_exactly_whatever_the_events_carry() -> None:
     request.receive(1.1, [token(1)], log)
     request.receive(1.2, [token(4)], log)  # one event, three tokens
     request.receive(1.3, [token(5), token(7)], log)  # one read, two events
-    assert list(log.tokens) == [1.0, 3.0, 3.0]
-    assert list(log.before) == [0.0, 1.0, 4.0]
+    assert list(log.tokens) == [1.0, 3.0, 1.0, 2.0]
+    assert list(log.before) == [0.0, 1.0, 4.0, 5.0]
+    assert list(log.seconds) == [1.1, 1.2, 1.3, 1.3]
     assert request.first_token_seconds == 1.1
     assert request.last_token_seconds == 1.3
     assert request.token_scale == 1.0
@@ -49,7 +50,7 @@ def test_usage_on_events_of_parallel_sequences_is_not_their_sum() -> None:
     request.receive(1.1, [token(2), token(2)], log)
     request.receive(1.2, [Update(is_usage_only=True, usage=Usage(10, 4))], log)
     request.close(1.2)
-    assert list(log.tokens) == [2.0, 2.0]
+    assert list(log.tokens) == [1.0, 1.0, 1.0, 1.0]
     assert request.output_tokens == 4
     assert request.token_scale == 1.0
 
