@@ -241,7 +241,8 @@ class RequestTimeline(TokenCount):
             pause = self.pauses.pop()  # several tokens came at once: they were hidden
             self.paused_seconds -= pause.resumed_seconds - pause.stopped_seconds
         stamp_seconds = at_seconds
-        if log.pace.are_steps:  # each is of a step of its own
+        if log.pace.are_steps and self.read_events >= self.sequences:
+            # one step has given each sequence its tokens: this is of another
             stamp_seconds += self.read_events * TICK_SECONDS
             self.late_events += 1
         self.read_events += 1
@@ -321,7 +322,7 @@ class RequestTimeline(TokenCount):
         """Part of its tokens that were read later than others that came after them."""
         if self.counted_tokens <= 0:
             return 0.0
-        return min(self.late_events * self.sequences / self.counted_tokens, 1.0)
+        return min(self.late_events / self.counted_tokens, 1.0)
 
     @property
     def is_told_late(self) -> bool:

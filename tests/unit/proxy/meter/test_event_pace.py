@@ -103,8 +103,26 @@ def test_a_read_of_several_steps_is_a_row_for_each() -> None:
     assert 0 < newest[-1, 0] - at < 1e-5
 
 
+def late_log() -> TokenLog:
+    """Of an engine whose events are known to be steps each."""
+    log = TokenLog()
+    for number in range(20):
+        log.pace.add(2.0 + number, 0.01 * (2 + number), 0.01)
+    assert log.pace.are_steps
+    return log
+
+
 def test_events_of_parallel_sequences_are_one_step() -> None:
-    log, request = TokenLog(), streamed(running_usage=False, sequences=4)
+    log, request = late_log(), streamed(running_usage=False, sequences=4)
     for step in range(40):
         request.receive(0.01 * (step + 1), [token() for _ in range(4)], log)
     assert len(np.unique(log.seconds)) == 40
+    assert request.late_part == 0.0
+
+
+def test_the_part_read_late_is_what_came_behind_its_read() -> None:
+    log, request = late_log(), streamed(running_usage=False)
+    request.receive(0.01, [token()], log)
+    request.receive(0.05, [token() for _ in range(3)], log)
+    request.receive(0.06, [token()], log)
+    assert request.late_part == 2 / 5
