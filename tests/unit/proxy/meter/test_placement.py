@@ -419,15 +419,16 @@ def test_late_reads_make_no_more_steps_and_no_fewer(
     steps: int, streams: int, late_seconds: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
+    ends = 0.1 + 0.007 * np.arange(1, steps + 1)
+    last = float(ends[-1]) + 0.02  # too soon for a pause
     made = []
     for _ in range(streams):
-        ends = 0.1 + 0.007 * np.arange(1, steps + 1)
         reads = np.maximum.accumulate(ends + late_seconds * rng.random(steps))
         # apart, as those of one read are
         reads += 1e-6 * np.arange(steps)
-        made.append((0.0, 10, [0.05, *reads.tolist(), 1.0]))
+        made.append((0.0, 10, [0.1, *reads.tolist(), last]))
     timelines, book = scene(made)
-    did = work(timelines, book, 0.05 + 1e-9, 1.0)
+    did = work(timelines, book, 0.1 + 1e-9, 1.0)
     each = (steps + 1) / streams
     assert did.decode_steps.tolist() == pytest.approx([each] * streams)
 

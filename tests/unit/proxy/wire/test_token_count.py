@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,8 +73,10 @@ def both(
 
 def agree(dialect: Dialect, reads: Sequence[bytes], sequences: int = 1) -> None:
     timeline, log, reader = both(dialect, reads, sequences)
-    assert list(log.seconds) == reader._stamps
-    assert list(log.tokens) == reader._weights
+    # the ledger keeps the events of a read apart
+    stamps, read = np.unique(log.seconds.round(3), return_inverse=True)
+    assert stamps.tolist() == reader._stamps
+    assert np.bincount(read, log.tokens).tolist() == reader._weights
     timeline.close(float(len(reads)))
     reply = reader.finish()
     assert timeline.output_tokens == reply.output_tokens
