@@ -62,7 +62,7 @@ class EventSearch:
             return True
         return (
             chunk.endswith(b"\n\n\r\n")
-            and not (self.held or self._is_long)
+            and self.is_between_events
             and chunk.find(self._mark) < 0
         )
 

@@ -358,7 +358,7 @@ def _sum_by_step(
     return np.asarray(cells.reshape(count, width) @ of_step, dtype=np.float64)
 
 
-MISSED_STEPS = 4.0
+PASSED_STEPS = 4.0
 """Steps that a stream may be passed by, as its reads are later than others', before it
 is taken for one that the engine had set aside."""
 
@@ -423,7 +423,7 @@ def _passed(
     counted = np.concatenate(([0.0], np.cumsum(often)))
     end = np.minimum(until + 1, len(often))
     missed = counted[end] - counted[np.minimum(since, end)] - made_up
-    is_passed = missed >= MISSED_STEPS
+    is_passed = missed >= PASSED_STEPS
     return since[is_passed], until[is_passed]
 
 
